@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Makefile - build, test and install qemu-vp (GNU make)
+#
+# What ./configure found out is in config.mak, which is made with defaults where
+# it is missing. What is built goes to build/, the program alone to the top.
+#
+#   all install uninstall   the program; DESTDIR and PREFIX as usual
+#   check                   every suite (tests/check.sh)
+#   check-guest             the same program in real guests (tests/guest)
+#   demo [GUEST=1]          show it at work (tests/demo, tests/guest)
+#   bench                   how fast it is (tests/bench)
+#   chaos [SEEDS=n]         ill-treat a channel, seed by seed (tests/chaos)
+#   fuzz [FUZZ_SECONDS=n]   feed it what nobody should send (tests/fuzz)
+#   lint                    what compilers and linters have to say
+#   clean distclean         away with what was built; with all that was made
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+all: qemu-vp
+
+ifneq ($(filter-out clean distclean,$(or $(MAKECMDGOALS),all)),)
+CONFIGURE = ./configure
+config.mak: configure
+	$(CONFIGURE)
+include config.mak
+endif
+
+INSTALL = install
+export VP_TOP := $(CURDIR)
+export QEMU_VP = $(VP_TOP)/qemu-vp
+
+compile = $(CC) $(CPPFLAGS_AUTO) $(CPPFLAGS) $(CFLAGS_AUTO) $(CFLAGS)
+# A static program is linked at a fixed place, as not every toolchain can do
+# otherwise; where it can, LDFLAGS=-static-pie says so.
+pie = $(if $(filter -static%,$(CC) $(CFLAGS) $(LDFLAGS)),,$(PIE))
+link = $(CC) $(CFLAGS_AUTO) $(CFLAGS) $(LDFLAGS_AUTO) $(pie) $(LDFLAGS)
+
+qemu-vp: build/qemu-vp.o build/virtproxy.o
+	$(link) -o $@ $^ $(LDLIBS)
+
+build/%.o: %.c config.mak
+	@mkdir -p $(@D)
+	$(compile) -MMD -MP -c -o $@ $<
+
+# In a directory of suites every test_*.c is a program, and the other sources
+# are linked into each of them.
+suite_dirs = tests/unit tests/daemon tests/chaos
+suites =
+define suite_dir
+suites += $$(patsubst %.c,build/%,$$(wildcard $(1)/test_*.c))
+$$(patsubst %.c,build/%,$$(wildcard $(1)/test_*.c)): \
+    $$(patsubst %.c,build/%.o,$$(filter-out $(1)/test_%,$$(wildcard $(1)/*.c)))
+endef
+$(foreach dir,$(suite_dirs),$(eval $(call suite_dir,$(dir))))
+
+build/tests/%.o: CPPFLAGS_AUTO += -I. $(CHECK_CFLAGS)
+$(suites): build/%: build/%.o
+	$(link) -o $@ $^ $(CHECK_LIBS) $(LDLIBS)
+
+ifeq ($(HAVE_CHECK),yes)
+check: all $(suites)
+	tests/check.sh $(suites)
+else
+check:
+	@echo 'The tests need libcheck; configure found none for $(CC).' >&2
+	@echo 'Debian and Ubuntu: apt-get install check; Fedora: dnf install' \
+	    'check-devel; Alpine: apk add check-dev.' >&2
+	@echo 'Then run ./configure again.' >&2
+	@false
+endif
+
+demo: all
+	tests/demo/demo.sh
+
+install: all
+	$(INSTALL) -d '$(DESTDIR)$(bindir)' '$(DESTDIR)$(docdir)'
+	$(INSTALL) -m 755 qemu-vp '$(DESTDIR)$(bindir)/qemu-vp'
+	$(INSTALL) -m 644 README '$(DESTDIR)$(docdir)/README'
+
+uninstall:
+	rm -f '$(DESTDIR)$(bindir)/qemu-vp' '$(DESTDIR)$(docdir)/README'
+	rmdir '$(DESTDIR)$(docdir)' 2>/dev/null || :
+
+clean:
+	rm -rf build qemu-vp
+
+distclean: clean
+	rm -f config.mak
+
+.PHONY: all check demo install uninstall clean distclean
+
+-include $(wildcard build/*.d build/tests/*/*.d)
