@@ -1,0 +1,1010 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * harness.c - see harness.h
+ *
+ * Two processes matter.  main() runs in the first: it makes a directory for the
+ * suite, hands over to libcheck, and afterwards prints the logs of the tests
+ * that failed.  Each test runs in a child that libcheck forks; test_begin() and
+ * test_end() run there, before and after it.  A test that fails leaves its
+ * child at once, without test_end(): libcheck then kills the child's process
+ * group, to which everything belongs that the test started.
+ */
+#define _XOPEN_SOURCE 700
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <regex.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "harness.h"
+
+#define MAX_DAEMONS 24
+#define MAX_CHILDREN 64
+#define MAX_ARGS 64
+#define MAX_FDS 16384           /* enough; some programs try every number */
+#define LOG_LINES 25            /* of each log of a test that failed */
+#define IDLE_WALL_MS 2000
+#define IDLE_CPU_MS 150
+
+char vp_dir[PATH_LEN];
+char vp_program[1024];
+
+static char root_dir[PATH_LEN]; /* holds the directories of all tests */
+static int planned;             /* how many tests the suite has */
+static Daemon daemons[MAX_DAEMONS];
+static size_t n_daemons;
+static pid_t children[MAX_CHILDREN];
+static size_t n_children;
+
+/* ------------------------------------------------------------------------ */
+/* Time, text, files                                                        */
+/* ------------------------------------------------------------------------ */
+
+int64_t now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+void sleep_ms(int ms)
+{
+    struct timespec ts = { ms / 1000, (long)(ms % 1000) * 1000000 };
+
+    while (nanosleep(&ts, &ts) < 0 && errno == EINTR) {
+    }
+}
+
+static void text_vformat(char *buf, size_t len, const char *fmt, va_list ap)
+    __attribute__((format(printf, 3, 0)));
+
+static void text_vformat(char *buf, size_t len, const char *fmt, va_list ap)
+{
+    int n = vsnprintf(buf, len, fmt, ap);
+
+    if (n < 0 || (size_t)n >= len) {
+        ck_abort_msg("text does not fit: %s", buf);
+    }
+}
+
+void text_format(char *buf, size_t len, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    text_vformat(buf, len, fmt, ap);
+    va_end(ap);
+}
+
+void file_path(char *path, const char *name)
+{
+    text_format(path, PATH_LEN, "%s/%s", vp_dir, name);
+}
+
+void file_write(const char *path, const void *data, size_t len)
+{
+    FILE *f = fopen(path, "w");
+
+    ck_assert_msg(f && fwrite(data, 1, len, f) == len && fclose(f) == 0,
+                  "%s: %s", path, strerror(errno));
+}
+
+/* file_text() - a whole file as a string for the caller to free */
+static char *file_text(const char *path, off_t from)
+{
+    FILE *f = fopen(path, "r");
+    struct stat st;
+    char *text;
+    size_t len = 0;
+
+    if (!f || fstat(fileno(f), &st) < 0 || fseeko(f, from, SEEK_SET) < 0) {
+        ck_abort_msg("%s: %s", path, strerror(errno));
+    }
+    text = malloc((size_t)st.st_size + 1);
+    ck_assert_ptr_nonnull(text);
+    if (st.st_size > from) {
+        len = fread(text, 1, (size_t)(st.st_size - from), f);
+    }
+    text[len] = '\0';
+    fclose(f);
+    return text;
+}
+
+void file_wait(const char *name, const char *text)
+{
+    int64_t end = now_ms() + WAIT_MS;
+    char path[PATH_LEN];
+    bool found = false;
+
+    file_path(path, name);
+    while (!found) {
+        ck_assert_msg(now_ms() < end, "%s: no \"%s\"", path, text);
+        if (access(path, R_OK) == 0) {
+            char *all = file_text(path, 0);
+
+            found = strstr(all, text) != NULL;
+            free(all);
+        }
+        sleep_ms(10);
+    }
+}
+
+/* ------------------------------------------------------------------------ */
+/* Processes                                                                */
+/* ------------------------------------------------------------------------ */
+
+/* wait_for() - wait for a child's end, at most ms; false: still running */
+static bool wait_for(pid_t pid, int ms, int *status)
+{
+    int64_t end = now_ms() + ms;
+    pid_t got;
+
+    while ((got = waitpid(pid, status, WNOHANG)) == 0) {
+        if (now_ms() >= end) {
+            return false;
+        }
+        sleep_ms(5);
+    }
+    ck_assert_msg(got == pid, "waitpid %d: %s", (int)pid, strerror(errno));
+    return true;
+}
+
+static void redirect(const char *log)
+{
+    int fd = open("/dev/null", O_RDWR);
+
+    dup2(fd, 0);
+    fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0644);
+    dup2(fd, 1);
+    dup2(fd, 2);
+}
+
+/* run_daemon() - in the new process: become the daemon */
+static void run_daemon(const StartOptions *o, const char *log, char **argv)
+{
+    struct rlimit limit;
+    char script[TEXT_LEN];
+    char *wrapped[MAX_ARGS + 8];
+    size_t n = 0;
+
+    signal(SIGPIPE, SIG_DFL);   /* we ignore it, and that is inherited */
+    redirect(log);
+    if (o->keep_fd > 0) {
+        fcntl(o->keep_fd, F_SETFD, 0);
+    }
+    if (o->nofile > 0) {
+        limit.rlim_cur = limit.rlim_max = (rlim_t)o->nofile;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    if (!o->hosts) {
+        execv(argv[0], argv);
+    } else {
+        /* Its own mount namespace; -r only where we are not root. */
+        text_format(script, sizeof(script),
+                    "mount --bind %s /etc/hosts && exec \"$@\"", o->hosts);
+        wrapped[n++] = "unshare";
+        wrapped[n++] = geteuid() == 0 ? "-m" : "-rm";
+        wrapped[n++] = "sh";
+        wrapped[n++] = "-c";
+        wrapped[n++] = script;
+        wrapped[n++] = "sh";
+        do {
+            wrapped[n++] = *argv;
+        } while (*argv++);
+        execvp(wrapped[0], wrapped);
+    }
+    dprintf(2, "cannot run %s: %s\n", o->hosts ? wrapped[0] : argv[0],
+            strerror(errno));
+    _exit(127);
+}
+
+Daemon *daemon_start_args(const StartOptions *o, const char *name,
+                          const char *const args[])
+{
+    char *argv[MAX_ARGS] = { vp_program };
+    Daemon *d;
+
+    ck_assert(n_daemons < MAX_DAEMONS);
+    d = &daemons[n_daemons++];
+    memset(d, 0, sizeof(*d));
+    text_format(d->name, sizeof(d->name), "%zu-%s", n_daemons, name);
+    text_format(d->log, sizeof(d->log), "%s/%s.log", vp_dir, d->name);
+    d->may_fail = o->may_fail;
+    for (size_t i = 0; args[i]; i++) {
+        ck_assert(i + 2 < MAX_ARGS);
+        argv[i + 1] = (char *)args[i];  /* execv() changes nothing */
+    }
+
+    file_write(d->log, "", 0);
+    d->pid = fork();
+    ck_assert(d->pid >= 0);
+    if (d->pid == 0) {
+        run_daemon(o, d->log, argv);
+    }
+    return d;
+}
+
+static Daemon *daemon_vstart(const StartOptions *o, const char *name,
+                             const char *fmt, va_list ap)
+    __attribute__((format(printf, 3, 0)));
+
+static Daemon *daemon_vstart(const StartOptions *o, const char *name,
+                             const char *fmt, va_list ap)
+{
+    char text[8 * TEXT_LEN];
+    const char *args[MAX_ARGS] = { NULL };
+    size_t n = 0;
+    char *save = NULL;
+
+    text_vformat(text, sizeof(text), fmt, ap);
+    for (char *arg = strtok_r(text, " ", &save); arg;
+         arg = strtok_r(NULL, " ", &save)) {
+        ck_assert(n + 2 < MAX_ARGS);
+        args[n++] = arg;
+    }
+    return daemon_start_args(o, name, args);
+}
+
+Daemon *daemon_start(const char *name, const char *fmt, ...)
+{
+    const StartOptions none = { 0 };
+    Daemon *d;
+    va_list ap;
+
+    va_start(ap, fmt);
+    d = daemon_vstart(&none, name, fmt, ap);
+    va_end(ap);
+    return d;
+}
+
+Daemon *daemon_start_with(const StartOptions *options, const char *name,
+                          const char *fmt, ...)
+{
+    Daemon *d;
+    va_list ap;
+
+    va_start(ap, fmt);
+    d = daemon_vstart(options, name, fmt, ap);
+    va_end(ap);
+    return d;
+}
+
+/* daemon_text() - the whole lines of its log, from the mark on */
+static char *daemon_text(const Daemon *d)
+{
+    char *text = file_text(d->log, d->mark);
+    char *last = strrchr(text, '\n');
+
+    if (last) {
+        last[1] = '\0';
+    } else {
+        text[0] = '\0';
+    }
+    return text;
+}
+
+char *daemon_all(const Daemon *d)
+{
+    return file_text(d->log, 0);
+}
+
+static void compile(regex_t *re, const char *regex)
+{
+    ck_assert_msg(regcomp(re, regex, REG_EXTENDED | REG_NEWLINE) == 0,
+                  "bad regex: %s", regex);
+}
+
+/* daemon_find() - first match; what its first group matched goes to group */
+static bool daemon_find(const Daemon *d, const char *regex, char *group,
+                        size_t len)
+{
+    char *text = daemon_text(d);
+    regmatch_t match[2];
+    regex_t re;
+    bool found;
+
+    compile(&re, regex);
+    found = regexec(&re, text, 2, match, 0) == 0;
+    if (found && group) {
+        text_format(group, len, "%.*s", (int)(match[1].rm_eo - match[1].rm_so),
+                    text + match[1].rm_so);
+    }
+    regfree(&re);
+    free(text);
+    return found;
+}
+
+bool daemon_saw(const Daemon *d, const char *regex)
+{
+    return daemon_find(d, regex, NULL, 0);
+}
+
+int daemon_count(const Daemon *d, const char *regex)
+{
+    char *text = daemon_text(d);
+    char *save = NULL;
+    regex_t re;
+    int count = 0;
+
+    compile(&re, regex);
+    for (char *line = strtok_r(text, "\n", &save); line;
+         line = strtok_r(NULL, "\n", &save)) {
+        count += regexec(&re, line, 0, NULL, 0) == 0;
+    }
+    regfree(&re);
+    free(text);
+    return count;
+}
+
+/* daemon_reap() - note whether the daemon has ended by itself */
+static bool daemon_reap(Daemon *d, int ms)
+{
+    if (d->pid && wait_for(d->pid, ms, &d->status)) {
+        d->pid = 0;
+    }
+    return d->pid == 0;
+}
+
+static void daemon_wait_group(Daemon *d, const char *regex, char *group,
+                              size_t len)
+{
+    int64_t end = now_ms() + WAIT_MS;
+    bool ended;
+
+    do {
+        ended = daemon_reap(d, 0);      /* before looking: its last words */
+        if (daemon_find(d, regex, group, len)) {
+            return;
+        }
+        if (ended) {
+            ck_abort_msg("%s ended (status %#x) before it logged: %s",
+                         d->name, (unsigned)d->status, regex);
+        }
+        sleep_ms(5);
+    } while (now_ms() < end);
+    ck_abort_msg("%s never logged: %s", d->name, regex);
+}
+
+void daemon_wait(Daemon *d, const char *fmt, ...)
+{
+    char regex[TEXT_LEN];
+    va_list ap;
+
+    va_start(ap, fmt);
+    text_vformat(regex, sizeof(regex), fmt, ap);
+    va_end(ap);
+    daemon_wait_group(d, regex, NULL, 0);
+}
+
+void daemon_mark(Daemon *d)
+{
+    struct stat st;
+
+    ck_assert(stat(d->log, &st) == 0);
+    d->mark = st.st_size;
+}
+
+const char *daemon_listens(Daemon *d, const char *service)
+{
+    static char where[8][TEXT_LEN];     /* each result lives for 8 calls */
+    static size_t next;
+    char regex[TEXT_LEN];
+    char *result = where[next++ % 8];
+    off_t mark = d->mark;
+
+    text_format(regex, sizeof(regex), "oforward %s: listening on (.*)$",
+                service);
+    d->mark = 0;
+    daemon_wait_group(d, regex, result, TEXT_LEN);
+    d->mark = mark;
+    return result;
+}
+
+void daemon_up(Daemon *d)
+{
+    daemon_wait(d, "channel up");
+}
+
+/* daemon_clean() - fail the test if a sanitizer has said something */
+static void daemon_clean(Daemon *d)
+{
+    d->mark = 0;
+    ck_assert_msg(!daemon_saw(d, "Sanitizer|runtime error:"),
+                  "%s: a sanitizer complained", d->name);
+}
+
+void daemon_kill(Daemon *d)
+{
+    ck_assert_msg(!daemon_reap(d, 0), "%s had ended by itself, status %#x",
+                  d->name, (unsigned)d->status);
+    kill(d->pid, SIGKILL);
+    ck_assert_msg(daemon_reap(d, WAIT_MS), "%s outlives SIGKILL", d->name);
+    daemon_clean(d);
+}
+
+int daemon_exit(Daemon *d)
+{
+    ck_assert_msg(daemon_reap(d, WAIT_MS), "%s does not end", d->name);
+    daemon_clean(d);
+    ck_assert_msg(WIFEXITED(d->status), "%s died, status %#x", d->name,
+                  (unsigned)d->status);
+    return WEXITSTATUS(d->status);
+}
+
+void daemon_stop(Daemon *d)
+{
+    int status;
+
+    ck_assert_msg(!daemon_reap(d, 0), "%s had ended by itself, status %#x",
+                  d->name, (unsigned)d->status);
+    kill(d->pid, SIGTERM);
+    status = daemon_exit(d);
+    ck_assert_msg(status == 0, "%s: exit status %d after SIGTERM", d->name,
+                  status);
+}
+
+int64_t daemon_cpu_ms(const Daemon *d)
+{
+    char path[64];
+    char *text, *p;
+    unsigned long user, system;
+
+    text_format(path, sizeof(path), "/proc/%d/stat", (int)d->pid);
+    text = calloc(1, 1024);
+    ck_assert_ptr_nonnull(text);
+    FILE *f = fopen(path, "r");
+    ck_assert_msg(f && fread(text, 1, 1023, f) > 0, "%s is gone", d->name);
+    fclose(f);
+    p = strrchr(text, ')');     /* the name before it may hold anything */
+    ck_assert_ptr_nonnull(p);
+    ck_assert(sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u"
+                     " %lu %lu", &user, &system) == 2);
+    free(text);
+    return (int64_t)(user + system) * 1000 / sysconf(_SC_CLK_TCK);
+}
+
+int daemon_fds(const Daemon *d)
+{
+    char path[64];
+    struct dirent *e;
+    DIR *dir;
+    int n = 0;
+
+    text_format(path, sizeof(path), "/proc/%d/fd", (int)d->pid);
+    dir = opendir(path);
+    ck_assert_msg(dir != NULL, "%s is gone", d->name);
+    while ((e = readdir(dir))) {
+        n += e->d_name[0] != '.';
+    }
+    closedir(dir);
+    return n;
+}
+
+void daemons_idle(Daemon *const d[], size_t n)
+{
+    int64_t used[MAX_DAEMONS];
+
+    ck_assert(n <= MAX_DAEMONS);
+    for (size_t i = 0; i < n; i++) {
+        used[i] = daemon_cpu_ms(d[i]);
+    }
+    sleep_ms(IDLE_WALL_MS);
+    for (size_t i = 0; i < n; i++) {
+        used[i] = daemon_cpu_ms(d[i]) - used[i];
+        ck_assert_msg(used[i] <= IDLE_CPU_MS,
+                      "%s, with nothing to do, used %d ms of CPU in %d ms",
+                      d[i]->name, (int)used[i], IDLE_WALL_MS);
+    }
+}
+
+void child_add(pid_t pid)
+{
+    ck_assert(pid > 0 && n_children < MAX_CHILDREN);
+    children[n_children++] = pid;
+}
+
+void child_fds(const int *keep, size_t n)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    struct dirent *e;
+    int fds[1024];
+    size_t n_fds = 0;
+
+    while (dir && (e = readdir(dir)) && n_fds < 1024) {
+        int fd = atoi(e->d_name);
+        bool kept = fd <= 2 || fd == dirfd(dir);
+
+        for (size_t i = 0; i < n; i++) {
+            kept = kept || fd == keep[i];
+        }
+        if (!kept) {
+            fds[n_fds++] = fd;
+        }
+    }
+    closedir(dir);
+    while (n_fds > 0) {
+        close(fds[--n_fds]);
+    }
+}
+
+pid_t command_start(const char *name, const char *fmt, ...)
+{
+    char command[4 * TEXT_LEN];
+    char log[PATH_LEN];
+    va_list ap;
+    pid_t pid;
+
+    va_start(ap, fmt);
+    text_vformat(command, sizeof(command), fmt, ap);
+    va_end(ap);
+    text_format(log, sizeof(log), "%s/%s.log", vp_dir, name);
+    pid = fork();
+    ck_assert(pid >= 0);
+    if (pid == 0) {
+        signal(SIGPIPE, SIG_DFL);
+        redirect(log);
+        dprintf(2, "$ %s\n", command);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(126);
+    }
+    child_add(pid);
+    return pid;
+}
+
+void command_wait(pid_t pid)
+{
+    int status;
+
+    if (!wait_for(pid, 2 * WAIT_MS, &status)) {
+        ck_abort_msg("a command hangs, see its log");
+    }
+    for (size_t i = 0; i < n_children; i++) {
+        if (children[i] == pid) {
+            children[i] = children[--n_children];
+        }
+    }
+    ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+                  "a command failed, status %#x, see its log",
+                  (unsigned)status);
+}
+
+/* ------------------------------------------------------------------------ */
+/* The suite                                                                */
+/* ------------------------------------------------------------------------ */
+
+/* Tests have numbered directories; that of one that passed is left empty. */
+static void test_begin(void)
+{
+    char path[PATH_LEN];
+    int nth = 0;
+
+    do {
+        text_format(vp_dir, sizeof(vp_dir), "%s/%d", root_dir, nth++);
+    } while (mkdir(vp_dir, 0755) < 0 && errno == EEXIST);
+    file_path(path, "started.log");
+    file_write(path, "", 0);
+    n_daemons = 0;
+    n_children = 0;
+}
+
+static int remove_entry(const char *path, const struct stat *st, int type,
+                        struct FTW *ftw)
+{
+    (void)st;
+    (void)type;
+    return ftw->level > 0 ? remove(path) : 0;
+}
+
+static void empty_directory(const char *path)
+{
+    nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static void test_end(void)
+{
+    int status;
+
+    for (size_t i = 0; i < n_daemons; i++) {
+        Daemon *d = &daemons[i];
+
+        if (d->pid && d->may_fail) {
+            kill(d->pid, SIGKILL);
+            daemon_reap(d, WAIT_MS);
+        } else if (d->pid) {
+            daemon_stop(d);
+        }
+    }
+    for (size_t i = 0; i < n_children; i++) {
+        kill(children[i], SIGKILL);
+        wait_for(children[i], WAIT_MS, &status);
+    }
+    empty_directory(vp_dir);
+}
+
+TCase *harness_tcase(Suite *suite, const char *name, int loops)
+{
+    TCase *tcase = tcase_create(name);
+
+    tcase_set_timeout(tcase, TEST_TIMEOUT);
+    tcase_add_checked_fixture(tcase, test_begin, test_end);
+    suite_add_tcase(suite, tcase);
+    planned += loops;
+    return tcase;
+}
+
+/* print_logs() - the ends of all logs of tests that have failed, in order */
+static void print_logs(TestResult **failures, int failed)
+{
+    char path[PATH_LEN + 32], command[4 * PATH_LEN];
+    int i = 0;
+
+    fflush(stdout);
+    for (int nth = 0; nth < planned && i < failed; nth++) {
+        snprintf(path, sizeof(path), "%s/%d/started.log", root_dir, nth);
+        if (access(path, F_OK) == 0) {
+            fprintf(stderr, "=== logs of a test that failed: %s\n",
+                    tr_tcname(failures[i++]));
+            snprintf(command, sizeof(command), "cd %s/%d && rm started.log && "
+                     "tail -v -n %d *.log | cut -c 1-300 >&2", root_dir, nth,
+                     LOG_LINES);
+            if (system(command) != 0) {
+                fprintf(stderr, "there are none\n");
+            }
+        }
+    }
+}
+
+static void find_program(void)
+{
+    const char *name = getenv("QEMU_VP");
+    const char *top = getenv("VP_TOP");
+    char text[900];
+
+    if (name) {
+        snprintf(text, sizeof(text), "%s", name);
+    } else {
+        snprintf(text, sizeof(text), "%s/qemu-vp", top ? top : ".");
+    }
+    if (text[0] == '/' || !getcwd(vp_program, sizeof(vp_program) - 901)) {
+        vp_program[0] = '\0';
+    } else {
+        strcat(vp_program, "/");
+    }
+    strcat(vp_program, text);
+}
+
+int harness_run(Suite *suite)
+{
+    SRunner *runner = srunner_create(suite);
+    TestResult **failures;
+    struct rlimit limit;
+    int failed, ran;
+
+    find_program();
+    if (access(vp_program, X_OK) < 0) {
+        fprintf(stderr, "%s: %s; build it, or name it in QEMU_VP\n",
+                vp_program, strerror(errno));
+        return EXIT_FAILURE;
+    }
+    snprintf(root_dir, sizeof(root_dir), "/tmp/vp-test.XXXXXX");
+    if (!mkdtemp(root_dir) || chmod(root_dir, 0755) < 0) {
+        perror(root_dir);
+        return EXIT_FAILURE;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    setenv("LC_ALL", "C", 1);
+    unsetenv("http_proxy");
+    unsetenv("all_proxy");
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max < MAX_FDS ? limit.rlim_max : MAX_FDS;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+
+    srunner_run_all(runner, CK_ENV);
+    failed = srunner_ntests_failed(runner);
+    ran = srunner_ntests_run(runner);
+    failures = srunner_failures(runner);
+    print_logs(failures, failed);
+    free(failures);
+    if (ran < planned && !getenv("CK_RUN_CASE") && !getenv("CK_RUN_SUITE")) {
+        fprintf(stderr, "only %d of %d tests ran\n", ran, planned);
+        failed++;
+    }
+    srunner_free(runner);
+    empty_directory(root_dir);
+    rmdir(root_dir);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* ------------------------------------------------------------------------ */
+/* Sockets                                                                  */
+/* ------------------------------------------------------------------------ */
+
+typedef struct Address {
+    struct sockaddr_storage ss;
+    socklen_t len;
+} Address;
+
+static void address_parse(Address *a, const char *where)
+{
+    struct sockaddr_un *un = (struct sockaddr_un *)&a->ss;
+    struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
+                              .ai_socktype = SOCK_STREAM };
+    struct addrinfo *info;
+    char host[TEXT_LEN];
+    char *colon;
+    int error;
+
+    memset(a, 0, sizeof(*a));
+    if (where[0] == '/') {
+        un->sun_family = AF_UNIX;
+        text_format(un->sun_path, sizeof(un->sun_path), "%s", where);
+        a->len = sizeof(*un);
+        return;
+    }
+    text_format(host, sizeof(host), "%s", where);
+    colon = strrchr(host, ':');
+    ck_assert_msg(colon != NULL, "no port in %s", where);
+    *colon = '\0';
+    if (host[0] == '[') {
+        colon[-1] = '\0';
+    }
+    error = getaddrinfo(host + (host[0] == '['), colon + 1, &hints, &info);
+    ck_assert_msg(error == 0, "%s: %s", where, gai_strerror(error));
+    memcpy(&a->ss, info->ai_addr, info->ai_addrlen);
+    a->len = info->ai_addrlen;
+    freeaddrinfo(info);
+}
+
+/* socket_for() - a close-on-exec stream socket of the address's family */
+static int socket_for(const Address *a)
+{
+    int fd = socket(a->ss.ss_family, SOCK_STREAM, 0);
+
+    ck_assert_msg(fd >= 0, "socket: %s", strerror(errno));
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    return fd;
+}
+
+int listen_on(const char *where, int backlog)
+{
+    Address a;
+    int one = 1;
+    int fd;
+
+    address_parse(&a, where);
+    fd = socket_for(&a);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    ck_assert_msg(bind(fd, (struct sockaddr *)&a.ss, a.len) == 0 &&
+                  listen(fd, backlog) == 0, "%s: %s", where, strerror(errno));
+    return fd;
+}
+
+int listen_any(char *where)
+{
+    struct sockaddr_in in;
+    socklen_t len = sizeof(in);
+    int fd = listen_on("127.0.0.1:0", SOMAXCONN);
+
+    ck_assert(getsockname(fd, (struct sockaddr *)&in, &len) == 0);
+    text_format(where, TEXT_LEN, "127.0.0.1:%d", ntohs(in.sin_port));
+    return fd;
+}
+
+int port_of(const char *where)
+{
+    return atoi(strrchr(where, ':') + 1);
+}
+
+int free_port(void)
+{
+    static unsigned int seed;
+    const struct in6_addr any = IN6ADDR_ANY_INIT;
+    int one = 1;
+
+    if (seed == 0) {
+        seed = (unsigned int)now_ms() ^ (unsigned int)getpid() << 8;
+    }
+    /* Below the ports that the kernel hands out for port 0 and to clients. */
+    for (int tries = 0; tries < 1000; tries++) {
+        struct sockaddr_in6 in6 = { .sin6_family = AF_INET6,
+                                    .sin6_addr = any };
+        int port = 10000 + rand_r(&seed) % 20000;
+        int fd = socket(AF_INET6, SOCK_STREAM, 0);
+        bool is_free;
+
+        if (fd < 0) {           /* no IPv6 */
+            return port;
+        }
+        in6.sin6_port = htons((uint16_t)port);
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+        is_free = bind(fd, (struct sockaddr *)&in6, sizeof(in6)) == 0;
+        close(fd);
+        if (is_free) {
+            return port;
+        }
+    }
+    ck_abort_msg("no free port");
+}
+
+void set_nonblocking(int fd)
+{
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+}
+
+/* set_bounds() - let no call on a blocking socket wait for ever */
+static void set_bounds(int fd)
+{
+    struct timeval tv = { WAIT_MS / 1000, 0 };
+
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+}
+
+int dial(const char *where, bool block)
+{
+    Address a;
+    int one = 1;
+    int fd, rc;
+
+    address_parse(&a, where);
+    fd = socket_for(&a);
+    if (a.ss.ss_family != AF_UNIX) {
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    }
+    if (block) {
+        set_bounds(fd);
+    } else {
+        set_nonblocking(fd);
+    }
+    rc = connect(fd, (struct sockaddr *)&a.ss, a.len);
+    ck_assert_msg(rc == 0 || (!block && errno == EINPROGRESS),
+                  "connect to %s: %s", where, strerror(errno));
+    return fd;
+}
+
+int accept_one(int listener)
+{
+    struct pollfd pfd = { .fd = listener, .events = POLLIN };
+    int fd;
+
+    ck_assert_msg(poll(&pfd, 1, WAIT_MS) == 1, "nobody connects");
+    fd = accept(listener, NULL, NULL);
+    ck_assert_msg(fd >= 0, "accept: %s", strerror(errno));
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    set_bounds(fd);
+    return fd;
+}
+
+void send_all(int fd, const void *data, size_t len)
+{
+    const char *p = data;
+
+    while (len > 0) {
+        ssize_t n = send(fd, p, len, MSG_NOSIGNAL);
+
+        ck_assert_msg(n > 0, "send: %s", strerror(errno));
+        p += n;
+        len -= (size_t)n;
+    }
+}
+
+void recv_all(int fd, void *data, size_t len)
+{
+    char *p = data;
+
+    while (len > 0) {
+        ssize_t n = recv(fd, p, len, 0);
+
+        ck_assert_msg(n != 0, "end of data, %zu bytes early", len);
+        ck_assert_msg(n > 0, "recv, %zu bytes to go: %s", len,
+                      strerror(errno));
+        p += n;
+        len -= (size_t)n;
+    }
+}
+
+void expect_bytes(int fd, const char *text)
+{
+    char buf[TEXT_LEN] = "";
+
+    ck_assert(strlen(text) < sizeof(buf));
+    recv_all(fd, buf, strlen(text));
+    ck_assert_str_eq(buf, text);
+}
+
+void expect_eof(int fd)
+{
+    char c;
+    ssize_t n = recv(fd, &c, 1, 0);
+
+    ck_assert_msg(n == 0, "%s where the end of data was due",
+                  n > 0 ? "data" : strerror(errno));
+}
+
+void expect_reset(int fd)
+{
+    char buf[4096];
+    ssize_t n;
+
+    while ((n = recv(fd, buf, sizeof(buf), 0)) > 0) {
+    }
+    ck_assert_msg(n < 0 && errno == ECONNRESET,
+                  "%s where a reset was due",
+                  n == 0 ? "end of data" : strerror(errno));
+}
+
+void close_reset(int fd)
+{
+    struct linger linger = { 1, 0 };
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+    close(fd);
+}
+
+/* ------------------------------------------------------------------------ */
+/* Pattern                                                                  */
+/* ------------------------------------------------------------------------ */
+
+static uint64_t pattern_word(uint64_t stream, uint64_t index)
+{
+    uint64_t x = (stream + 1) * UINT64_C(0x9e3779b97f4a7c15) + index;
+
+    x ^= x >> 31;
+    x *= UINT64_C(0xbf58476d1ce4e5b9);
+    return x ^ x >> 29;
+}
+
+void pattern_fill(unsigned char *buf, size_t len, uint64_t stream,
+                  uint64_t pos)
+{
+    size_t done = 0;
+
+    while (done < len) {
+        uint64_t word = pattern_word(stream, (pos + done) / 8);
+        size_t skip = (size_t)((pos + done) % 8);
+        size_t n = 8 - skip < len - done ? 8 - skip : len - done;
+
+        memcpy(buf + done, (unsigned char *)&word + skip, n);
+        done += n;
+    }
+}
+
+size_t pattern_check(const unsigned char *buf, size_t len, uint64_t stream,
+                     uint64_t pos)
+{
+    unsigned char want[4096];
+    size_t done = 0;
+
+    while (done < len) {
+        size_t n = len - done < sizeof(want) ? len - done : sizeof(want);
+
+        pattern_fill(want, n, stream, pos + done);
+        if (memcmp(buf + done, want, n) != 0) {
+            while (buf[done] == want[0]) {
+                pattern_fill(want, 1, stream, pos + ++done);
+            }
+            return done;
+        }
+        done += n;
+    }
+    return len;
+}

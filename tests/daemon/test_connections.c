@@ -1,0 +1,785 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_connections.c - what a connection does must survive the trip
+ *
+ * Two daemons over a unix channel, in between where a test needs it a relay
+ * that stalls.  "host" has the clients, "guest" the servers, and the service
+ * is called "s".
+ */
+#define _XOPEN_SOURCE 700
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "channel.h"
+#include "traffic.h"
+
+#define MIB (UINT64_C(1) << 20)
+
+/* Daemons and one server for tests that speak through single sockets */
+typedef struct Wire {
+    Pair pair;
+    int listener;
+    char target[TEXT_LEN];
+    const char *where;          /* the oforward */
+} Wire;
+
+static void wire_start(Wire *w)
+{
+    char option[2 * TEXT_LEN];
+
+    w->listener = listen_any(w->target);
+    text_format(option, sizeof(option), "-i s:%s", w->target);
+    pair_start(&w->pair, CHANNEL_UNIX, "-o s:127.0.0.1:0", option);
+    w->where = daemon_listens(w->pair.host, "s");
+}
+
+/* traffic_start() - daemons with one server in t; the oforward's address */
+static const char *traffic_start(Traffic *t, Pair *pair, ChannelKind kind)
+{
+    char option[2 * TEXT_LEN];
+
+    traffic_init(t);
+    text_format(option, sizeof(option), "-i s:%s", traffic_listen(t));
+    pair_start(pair, kind, "-o s:127.0.0.1:0", option);
+    return daemon_listens(pair->host, "s");
+}
+
+/* finish() - all flows must come to their regular end */
+static void finish(Traffic *t)
+{
+    t->hold = false;
+    ck_assert_msg(traffic_run(t, traffic_done, 3 * WAIT_MS),
+                  "flows hang after %llu bytes",
+                  (unsigned long long)traffic_moved(t));
+}
+
+/* check_works() - a fresh connection through a wire does */
+static void check_works(Wire *w)
+{
+    int client = dial(w->where, true);
+    int server;
+
+    send_all(client, "ping", 4);
+    server = accept_one(w->listener);
+    expect_bytes(server, "ping");
+    send_all(server, "pong", 4);
+    expect_bytes(client, "pong");
+    shutdown(client, SHUT_WR);
+    expect_eof(server);
+    shutdown(server, SHUT_WR);
+    expect_eof(client);
+    close(client);
+    close(server);
+}
+
+/* --- ends and resets ---------------------------------------------------- */
+
+/* The one that ends its direction first gets an answer half a second later. */
+static void half_close(const char *where, int listener, bool server_first)
+{
+    int fds[2];
+    int first, last;
+
+    fds[0] = dial(where, true);
+    fds[1] = accept_one(listener);
+    first = fds[server_first];
+    last = fds[!server_first];
+    send_all(first, "question", 8);
+    shutdown(first, SHUT_WR);
+    expect_bytes(last, "question");
+    expect_eof(last);
+    sleep_ms(500);
+    send_all(last, "answer", 6);
+    expect_bytes(first, "answer");
+    sleep_ms(100);
+    send_all(last, "more", 4);
+    shutdown(last, SHUT_WR);
+    expect_bytes(first, "more");
+    expect_eof(first);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+START_TEST(half_close_tcp)
+{
+    Wire w;
+
+    wire_start(&w);
+    half_close(w.where, w.listener, _i);
+}
+END_TEST
+
+/* The same with unix sockets for client and server. */
+START_TEST(half_close_unix)
+{
+    char in[PATH_LEN], out[PATH_LEN], options[2][2 * TEXT_LEN];
+    Pair pair;
+    int listener;
+
+    file_path(in, "in");
+    file_path(out, "out");
+    listener = listen_on(in, 5);
+    text_format(options[0], sizeof(options[0]), "-o s:%s:-", out);
+    text_format(options[1], sizeof(options[1]), "-i s:%s:-", in);
+    pair_start(&pair, CHANNEL_UNIX, options[0], options[1]);
+    half_close(daemon_listens(pair.host, "s"), listener, _i);
+}
+END_TEST
+
+/* A half-closed connection that waits costs nothing. */
+START_TEST(half_close_idle)
+{
+    Wire w;
+    int client[2], server[2];
+
+    wire_start(&w);
+    for (int i = 0; i < 2; i++) {
+        client[i] = dial(w.where, true);
+        server[i] = accept_one(w.listener);
+    }
+    shutdown(client[0], SHUT_WR);
+    expect_eof(server[0]);
+    shutdown(server[1], SHUT_WR);
+    expect_eof(client[1]);
+    daemons_idle((Daemon *[]) { w.pair.host, w.pair.guest }, 2);
+    send_all(server[0], "late", 4);
+    expect_bytes(client[0], "late");
+    send_all(client[1], "late", 4);
+    expect_bytes(server[1], "late");
+}
+END_TEST
+
+/* Everything sent, then closed at once: all of it arrives, then the end. */
+START_TEST(send_and_close)
+{
+    static unsigned char data[100000], got[100000];
+    Wire w;
+
+    wire_start(&w);
+    for (int round = 0; round < 20; round++) {
+        int fds[2];
+        int from = round % 2;
+
+        fds[0] = dial(w.where, true);
+        fds[1] = accept_one(w.listener);
+        pattern_fill(data, sizeof(data), (uint64_t)round, 0);
+        send_all(fds[from], data, sizeof(data));
+        close(fds[from]);
+        recv_all(fds[!from], got, sizeof(got));
+        ck_assert_msg(memcmp(data, got, sizeof(data)) == 0, "wrong bytes");
+        expect_eof(fds[!from]);
+        close(fds[!from]);
+    }
+    check_works(&w);
+}
+END_TEST
+
+/* A reset by one side is a reset for the other, idle or with data behind. */
+START_TEST(reset)
+{
+    const bool by_server = _i & 1;
+    const bool busy = _i & 2;
+    Wire w;
+    int fds[2];
+    char buf[1000] = "";
+
+    wire_start(&w);
+    for (int round = 0; round < 5; round++) {
+        fds[0] = dial(w.where, true);
+        fds[1] = accept_one(w.listener);
+        send_all(fds[0], "a", 1);
+        expect_bytes(fds[1], "a");
+        send_all(fds[1], "b", 1);
+        expect_bytes(fds[0], "b");
+        if (busy) {
+            send_all(fds[!by_server], buf, sizeof(buf));
+            send_all(fds[by_server], buf, sizeof(buf));
+        }
+        close_reset(fds[by_server]);
+        expect_reset(fds[!by_server]);
+        close(fds[!by_server]);
+    }
+    check_works(&w);
+}
+END_TEST
+
+/* One that has ended its direction is told of a reset all the same. */
+START_TEST(reset_after_half_close)
+{
+    Wire w;
+    int client, server;
+
+    wire_start(&w);
+    client = dial(w.where, true);
+    server = accept_one(w.listener);
+    shutdown(client, SHUT_WR);
+    expect_eof(server);
+    close_reset(server);
+    expect_reset(client);
+    close(client);
+    check_works(&w);
+}
+END_TEST
+
+/* --- connecting --------------------------------------------------------- */
+
+START_TEST(refused_target)
+{
+    char option[TEXT_LEN];
+    int port = free_port();
+    Pair pair;
+    int client;
+
+    text_format(option, sizeof(option), "-i s:127.0.0.1:%d", port);
+    pair_start(&pair, CHANNEL_UNIX, "-o s:127.0.0.1:0", option);
+    client = dial(daemon_listens(pair.host, "s"), true);
+    expect_reset(client);
+    daemon_wait(pair.host, "warn ch0: s: connection from 127.0.0.1:[0-9]+ "
+                "refused: .*[Rr]efused");
+    daemon_wait(pair.guest, "warn ch0: s: cannot connect to 127.0.0.1:%d: "
+                "Connection refused", port);
+    close(client);
+
+    /* And once the target is there, the next connection works. */
+    text_format(option, sizeof(option), "127.0.0.1:%d", port);
+    int listener = listen_on(option, 5);
+    client = dial(daemon_listens(pair.host, "s"), true);
+    send_all(client, "x", 1);
+    expect_bytes(accept_one(listener), "x");
+}
+END_TEST
+
+START_TEST(refused_unix_target)
+{
+    Pair pair;
+
+    pair_start(&pair, CHANNEL_UNIX, "-o s:127.0.0.1:0",
+               "-i s:/nonexistent/target:-");
+    expect_reset(dial(daemon_listens(pair.host, "s"), true));
+    daemon_wait(pair.host, "ch0: s: connection from .* refused: ");
+    daemon_wait(pair.guest, "ch0: s: cannot connect to /nonexistent/target: "
+                "No such file");
+}
+END_TEST
+
+START_TEST(unknown_service)
+{
+    Pair pair;
+
+    pair_start(&pair, CHANNEL_UNIX, "-o nosuch:127.0.0.1:0",
+               "-i s:127.0.0.1:1");
+    expect_reset(dial(daemon_listens(pair.host, "nosuch"), true));
+    daemon_wait(pair.host, "ch0: nosuch: connection from 127.0.0.1:[0-9]+ "
+                "refused: .*service");
+    daemon_wait(pair.guest, "ch0: .*nosuch.*service|ch0: .*service.*nosuch");
+}
+END_TEST
+
+/* What was sent, even the end of data, before there was a far side at all. */
+START_TEST(early_data)
+{
+    static unsigned char data[50000], got[50000];
+    Channel c;
+    char target[TEXT_LEN];
+    int listener = listen_any(target);
+    int clients[3];
+    Daemon *host;
+
+    channel_make(&c, CHANNEL_UNIX, "channel");
+    host = daemon_start("host", "-c %s -o s:127.0.0.1:0", c.option[0]);
+    for (int i = 0; i < 3; i++) {
+        clients[i] = dial(daemon_listens(host, "s"), true);
+        pattern_fill(data, sizeof(data), 7, 0);
+        send_all(clients[i], data, sizeof(data));
+        shutdown(clients[i], SHUT_WR);
+    }
+    sleep_ms(300);
+    daemon_start("guest", "-c %s -i s:%s", c.option[1], target);
+    for (int i = 0; i < 3; i++) {
+        int server = accept_one(listener);
+
+        recv_all(server, got, sizeof(got));
+        ck_assert_msg(memcmp(data, got, sizeof(data)) == 0, "wrong bytes");
+        expect_eof(server);
+        send_all(server, "late", 4);
+        close(server);
+    }
+    for (int i = 0; i < 3; i++) {
+        expect_bytes(clients[i], "late");
+        expect_eof(clients[i]);
+    }
+}
+END_TEST
+
+/* A client that has gone before the far side knew of it harms nobody. */
+START_TEST(early_leave)
+{
+    Channel c;
+    Wire w;
+
+    w.listener = listen_any(w.target);
+    channel_make(&c, CHANNEL_UNIX, "channel");
+    w.pair.host = daemon_start("host", "-c %s -o s:127.0.0.1:0", c.option[0]);
+    w.where = daemon_listens(w.pair.host, "s");
+    for (int i = 0; i < 10; i++) {
+        close_reset(dial(w.where, true));
+    }
+    w.pair.guest = daemon_start("guest", "-c %s -i s:%s", c.option[1],
+                                w.target);
+    for (int i = 0; i < 200; i++) {
+        int client = dial(w.where, true);
+
+        send_all(client, "gone", 4);
+        close_reset(client);
+    }
+    /* Those that got through to the server are ended there as well. */
+    int client = dial(w.where, true);
+    bool seen = false;
+
+    send_all(client, "here", 4);
+    while (!seen) {
+        int server = accept_one(w.listener);
+        char buf[5] = "";
+        ssize_t n = recv(server, buf, 4, MSG_WAITALL);
+
+        ck_assert_msg(n != 0, "end of data where a reset was due");
+        if (n == 4 && strcmp(buf, "here") == 0) {
+            seen = true;
+        } else if (n == 4) {
+            expect_reset(server);
+        }
+        close(server);
+    }
+    expect_eof(client);
+    close(client);
+    check_works(&w);
+}
+END_TEST
+
+/* fill_backlog() - let a listener answer nobody any more */
+static size_t fill_backlog(const char *where, int fds[], size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct pollfd pfd = { .events = POLLOUT };
+
+        pfd.fd = fds[i] = dial(where, false);
+        if (poll(&pfd, 1, 300) == 0) {
+            return i + 1;
+        }
+    }
+    ck_abort_msg("a listener that accepts nothing answers for ever");
+}
+
+/*
+ * A target that doesn't answer is given up after a while, and nobody else
+ * waits for it meanwhile, nor does the loop spin.
+ */
+START_TEST(connect_timeout)
+{
+    char mute[TEXT_LEN], target[TEXT_LEN], option[4 * TEXT_LEN];
+    int full = listen_on("127.0.0.1:0", 0);
+    int fds[16];
+    struct sockaddr_in in;
+    socklen_t len = sizeof(in);
+    size_t n_fds;
+    Wire w;
+    int client, leaver;
+    int64_t start;
+
+    ck_assert(getsockname(full, (struct sockaddr *)&in, &len) == 0);
+    text_format(mute, sizeof(mute), "127.0.0.1:%d", ntohs(in.sin_port));
+    n_fds = fill_backlog(mute, fds, 16);
+
+    w.listener = listen_any(target);
+    text_format(option, sizeof(option), "-i s:%s -i mute:%s", target, mute);
+    pair_start(&w.pair, CHANNEL_UNIX, "-o s:127.0.0.1:0 -o mute:127.0.0.1:0",
+               option);
+    w.where = daemon_listens(w.pair.host, "s");
+    start = now_ms();
+    client = dial(daemon_listens(w.pair.host, "mute"), true);
+    leaver = dial(daemon_listens(w.pair.host, "mute"), true);
+    send_all(client, "hello", 5);
+    send_all(leaver, "hello", 5);
+    for (int i = 0; i < 50; i++) {
+        check_works(&w);
+    }
+    close_reset(leaver);
+    daemons_idle((Daemon *[]) { w.pair.host, w.pair.guest }, 2);
+    ck_assert_msg(now_ms() - start < 9000 ||
+                  daemon_saw(w.pair.guest, "cannot connect"),
+                  "the rest had to wait for a mute target");
+    expect_reset(client);
+    daemon_wait(w.pair.guest, "ch0: mute: cannot connect to %s: .*timed out",
+                mute);
+    daemon_wait(w.pair.host, "ch0: mute: connection from .* refused: ");
+    while (n_fds > 0) {
+        close(fds[--n_fds]);
+    }
+    close(full);
+    check_works(&w);
+}
+END_TEST
+
+/* --- names -------------------------------------------------------------- */
+
+/*
+ * A name with three addresses, in both families.  Its file is put over
+ * /etc/hosts for the daemons alone.
+ */
+static const char *names_file(void)
+{
+    static char path[PATH_LEN];
+    static const char text[] =
+        "127.0.0.1 localhost\n::1 three.test\n127.3.3.1 three.test\n"
+        "127.3.3.2 three.test\n";
+
+    file_path(path, "hosts");
+    file_write(path, text, sizeof(text) - 1);
+    return path;
+}
+
+/* Whichever of the addresses it is that answers, it is found. */
+START_TEST(every_address)
+{
+    static const char *const addresses[] = { "[::1]", "127.3.3.1",
+                                             "127.3.3.2" };
+    StartOptions o = { .hosts = names_file() };
+    char where[TEXT_LEN], path[PATH_LEN];
+    int port = free_port();
+    Wire w;
+
+    file_path(path, "channel");
+    w.pair.host = daemon_start("host", "-c unix-listen:%s:- "
+                               "-o s:127.0.0.1:0", path);
+    w.pair.guest = daemon_start_with(&o, "guest", "-c unix-connect:%s:- "
+                                     "-i s:three.test:%d", path, port);
+    daemon_up(w.pair.guest);
+    w.where = daemon_listens(w.pair.host, "s");
+    for (int i = 0; i < 3; i++) {
+        text_format(where, sizeof(where), "%s:%d", addresses[i], port);
+        w.listener = listen_on(where, 5);
+        check_works(&w);
+        close(w.listener);
+    }
+    expect_reset(dial(w.where, true));
+    daemon_wait(w.pair.guest, "ch0: s: cannot connect to three.test:%d", port);
+}
+END_TEST
+
+/* A listener with a name has all its addresses; a channel finds the one. */
+START_TEST(named_listener)
+{
+    static const char *const addresses[] = { "[::1]", "127.3.3.1",
+                                             "127.3.3.2" };
+    StartOptions o = { .hosts = names_file() };
+    int port = free_port();
+    int channel = free_port();
+    char where[TEXT_LEN];
+    Wire w;
+
+    w.listener = listen_any(w.target);
+    w.pair.host = daemon_start_with(&o, "host", "-c tcp-connect:three.test:%d "
+                                    "-o s:three.test:%d", channel, port);
+    daemon_wait(w.pair.host, "oforward s: listening");
+    w.pair.guest = daemon_start("guest", "-c tcp-listen:127.3.3.2:%d -i s:%s",
+                                channel, w.target);
+    daemon_up(w.pair.host);
+    for (int i = 0; i < 3; i++) {
+        text_format(where, sizeof(where), "%s:%d", addresses[i], port);
+        w.where = where;
+        check_works(&w);
+    }
+}
+END_TEST
+
+/* --- many --------------------------------------------------------------- */
+
+/* So many at once, both ways, every byte and every end. */
+START_TEST(at_once)
+{
+    static const struct {
+        int n;
+        uint64_t bytes;
+    } loads[] = { { 1, 64 * MIB }, { 100, MIB / 2 }, { 2000, 20000 } };
+    int n = loads[_i].n;
+    struct rlimit limit;
+    Traffic t;
+    Pair pair;
+    const char *where = traffic_start(&t, &pair, CHANNEL_UNIX);
+
+    ck_assert(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    ck_assert_msg(limit.rlim_cur > (rlim_t)n * 2 + 100,
+                  "the limit of descriptors (%d) is too low for this test, see"
+                  " ulimit -Hn", (int)limit.rlim_cur);
+    t.hold = true;
+    for (int i = 0; i < n; i++) {
+        /* uneven sizes, some without any data in one direction */
+        traffic_add(&t, where, 0,
+                    i % 7 == 6 ? 0 : loads[_i].bytes + (uint64_t)i,
+                    i % 5 == 4 ? 1 : loads[_i].bytes - (uint64_t)i);
+    }
+    ck_assert_msg(traffic_run(&t, traffic_paired, 2 * WAIT_MS),
+                  "not all connections arrive");
+    if (n > 1024) {
+        ck_assert_int_gt(daemon_fds(pair.host), n);
+        ck_assert_int_gt(daemon_fds(pair.guest), n);
+    }
+    finish(&t);
+    traffic_free(&t);
+    ck_assert_int_lt(daemon_fds(pair.host), 50);
+    ck_assert_int_lt(daemon_fds(pair.guest), 50);
+}
+END_TEST
+
+/* Idle ones cost nothing, and the one that isn't idle works among them. */
+START_TEST(idle_ones)
+{
+    Traffic t;
+    Pair pair;
+    const char *where = traffic_start(&t, &pair, CHANNEL_UNIX);
+
+    t.hold = true;
+    for (int i = 0; i < 1200; i++) {
+        traffic_add(&t, where, 0, 10, 10);
+    }
+    ck_assert(traffic_run(&t, traffic_paired, 2 * WAIT_MS));
+    while (traffic_moved(&t) < 1200 * 20) {
+        traffic_run(&t, traffic_done, 50);
+    }
+    daemons_idle((Daemon *[]) { pair.host, pair.guest }, 2);
+    traffic_add(&t, where, 0, 4 * MIB, 4 * MIB);
+    finish(&t);
+    traffic_free(&t);
+}
+END_TEST
+
+/* Ids and descriptors are used again and again, and never for the wrong one. */
+START_TEST(churn)
+{
+    Traffic t;
+    Pair pair;
+    const char *where = traffic_start(&t, &pair, CHANNEL_UNIX);
+
+    for (int round = 0; round < 60; round++) {
+        for (uint64_t i = 0; i < 40; i++) {
+            traffic_add(&t, where, 0, i * 97 % 5000, i * 89 % 7000);
+        }
+        if (round % 3 == 0) {
+            traffic_run(&t, traffic_done, 1);
+            for (size_t i = t.n_flows - 40; i < t.n_flows; i += 5) {
+                traffic_leave(&t, i);   /* in the middle of it */
+            }
+        }
+        finish(&t);
+    }
+    ck_assert_msg(traffic_run(&t, traffic_ended, WAIT_MS),
+                  "a server was not told that its client has left");
+    traffic_free(&t);
+}
+END_TEST
+
+/* --- one does not hinder another --------------------------------------- */
+
+/* The RFC stopped for good after some 11 MB of this. */
+START_TEST(bulk_both_ways)
+{
+    static const ChannelKind kinds[] = { CHANNEL_UNIX, CHANNEL_TCP,
+                                         CHANNEL_QEMU_VIRTSERIAL };
+    Traffic t;
+    Pair pair;
+    const char *where = traffic_start(&t, &pair, kinds[_i]);
+
+    for (int i = 0; i < 4; i++) {
+        traffic_add(&t, where, 0, 24 * MIB, 24 * MIB);
+    }
+    finish(&t);
+    traffic_free(&t);
+}
+END_TEST
+
+static int64_t time_flow(Traffic *t, const char *where)
+{
+    int64_t start = now_ms();
+
+    traffic_add(t, where, 0, 24 * MIB, 24 * MIB);
+    finish(t);
+    return now_ms() - start + 1;
+}
+
+/*
+ * Clients that never read fill what they may fill; another one runs on, as
+ * fast as before (the best of some rounds, as the machine may be busy), and
+ * when all is still, so are the daemons.
+ */
+START_TEST(stuck_clients)
+{
+    int64_t alone = INT64_MAX / 4, beside = INT64_MAX / 4;
+    Traffic t;
+    Pair pair;
+    const char *where = traffic_start(&t, &pair, CHANNEL_UNIX);
+
+    for (int i = 0; i < 2; i++) {
+        int64_t ms = time_flow(&t, where);
+
+        alone = ms < alone ? ms : alone;
+    }
+    for (int i = 0; i < 8; i++) {
+        Flow *f = traffic_add(&t, where, 0, 0, 64 * MIB);
+
+        f->side[0].deaf = true;
+        f->waived = true;
+    }
+    ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
+    traffic_settle(&t);
+    daemons_idle((Daemon *[]) { pair.host, pair.guest }, 2);
+    for (int i = 0; i < 8 && beside * 2 > alone * 3; i++) {
+        int64_t ms = time_flow(&t, where);
+
+        beside = ms < beside ? ms : beside;
+    }
+    ck_assert_msg(beside <= alone * 3, "%d ms beside stuck clients, %d alone",
+                  (int)beside, (int)alone);
+
+    /* And when they do read at last, all is there. */
+    for (size_t i = 0; i < t.n_flows; i++) {
+        t.flows[i].side[0].deaf = false;
+        t.flows[i].waived = false;
+    }
+    finish(&t);
+    traffic_free(&t);
+}
+END_TEST
+
+/* The same for servers that do not read. */
+START_TEST(stuck_servers)
+{
+    Traffic t;
+    Pair pair;
+    const char *where = traffic_start(&t, &pair, CHANNEL_UNIX);
+
+    for (int i = 0; i < 8; i++) {
+        Flow *f = traffic_add(&t, where, 0, 16 * MIB, 0);
+
+        f->side[1].deaf = true;
+        f->waived = true;
+    }
+    ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
+    traffic_settle(&t);
+    for (int i = 0; i < 20; i++) {
+        traffic_add(&t, where, 0, MIB, MIB);
+        finish(&t);
+    }
+    for (size_t i = 0; i < t.n_flows; i++) {
+        t.flows[i].side[1].deaf = false;
+        t.flows[i].waived = false;
+    }
+    finish(&t);
+    traffic_free(&t);
+}
+END_TEST
+
+/*
+ * The channel takes nothing from one side for some seconds, while that side
+ * is sent to: it must go on reading, stay quiet, take connections, and
+ * resume where it was.
+ */
+START_TEST(stalled_channel)
+{
+    RelayEnd ends[2] = { { .kind = RELAY_LISTEN }, { .kind = RELAY_CONNECT } };
+    uint64_t moved;
+    Relay relay;
+    Traffic t;
+    Daemon *host, *guest;
+    const char *where;
+
+    traffic_init(&t);
+    file_path(ends[0].path, "near");
+    file_path(ends[1].path, "far");
+    relay_start(&relay, ends);
+    host = daemon_start("host", "-c unix-connect:%s:- -o s:127.0.0.1:0",
+                        ends[0].path);
+    guest = daemon_start("guest", "-c unix-listen:%s:- -i s:%s", ends[1].path,
+                         traffic_listen(&t));
+    where = daemon_listens(host, "s");
+    daemon_up(host);
+    daemon_up(guest);
+    for (int i = 0; i < 4; i++) {
+        traffic_add(&t, where, 0, 32 * MIB, 32 * MIB);
+    }
+    ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
+    traffic_run(&t, traffic_done, 50);
+    relay_tell(&relay, _i == 0 ? RELAY_STALL_0 : _i == 1 ? RELAY_STALL_1 :
+               RELAY_STALL);
+    traffic_run(&t, traffic_done, 500);         /* whatever still may move */
+    moved = traffic_moved(&t);
+    ck_assert_msg(moved < 4 * 64 * MIB, "over before the stall");
+    if (_i < 2) {
+        relay_drained(&relay, _i);
+    }
+    traffic_add(&t, where, 0, 1000, 1000);
+    traffic_run(&t, traffic_done, 200);
+    daemons_idle((Daemon *[]) { host, guest }, 2);
+    relay_tell(&relay, RELAY_GO);
+    finish(&t);
+    ck_assert_int_eq(daemon_count(host, "channel down"), 0);
+    ck_assert_int_eq(daemon_count(guest, "channel down"), 0);
+    traffic_free(&t);
+}
+END_TEST
+
+/* One byte at a time, each answered before the next: none lags behind. */
+START_TEST(keystrokes)
+{
+    Wire w;
+    int client, server;
+
+    wire_start(&w);
+    client = dial(w.where, true);
+    server = accept_one(w.listener);
+    for (int i = 0; i < 1000; i++) {
+        char c = (char)i, got;
+
+        send_all(client, &c, 1);
+        recv_all(server, &got, 1);
+        ck_assert_int_eq(got, c);
+        send_all(server, &got, 1);
+        recv_all(client, &got, 1);
+        ck_assert_int_eq(got, c);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("connections");
+
+    HARNESS_ADD(s, half_close_tcp, 2);
+    HARNESS_ADD(s, half_close_unix, 2);
+    HARNESS_ADD(s, half_close_idle, 1);
+    HARNESS_ADD(s, send_and_close, 1);
+    HARNESS_ADD(s, reset, 4);
+    HARNESS_ADD(s, reset_after_half_close, 1);
+    HARNESS_ADD(s, refused_target, 1);
+    HARNESS_ADD(s, refused_unix_target, 1);
+    HARNESS_ADD(s, unknown_service, 1);
+    HARNESS_ADD(s, early_data, 1);
+    HARNESS_ADD(s, early_leave, 1);
+    HARNESS_ADD(s, connect_timeout, 1);
+    HARNESS_ADD(s, every_address, 1);
+    HARNESS_ADD(s, named_listener, 1);
+    HARNESS_ADD(s, at_once, 3);
+    HARNESS_ADD(s, idle_ones, 1);
+    HARNESS_ADD(s, churn, 1);
+    HARNESS_ADD(s, bulk_both_ways, 3);
+    HARNESS_ADD(s, stuck_clients, 1);
+    HARNESS_ADD(s, stuck_servers, 1);
+    HARNESS_ADD(s, stalled_channel, 3);
+    HARNESS_ADD(s, keystrokes, 1);
+    return harness_run(s);
+}

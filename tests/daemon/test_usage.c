@@ -1,0 +1,487 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_usage.c - the command line: what is refused, how, and what is not
+ *
+ * Wrong usage ends the daemon with status 2 and a message that names the
+ * option and the text that was wrong with it.  What is right but can't be had,
+ * a listener's address for example, ends it with status 1 and the reason.  Each
+ * line of a table is a test of its own, in a fresh daemon.
+ */
+#define _XOPEN_SOURCE 700
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "harness.h"
+
+#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
+#define CHANNEL "unix-connect:/nonexistent/channel:-"
+#define ID_32 "abcdefghijklmnopqrstuvwxyz012345"
+#define PATH_50 "/aaaaaaaaabbbbbbbbbcccccccccdddddddddeeeeeeeeefffff"
+#define LONG_PATH PATH_50 PATH_50 PATH_50
+
+/* An option that must be refused */
+typedef struct BadOption {
+    const char *option;         /* as given */
+    const char *argument;       /* NULL: none */
+    const char *names;          /* must be in the message; NULL: argument */
+} BadOption;
+
+static const BadOption bad_options[] = {
+    /* -c METHOD:ADDR:PORT[:CHANNEL_ID] */
+    { "-c", "", "" },
+    { "-c", ":", NULL },
+    { "-c", "unix-connect", NULL },
+    { "-c", "unix-connect:", NULL },
+    { "-c", "unix-connect:/x", NULL },
+    { "-c", "unix-connect:/x:", NULL },
+    { "-c", "unix-connect::-", NULL },
+    { "-c", "unix-connect:/x:5", NULL },
+    { "-c", "unix-connect:/x:-:", NULL },
+    { "-c", "unix-connect:/x:-:a", NULL },
+    { "-c", "unix-connect:/x:-:-1", NULL },
+    { "-c", "unix-connect:/x:-:1x", NULL },
+    { "-c", "unix-connect:/x:-:99999999999999999999", NULL },
+    { "-c", "unix-connect:/x:-:0:more", NULL },
+    { "-c", "unix-connect:" LONG_PATH ":-", LONG_PATH },
+    { "-c", "unix-listen:", NULL },
+    { "-c", "unix-listen::-", NULL },
+    { "-c", "unix-listen:/x:80", NULL },
+    { "-c", "unix-listen:" LONG_PATH ":-", LONG_PATH },
+    { "--channel", ":/x:-", NULL },
+    { "--channel", "unix:/x:-", NULL },
+    { "--channel", "udp-connect:127.0.0.1:9000", NULL },
+    { "--channel", "UNIX-CONNECT:/x:-", NULL },
+    { "-c", "tcp-connect:127.0.0.1", NULL },
+    { "-c", "tcp-connect:127.0.0.1:", NULL },
+    { "-c", "tcp-connect:127.0.0.1:-", NULL },
+    { "-c", "tcp-connect:127.0.0.1:0", NULL },
+    { "-c", "tcp-connect:127.0.0.1:-1", NULL },
+    { "-c", "tcp-connect:127.0.0.1:65536", NULL },
+    { "-c", "tcp-connect:127.0.0.1:4294967376", NULL },
+    { "-c", "tcp-connect:127.0.0.1:80x", NULL },
+    { "-c", "tcp-connect:127.0.0.1: 80", NULL },
+    { "-c", "tcp-connect:127.0.0.1:+80", NULL },
+    { "-c", "tcp-connect::9000", NULL },
+    { "-c", "tcp-connect:[::1:9000", NULL },
+    { "-c", "tcp-connect:[::1]9000", NULL },
+    { "-c", "tcp-connect:[::1]", NULL },
+    { "-c", "tcp-connect:[]:9000", NULL },
+    { "-c", "tcp-listen:127.0.0.1:65536", NULL },
+    { "-c", "tcp-listen:[::1:9000", NULL },
+    { "-c", "virtserial-open:/dev/vport0p1", NULL },
+    { "-c", "virtserial-open::-", NULL },
+    { "-c", "virtserial-open:/dev/vport0p1:9600", NULL },
+    { "-c", "isaserial-open:/dev/ttyS1", NULL },
+    { "-c", "isaserial-open:/dev/ttyS1:", NULL },
+    { "-c", "isaserial-open:/dev/ttyS1:0", NULL },
+    { "-c", "isaserial-open:/dev/ttyS1:-9600", NULL },
+    { "-c", "isaserial-open:/dev/ttyS1:fast", NULL },
+    { "-c", "isaserial-open:/dev/ttyS1:9601", NULL },
+    { "-c", "isaserial-open::9600", NULL },
+    { "-c", "fd::-", NULL },
+    { "-c", "fd:-:-", NULL },
+    { "-c", "fd:-1:-", NULL },
+    { "-c", "fd:x:-", NULL },
+    { "-c", "fd:3", NULL },
+    { "-c", "fd:3:80", NULL },
+    { "-c", NULL, "" },
+
+    /* -o SERVICE_ID:ADDR:PORT[:CHANNEL_ID] */
+    { "-o", "", "" },
+    { "-o", "http", NULL },
+    { "-o", "http:", NULL },
+    { "-o", "http:127.0.0.1", NULL },
+    { "-o", "http:127.0.0.1:", NULL },
+    { "-o", "http::80", NULL },
+    { "-o", "http::-", NULL },
+    { "-o", ":127.0.0.1:80", NULL },
+    { "-o", "::", NULL },
+    { "-o", "ht tp:127.0.0.1:80", NULL },
+    { "-o", ID_32 "6:127.0.0.1:80", ID_32 "6" },
+    { "-o", "http:127.0.0.1:65536", NULL },
+    { "-o", "http:127.0.0.1:-1", NULL },
+    { "-o", "http:127.0.0.1:8o", NULL },
+    { "-o", "http:[::1:80", NULL },
+    { "-o", "http:[::1]80", NULL },
+    { "-o", "http:127.0.0.1:80:", NULL },
+    { "-o", "http:127.0.0.1:80:x", NULL },
+    { "-o", "http:127.0.0.1:80:-1", NULL },
+    { "-o", "http:127.0.0.1:80:0:0", NULL },
+    { "-o", "http:127.0.0.1:0:7", NULL },       /* there is no channel 7 */
+    { "-o", "http:" LONG_PATH ":-", LONG_PATH },
+    { "--oforward", "ht\ttp:127.0.0.1:80", "" },
+    { "--oforward", "http\n:127.0.0.1:80", "" },
+    { "--oforward", "http\x7f:127.0.0.1:80", "" },
+    { "--oforward", "caf\xc3\xa9:127.0.0.1:80", "" },
+    { "--oforward", "\x1b[31mhttp:127.0.0.1:80", "" },
+    { "-o", NULL, "" },
+
+    /* -i SERVICE_ID:ADDR:PORT[:CHANNEL_ID] */
+    { "-i", "", "" },
+    { "-i", "http", NULL },
+    { "-i", "http:127.0.0.1", NULL },
+    { "-i", "http:127.0.0.1:", NULL },
+    { "-i", "http::80", NULL },
+    { "-i", ":127.0.0.1:80", NULL },
+    { "-i", ID_32 "6:127.0.0.1:80", ID_32 "6" },
+    { "-i", "http:127.0.0.1:65536", NULL },
+    { "-i", "http:127.0.0.1:0", NULL },         /* nobody can connect to 0 */
+    { "-i", "http:127.0.0.1:-80", NULL },
+    { "-i", "http:[::1:80", NULL },
+    { "-i", "http:127.0.0.1:80:", NULL },
+    { "-i", "http:127.0.0.1:80:1", NULL },
+    { "-i", "http:127.0.0.1:80:0:0", NULL },
+    { "-i", "http:" LONG_PATH ":-", LONG_PATH },
+    { "--iforward", "\x01:127.0.0.1:80", "" },
+    { "--iforward", "\xff\xfe:127.0.0.1:80", "" },
+    { "-i", NULL, "" },
+
+    /* the rest */
+    { "--grace", "", "" },
+    { "--grace", "-1", NULL },
+    { "--grace", "soon", NULL },
+    { "--grace", "1s", NULL },
+    { "--grace", NULL, "" },
+    { "--no-such-option", NULL, "" },
+    { "-Z", NULL, "" },
+};
+
+/* Whole command lines that must be refused, beyond one bad option */
+typedef struct BadLine {
+    const char *args[8];
+    const char *names[2];       /* must be in the message */
+} BadLine;
+
+static const BadLine bad_lines[] = {
+    { { NULL }, { "-c", "channel" } },
+    { { "-o", "http:127.0.0.1:0", NULL }, { "http:127.0.0.1:0", "channel" } },
+    { { "-c", CHANNEL, "-c", "unix-connect:/other:-", NULL },
+      { "-c", "unix-connect:/other:-" } },
+    { { "-c", CHANNEL ":5", "-c", "fd:9:-:5", NULL },
+      { "-c", "fd:9:-:5" } },
+    { { "-c", CHANNEL ":5", "-o", "http:127.0.0.1:0", NULL },
+      { "-o", "http:127.0.0.1:0" } },
+    { { "-c", CHANNEL ":5", "-i", "http:127.0.0.1:80:0", NULL },
+      { "-i", "http:127.0.0.1:80:0" } },
+    { { "-c", CHANNEL, "left-over", NULL }, { "left-over", "" } },
+};
+
+/* Forwards that must be taken */
+static const char *const good_forwards[][2] = {
+    { "-o", ID_32 ":127.0.0.1:0" },
+    { "-o", "a:[::1]:0" },
+    { "-o", "a:127.0.0.1:0:0" },
+    { "-o", "a-b_c.d/e:127.0.0.1:0" },
+    { "--oforward", "a:localhost:0" },
+    { "-i", ID_32 ":127.0.0.1:80" },
+    { "-i", "a:[::1]:80" },
+    { "-i", "a:127.0.0.1:65535:0" },
+    { "-i", "a:localhost:1" },
+    { "-i", "a:/some/socket:-" },
+    { "-i", "a:/some/socket:-:0" },
+    { "--iforward", "a:127.0.0.1:80" },
+    { "--grace", "0" },
+    { "--grace", "86400" },
+    { "-v", "-v" },
+    { "-q", "-q" },
+};
+
+/* Channels that must be taken though nobody is there */
+static const char *const good_channels[] = {
+    "unix-connect:/nonexistent/channel:-:0",
+    "unix-connect:/nonexistent/channel:-:12",
+    "tcp-connect:127.0.0.1:1",
+    "tcp-connect:[::1]:1",
+    "tcp-connect:[::1]:1:3",
+    "tcp-connect:localhost:1",
+    "virtserial-open:/dev/virtio-ports/none:-",
+    "isaserial-open:/dev/ttyNONE:-",
+    "isaserial-open:/dev/ttyNONE:9600",
+    "isaserial-open:/dev/ttyNONE:115200:4",
+};
+
+/* run() - run a daemon that ends at once; its exit status */
+static int run(Daemon **d, const char *const args[])
+{
+    const StartOptions none = { 0 };
+
+    *d = daemon_start_args(&none, "usage", args);
+    return daemon_exit(*d);
+}
+
+/* says() - whether its message has the text, which is no regex */
+static bool says(const Daemon *d, const char *text)
+{
+    char *all = daemon_all(d);
+    bool found = strstr(all, text) != NULL;
+
+    free(all);
+    return found;
+}
+
+/* names_option() - in short, in long, or as "oforward" */
+static bool names_option(const Daemon *d, const char *option)
+{
+    static const char *const names[][3] = {
+        { "-c", "--channel", "channel" },
+        { "-o", "--oforward", "oforward" },
+        { "-i", "--iforward", "iforward" },
+    };
+
+    for (int i = 0; i < N(names); i++) {
+        if (strcmp(option, names[i][0]) == 0 ||
+            strcmp(option, names[i][1]) == 0) {
+            return says(d, names[i][0]) || says(d, names[i][2]);
+        }
+    }
+    while (*option == '-') {
+        option++;
+    }
+    return says(d, option);
+}
+
+/* expect_printable() - bytes from the command line are not shown raw */
+static void expect_printable(const Daemon *d)
+{
+    char *all = daemon_all(d);
+
+    for (const unsigned char *p = (unsigned char *)all; *p; p++) {
+        ck_assert_msg(*p == '\n' || (*p >= ' ' && *p < 0x7f),
+                      "byte %#x in the message", *p);
+    }
+    free(all);
+}
+
+START_TEST(bad_option)
+{
+    const BadOption *bad = &bad_options[_i];
+    bool is_channel = bad->option[1] == 'c' || bad->option[2] == 'c';
+    const char *args[8];
+    size_t n = 0;
+    Daemon *d;
+    int status;
+
+    if (!is_channel) {
+        args[n++] = "-c";
+        args[n++] = CHANNEL;
+    }
+    args[n++] = bad->option;
+    if (bad->argument) {
+        args[n++] = bad->argument;
+    }
+    args[n] = NULL;
+    status = run(&d, args);
+    ck_assert_msg(status == 2, "%s '%s': exit status %d", bad->option,
+                  bad->argument ? bad->argument : "", status);
+    ck_assert_msg(names_option(d, bad->option),
+                  "%s '%s': the message doesn't name the option",
+                  bad->option, bad->argument ? bad->argument : "");
+    ck_assert_msg(says(d, bad->names ? bad->names : bad->argument),
+                  "%s '%s': the message doesn't name the text", bad->option,
+                  bad->argument ? bad->argument : "");
+    expect_printable(d);
+}
+END_TEST
+
+START_TEST(bad_line)
+{
+    const BadLine *bad = &bad_lines[_i];
+    Daemon *d;
+    int status = run(&d, bad->args);
+
+    ck_assert_msg(status == 2, "line %d: exit status %d", _i, status);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_msg(says(d, bad->names[i]), "line %d: no '%s' in the message",
+                      _i, bad->names[i]);
+    }
+}
+END_TEST
+
+START_TEST(good_forward)
+{
+    Daemon *d = daemon_start("good", "-c " CHANNEL " %s %s",
+                             good_forwards[_i][0], good_forwards[_i][1]);
+
+    /* The channel's state is worth an info line, which -q -q keeps away. */
+    if (strcmp(good_forwards[_i][0], "-q") != 0) {
+        daemon_wait(d, "/nonexistent/channel");
+    } else {
+        sleep_ms(200);
+    }
+    daemon_stop(d);
+}
+END_TEST
+
+START_TEST(good_channel)
+{
+    Daemon *d = daemon_start("good", "-c %s", good_channels[_i]);
+
+    daemon_wait(d, "ch[0-9]+: ");
+    daemon_stop(d);
+}
+END_TEST
+
+/* A unix socket given as a long path that just fits must work. */
+START_TEST(longest_path)
+{
+    char path[PATH_LEN];
+    size_t dir = strlen(vp_dir);
+    Daemon *d;
+
+    memset(path, 'x', sizeof(path));
+    memcpy(path, vp_dir, dir);
+    path[dir] = '/';
+    path[sizeof(path) - 1] = '\0';
+    d = daemon_start("good", "-c " CHANNEL " -o a:%s:-", path);
+    ck_assert_str_eq(daemon_listens(d, "a"), path);
+    close(dial(path, true));
+    daemon_stop(d);
+}
+END_TEST
+
+START_TEST(help)
+{
+    const char *const words[] = {
+        "-c", "--channel", "-o", "--oforward", "-i", "--iforward", "-v", "-q",
+        "-V", "--version", "-h", "--help", "--grace", "unix-connect",
+        "unix-listen", "tcp-connect", "tcp-listen", "virtserial-open",
+        "isaserial-open", "fd",
+    };
+    const char *const args[] = { _i ? "--help" : "-h", NULL };
+    Daemon *d;
+
+    ck_assert_int_eq(run(&d, args), 0);
+    for (int i = 0; i < N(words); i++) {
+        ck_assert_msg(says(d, words[i]), "no %s in the help", words[i]);
+    }
+}
+END_TEST
+
+START_TEST(version)
+{
+    const char *const args[] = { _i ? "--version" : "-V", NULL };
+    Daemon *d;
+
+    ck_assert_int_eq(run(&d, args), 0);
+    ck_assert(daemon_saw(d, "qemu-vp.*[0-9]+\\.[0-9]+"));
+}
+END_TEST
+
+/* A listener's address that can't be had: status 1, address and reason. */
+static void expect_taken(const char *args, const char *where, int error)
+{
+    Daemon *d = daemon_start("taken", "%s", args);
+    int status = daemon_exit(d);
+
+    ck_assert_msg(status == 1, "%s: exit status %d", args, status);
+    ck_assert_msg(says(d, where), "%s: address not named", args);
+    ck_assert_msg(error == 0 || says(d, strerror(error)),
+                  "%s: no '%s'", args, strerror(error));
+}
+
+START_TEST(address_in_use)
+{
+    char where[TEXT_LEN], args[2 * TEXT_LEN], path[PATH_LEN];
+    int fd = listen_any(where);
+
+    text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s", where);
+    expect_taken(args, where, EADDRINUSE);
+    text_format(args, sizeof(args), "-c tcp-listen:%s", where);
+    expect_taken(args, where, EADDRINUSE);
+    close(fd);
+
+    file_path(path, "live");
+    fd = listen_on(path, 5);
+    text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s:-", path);
+    expect_taken(args, path, EADDRINUSE);
+    text_format(args, sizeof(args), "-c unix-listen:%s:-", path);
+    expect_taken(args, path, EADDRINUSE);
+    close(dial(path, true));            /* it is still there */
+    close(fd);
+}
+END_TEST
+
+START_TEST(address_not_here)
+{
+    /* 192.0.2.1 is for documentation: no machine has it; nothing is sent */
+    expect_taken("-c " CHANNEL " -o http:192.0.2.1:8080", "192.0.2.1:8080",
+                 EADDRNOTAVAIL);
+    expect_taken("-c " CHANNEL " -o http:/nonexistent/dir/socket:-",
+                 "/nonexistent/dir/socket", ENOENT);
+    expect_taken("-c unix-listen:/nonexistent/dir/socket:-",
+                 "/nonexistent/dir/socket", ENOENT);
+}
+END_TEST
+
+/* What is in the way but is no socket is not ours to remove. */
+START_TEST(not_a_socket)
+{
+    char path[PATH_LEN], args[2 * TEXT_LEN];
+    struct stat st;
+
+    file_path(path, "file");
+    file_write(path, "mine", 4);
+    text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s:-", path);
+    expect_taken(args, path, 0);
+    text_format(args, sizeof(args), "-c unix-listen:%s:-", path);
+    expect_taken(args, path, 0);
+    ck_assert(stat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == 4);
+
+    file_path(path, "dir");
+    ck_assert(mkdir(path, 0700) == 0);
+    text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s:-", path);
+    expect_taken(args, path, 0);
+    text_format(args, sizeof(args), "-c unix-listen:%s:-", path);
+    expect_taken(args, path, 0);
+    ck_assert(stat(path, &st) == 0 && S_ISDIR(st.st_mode));
+}
+END_TEST
+
+/* One listener that can't be bound: the others leave nothing behind. */
+START_TEST(nothing_left)
+{
+    char where[TEXT_LEN], path[PATH_LEN], args[3 * TEXT_LEN];
+    int fd = listen_any(where);
+
+    file_path(path, "socket");
+    text_format(args, sizeof(args), "-c " CHANNEL " -o a:%s:- -o b:%s", path,
+                where);
+    expect_taken(args, where, EADDRINUSE);
+    ck_assert_msg(access(path, F_OK) < 0, "%s was left", path);
+    close(fd);
+}
+END_TEST
+
+/* A descriptor that isn't open, or is no channel, is named. */
+START_TEST(bad_descriptor)
+{
+    Daemon *d = daemon_start("fd", "-c fd:777:-");
+
+    ck_assert_int_ne(daemon_exit(d), 0);
+    ck_assert(says(d, "777"));
+    ck_assert(says(d, strerror(EBADF)));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("usage");
+
+    HARNESS_ADD(s, bad_option, N(bad_options));
+    HARNESS_ADD(s, bad_line, N(bad_lines));
+    HARNESS_ADD(s, good_forward, N(good_forwards));
+    HARNESS_ADD(s, good_channel, N(good_channels));
+    HARNESS_ADD(s, longest_path, 1);
+    HARNESS_ADD(s, help, 2);
+    HARNESS_ADD(s, version, 2);
+    HARNESS_ADD(s, address_in_use, 1);
+    HARNESS_ADD(s, address_not_here, 1);
+    HARNESS_ADD(s, not_a_socket, 1);
+    HARNESS_ADD(s, nothing_left, 1);
+    HARNESS_ADD(s, bad_descriptor, 1);
+    return harness_run(s);
+}
