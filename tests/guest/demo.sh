@@ -1,0 +1,115 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# demo.sh - web pages and a shell from a guest that has no network
+#
+# QEMU with a virtio-serial port, a daemon on each side of it, then wget and
+# ssh from the host. Every command is printed before it is run; those of the
+# guest go through a second port, which has nothing to do with qemu-vp. The
+# exit status is 0 if all came out as it went in. Nothing is left behind but
+# the packages in cache/.
+
+set -u
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+top=$(cd "$here/../.." && pwd)
+# shellcheck source=image.sh
+. "$here/image.sh"
+# shellcheck source=vm.sh
+. "$here/vm.sh"
+
+say() { printf '\n# %s\n' "$*"; }
+
+# show() - a command as one could type it, in lines that fit
+show() {
+    local word line=
+    for word in "$@"; do
+        case $word in
+        *[\;\ ]*) word="'$word'" ;;
+        esac
+        if [ $((${#line} + ${#word})) -gt 74 ]; then
+            printf '%s \\\n' "$line"
+            line="   "
+        fi
+        line=$line${line:+ }$word
+    done
+    printf '%s\n' "$line"
+}
+
+# start() - a command of the host in the background, under a name
+start() {
+    local name=$1
+    shift
+    show 'host$' "$@" '&'
+    run "$name" "$@"
+}
+
+host() {
+    show 'host$' "$@"
+    "$@" || fail "this command failed"
+}
+
+guest() {
+    printf 'guest# %s\n' "$*"
+    g "${*//\\/}" || fail "this command failed"
+}
+
+make_image
+D=$(mktemp -d "${TMPDIR:-/tmp}/vp-demo.XXXXXX") || exit 1
+trap 'end_all; rm -rf "$D"' EXIT
+trap 'exit 1' HUP INT TERM
+cd "$D" || exit 1
+mkdir bin
+cp "$kernel" vmlinuz
+cp "$initrd" initrd
+cp "$vp" bin/
+cp "$cache/id" key
+PATH=$D/bin:$PATH
+vm=.
+http=$((20000 + RANDOM % 20000))
+ssh=$((http + 1))
+
+say "A guest with a virtio-serial port named test2, and without a network:"
+start qemu qemu-system-x86_64 -accel tcg -M q35 -cpu max -m 384M \
+    -nodefaults -no-user-config -display none \
+    -kernel vmlinuz -initrd initrd \
+    -append "quiet panic=-1 console=ttyS0" -serial file:console.log \
+    -device virtio-serial \
+    -chardev socket,path=ctl.sock,server=on,wait=off,id=ctl \
+    -device virtserialport,chardev=ctl,name=ctl \
+    -chardev file,path=guest.log,id=log -device virtconsole,chardev=log \
+    -chardev socket,path=test2.sock,server=on,wait=off,id=test2 \
+    -device virtserialport,chardev=test2,name=test2
+wait_guest
+
+say "In the guest: a web server, an ssh server, and qemu-vp in front of them:"
+g 'head -c 30000000 /dev/urandom >/www/file;
+    echo "Hello from $(uname -sr), up for $(cut -d " " -f 1 /proc/uptime) s." \
+    >/www/index.html; dropbearkey -t ed25519 -f /etc/dropbear/key' >/dev/null
+guest 'httpd -p 127.0.0.1:80 -h /www'
+guest 'dropbear -r /etc/dropbear/key -p 127.0.0.1:22'
+guest 'qemu-vp -c virtserial-open:/dev/virtio-ports/test2:- \
+    -i http:127.0.0.1:80 -i ssh:127.0.0.1:22 2>/dev/hvc0 &'
+
+say "On the host: qemu-vp at the other end of that port:"
+start host qemu-vp -c unix-connect:test2.sock:- \
+    -o http:127.0.0.1:$http -o ssh:127.0.0.1:$ssh
+wait_for 30 grep -q 'channel up' host.out || fail "$(cat host.out)"
+
+say "A page and a file from the guest:"
+host wget -q -t 1 -T 60 -O - http://127.0.0.1:$http/
+host wget -q -t 1 -T 60 -O file http://127.0.0.1:$http/file
+host sha256sum file
+guest 'sha256sum /www/file' | tee sum
+[ "$(sha256sum <file | cut -c 1-64)" = "$(grep -o '[0-9a-f]\{64\}' sum)" ] ||
+    fail "the file arrived changed"
+
+say "A command in the guest, by ssh:"
+host ssh -F none -i key -o StrictHostKeyChecking=no \
+    -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -p $ssh \
+    root@127.0.0.1 'uname -a; free -m' </dev/null
+
+say "What the daemons had to say:"
+sed 's/^/host:  /' host.out
+sed 's/^/guest: /' guest.log
+
+say "All of it went through one virtio-serial port."

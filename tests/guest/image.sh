@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+#
+# image.sh - what a guest is made of (sourced)
+#
+# Nothing but Debian packages: a kernel, busybox and a few servers with their
+# libraries are downloaded once and unpacked, never installed, into cache/.
+# They make base.cpio; what is built from this tree makes a second, small
+# archive, which the kernel unpacks over the first one. The packages on the
+# host itself are those of need_host.
+
+cache=$here/cache
+root=$cache/root
+probe=$cache/probe
+busybox=$root/bin/busybox
+
+# What the kernel lacks, in the order in which it can be loaded.
+modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev
+    virtio_pci virtio_console"
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# need_host() - the programs the host needs, installed where we may do that
+need_host() {
+    local pair missing=
+    for pair in qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
+        ssh:openssh-client rsync:rsync wget:wget gcc:gcc make:make; do
+        [ "${pair%:*}" = gcc ] && have "${CC:-gcc}" && continue
+        have "${pair%:*}" || missing="$missing ${pair#*:}"
+    done
+    [ -z "$missing" ] && return
+    if have apt-get && [ "$(id -u)" = 0 ]; then
+        echo "Installing$missing"
+        apt_update
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
+            --no-install-recommends $missing >>"$cache/apt.log" 2>&1 ||
+            die "cannot install$missing, see $cache/apt.log"
+    else
+        die "please install$missing (Debian's names) and try again"
+    fi
+}
+
+# apt_update() - package lists, once per run and only where we may
+apt_update() {
+    [ "$(id -u)" = 0 ] && [ -z "$apt_updated" ] || return 0
+    apt_updated=yes
+    apt-get update -q >>"$cache/apt.log" 2>&1 ||
+        echo "apt-get update failed, trying what is known" >&2
+}
+
+apt_depends() {
+    apt-cache depends --no-recommends --no-suggests --no-conflicts \
+        --no-breaks --no-replaces --no-enhances "$@"
+}
+
+# kernel_package() - the real name behind Debian's or Ubuntu's small kernel
+kernel_package() {
+    local meta
+    for meta in linux-image-cloud-amd64 linux-image-virtual \
+        linux-image-amd64; do
+        apt_depends "$meta" 2>/dev/null |
+            sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
+    done | head -n 1
+}
+
+# fetch() - download and unpack, once; a half-done job starts again
+fetch() {
+    local kernel wanted
+    [ -e "$cache/fetched" ] && return
+    have apt-get && have dpkg || die "the guest is made of Debian packages:" \
+        "it needs apt-get and dpkg, so Debian or Ubuntu"
+    apt_update
+    kernel=$(kernel_package)
+    [ -n "$kernel" ] || die "apt-cache knows no kernel image (apt-get update?)"
+    wanted="busybox-static dropbear-bin openssh-sftp-server rsync
+        qemu-guest-agent"
+    wanted="$wanted $(apt_depends --recurse $wanted |
+        grep -E '^(lib|zlib)' | grep -vE 'perl|:' | tr '\n' ' ')"
+    rm -rf "$root" "$cache/debs"
+    mkdir -p "$root" "$cache/debs"
+    echo "Fetching $kernel and the packages of the guest"
+    # apt's own user may not be let into the cache; that is but a warning.
+    (cd "$cache/debs" && apt-get download -q $kernel $wanted) \
+        >>"$cache/apt.log" 2>&1 || die "apt-get failed, see $cache/apt.log"
+    if ! ls "$cache"/debs/linux-modules* >/dev/null 2>&1 &&
+        apt-cache show "linux-modules-${kernel#linux-image-}" \
+            >/dev/null 2>&1; then
+        (cd "$cache/debs" &&
+            apt-get download -q "linux-modules-${kernel#linux-image-}") \
+            >>"$cache/apt.log" 2>&1
+    fi
+    # Newer packages unpack through links that older ones hold as directories.
+    for wanted in "$cache"/debs/*.deb; do
+        dpkg --fsys-tarfile "$wanted" |
+            tar -x -C "$root" --keep-directory-symlink ||
+            die "cannot unpack $wanted"
+    done
+    cp "$root"/boot/vmlinuz-* "$cache/vmlinuz"
+    # Init scripts have the names of what they start.
+    rm -rf "$cache/debs" "$root/etc" "$root/usr/share"
+    touch "$cache/fetched"
+}
+
+find_file() {
+    find "$root" -name "$1" -type f | head -n 1
+}
+
+# add_program() - a program or library and all it needs into the image
+add_program() {
+    local file loader lib
+    file=$(find_file "$1")
+    [ -n "$file" ] || die "no $1 in the packages"
+    mkdir -p "$tree/bin" "$tree/lib"
+    cp -L "$file" "$tree/bin/${1##*/}"
+    loader=$(find_file ld-linux-x86-64.so.2)
+    for lib in $("$loader" --library-path "$libpath" --list "$file" |
+        sed -n 's/.* => \(.*\) (0x.*/\1/p'); do
+        cp -L "$lib" "$tree/lib/"
+    done
+}
+
+# build_base() - base.cpio: everything that doesn't come from this tree
+build_base() {
+    local tree=$cache/tree libpath module file
+    [ -e "$cache/base.cpio" ] && return
+    rm -rf "$tree"
+    mkdir -p "$tree"/{bin,lib64,lib/modules,etc/dropbear,root/.ssh,run,tmp} \
+        "$tree"/{dev,proc,sys,var/log,www,usr/lib/openssh}
+    libpath=$(find "$root" -name 'lib*.so.*' -printf '%h\n' | sort -u |
+        tr '\n' ':')
+    cp -L "$(find_file busybox)" "$tree/bin/busybox"
+    for file in dropbear dropbearkey rsync qemu-ga sftp-server; do
+        add_program "$file"
+    done
+    mv "$tree/bin/sftp-server" "$tree/usr/lib/openssh/"
+    ln -s openssh/sftp-server "$tree/usr/lib/sftp-server"
+    cp -L "$(find_file ld-linux-x86-64.so.2)" "$tree/lib64/"
+    for module in $modules; do
+        file=$(find_file "$module.ko*")
+        case $file in
+        '') ;; # built in
+        *.zst) zstd -dqf "$file" -o "$tree/lib/modules/$module.ko" ;;
+        *.xz) xz -dc "$file" >"$tree/lib/modules/$module.ko" ;;
+        *) cp "$file" "$tree/lib/modules/" ;;
+        esac
+    done
+    echo 'root::0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
+    echo 'root:x:0:' >"$tree/etc/group"
+    echo /bin/sh >"$tree/etc/shells"
+    rm -f "$cache"/id "$cache"/id.pub
+    ssh-keygen -q -t ed25519 -N '' -C guest-test -f "$cache/id"
+    cp "$cache/id.pub" "$tree/root/.ssh/authorized_keys"
+    chmod 700 "$tree/root" "$tree/root/.ssh"
+    pack "$tree" >"$cache/base.part"
+    mv "$cache/base.part" "$cache/base.cpio"
+    rm -rf "$tree"
+}
+
+# pack() - a directory as an archive for the kernel, padded so that the next
+# one can follow it
+pack() {
+    (cd "$1" && find . | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null)
+}
+
+# build() - qemu-vp and probe, linked statically in a place of their own
+build() {
+    mkdir -p "$cache/build"
+    cp -p "$top"/{configure,Makefile,qemu-vp.c,virtproxy.c,virtproxy.h} \
+        "$cache/build/"
+    (cd "$cache/build" && unset MAKEFLAGS MAKELEVEL MFLAGS VP_TOP QEMU_VP &&
+        { [ config.mak -nt configure ] || ./configure LDFLAGS=-static; } &&
+        make qemu-vp) >"$cache/build.log" 2>&1 ||
+        die "cannot build qemu-vp statically, see $cache/build.log"
+    vp=$cache/build/qemu-vp
+    if [ "$here/probe.c" -nt "$probe" ]; then
+        "${CC:-gcc}" -std=c11 -D_XOPEN_SOURCE=700 -O2 -Wall -Wextra -static \
+            -o "$probe" "$here/probe.c" || die "cannot build probe"
+    fi
+}
+
+# make_image() - all of the above; afterwards $kernel and $initrd are there
+make_image() {
+    mkdir -p "$cache"
+    exec 7>"$cache/lock"
+    flock 7
+    need_host
+    fetch
+    build_base
+    build
+    rm -rf "$cache/overlay"
+    mkdir -p "$cache/overlay/bin"
+    cp "$vp" "$probe" "$cache/overlay/bin/"
+    cp "$here/guest-init" "$cache/overlay/init"
+    chmod +x "$cache/overlay/init"
+    { cat "$cache/base.cpio" && pack "$cache/overlay"; } >"$cache/initrd"
+    exec 7>&-
+    kernel=$cache/vmlinuz
+    initrd=$cache/initrd
+}

@@ -1,0 +1,692 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+#
+# scenarios.sh - what a guest and its channel go through (sourced)
+#
+# A scenario is a function that leaves with fail or comes to its end; it is
+# called in a process of its own with $kind, $host_channel, $guest_channel
+# and sizes that suit the kind ($big, $mid, $small) set by channel(). Times
+# are reported, not judged, but for bounds so wide that only a hang or a
+# timer of the wrong order meets them.
+
+scenarios=(
+    rfc-virtio rfc-isa
+    typing-virtio typing-isa
+    deadlock-virtio deadlock-isa
+    reboot-virtio reboot-isa
+    restart-virtio restart-isa
+    order-virtio order-isa
+    pause-virtio pause-isa
+    snapshot-virtio snapshot-isa
+    reconnect-virtio reconnect-isa
+    handover-virtio handover-isa
+    hotplug-virtio
+    migration-virtio migration-isa
+    second-virtio second-isa
+    idle-virtio idle-isa
+    many-virtio many-isa
+    speed-virtio speed-isa
+)
+
+# What new connections may take after a daemon's start, in milliseconds. The
+# aim is one second; ten are said to be broken.
+broken=10000
+
+# took() - report how long the way back took, refuse what is far too long
+took() {
+    [ "$took" -lt "$broken" ] || fail "$1: new connections work after $took ms"
+    note "$1: new connections work after $took ms"
+}
+
+ssh_options=(-F none -o BatchMode=yes -o StrictHostKeyChecking=no
+    -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR)
+
+sum() { sha256sum "$1" | cut -d ' ' -f 1; }
+
+same() {
+    [ -n "$2" ] && [ "$2" = "$3" ] || fail "$1 arrived changed: $2, $3"
+}
+
+# start_httpd() - busybox's on some free port of the host, named in $web
+start_httpd() {
+    local try
+    for try in 1 2 3 4 5 6 7 8; do
+        web=127.0.0.1:$((20000 + (RANDOM + try) % 20000))
+        run "httpd" "$busybox" httpd -f -p "$web" -h "$1"
+        sleep 0.2
+        kill -0 "${pids[httpd]}" 2>/dev/null && return
+    done
+    fail "no free port for a web server"
+}
+
+# The example of the README with its reverse, at the same time, and the other
+# programs that people run through such a channel.
+rfc() {
+    local login copy
+
+    mkdir "$D/www"
+    head -c "$big" /dev/urandom >"$D/www/file"
+    start_httpd "$D/www"
+    boot
+    g "head -c $big /dev/urandom >/www/file; httpd -p 127.0.0.1:80 -h /www;
+        dropbearkey -t ed25519 -f /etc/dropbear/key &&
+        dropbear -s -r /etc/dropbear/key -p 127.0.0.1:22 &&
+        qemu-ga -d -m unix-listen -p /run/qga.sock -f /run/qga.pid -t /run" \
+        >/dev/null || fail "the guest's servers do not start"
+    log_start=0
+    host_daemon -o http:127.0.0.1:0 -o ssh:127.0.0.1:0 \
+        -o "qga:$D/qga.sock:-" -i "web:$web"
+    guest_daemon -i http:127.0.0.1:80 -i ssh:127.0.0.1:22 \
+        -i qga:/run/qga.sock:- -o web:127.0.0.1:8080
+
+    gbg wget wget -q -O /tmp/file http://127.0.0.1:8080/file
+    wget -q -T 120 -t 1 -O "$D/file" "http://$(port http)/file" ||
+        fail "wget of the guest's file failed"
+    gfinish wget 120 || fail "the guest's wget failed"
+    same "the guest's file" "$(sum "$D/file")" \
+        "$(g 'sha256sum </www/file' | cut -d ' ' -f 1)"
+    same "the host's file" "$(sum "$D/www/file")" \
+        "$(g 'sha256sum </tmp/file' | cut -d ' ' -f 1)"
+
+    login=$(port ssh)
+    login="-i $cache/id -p ${login#*:}"
+    [ "$(ssh "${ssh_options[@]}" $login root@127.0.0.1 'echo $((6 * 7))' \
+        </dev/null)" = 42 ] || fail "ssh does not work"
+    copy=$D/copy
+    head -c "$small" /dev/urandom >"$copy"
+    scp -q "${ssh_options[@]}" ${login/-p/-P} "$copy" root@127.0.0.1:/tmp/c1 &&
+        scp -q "${ssh_options[@]}" ${login/-p/-P} root@127.0.0.1:/tmp/c1 \
+            "$copy.1" || fail "scp failed"
+    rsync -e "ssh ${ssh_options[*]} $login" "$copy" root@127.0.0.1:/tmp/c2 &&
+        rsync -e "ssh ${ssh_options[*]} $login" root@127.0.0.1:/tmp/c2 \
+            "$copy.2" || fail "rsync failed"
+    same "scp's file" "$(sum "$copy")" "$(sum "$copy.1")"
+    same "rsync's file" "$(sum "$copy")" "$(sum "$copy.2")"
+
+    "$probe" line "$D/qga.sock" '{"execute":"guest-ping"}' |
+        grep -q '"return": {}' || fail "the guest agent does not answer"
+    "$probe" line "$D/qga.sock" '{"execute":"guest-info"}' |
+        grep -q '"version"' || fail "the guest agent says nothing of itself"
+}
+
+# typed() - report one round of typing
+typed() {
+    [ "$(field outcome "$2")" = ok ] || fail "typing $1: $2"
+    note "typing $1: $(field count "$2") bytes, round trip p50" \
+        "$(field p50 "$2") ms, p99 $(field p99 "$2") ms," \
+        "max $(field max "$2") ms"
+}
+
+# Every byte is answered before the next one is sent: none may wait for
+# company, whatever else is under way.
+typing() {
+    local login line
+
+    boot
+    g 'dropbearkey -t ed25519 -f /etc/dropbear/key >/dev/null &&
+        dropbear -s -r /etc/dropbear/key -p 127.0.0.1:22'
+    start_servers
+    start_host -o ssh:127.0.0.1:0
+    start_guest -i ssh:127.0.0.1:22
+    works
+    typed "idle" "$("$probe" type -n 1000 "$x")"
+    login=$(port ssh)
+    typed "idle, ssh with a terminal" "$("$probe" type -n 200 -x \
+        "ssh -tt ${ssh_options[*]} -i $cache/id -p ${login#*:} \
+        root@127.0.0.1 'stty raw -echo; echo ready; exec cat'")"
+
+    rload bulk -r -u 1000000000000 -t 300
+    line=$("$probe" type -n 1000 "$x")
+    typed "beside bulk to the guest" "$line"
+    kill -0 "${pids[bulk]}" 2>/dev/null || fail "the bulk transfer ended"
+    end bulk KILL
+    rload bulk -r -d 1000000000000 -t 300
+    line=$("$probe" type -n 1000 "$x")
+    typed "beside bulk from the guest" "$line"
+    kill -0 "${pids[bulk]}" 2>/dev/null || fail "the bulk transfer ended"
+    end bulk KILL
+}
+
+# The two daemons, QEMU and the clients wait for each other in a ring when one
+# of them waits at all. Clients on both sides read nothing for a long time
+# while bulk data goes both ways.
+deadlock() {
+    local line
+
+    boot
+    start_pair
+    rload stuck -n 4 -u 20000 -d "$mid" -h 20 -t 200
+    gbg stuck probe load -n 4 -u 20000 -d "$mid" -h 20 -t 200 $y
+    rload bulk -n 2 -u "$mid" -d "$mid" -t 200
+    gbg bulk probe load -n 2 -u "$mid" -d "$mid" -t 200 $y
+    sleep 2
+    GT=30 g true || fail "the guest does not answer"
+    hmp info status | grep -q running || fail "the monitor does not answer"
+    line=$("$probe" type -n 20 "$x")
+    typed "beside clients that read nothing" "$line"
+    load -n 5 -u 5000 -d 5000 -t 60 || fail "other connections do not work"
+    finish bulk 200 || fail "bulk: $(cat "$D/bulk.out")"
+    line=$(gfinish bulk 200) || fail "bulk in the guest: $line"
+    finish stuck 200 || fail "clients that read late: $(cat "$D/stuck.out")"
+    line=$(gfinish stuck 200) || fail "in the guest, reading late: $line"
+    no_strangers
+}
+
+# traffic() - transfers both ways that do not end by themselves
+traffic() {
+    rload traffic -n 4 -u 1000000000 -d 1000000000 -t 250
+    gbg traffic probe load -n 2 -u 1000000000 -d 1000000000 -t 250 $y
+    sleep 0.$((RANDOM % 8 + 2))
+}
+
+# Nothing tells the host's side of a reboot; the old connections must be
+# reset all the same, and what is left of them must reach nobody.
+reboot() {
+    local round worst=0 times=
+
+    boot
+    start_servers
+    start_host
+    start_guest
+    works
+    for round in 1 2 3 4 5 6 7 8 9 10; do
+        traffic
+        reboot_guest
+        start_guest_server
+        start_guest
+        since=$(now_ms)
+        works
+        times="$times $took"
+        [ "$took" -gt "$worst" ] && worst=$took
+        finish traffic 60
+        all_reset "host's clients, round $round" "$(cat "$D/traffic.out")" 4
+        no_strangers
+    done
+    took=$worst
+    took "guest rebooted ten times ($times ms), the longest"
+}
+
+# Each of the three ends without a word and comes again.
+restart() {
+    local line
+
+    boot
+    start_pair
+
+    traffic
+    kill_guest_daemon
+    start_guest
+    since=$(now_ms)
+    works
+    took "guest's daemon killed and restarted"
+    finish traffic 60
+    all_reset "host's clients" "$(cat "$D/traffic.out")" 4
+    line=$(gfinish traffic)
+    all_reset "guest's clients" "$line" 2
+
+    traffic
+    end host KILL
+    finish traffic 60
+    all_reset "host's clients" "$(cat "$D/traffic.out")" 4
+    start_host
+    since=$(now_ms)
+    works
+    took "host's daemon killed and restarted"
+    line=$(gfinish traffic)
+    all_reset "guest's clients" "$line" 2
+    no_strangers
+
+    traffic
+    end qemu KILL
+    start_vm
+    wait_guest
+    start_guest_server
+    start_guest
+    since=$(now_ms)
+    works
+    took "QEMU killed and restarted"
+    finish traffic 60
+    all_reset "host's clients" "$(cat "$D/traffic.out")" 4
+    no_strangers
+}
+
+# Whoever comes first waits, and whatever was on the line before is ignored.
+order() {
+    local noise
+
+    run hostserver "$probe" serve 127.0.0.1:0
+    wait_for 10 grep -q listening "$D/hostserver.out"
+    host_server=$(sed -n 's/listening //p' "$D/hostserver.out")
+    start_host
+    # Boot messages on the serial line, with our daemon already listening.
+    [ "$kind" = isa ] && console="console=ttyS1 debug"
+    boot
+    start_guest_server
+    start_guest
+    since=$(now_ms)
+    works
+    took "host's daemon before QEMU"
+
+    end host
+    stop_guest_daemon
+    start_guest
+    sleep 3
+    start_host
+    since=$(now_ms)
+    works
+    took "guest's daemon before the host's"
+    stop_guest_daemon
+
+    # Somebody else was on the line: a login shell, or an echo.
+    if [ "$kind" = isa ]; then
+        g 'stty -F /dev/ttyS1 sane;
+            setsid sh -i </dev/ttyS1 >/dev/ttyS1 2>&1 & echo $! >/tmp/pid'
+    else
+        g "cat <>${device[virtio]} 1>&0 & echo \$! >/tmp/pid"
+    fi
+    sleep 2
+    g 'kill -KILL $(cat /tmp/pid)'
+    start_guest
+    since=$(now_ms)
+    works
+    took "a shell or an echo on the channel before"
+    stop_guest_daemon
+
+    noise="head -c 5000 /dev/urandom >${device[$kind]}"
+    g "$noise" || fail "no noise on the channel"
+    start_guest
+    since=$(now_ms)
+    works
+    took "noise on the channel before"
+    no_strangers
+}
+
+# A stopped guest is silent and takes nothing, but it is not dead.
+pause() {
+    local line
+
+    boot
+    start_servers
+    start_host --grace 5
+    start_guest --grace 5
+    works
+    run typing "$probe" type -n 100 -g 50 "$x"
+    rload bulk -n 3 -u "$mid" -d "$mid" -t 250
+    gbg bulk probe load -n 3 -u "$mid" -d "$mid" -t 250 $y
+    sleep 0.5
+    hmp stop >/dev/null
+    sleep 2
+    rload late -u 1000 -d 1000 -t 100
+    sleep 20
+    hmp cont >/dev/null
+    finish late 60 || fail "connected during the pause: $(cat "$D/late.out")"
+    finish typing 120 || fail "typing: $(cat "$D/typing.out")"
+    finish bulk 250 || fail "bulk: $(cat "$D/bulk.out")"
+    line=$(gfinish bulk 250) || fail "bulk in the guest: $line"
+    no_strangers
+}
+
+# The guest is thrown back in time under open connections.
+snapshot() {
+    local line
+
+    qemu-img create -q -f qcow2 "$D/disk" 1G
+    boot -drive "if=none,id=disk,file=$D/disk,format=qcow2"
+    start_pair
+    traffic
+    run typing "$probe" type -n 100000 -g 10 "$x"
+    sleep 1
+    line=$(hmp savevm before)
+    grep -qi error <<<"$line" && fail "savevm: $line"
+    sleep 2
+    line=$(hmp loadvm before)
+    grep -qi error <<<"$line" && fail "loadvm: $line"
+    since=$(now_ms)
+    works
+    took "snapshot loaded"
+    finish traffic 60
+    all_reset "host's clients" "$(cat "$D/traffic.out")" 4
+    finish typing 60
+    [ "$(field outcome "$(cat "$D/typing.out")")" = reset ] ||
+        fail "typing: $(cat "$D/typing.out")"
+    line=$(gfinish traffic)
+    all_reset "guest's clients" "$line" 2
+    rm "$D/disk"
+    no_strangers
+}
+
+# QEMU is the client of the chardev and comes back when we do.
+reconnect() {
+    local line
+
+    host_channel=unix-listen:$D/$kind.sock:-
+    line=socket,path=$D/$kind.sock,server=off,reconnect=1
+    [ "$kind" = isa ] && isa_chardev=$line || virtio_chardev=$line
+    boot
+    start_servers
+    start_guest
+    start_host
+    since=$(now_ms)
+    works
+    took "QEMU as the client, daemon started"
+    traffic
+    end host KILL
+    start_host
+    since=$(now_ms)
+    works
+    took "daemon killed and restarted"
+    finish traffic 60
+    all_reset "host's clients" "$(cat "$D/traffic.out")" 4
+    line=$(gfinish traffic)
+    all_reset "guest's clients" "$line" 2
+    no_strangers
+}
+
+# QEMU and the daemon inherit the two ends of a socketpair.
+handover() {
+    local name line
+
+    [ "$kind" = isa ] && isa_chardev=socket,fd=8 || virtio_chardev=socket,fd=8
+    run hostserver "$probe" serve 127.0.0.1:0
+    wait_for 10 grep -q listening "$D/hostserver.out"
+    host_server=$(sed -n 's/listening //p' "$D/hostserver.out")
+    vm=$D
+    qemu_command "$D"
+    log_start=0
+    # One shell has both as its children, and takes them with it.
+    run qemu "$probe" pair "
+        $(printf '%q ' "${qemu[@]}") 9>&- & qemu=\$!
+        $(printf '%q ' "$vp" -c fd:9:- -o x:127.0.0.1:0 \
+            -i "y:$host_server") 8>&- 2>>$D/host-daemon.log & daemon=\$!
+        exec 8>&- 9>&-
+        trap 'kill \$daemon \$qemu; wait' TERM
+        wait; wait"
+    x=$(port x) || exit 1
+    wait_guest
+    start_guest_server
+    start_guest
+    since=$(now_ms)
+    works
+    took "descriptor handed to both"
+    load -n 10 -u "$mid" -d "$mid" -m -t 120 || fail "transfers failed"
+    line=$(g probe load -n 10 -u "$mid" -d "$mid" -m -t 120 $y) ||
+        fail "transfers of the guest failed: $line"
+    no_strangers
+}
+
+# The port is taken out and put back under load: both daemons live on, and so
+# do the connections.
+hotplug() {
+    local line
+
+    boot
+    start_pair
+    run typing "$probe" type -n 200 -g 20 "$x"
+    rload bulk -n 3 -u "$mid" -d "$mid" -t 200
+    gbg bulk probe load -n 3 -u "$mid" -d "$mid" -t 200 $y
+    for _ in 1 2 3; do
+        sleep 0.5
+        hmp device_del virtio >/dev/null
+        wait_for 20 g "[ ! -e ${device[virtio]} ]" ||
+            fail "the port does not go"
+        g name-ports
+        sleep 1
+        line=$(hmp device_add \
+            virtserialport,bus=vs0.0,id=virtio,chardev=virtio,name=virtio)
+        grep -qi error <<<"$line" && fail "device_add: $line"
+        wait_for 20 g "name-ports; [ -e ${device[virtio]} ]" ||
+            fail "the port does not come back"
+    done
+    since=$(now_ms)
+    works
+    took "port plugged in again"
+    finish typing 200 || fail "typing: $(cat "$D/typing.out")"
+    finish bulk 200 || fail "bulk: $(cat "$D/bulk.out")"
+    line=$(gfinish bulk 200) || fail "bulk in the guest: $line"
+    no_strangers
+}
+
+# start_target() - a second QEMU that waits for the guest of the first one
+start_target() {
+    local name=$kind.sock
+    qemu_command "$D/2" -incoming "unix:$D/incoming.sock"
+    run target "${qemu[@]}"
+    wait_for 20 [ -S "$D/2/$name" ] || fail "no second QEMU"
+    wait_for 20 [ -S "$D/incoming.sock" ] || fail "no second QEMU"
+}
+
+# migrate() - the guest moves to the second QEMU; the first one is silent
+migrate() {
+    hmp migrate_set_parameter max-bandwidth 10G >/dev/null
+    hmp migrate -d "unix:$D/incoming.sock" >/dev/null
+    wait_for 100 eval 'hmp info migrate | grep -q "status: completed"' ||
+        fail "migration: $(hmp info migrate)"
+    vm=$D/2
+    wait_for 20 eval 'hmp info status | grep -q running' ||
+        fail "the guest does not run after the migration"
+}
+
+# The host's daemon is given a link for a path, which is moved to the new
+# socket: connections that are open survive.
+migration() {
+    local line
+
+    ln -s "$kind.sock" "$D/channel"
+    host_channel=unix-connect:$D/channel:-
+    boot
+    start_pair
+    start_target
+    run typing "$probe" type -n 200 -g 20 "$x"
+    rload bulk -n 3 -u "$mid" -d "$mid" -t 250
+    gbg bulk probe load -n 3 -u "$mid" -d "$mid" -t 250 $y
+    sleep 0.5
+    migrate
+    ln -sfn "2/$kind.sock" "$D/channel"
+    end qemu
+    pids[qemu]=${pids[target]}
+    unset "pids[target]"
+    since=$(now_ms)
+    works
+    took "guest migrated, daemon follows the link"
+    finish typing 200 || fail "typing: $(cat "$D/typing.out")"
+    finish bulk 250 || fail "bulk: $(cat "$D/bulk.out")"
+    line=$(gfinish bulk 250) || fail "bulk in the guest: $line"
+    no_strangers
+    note "all connections survived the migration"
+}
+
+# The same with a second channel that is there before the migration: what is
+# new goes through that one, what was open is reset.
+second() {
+    local line
+
+    boot
+    start_servers
+    start_target
+    start_host --grace 1 -c "unix-connect:$D/2/$kind.sock:-:1" \
+        -o z:127.0.0.1:0:1 -i "z:$host_server:1"
+    start_guest -i z:127.0.0.1:7000 -o z:127.0.0.1:7002
+    works
+    traffic
+    migrate
+    end qemu
+    pids[qemu]=${pids[target]}
+    unset "pids[target]"
+    y=127.0.0.1:7002
+    x=$(port z) || exit 1
+    since=$(now_ms)
+    works
+    took "guest migrated, second channel"
+    finish traffic 60
+    all_reset "host's clients" "$(cat "$D/traffic.out")" 4
+    line=$(gfinish traffic)
+    all_reset "guest's clients" "$line" 2
+    no_strangers
+}
+
+# lazy() - a daemon without its peer costs next to nothing
+lazy() {
+    local what=$1 ms
+    shift
+    # A guest's clock also counts what other programs take from the host:
+    # the best of some windows is the daemon's own.
+    for _ in 1 2 3; do
+        ms=$("$@") || fail "$what: the daemon has gone"
+        [ "${ms%.*}" -lt 20 ] && break
+    done
+    [ "${ms%.*}" -lt 20 ] || fail "$what: $ms ms of processor time in 5 s"
+    note "$what: $ms ms of processor time in 5 s"
+}
+
+idle() {
+    run hostserver "$probe" serve 127.0.0.1:0
+    wait_for 10 grep -q listening "$D/hostserver.out"
+    host_server=$(sed -n 's/listening //p' "$D/hostserver.out")
+    start_host
+    lazy "host's daemon, no QEMU" "$probe" cpu "${pids[host]}" 5
+    boot
+    sleep 1
+    lazy "host's daemon, none in the guest" "$probe" cpu "${pids[host]}" 5
+    end host
+    start_guest_server
+    start_guest
+    sleep 1
+    lazy "guest's daemon, none on the host" \
+        g 'probe cpu $(cat /run/vp.pid) 5'
+    start_host
+    works
+    lazy "guest's daemon, idle" g 'probe cpu $(cat /run/vp.pid) 5'
+    lazy "host's daemon, idle" "$probe" cpu "${pids[host]}" 5
+    end host KILL
+    sleep 1
+    lazy "guest's daemon, the host's has gone" \
+        g 'probe cpu $(cat /run/vp.pid) 5'
+    start_host
+    works
+    kill_guest_daemon
+    lazy "host's daemon, the guest's has gone" \
+        "$probe" cpu "${pids[host]}" 5
+}
+
+many() {
+    local line up=1000000 down=1000000
+
+    [ "$kind" = isa ] && up=4000 down=12000
+    boot
+    start_pair
+    load -n 200 -m -u $up -d $down -t 200 >"$D/many.out" ||
+        fail "from the host: $(cat "$D/many.out")"
+    note "200 from the host: $(cat "$D/many.out")"
+    line=$(GT=220 g probe load -n 200 -m -u $down -d $up -t 200 $y) ||
+        fail "from the guest: $line"
+    note "200 from the guest: $line"
+    no_strangers
+}
+
+median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
+
+# ratio() - a / b to two places; goal() says so and whether it is enough
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
+
+goal() {
+    local what=$1 value=$2 op=$3 aim=$4
+    if awk -v v="$value" -v a="$aim" "BEGIN { exit !(v $op a) }"; then
+        note "$what: $value (aim $op $aim: met)"
+    else
+        note "$what: $value (aim $op $aim: missed)"
+    fi
+}
+
+# measured() - one round over what $x leads to now: rates and round trip
+measured() {
+    local line
+    line=$(load -r -u $up -t 100) || fail "$1, to the guest: $line"
+    to[$1]="${to[$1]-} $(field kbps "$line")"
+    line=$(load -r -d $down -t 100) || fail "$1, from the guest: $line"
+    from[$1]="${from[$1]-} $(field kbps "$line")"
+    line=$("$probe" type -n 300 "$x")
+    [ "$(field outcome "$line")" = ok ] || fail "$1, typing: $line"
+    trip[$1]="${trip[$1]-} $(field p50 "$line")"
+}
+
+# on_relay() - what measured() does, a plain relay in the guest for each
+# connection
+on_relay() {
+    local what
+    x=$D/$kind.sock
+    for what in "load -r -u $up -t 100:to" "load -r -d $down -t 100:from" \
+        "type -n 300:trip"; do
+        relay=$(g probe relay "${device[$kind]}" 127.0.0.1:7000) ||
+            fail "no relay"
+        line=$("$probe" ${what%:*} "$x") || fail "relay, $what: $line"
+        case $what in
+        *:to) to[relay]="${to[relay]-} $(field kbps "$line")" ;;
+        *:from) from[relay]="${from[relay]-} $(field kbps "$line")" ;;
+        *:trip) trip[relay]="${trip[relay]-} $(field p50 "$line")" ;;
+        esac
+        g "kill -KILL -$relay 2>/dev/null; sleep 0.2"
+    done
+}
+
+# qemu-vp, a plain relay in the guest (both in front of the same server) and
+# that server on the port itself, in turns, so that the machine's moods meet
+# them all.
+speed() {
+    local -A to from trip
+    local up=33554432 down=134217728 relay server line bulk_alone bulk_ms
+
+    [ "$kind" = isa ] && up=100000 down=300000
+    boot
+    start_servers
+    for _ in 1 2 3; do
+        start_host
+        start_guest
+        works
+        measured vp
+        stop_guest_daemon
+        end host
+        on_relay
+        server=$(g probe serve -b /tmp/plain.log "${device[$kind]}") ||
+            fail "no server on the port"
+        measured port
+        g "kill -KILL $server; sleep 0.2"
+    done
+    for line in "${!to[@]}"; do
+        to[$line]=$(median ${to[$line]}) from[$line]=$(median ${from[$line]})
+        trip[$line]=$(median ${trip[$line]})
+        note "$line: ${to[$line]} KB/s to the guest," \
+            "${from[$line]} KB/s from it, round trip ${trip[$line]} ms"
+    done
+    line=0.8
+    [ "$kind" = isa ] && line=0.9
+    goal "to the guest, of the plain loop" \
+        "$(ratio "${to[vp]}" "${to[relay]}")" '>=' $line
+    goal "from the guest, of the plain loop" \
+        "$(ratio "${from[vp]}" "${from[relay]}")" '>=' $line
+    goal "round trip, of the plain loop's" \
+        "$(ratio "${trip[vp]}" "${trip[relay]}")" '<=' 1.5
+
+    # A byte behind a bulk transfer, and what that does to the transfer.
+    [ "$kind" = isa ] && up=400000 || up=$((up * 4))
+    server=$(g probe serve -b /tmp/plain.log "${device[$kind]}")
+    line=$("$probe" type -f -n 10 "$D/$kind.sock")
+    note "a byte behind bulk on the plain port: p50 $(field p50 "$line") ms," \
+        "max $(field max "$line") ms"
+    g "kill -KILL $server; sleep 0.2"
+    start_host
+    start_guest
+    works
+    line=$(load -r -u $up -t 200) || fail "bulk: $line"
+    bulk_alone=$(field ms "$line")
+    run typing "$probe" type -n 1000000 "$x"
+    line=$(load -r -u $up -t 200) || fail "bulk: $line"
+    bulk_ms=$(field ms "$line")
+    end typing
+    line=$(cat "$D/typing.out")
+    typed "beside bulk to the guest" "$line"
+    [ "$kind" = isa ] &&
+        goal "a byte behind bulk, p99 in ms" "$(field p99 "$line")" '<=' 60
+    goal "bulk rate kept beside typing" \
+        "$(ratio "$bulk_alone" "$bulk_ms")" '>=' 0.85
+    no_strangers
+}
