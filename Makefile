@@ -7,11 +7,9 @@
 #
 #   all install uninstall   the program; DESTDIR and PREFIX as usual
 #   check                   every suite (tests/check.sh)
-#   check-guest             the same program in real guests (tests/guest)
-#   demo [GUEST=1]          show it at work (tests/demo, tests/guest)
+#   check-guest             in real guests, under QEMU (tests/guest)
+#   demo [GUEST=1]          see it work, or see it work with a guest
 #   bench                   how fast it is (tests/bench)
-#   chaos [SEEDS=n]         ill-treat a channel, seed by seed (tests/chaos)
-#   fuzz [FUZZ_SECONDS=n]   feed it what nobody should send (tests/fuzz)
 #   lint                    what compilers and linters have to say
 #   clean distclean         away with what was built; with all that was made
 
@@ -71,8 +69,24 @@ check:
 	@false
 endif
 
+check-guest:
+	tests/guest/run.sh
+
 demo: all
-	tests/demo/demo.sh
+	$(if $(GUEST),tests/guest/demo.sh,tests/demo/demo.sh)
+
+bench: all
+	tests/bench/run.sh
+
+lint_flags = -std=c11 -Wall -Wextra -Wshadow -Wconversion $(CPPFLAGS_AUTO)
+lint:
+	gcc $(lint_flags) -O2 -fanalyzer -Werror -c -o /dev/null virtproxy.c
+	gcc $(lint_flags) -O2 -fanalyzer -Werror -c -o /dev/null qemu-vp.c
+	clang-tidy --quiet virtproxy.c qemu-vp.c -- $(lint_flags)
+	cppcheck --quiet --std=c11 --enable=warning,performance,portability \
+	    --suppress=missingIncludeSystem --inline-suppr --error-exitcode=1 \
+	    $(filter -D%,$(lint_flags)) virtproxy.c qemu-vp.c
+	shellcheck -x -P SCRIPTDIR configure .ci/run tests/*.sh tests/*/*.sh
 
 install: all
 	$(INSTALL) -d '$(DESTDIR)$(bindir)' '$(DESTDIR)$(docdir)'
@@ -87,8 +101,8 @@ clean:
 	rm -rf build qemu-vp
 
 distclean: clean
-	rm -f config.mak
+	rm -rf config.mak tests/guest/cache
 
-.PHONY: all check demo install uninstall clean distclean
+.PHONY: all check check-guest demo bench lint install uninstall clean distclean
 
 -include $(wildcard build/*.d build/tests/*/*.d)
