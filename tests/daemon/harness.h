@@ -68,14 +68,13 @@ void file_wait(const char *name, const char *text);
 typedef struct StartOptions {
     int keep_fd;                /* descriptor to inherit, 0: none */
     int nofile;                 /* limit of descriptors, 0: as we have */
-    bool may_fail;              /* its end is no failure by itself */
+    bool nobody;                /* as a user who may not do everything */
     const char *hosts;          /* file to see as /etc/hosts, or NULL */
 } StartOptions;
 
 typedef struct Daemon {
     pid_t pid;                  /* 0: not running */
     int status;                 /* as waitpid() gave it, once pid is 0 */
-    bool may_fail;              /* see StartOptions */
     char name[40];
     char log[PATH_LEN];         /* file with its stderr */
     off_t mark;                 /* daemon_wait() looks from here on */

@@ -1,0 +1,879 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_life.c - daemons that start, wait, die, come back and meet strangers
+ */
+#define _XOPEN_SOURCE 700
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "channel.h"
+#include "hello.h"
+#include "traffic.h"
+
+#define MIB (UINT64_C(1) << 20)
+#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
+
+/* Lines a daemon may spend on a state that lasts */
+#define FEW_LINES 6
+
+static void finish(Traffic *t)
+{
+    t->hold = false;
+    ck_assert_msg(traffic_run(t, traffic_done, 3 * WAIT_MS),
+                  "flows hang after %llu bytes",
+                  (unsigned long long)traffic_moved(t));
+}
+
+/* check_works() - a new connection carries data both ways, to its end */
+static void check_works(Traffic *t, const char *where)
+{
+    traffic_add(t, where, 0, 100000, 100000);
+    finish(t);
+}
+
+/* move() - run until so many more bytes have been received */
+static void move(Traffic *t, uint64_t bytes)
+{
+    uint64_t enough = traffic_moved(t) + bytes;
+    int64_t end = now_ms() + WAIT_MS;
+
+    while (traffic_moved(t) < enough) {
+        ck_assert_msg(now_ms() < end, "nothing moves");
+        traffic_run(t, traffic_never, 10);
+    }
+}
+
+/* --- kill -9 ------------------------------------------------------------ */
+
+/* Daemons that are started again with the same options, port included */
+typedef struct Restart {
+    Channel channel;
+    Daemon *daemon[2];          /* host, guest */
+    char options[2][TEXT_LEN];
+    char where[TEXT_LEN];
+} Restart;
+
+static void restart_one(Restart *r, int which)
+{
+    r->daemon[which] = daemon_start(which ? "guest" : "host", "-c %s %s",
+                                    r->channel.option[which],
+                                    r->options[which]);
+}
+
+/* every_end_is_reset() - of the flows from first on; then they are done with */
+static void every_end_is_reset(Traffic *t, size_t first)
+{
+    ck_assert_msg(traffic_run(t, traffic_ended, 2 * WAIT_MS),
+                  "not all connections of a dead session were reset");
+    for (size_t i = first; i < t->n_flows; i++) {
+        Flow *f = &t->flows[i];
+
+        for (int s = 0; s < 2; s++) {
+            ck_assert_msg(f->side[s].error == ECONNRESET,
+                          "flow %zu, side %d: %s where a reset was due", i, s,
+                          f->side[s].error ? strerror(f->side[s].error) :
+                          "end of data");
+        }
+        f->waived = true;
+    }
+}
+
+/*
+ * Either daemon is killed in the middle of transfers of all shapes.  Every
+ * client and server gets a reset, also those of the one that was killed, never
+ * an end of data that makes a part look like the whole.  New connections work
+ * within a second of the restart: in the best of some rounds, as the machine
+ * may be busy.
+ */
+START_TEST(killed)
+{
+    static const ChannelKind kinds[] = {
+        CHANNEL_UNIX, CHANNEL_TCP, CHANNEL_VIRTSERIAL,
+        CHANNEL_QEMU_VIRTSERIAL, CHANNEL_QEMU_ISASERIAL,
+    };
+    const int victim = _i % 2;
+    int64_t best = INT64_MAX;
+    Restart r;
+    Traffic t;
+
+    traffic_init(&t);
+    channel_make(&r.channel, kinds[_i / 2], "channel");
+    text_format(r.where, sizeof(r.where), "127.0.0.1:%d", free_port());
+    text_format(r.options[0], TEXT_LEN, "-o s:%s", r.where);
+    text_format(r.options[1], TEXT_LEN, "-i s:%s", traffic_listen(&t));
+    restart_one(&r, 0);
+    restart_one(&r, 1);
+    daemon_up(r.daemon[0]);
+    daemon_up(r.daemon[1]);
+    for (int round = 0; round < 2 || (round < 6 && best > 1000); round++) {
+        size_t first = t.n_flows;
+        int64_t start;
+
+        t.hold = true;
+        for (int i = 0; i < 8; i++) {
+            traffic_add(&t, r.where, 0, i & 1 ? FOREVER : 100,
+                        i & 2 ? FOREVER : 100);
+        }
+        ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
+        move(&t, MIB);
+        daemon_kill(r.daemon[victim]);
+        start = now_ms();
+        restart_one(&r, victim);
+        daemon_listens(r.daemon[0], "s");
+        every_end_is_reset(&t, first);
+        check_works(&t, r.where);
+        best = now_ms() - start < best ? now_ms() - start : best;
+        ck_assert_int_eq(daemon_count(r.daemon[victim], "session resumed"), 0);
+    }
+    ck_assert_msg(best <= 1000, "works again only after %d ms", (int)best);
+    traffic_free(&t);
+    ck_assert_int_lt(daemon_fds(r.daemon[0]), 40);
+    ck_assert_int_lt(daemon_fds(r.daemon[1]), 40);
+}
+END_TEST
+
+/* Both daemons live, the channel is cut in mid-transfer: nobody notices. */
+START_TEST(cut)
+{
+    RelayEnd ends[2] = { { .kind = RELAY_LISTEN }, { .kind = RELAY_CONNECT } };
+    Relay relay;
+    Traffic t;
+    Daemon *host, *guest;
+
+    traffic_init(&t);
+    file_path(ends[0].path, "near");
+    file_path(ends[1].path, "far");
+    relay_start(&relay, ends);
+    host = daemon_start("host", "-c unix-connect:%s:- -o s:127.0.0.1:0",
+                        ends[0].path);
+    guest = daemon_start("guest", "-c unix-listen:%s:- -i s:%s", ends[1].path,
+                         traffic_listen(&t));
+    for (int i = 0; i < 4; i++) {
+        traffic_add(&t, daemon_listens(host, "s"), 0, 48 * MIB, 48 * MIB);
+    }
+    for (int i = 0; i < 3; i++) {
+        move(&t, 8 * MIB);
+        relay_tell(&relay, RELAY_CUT);
+        move(&t, 8 * MIB);
+    }
+    ck_assert_int_eq(daemon_count(host, "channel up: new session"), 1);
+    ck_assert_int_ge(daemon_count(host, "channel up: session resumed"), 1);
+    ck_assert_int_ge(daemon_count(guest, "channel down: "), 1);
+    finish(&t);
+    traffic_free(&t);
+}
+END_TEST
+
+/* No channel for longer than --grace: connections are reset, new ones too. */
+START_TEST(grace)
+{
+    char path[PATH_LEN];
+    Traffic t;
+    Daemon *host, *guest;
+    const char *where;
+
+    traffic_init(&t);
+    file_path(path, "channel");
+    host = daemon_start("host", "-c unix-connect:%s:- -o s:127.0.0.1:0 "
+                        "--grace %d", path, _i);
+    where = daemon_listens(host, "s");
+    expect_reset(dial(where, true));
+    guest = daemon_start("guest", "-c unix-listen:%s:- -i s:%s --grace %d",
+                         path, traffic_listen(&t), _i);
+    daemon_up(host);
+    t.hold = true;
+    for (int i = 0; i < 4; i++) {
+        traffic_add(&t, where, 0, 100, 100);
+    }
+    ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
+    move(&t, 4 * 200);
+    daemon_kill(guest);
+    every_end_is_reset(&t, 0);
+    daemon_start("guest", "-c unix-listen:%s:- -i s:%s", path, t.where[0]);
+    daemon_mark(host);
+    daemon_up(host);
+    check_works(&t, where);
+    traffic_free(&t);
+}
+END_TEST
+
+/* --- one end without the other ------------------------------------------ */
+
+/*
+ * On every kind of channel one end is alone for some time (minutes in life),
+ * which costs no CPU time and no flood of lines; when the other comes,
+ * connections work, those included that were made before.
+ */
+START_TEST(alone)
+{
+    static const ChannelKind kinds[] = {
+        CHANNEL_UNIX, CHANNEL_TCP, CHANNEL_VIRTSERIAL,
+        CHANNEL_QEMU_VIRTSERIAL, CHANNEL_QEMU_ISASERIAL, CHANNEL_ISASERIAL,
+        CHANNEL_FD,
+    };
+    const int first = _i;               /* 0: the host, which has the client */
+    Channel channels[N(kinds)];
+    Daemon *daemons[2][N(kinds)];
+    const char *target;
+    Traffic t;
+
+    traffic_init(&t);
+    target = traffic_listen(&t);
+    for (int i = 0; i < N(kinds); i++) {
+        channel_make(&channels[i], kinds[i], channel_kind_name(kinds[i]));
+    }
+    for (int turn = 0; turn < 2; turn++) {
+        int which = turn ? !first : first;
+
+        for (int i = 0; i < N(kinds); i++) {
+            char name[40];
+
+            text_format(name, sizeof(name), "%s-%s", which ? "guest" : "host",
+                        channel_kind_name(kinds[i]));
+            daemons[which][i] = daemon_start_with(
+                &channels[i].start[which], name, "-c %s %s%s",
+                channels[i].option[which], which ? "-i s:" : "-o s:127.0.0.1:",
+                which ? target : "0");
+        }
+        if (which == 0) {
+            for (int i = 0; i < N(kinds); i++) {
+                traffic_add(&t, daemon_listens(daemons[0][i], "s"), 0, 300000,
+                            300000);
+            }
+        }
+        if (turn == 0) {
+            for (int i = 0; i < N(kinds); i++) {
+                daemon_wait(daemons[which][i], "ch0: ");
+            }
+            traffic_run(&t, traffic_never, 500);
+            daemons_idle(daemons[which], N(kinds));
+            for (int i = 0; i < N(kinds); i++) {
+                ck_assert_msg(daemon_count(daemons[which][i], ".") <=
+                              FEW_LINES, "%s: too many lines about a channel "
+                              "that isn't there", daemons[which][i]->name);
+            }
+        }
+    }
+    finish(&t);
+    for (int i = 0; i < N(kinds); i++) {
+        check_works(&t, daemon_listens(daemons[0][i], "s"));
+    }
+    traffic_free(&t);
+}
+END_TEST
+
+/*
+ * QEMU's client leaves a virtio port in mid-transfer and comes back: to the
+ * guest that is a state, not an end; nothing is lost, nothing spins.
+ */
+START_TEST(host_away)
+{
+    char options[TEXT_LEN];
+    const char *where;
+    Traffic t;
+    Pair p;
+
+    traffic_init(&t);
+    text_format(options, sizeof(options), "-i s:%s", traffic_listen(&t));
+    pair_start(&p, CHANNEL_QEMU_VIRTSERIAL, "-o s:127.0.0.1:0", options);
+    where = daemon_listens(p.host, "s");
+    for (int i = 0; i < 4; i++) {
+        traffic_add(&t, where, 0, 24 * MIB, 24 * MIB);
+    }
+    move(&t, 4 * MIB);
+    relay_tell(&p.channel.relay, RELAY_AWAY);
+    daemon_wait(p.host, "channel down");
+    traffic_settle(&t);
+    daemons_idle((Daemon *[]) { p.host, p.guest }, 2);
+    traffic_add(&t, where, 0, 1000, 1000);
+    relay_tell(&p.channel.relay, RELAY_GO);
+    finish(&t);
+    ck_assert_int_eq(daemon_count(p.host, "new session"), 1);
+    traffic_free(&t);
+}
+END_TEST
+
+/* What is named by -c comes into being only later. */
+START_TEST(device_appears)
+{
+    char path[PATH_LEN];
+    Traffic t;
+    Channel c;
+    Daemon *host;
+
+    traffic_init(&t);
+    file_path(path, "channel");
+    host = daemon_start("host", "-c virtserial-open:%s:- -o s:127.0.0.1:0",
+                        path);
+    daemon_wait(host, "ch0: .*%s.*No such file", path);
+    sleep_ms(500);
+    ck_assert_int_le(daemon_count(host, "No such file"), 1);
+    channel_make(&c, CHANNEL_VIRTSERIAL, "channel");
+    daemon_start("guest", "-c %s -i s:%s", c.option[1], traffic_listen(&t));
+    daemon_up(host);
+    check_works(&t, daemon_listens(host, "s"));
+    traffic_free(&t);
+}
+END_TEST
+
+/* What can't be a channel is named, with the reason, once, and waited for. */
+START_TEST(wrong_thing)
+{
+    static const struct {
+        const char *option;     /* %s: the path */
+        char kind;              /* of thing: a directory, file, null device */
+        const char *reason;     /* in the log */
+    } wrong[] = {
+        { "unix-connect:%s:-", 'd', "Connection refused|not a socket" },
+        { "unix-connect:%s:-", 'f', "Connection refused|not a socket" },
+        { "virtserial-open:%s:-", 'd', "Is a directory|not a" },
+        { "virtserial-open:%s:-", 'f', "not a|cannot|can't" },
+        { "isaserial-open:%s:-", 'd', "Is a directory|not a" },
+        { "isaserial-open:%s:-", 'f', "Inappropriate ioctl|not a" },
+        { "isaserial-open:%s:-", 'n', "Inappropriate ioctl|not a" },
+    };
+    char path[PATH_LEN], option[TEXT_LEN];
+    Daemon *daemons[N(wrong)];
+
+    for (int i = 0; i < N(wrong); i++) {
+        text_format(option, sizeof(option), "wrong%d", i);
+        file_path(path, option);
+        if (wrong[i].kind == 'd') {
+            ck_assert(mkdir(path, 0755) == 0);
+        } else if (wrong[i].kind == 'f') {
+            file_write(path, "text\n", 5);
+        } else {
+            ck_assert(symlink("/dev/null", path) == 0);
+        }
+        text_format(option, sizeof(option), wrong[i].option, path);
+        daemons[i] = daemon_start("wrong", "-c %s", option);
+    }
+    for (int i = 0; i < N(wrong); i++) {
+        daemon_wait(daemons[i], "ch0: .*/wrong%d.*(%s)", i, wrong[i].reason);
+    }
+    daemons_idle(daemons, N(wrong));
+    for (int i = 0; i < N(wrong); i++) {
+        ck_assert_int_eq(daemon_count(daemons[i], "/wrong"), 1);
+    }
+}
+END_TEST
+
+/* A device that may not be opened, until it may. */
+START_TEST(unreadable)
+{
+    StartOptions o = { .nobody = true };
+    char path[PATH_LEN], fifo[PATH_LEN + 8];
+    Traffic t;
+    Channel c;
+    Daemon *host;
+
+    traffic_init(&t);
+    channel_make(&c, CHANNEL_VIRTSERIAL, "channel");
+    file_path(path, "channel");
+    for (int i = 0; i < 2; i++) {
+        text_format(fifo, sizeof(fifo), "%s.%s", path, i ? "in" : "out");
+        ck_assert(chmod(fifo, 0) == 0);
+    }
+    host = daemon_start_with(&o, "host", "-c %s -o s:127.0.0.1:0",
+                             c.option[0]);
+    daemon_wait(host, "ch0: .*/channel.*Permission denied");
+    sleep_ms(500);
+    ck_assert_int_eq(daemon_count(host, "Permission denied"), 1);
+    for (int i = 0; i < 2; i++) {
+        text_format(fifo, sizeof(fifo), "%s.%s", path, i ? "in" : "out");
+        ck_assert(chmod(fifo, 0666) == 0);
+    }
+    daemon_start("guest", "-c %s -i s:%s", c.option[1], traffic_listen(&t));
+    check_works(&t, daemon_listens(host, "s"));
+    traffic_free(&t);
+}
+END_TEST
+
+/* --- serial lines ------------------------------------------------------- */
+
+static int open_line(const RelayEnd *end)
+{
+    int fd = open(end->path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+
+    ck_assert_msg(fd >= 0, "%s: %s", end->path, strerror(errno));
+    return fd;
+}
+
+/* Raw while in use, as it was when the daemon has gone. */
+START_TEST(line_settings)
+{
+    struct termios before, during, after;
+    RelayEnd end;
+    Daemon *d;
+    int line;
+
+    relay_pty(&end);
+    line = open_line(&end);
+    ck_assert(tcgetattr(line, &before) == 0);
+    ck_assert(before.c_lflag & ICANON && before.c_lflag & ECHO);
+    ck_assert(write(end.master, "stale words", 11) == 11);
+    d = daemon_start("line", "-c isaserial-open:%s:9600", end.path);
+    daemon_wait(d, "ch0: ");
+    for (int64_t give_up = now_ms() + WAIT_MS;;) {
+        ck_assert(tcgetattr(line, &during) == 0);
+        if (!(during.c_lflag & ICANON)) {
+            break;
+        }
+        ck_assert_msg(now_ms() < give_up, "the line is never made raw");
+        sleep_ms(10);
+    }
+    ck_assert(!(during.c_lflag & (ECHO | ISIG | IEXTEN)));
+    ck_assert(!(during.c_iflag & (IXON | IXOFF | ICRNL | INLCR | ISTRIP)));
+    ck_assert(!(during.c_oflag & OPOST));
+    ck_assert(during.c_cflag & CLOCAL && during.c_cflag & CREAD);
+    ck_assert((during.c_cflag & CSIZE) == CS8);
+    ck_assert(cfgetospeed(&during) == B9600);
+    ck_assert(cfgetispeed(&during) == B9600);
+#ifdef TIOCGEXCL
+    int exclusive = 0;
+
+    ck_assert(ioctl(line, TIOCGEXCL, &exclusive) == 0);
+    ck_assert_msg(exclusive, "others can open the line as well");
+#endif
+    daemon_stop(d);
+    ck_assert(tcgetattr(line, &after) == 0);
+    ck_assert_msg(before.c_lflag == after.c_lflag &&
+                  before.c_iflag == after.c_iflag &&
+                  before.c_oflag == after.c_oflag &&
+                  before.c_cflag == after.c_cflag &&
+                  memcmp(before.c_cc, after.c_cc, sizeof(before.c_cc)) == 0,
+                  "the line's settings were not restored");
+}
+END_TEST
+
+/* A line whose far end echoes all it gets is named, once, and not believed. */
+START_TEST(line_echoes)
+{
+    RelayEnd end;
+    Daemon *d;
+    pid_t pid;
+
+    relay_pty(&end);
+    close(open_line(&end));
+    pid = fork();
+    ck_assert(pid >= 0);
+    if (pid == 0) {
+        char buf[4096];
+
+        child_fds(&end.master, 1);
+        for (;;) {
+            ssize_t n = read(end.master, buf, sizeof(buf));
+
+            if (n > 0) {
+                n = write(end.master, buf, (size_t)n);
+            } else {
+                sleep_ms(10);           /* nobody has the line open */
+            }
+        }
+    }
+    child_add(pid);
+    d = daemon_start("line", "-c isaserial-open:%s:-", end.path);
+    daemon_wait(d, " warn ch0: .*echo");
+    daemons_idle((Daemon *[]) { d }, 1);
+    ck_assert_int_eq(daemon_count(d, "echo"), 1);
+    ck_assert_int_eq(daemon_count(d, "channel up"), 0);
+}
+END_TEST
+
+/* --- strangers ---------------------------------------------------------- */
+
+typedef enum Stranger {
+    RANDOM_BYTES,
+    HTTP_CLIENT,
+    SILENT,
+    OTHER_VERSION,
+    STRANGERS
+} Stranger;
+
+static const char *const named_as[STRANGERS] = {
+    "warn ch0: .*not qemu-vp", "warn ch0: .*not qemu-vp", "ch0: .*silent",
+    "warn ch0: .*version",
+};
+
+static void stranger_speaks(Stranger s, int fd)
+{
+    static const char get[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    unsigned char buf[100000];
+
+    switch (s) {
+    case RANDOM_BYTES:
+        pattern_fill(buf, sizeof(buf), 4711, 0);
+        send_all(fd, buf, sizeof(buf));
+        break;
+    case HTTP_CLIENT:
+        send_all(fd, get, sizeof(get) - 1);
+        break;
+    case OTHER_VERSION:
+        send_all(fd, buf, hello_make(buf, 1));
+        break;
+    case SILENT:
+    case STRANGERS:
+        break;
+    }
+}
+
+/*
+ * The other end of a channel is somebody else.  Daemons that listen and one
+ * that connects name him in the log once, stay quiet, and work with the real
+ * peer when he has gone.
+ */
+START_TEST(stranger)
+{
+    const Stranger who = (Stranger)_i;
+    char path[2][PATH_LEN], tcp[TEXT_LEN], option[3][TEXT_LEN];
+    Daemon *d[3];
+    int listener, fds[3];
+    Traffic t;
+
+    traffic_init(&t);
+    for (int i = 0; i < 2; i++) {
+        file_path(path[i], i ? "their" : "our");
+    }
+    text_format(tcp, sizeof(tcp), "127.0.0.1:%d", free_port());
+    listener = listen_on(path[1], 5);
+    d[0] = daemon_start("unix", "-c unix-listen:%s:- -o s:127.0.0.1:0",
+                        path[0]);
+    d[1] = daemon_start("tcp", "-c tcp-listen:%s -o s:127.0.0.1:0", tcp);
+    d[2] = daemon_start("connect", "-c unix-connect:%s:- -o s:127.0.0.1:0",
+                        path[1]);
+    text_format(option[0], TEXT_LEN, "unix-connect:%s:-", path[0]);
+    text_format(option[1], TEXT_LEN, "tcp-connect:%s", tcp);
+    text_format(option[2], TEXT_LEN, "unix-listen:%s:-", path[1]);
+    for (int i = 0; i < 3; i++) {
+        daemon_listens(d[i], "s");
+    }
+    fds[0] = dial(path[0], true);
+    fds[1] = dial(tcp, true);
+    fds[2] = accept_one(listener);
+    for (int i = 0; i < 3; i++) {
+        stranger_speaks(who, fds[i]);
+    }
+    for (int i = 0; i < 3; i++) {
+        daemon_wait(d[i], "%s", named_as[who]);
+        stranger_speaks(who, fds[i]);   /* and on he goes */
+    }
+    daemons_idle(d, 3);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(daemon_count(d[i], named_as[who]), 1);
+        ck_assert_int_le(daemon_count(d[i], "."), FEW_LINES);
+        ck_assert_int_eq(daemon_count(d[i], "channel up"), 0);
+        close(fds[i]);
+    }
+    close(listener);
+    unlink(path[1]);
+    traffic_listen(&t);
+    for (int i = 0; i < 3; i++) {
+        daemon_start("real", "-c %s -i s:%s", option[i], t.where[0]);
+    }
+    for (int i = 0; i < 3; i++) {
+        daemon_up(d[i]);
+        check_works(&t, daemon_listens(d[i], "s"));
+    }
+    traffic_free(&t);
+}
+END_TEST
+
+/* A silent stranger does not keep the real peer out of a listening channel. */
+START_TEST(silent_squatter)
+{
+    char path[PATH_LEN];
+    Daemon *host;
+    Traffic t;
+    int fd;
+
+    traffic_init(&t);
+    file_path(path, "channel");
+    host = daemon_start("host", "-c unix-listen:%s:- -o s:127.0.0.1:0", path);
+    daemon_listens(host, "s");
+    fd = dial(path, true);
+    daemon_start("guest", "-c unix-connect:%s:- -i s:%s", path,
+                 traffic_listen(&t));
+    daemon_up(host);
+    check_works(&t, daemon_listens(host, "s"));
+    close(fd);
+    traffic_free(&t);
+}
+END_TEST
+
+/*
+ * Somebody who takes the channel's connections and closes them at once is
+ * tried again and again, but not too often, and without a line each time.
+ */
+START_TEST(slammed_door)
+{
+    char path[PATH_LEN];
+    int64_t end;
+    int listener, tries = 0;
+    Daemon *d;
+
+    file_path(path, "channel");
+    listener = listen_on(path, 5);
+    d = daemon_start("host", "-c unix-connect:%s:-", path);
+    close(accept_one(listener));
+    end = now_ms() + 3000;
+    while (now_ms() < end) {
+        struct pollfd pfd = { .fd = listener, .events = POLLIN };
+
+        if (poll(&pfd, 1, 100) == 1) {
+            close(accept_one(listener));
+            tries++;
+        }
+    }
+    ck_assert_msg(tries >= 2, "tried again %d times in 3 s", tries);
+    ck_assert_msg(tries <= 30, "tried again %d times in 3 s", tries);
+    ck_assert_int_le(daemon_count(d, "."), FEW_LINES);
+    daemons_idle((Daemon *[]) { d }, 1);
+}
+END_TEST
+
+/* A further peer on a channel in use is turned away; the first is not hurt. */
+START_TEST(second_peer)
+{
+    char where[TEXT_LEN], option[TEXT_LEN];
+    Daemon *host, *guest, *other;
+    Traffic t;
+
+    traffic_init(&t);
+    traffic_listen(&t);
+    if (_i) {
+        text_format(where, sizeof(where), "127.0.0.1:%d", free_port());
+        text_format(option, sizeof(option), "tcp-connect:%s", where);
+        host = daemon_start("host", "-c tcp-listen:%s -o s:127.0.0.1:0",
+                            where);
+    } else {
+        text_format(where, sizeof(where), "%s/channel", vp_dir);
+        text_format(option, sizeof(option), "unix-connect:%s:-", where);
+        host = daemon_start("host", "-c unix-listen:%s:- -o s:127.0.0.1:0",
+                            where);
+    }
+    daemon_listens(host, "s");
+    guest = daemon_start("guest", "-c %s -i s:%s", option, t.where[0]);
+    daemon_up(host);
+    traffic_add(&t, daemon_listens(host, "s"), 0, 24 * MIB, 24 * MIB);
+    move(&t, MIB);
+    for (Stranger s = 0; s < STRANGERS; s++) {
+        int fd = dial(where, true);
+        char buf[4096];
+        ssize_t n;
+
+        stranger_speaks(s, fd);
+        move(&t, MIB / 2);
+        while ((n = recv(fd, buf, sizeof(buf), 0)) > 0) {
+        }
+        ck_assert_msg(n == 0 || errno == ECONNRESET, "stranger %d stays", s);
+        close(fd);
+    }
+    other = daemon_start("other", "-c %s -i s:%s", option, t.where[0]);
+    daemon_wait(host, " (warn|info) ch0: .*(turned away|in use|refused)");
+    finish(&t);
+    ck_assert_int_eq(daemon_count(host, "channel up"), 1);
+    ck_assert_int_eq(daemon_count(host, "channel down"), 0);
+    ck_assert_int_eq(daemon_count(other, "channel up"), 0);
+    ck_assert_int_le(daemon_count(host, "."), 2 * FEW_LINES);
+
+    /* Its turn comes when the first has gone. */
+    daemon_kill(guest);
+    daemon_up(other);
+    check_works(&t, daemon_listens(host, "s"));
+    traffic_free(&t);
+}
+END_TEST
+
+/* --- sockets in the file system, signals, descriptors ------------------- */
+
+/* A stale socket file is replaced; ours is removed at the end. */
+START_TEST(socket_files)
+{
+    char paths[2][PATH_LEN];
+    Daemon *d;
+    int fd;
+
+    file_path(paths[0], "channel");
+    file_path(paths[1], "service");
+    for (int i = 0; i < 2; i++) {
+        close(listen_on(paths[i], 5));  /* nobody answers there any more */
+    }
+    for (int round = 0; round < 2; round++) {
+        d = daemon_start("host", "-c unix-listen:%s:- -o s:%s:-", paths[0],
+                         paths[1]);
+        ck_assert_str_eq(daemon_listens(d, "s"), paths[1]);
+        for (int i = 0; i < 2; i++) {
+            close(dial(paths[i], true));
+        }
+        if (round == 0) {
+            daemon_kill(d);             /* and leaves stale ones again */
+        }
+    }
+    daemon_stop(d);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_msg(access(paths[i], F_OK) < 0, "%s is left", paths[i]);
+    }
+
+    /* Not ours any more: somebody has put his own in its place. */
+    d = daemon_start("host", "-c unix-listen:%s:- -o s:%s:-", paths[0],
+                     paths[1]);
+    daemon_listens(d, "s");
+    ck_assert(unlink(paths[0]) == 0 && unlink(paths[1]) == 0);
+    fd = listen_on(paths[0], 5);
+    file_write(paths[1], "a file", 6);
+    daemon_stop(d);
+    close(dial(paths[0], true));
+    ck_assert(access(paths[1], F_OK) == 0);
+    close(fd);
+}
+END_TEST
+
+/* SIGTERM and SIGINT, idle, alone, with connections open and data flowing. */
+START_TEST(clean_end)
+{
+    char options[TEXT_LEN], path[PATH_LEN];
+    const int sig = _i & 1 ? SIGINT : SIGTERM;
+    Traffic t;
+    Pair p;
+
+    traffic_init(&t);
+    file_path(path, "service");
+    text_format(options, sizeof(options), "-i s:%s", traffic_listen(&t));
+    pair_start(&p, CHANNEL_UNIX, "-o s:127.0.0.1:0", options);
+    if (_i & 2) {
+        t.hold = true;
+        for (int i = 0; i < 4; i++) {
+            traffic_add(&t, daemon_listens(p.host, "s"), 0, FOREVER, FOREVER);
+        }
+        move(&t, MIB);
+    }
+    kill(p.host->pid, sig);
+    ck_assert_int_eq(daemon_exit(p.host), 0);
+    daemon_wait(p.guest, "channel down");
+    kill(p.guest->pid, sig);
+    ck_assert_int_eq(daemon_exit(p.guest), 0);
+    if (_i & 2) {
+        every_end_is_reset(&t, 0);
+    }
+    file_path(path, "channel");
+    ck_assert_msg(access(path, F_OK) < 0, "%s is left", path);
+    traffic_free(&t);
+}
+END_TEST
+
+/*
+ * No descriptor is left for accept(): the loop does not spin, says so once,
+ * serves those it has, and the rest when there is room again.
+ */
+START_TEST(accept_exhausted)
+{
+    StartOptions o = { .nofile = 40 };
+    const size_t clients = 80;
+    size_t paired = 0;
+    const char *where;
+    Daemon *host;
+    Traffic t;
+    Channel c;
+
+    traffic_init(&t);
+    channel_make(&c, CHANNEL_UNIX, "channel");
+    daemon_start("guest", "-c %s -i s:%s", c.option[1], traffic_listen(&t));
+    host = daemon_start_with(&o, "host", "-c %s -o s:127.0.0.1:0",
+                             c.option[0]);
+    daemon_up(host);
+    where = daemon_listens(host, "s");
+    t.hold = true;
+    for (size_t i = 0; i < clients; i++) {
+        traffic_add(&t, where, 0, 1000, 1000);
+    }
+    daemon_wait(host, "descriptor|open files");
+    traffic_run(&t, traffic_paired, 500);
+    for (size_t i = 0; i < clients; i++) {
+        paired += t.flows[i].paired;
+    }
+    ck_assert_msg(paired > 10 && paired < 40, "%zu are served", paired);
+    daemons_idle((Daemon *[]) { host }, 1);
+    ck_assert_int_le(daemon_count(host, "."), FEW_LINES);
+    finish(&t);                         /* as some end, others are taken */
+    check_works(&t, where);
+    traffic_free(&t);
+}
+END_TEST
+
+/* No descriptor is left to connect to a target: refused, and said. */
+START_TEST(connect_exhausted)
+{
+    StartOptions o = { .nofile = 40 };
+    size_t served = 0, refused = 0;
+    const size_t clients = 80;
+    const char *where;
+    Daemon *host, *guest;
+    Traffic t;
+    Channel c;
+
+    traffic_init(&t);
+    channel_make(&c, CHANNEL_UNIX, "channel");
+    guest = daemon_start_with(&o, "guest", "-c %s -i s:%s", c.option[1],
+                              traffic_listen(&t));
+    host = daemon_start("host", "-c %s -o s:127.0.0.1:0", c.option[0]);
+    daemon_up(guest);
+    where = daemon_listens(host, "s");
+    t.hold = true;
+    for (size_t i = 0; i < clients; i++) {
+        traffic_add(&t, where, 0, 1000, 1000);
+    }
+    daemon_wait(guest, "ch0: s: cannot connect to .*(descriptor|open files)");
+    daemon_wait(host, "ch0: s: connection from .* refused: ");
+    for (int64_t end = now_ms() + WAIT_MS; served + refused < clients;) {
+        ck_assert_msg(now_ms() < end, "%zu served, %zu refused", served,
+                      refused);
+        traffic_run(&t, traffic_never, 20);
+        served = refused = 0;
+        for (size_t i = 0; i < clients; i++) {
+            served += t.flows[i].paired;
+            refused += t.flows[i].side[0].error == ECONNRESET;
+        }
+    }
+    ck_assert_msg(served > 10 && served < 40, "%zu are served", served);
+    for (size_t i = 0; i < clients; i++) {
+        t.flows[i].waived = !t.flows[i].paired;
+    }
+    finish(&t);
+    check_works(&t, where);
+    traffic_free(&t);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("life");
+
+    HARNESS_ADD(s, killed, 10);
+    HARNESS_ADD(s, cut, 1);
+    HARNESS_ADD(s, grace, 2);
+    HARNESS_ADD(s, alone, 2);
+    HARNESS_ADD(s, host_away, 1);
+    HARNESS_ADD(s, device_appears, 1);
+    HARNESS_ADD(s, wrong_thing, 1);
+    HARNESS_ADD(s, unreadable, 1);
+    HARNESS_ADD(s, line_settings, 1);
+    HARNESS_ADD(s, line_echoes, 1);
+    HARNESS_ADD(s, stranger, STRANGERS);
+    HARNESS_ADD(s, silent_squatter, 1);
+    HARNESS_ADD(s, slammed_door, 1);
+    HARNESS_ADD(s, second_peer, 2);
+    HARNESS_ADD(s, socket_files, 1);
+    HARNESS_ADD(s, clean_end, 4);
+    HARNESS_ADD(s, accept_exhausted, 1);
+    HARNESS_ADD(s, connect_exhausted, 1);
+    return harness_run(s);
+}
