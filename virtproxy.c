@@ -1,0 +1,3904 @@
+/*
+ * virtproxy - many socket streams over one channel between host and guest
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Theory of operation
+ * ===================
+ *
+ * Two copies of this engine talk over one byte channel.  Each accepts
+ * connections for its oforwards and has the other connect them to its
+ * iforwards.  The file has seven rooms, each built on the ones before:
+ *
+ *   loop         select(), descriptors and timers
+ *   wire         what a packet looks like; the check that covers it
+ *   link         makes an ordered, exactly-once packet stream of a channel
+ *                that may be cut, garbled, stalled or restarted at any byte
+ *   connections  one local socket each: two half state machines and credit
+ *   forwards     listeners (oforward) and targets (iforward)
+ *   scheduler    which connection may fill the channel next
+ *   driver       the public calls that tie these together
+ *
+ * Pull, not push.  Nothing queues in front of the channel: a local socket is
+ * read only when the link may send its bytes now, straight into the send
+ * store, so a keystroke has to wait only for what the channel itself holds,
+ * and the link keeps that small.  In the other direction the channel is
+ * always read, whatever the local sockets do: what a socket doesn't take at
+ * once waits in its own buffer, and credit bounds that.  So no connection
+ * can stop another, and two daemons whose writes are both blocked still read
+ * and come free.  The simpler scheme, to stop reading the channel while some
+ * output is blocked, is the deadlock that every multiplexer meets once.
+ *
+ * Handlers mark, one place acts.  A descriptor's handler changes states and
+ * puts the connection on a list; driver_run() at the end of a pass moves
+ * bytes, hands packets to the channel, and frees what has died.
+ *
+ * Link states
+ *
+ *         vp_attach()            HELLO that echoes my token
+ *   DOWN -------------> HELLO ------------------------------> UP
+ *    ^                   | ^                                   |
+ *    |  fd is of no use  | |  bad check, gap, peer's new HELLO |
+ *    +-------------------+ +-----------------------------------+
+ *    ^------------------------- fd is of no use ---------------+
+ *
+ * Whatever goes wrong is mended by one mechanism, the handshake.  Each side
+ * invents a token, sends HELLO until the peer echoes it, and so knows that
+ * the peer is alive now and reads this very channel.  The two tokens make the
+ * key that seeds the check of all later packets, so bytes from before the
+ * handshake, from another session, or from inside somebody's payload never
+ * pass for packets.  A session is named by the two tokens of the handshake
+ * that began it (its epochs).  HELLO says which session its sender holds,
+ * which packet it expects, which it can still send, and a digest of all it
+ * received: if all of that fits, both go on where the other stands; else
+ * there is a new session and every connection of the old one is reset.  The
+ * digest is what notices a side that was thrown back in time (a snapshot)
+ * and has since sent other packets under the same numbers.
+ *
+ * A side that finds the peer's claim impossible forgets its session, takes a
+ * new token and says HELLO again; so both sides come to the same verdict
+ * without a further message.  A handshake that only the peer saw completed
+ * is remembered by its tokens (try_epoch): should the peer name that session
+ * in the next handshake, we join it.
+ *
+ * Memory of one driver, at most:
+ *
+ *   VP_STORE_LEN + VP_RX_LEN_MAX                        send store, receive
+ *   + VP_STORE_PKTS * sizeof(VPSent)
+ *   + max_conns * (sizeof(VPConn) + VP_WINDOW_INIT)     every window full
+ *   + VP_WINDOW_BUDGET                                  grown windows
+ */
+#include "virtproxy.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/select.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MS 1000ull
+#define SECOND 1000000ull
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+#define container_of(ptr, type, member) \
+    ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+
+/* A doubly linked ring; an object is a member of it by an embedded node. */
+typedef struct VPNode {
+    struct VPNode *prev;
+    struct VPNode *next;
+} VPNode;
+
+static void node_init(VPNode *node)
+{
+    node->prev = node->next = node;
+}
+
+static bool node_linked(const VPNode *node)
+{
+    return node->next != node;
+}
+
+static void node_remove(VPNode *node)
+{
+    node->prev->next = node->next;
+    node->next->prev = node->prev;
+    node_init(node);
+}
+
+static void node_append(VPNode *ring, VPNode *node)
+{
+    node->prev = ring->prev;
+    node->next = ring;
+    ring->prev->next = node;
+    ring->prev = node;
+}
+
+/* ======================================================================
+ * loop
+ *
+ * What is wanted of each descriptor lives in bit maps that change when a
+ * state changes and are copied for each select().  Its cost follows the
+ * number of bits set, 0.1 us each, so while something is going on only the
+ * descriptors that were active lately ("hot") are watched, and all of them
+ * every VP_SCAN_US, or less often where that would take more than an eighth
+ * of the time.  When nothing is going on all are watched, and the loop
+ * sleeps.
+ *
+ * The maps are our own and grow past FD_SETSIZE, which POSIX allows a system
+ * to refuse but Linux and the BSDs take; FD_SET() itself must not be used,
+ * for glibc's aborts at 1024 when fortified, whatever the object's size.
+ * ====================================================================== */
+
+#define WORD_BITS (sizeof(unsigned long) * CHAR_BIT)
+
+/* Up to so many descriptors a full pass costs next to nothing. */
+#define VP_SCAN_ALWAYS 64
+#define VP_SCAN_US 1000
+
+typedef struct VPWatch {
+    VPFdHandler *handler;
+    void *opaque;
+} VPWatch;
+
+enum { R, W };
+
+struct VPLoop {
+    bool stop;
+    uint64_t now;
+    VPTimer *timers; /* soonest first */
+    struct VPDriver *drivers;
+
+    size_t words;    /* of each map */
+    int nfds;        /* highest watched descriptor + 1 */
+    size_t nwatched;
+    VPWatch *watch;  /* by descriptor */
+    unsigned long *want[2];
+    unsigned long *ready[2];
+    unsigned long *hot[2]; /* active since the last full pass; before it */
+
+    bool quiet;         /* the last pass found nothing going on */
+    uint64_t next_full; /* when all descriptors are due again */
+};
+
+static bool driver_run(struct VPDriver *drv);
+static struct VPDriver *driver_next(const struct VPDriver *drv);
+
+static uint64_t clock_us(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * SECOND + (uint64_t)ts.tv_nsec / 1000;
+}
+
+static void bit_set(unsigned long *map, int fd)
+{
+    map[(size_t)fd / WORD_BITS] |= 1ul << ((size_t)fd % WORD_BITS);
+}
+
+static void bit_clear(unsigned long *map, int fd)
+{
+    map[(size_t)fd / WORD_BITS] &= ~(1ul << ((size_t)fd % WORD_BITS));
+}
+
+static bool bit_test(const unsigned long *map, int fd)
+{
+    return map[(size_t)fd / WORD_BITS] >> ((size_t)fd % WORD_BITS) & 1;
+}
+
+VPLoop *vp_loop_new(void)
+{
+    VPLoop *loop = calloc(1, sizeof(*loop));
+
+    if (loop != NULL) {
+        loop->now = clock_us();
+        loop->quiet = true;
+    }
+    return loop;
+}
+
+void vp_loop_free(VPLoop *loop)
+{
+    free(loop->watch);
+    free(loop->want[R]);
+    free(loop);
+}
+
+void vp_loop_stop(VPLoop *loop)
+{
+    loop->stop = true;
+}
+
+uint64_t vp_loop_now(const VPLoop *loop)
+{
+    return loop->now;
+}
+
+/* loop_grow() - make room for @fd in every map; they share one allocation */
+static int loop_grow(VPLoop *loop, int fd)
+{
+    size_t words = MAX(loop->words, FD_SETSIZE / WORD_BITS);
+    unsigned long **map[] = {
+        &loop->want[R], &loop->want[W], &loop->ready[R],
+        &loop->ready[W], &loop->hot[0], &loop->hot[1],
+    };
+    size_t nmaps = sizeof(map) / sizeof(map[0]);
+    unsigned long *old = loop->want[R], *bits;
+    VPWatch *watch;
+
+    while (words * WORD_BITS <= (size_t)fd) {
+        words *= 2;
+    }
+    if (words == loop->words) {
+        return 0;
+    }
+    watch = realloc(loop->watch, words * WORD_BITS * sizeof(*watch));
+    if (watch == NULL) {
+        return -ENOMEM;
+    }
+    loop->watch = watch;
+    bits = calloc(nmaps * words, sizeof(*bits));
+    if (bits == NULL) {
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < nmaps; i++) {
+        if (old != NULL) {
+            memcpy(bits + i * words, *map[i], loop->words * sizeof(*bits));
+        }
+        *map[i] = bits + i * words;
+    }
+    free(old);
+    loop->words = words;
+    return 0;
+}
+
+/* fd_selectable() - does select() take a descriptor beyond FD_SETSIZE? */
+static bool fd_selectable(VPLoop *loop, int fd)
+{
+    struct timeval zero = {0, 0};
+    int n;
+
+    if (fd < FD_SETSIZE) {
+        return true;
+    }
+    memset(loop->ready[R], 0, loop->words * sizeof(*loop->ready[R]));
+    do {
+        n = select(fd + 1, (fd_set *)loop->ready[R], NULL, NULL, &zero);
+    } while (n < 0 && errno == EINTR);
+    return n >= 0;
+}
+
+int vp_watch(VPLoop *loop, int fd, VPFdHandler *handler, void *opaque)
+{
+    int rc = loop_grow(loop, fd);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (fd >= loop->nfds && !fd_selectable(loop, fd)) {
+        return -EMFILE;
+    }
+    loop->watch[fd] = (VPWatch){ handler, opaque };
+    loop->nfds = MAX(loop->nfds, fd + 1);
+    loop->nwatched++;
+    for (int i = 0; i < 2; i++) {
+        bit_clear(loop->want[i], fd);
+        bit_clear(loop->ready[i], fd); /* of a former owner of the number */
+        bit_clear(loop->hot[i], fd);
+    }
+    return 0;
+}
+
+void vp_watch_set(VPLoop *loop, int fd, int events)
+{
+    if (events & VP_READ) {
+        bit_set(loop->want[R], fd);
+    } else {
+        bit_clear(loop->want[R], fd);
+    }
+    if (events & VP_WRITE) {
+        bit_set(loop->want[W], fd);
+    } else {
+        bit_clear(loop->want[W], fd);
+    }
+    if (events != 0) {
+        bit_set(loop->hot[0], fd);
+    }
+}
+
+void vp_unwatch(VPLoop *loop, int fd)
+{
+    vp_watch_set(loop, fd, 0);
+    bit_clear(loop->ready[R], fd);
+    bit_clear(loop->ready[W], fd);
+    loop->watch[fd].handler = NULL;
+    loop->nwatched--;
+    while (loop->nfds > 0 && loop->watch[loop->nfds - 1].handler == NULL) {
+        loop->nfds--;
+    }
+}
+
+void vp_timer_stop(VPTimer *timer)
+{
+    if (timer->link != NULL) {
+        *timer->link = timer->next;
+        if (timer->next != NULL) {
+            timer->next->link = timer->link;
+        }
+        timer->link = NULL;
+    }
+}
+
+void vp_timer_start(VPLoop *loop, VPTimer *timer, uint64_t delay,
+                    void (*handler)(void *opaque), void *opaque)
+{
+    VPTimer **at = &loop->timers;
+
+    vp_timer_stop(timer);
+    timer->deadline = loop->now + delay;
+    timer->handler = handler;
+    timer->opaque = opaque;
+    while (*at != NULL && (*at)->deadline <= timer->deadline) {
+        at = &(*at)->next;
+    }
+    timer->next = *at;
+    timer->link = at;
+    if (timer->next != NULL) {
+        timer->next->link = &timer->next;
+    }
+    *at = timer;
+}
+
+static bool timer_running(const VPTimer *timer)
+{
+    return timer->link != NULL;
+}
+
+static void loop_timers(VPLoop *loop)
+{
+    while (loop->timers != NULL && loop->timers->deadline <= loop->now) {
+        VPTimer *timer = loop->timers;
+
+        vp_timer_stop(timer);
+        timer->handler(timer->opaque);
+    }
+}
+
+/* loop_drop_bad() - a descriptor closed behind our back must not end us */
+static void loop_drop_bad(VPLoop *loop)
+{
+    for (int fd = 0; fd < loop->nfds; fd++) {
+        if (loop->watch[fd].handler != NULL && fcntl(fd, F_GETFD) < 0) {
+            vp_log(VP_LOG_ERROR, VP_NO_CHANNEL,
+                   "descriptor %d is watched but not open", fd);
+            vp_watch_set(loop, fd, 0);
+        }
+    }
+}
+
+/*
+ * loop_select() - wait for at most @timeout, UINT64_MAX: for ever
+ *
+ * Returns the number of ready bits, or -errno.
+ */
+static int loop_select(VPLoop *loop, uint64_t timeout)
+{
+    size_t words = ((size_t)loop->nfds + WORD_BITS - 1) / WORD_BITS;
+    bool full = loop->nwatched <= VP_SCAN_ALWAYS || loop->quiet ||
+                loop->now >= loop->next_full;
+    struct timeval tv;
+    int n;
+
+    if (!full) {
+        timeout = MIN(timeout, loop->next_full - loop->now);
+    }
+    for (size_t i = 0; i < words; i++) {
+        unsigned long hot = full ? ~0ul : loop->hot[0][i] | loop->hot[1][i];
+
+        loop->ready[R][i] = loop->want[R][i] & hot;
+        loop->ready[W][i] = loop->want[W][i] & hot;
+    }
+    tv.tv_sec = (time_t)MIN(timeout / SECOND, 3600);
+    tv.tv_usec = (suseconds_t)(timeout % SECOND);
+    n = select(loop->nfds, (fd_set *)loop->ready[R],
+               (fd_set *)loop->ready[W], NULL,
+               timeout == UINT64_MAX ? NULL : &tv);
+    if (n < 0) {
+        int err = errno;
+
+        memset(loop->ready[R], 0, words * sizeof(*loop->ready[R]));
+        memset(loop->ready[W], 0, words * sizeof(*loop->ready[W]));
+        if (err == EBADF) {
+            loop_drop_bad(loop);
+        }
+        loop->now = clock_us();
+        return err == EINTR || err == EBADF ? 0 : -err;
+    }
+    loop->now = clock_us();
+    if (full) {
+        uint64_t cost = loop->nwatched / 10;
+
+        memcpy(loop->hot[1], loop->hot[0], words * sizeof(*loop->hot[0]));
+        memset(loop->hot[0], 0, words * sizeof(*loop->hot[0]));
+        loop->next_full = loop->now + MAX(VP_SCAN_US, 8 * cost);
+    }
+    loop->quiet = n == 0 && timeout != 0;
+    return n;
+}
+
+static void loop_dispatch(VPLoop *loop, int n)
+{
+    size_t words = ((size_t)loop->nfds + WORD_BITS - 1) / WORD_BITS;
+
+    for (size_t i = 0; i < words && n > 0; i++) {
+        for (;;) {
+            unsigned long bits = loop->ready[R][i] | loop->ready[W][i];
+            int fd = (int)(i * WORD_BITS), events = 0;
+
+            if (bits == 0) {
+                break;
+            }
+            while (!(bits & 1)) {
+                bits >>= 1;
+                fd++;
+            }
+            /* read anew: an earlier handler may have unwatched it */
+            if (bit_test(loop->ready[R], fd)) {
+                events |= VP_READ;
+                bit_clear(loop->ready[R], fd);
+                n--;
+            }
+            if (bit_test(loop->ready[W], fd)) {
+                events |= VP_WRITE;
+                bit_clear(loop->ready[W], fd);
+                n--;
+            }
+            bit_set(loop->hot[0], fd);
+            loop->watch[fd].handler(loop->watch[fd].opaque, fd, events);
+        }
+    }
+}
+
+int vp_loop_run(VPLoop *loop)
+{
+    loop->stop = false;
+    loop->now = clock_us();
+    while (!loop->stop) {
+        uint64_t timeout = UINT64_MAX;
+        int n;
+
+        for (struct VPDriver *drv = loop->drivers; drv != NULL;
+             drv = driver_next(drv)) {
+            if (driver_run(drv)) {
+                timeout = 0;
+            }
+        }
+        if (loop->timers != NULL) {
+            uint64_t deadline = MAX(loop->timers->deadline, loop->now);
+
+            timeout = MIN(timeout, deadline - loop->now);
+        }
+        n = loop_select(loop, timeout);
+        if (n < 0 && n != -ENOMEM) {
+            return n;
+        }
+        loop_dispatch(loop, n);
+        loop_timers(loop);
+    }
+    return 0;
+}
+
+/* ======================================================================
+ * wire
+ *
+ * A packet is a header of 32 bytes, big endian, and up to VP_PKT_DATA_LEN
+ * bytes of payload:
+ *
+ *    0  check       64  over the 24 bytes that follow, plus the key
+ *    8  data_check  64  over the payload; 0 without one
+ *   16  type         8
+ *   17  flags        8
+ *   18  bytes       16  of payload
+ *   20  conn        32  connection id, chosen by the connection's client side
+ *   24  seq         32  of this packet, or of the sender's next one
+ *   28  ack         32  the packet the sender expects next
+ *
+ * One check for everything.  It is the sum of all 32-bit words, each times
+ * an odd weight below 2^31 that no other word of the packet has, modulo 2^64.
+ * Why that catches what it must:
+ *  - one word changed by d: weight * d is not 0, since |d| < 2^32 and the
+ *    weight < 2^31: every single flipped bit and every burst in one word;
+ *  - a burst of up to 32 bits across two words changes the s highest bits of
+ *    the first and the lowest 32 - s of the second (bits counted as a serial
+ *    line sends them): d1 is a multiple of 2^(32-s) and |d2| < 2^(32-s), so
+ *    w1 * d1 + w2 * d2, which is below 2^64 in size, can't be 0;
+ *  - two flipped bits: 2^a * w1 +- 2^b * w2 is 0 only for equal a and b (odd
+ *    weights) and then only for equal weights.
+ * Weights fall by VP_SUM_STEP from block to block, so sums of sums are
+ * enough and there is no multiplication per word: 30 GB/s on one core, where
+ * a table-driven CRC-32 reaches 1 and would halve the throughput.
+ * ====================================================================== */
+
+#define VP_VERSION 1
+#define VP_MAGIC 0x71656d752d767031ull /* "qemu-vp1" */
+
+#define VP_PKT_HDR_LEN 32
+#define VP_PKT_LEN_MAX 65536
+#define VP_PKT_DATA_LEN (VP_PKT_LEN_MAX - VP_PKT_HDR_LEN)
+
+enum {
+    VP_PKT_CONTROL = 1, /* about a connection, see below */
+    VP_PKT_CLIENT,      /* data from the connection's client side */
+    VP_PKT_SERVER,      /* data from its server side */
+    VP_PKT_HELLO,       /* unsequenced, seeded with VP_MAGIC */
+    VP_PKT_ACK,         /* unsequenced: only its header matters */
+    VP_PKT_PING,        /* unsequenced, wants an ACK at once */
+};
+
+enum {
+    VP_FLAG_CLIENT = 1,  /* CONTROL: sent by the connection's client side */
+    VP_FLAG_ACK_NOW = 2, /* the sender waits for an ack */
+};
+
+/* Control messages: the first byte of a VP_PKT_CONTROL payload. */
+enum {
+    VP_MSG_CONNECT_INIT = 1, /* credit 64, length 8, service id */
+    VP_MSG_CONNECT_ACK,      /* credit 64 */
+    VP_MSG_CONNECT_REFUSED,  /* reason 8 */
+    VP_MSG_WINDOW,           /* 64: bytes the peer may have sent by now */
+    VP_MSG_CLOSE,            /* end of this direction */
+    VP_MSG_RESET,            /* reason 8 */
+};
+
+#define VP_CONTROL_LEN_MAX (1 + 8 + 1 + VP_SERVICE_ID_LEN)
+
+typedef enum VPReason {
+    VP_REASON_NONE,
+    VP_REASON_UNKNOWN_SERVICE,
+    VP_REASON_REFUSED,
+    VP_REASON_UNREACHABLE,
+    VP_REASON_TIMEOUT,
+    VP_REASON_LIMIT,
+    VP_REASON_RESOURCES,
+    VP_REASON_OTHER,
+} VPReason;
+
+static const char *reason_str(unsigned reason)
+{
+    static const char *const text[] = {
+        [VP_REASON_NONE] = "reset by the other side",
+        [VP_REASON_UNKNOWN_SERVICE] = "unknown service",
+        [VP_REASON_REFUSED] = "connection refused by the target",
+        [VP_REASON_UNREACHABLE] = "target unreachable",
+        [VP_REASON_TIMEOUT] = "timed out",
+        [VP_REASON_LIMIT] = "too many connections",
+        [VP_REASON_RESOURCES] = "out of memory or descriptors",
+        [VP_REASON_OTHER] = "failed",
+    };
+
+    return text[MIN(reason, (unsigned)VP_REASON_OTHER)];
+}
+
+static VPReason reason_from_errno(int err)
+{
+    switch (err) {
+    case ECONNREFUSED:
+    case ENOENT: /* a unix socket that isn't there */
+        return VP_REASON_REFUSED;
+    case ENETUNREACH:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case EADDRNOTAVAIL:
+        return VP_REASON_UNREACHABLE;
+    case ETIMEDOUT:
+        return VP_REASON_TIMEOUT;
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+    case ENOBUFS:
+        return VP_REASON_RESOURCES;
+    default:
+        return VP_REASON_OTHER;
+    }
+}
+
+/* A header in the order of the machine; the checks are made on the way. */
+typedef struct VPPacket {
+    uint8_t type;
+    uint8_t flags;
+    uint16_t bytes;
+    uint32_t conn;
+    uint32_t seq;
+    uint32_t ack;
+    uint64_t data_check;
+} VPPacket;
+
+/* What HELLO carries; a longer one is from a later version: rest ignored. */
+typedef struct VPHello {
+    uint16_t version;
+    uint16_t flags;
+    uint32_t window;     /* credit that each new connection starts with */
+    uint64_t token;
+    uint64_t echo;       /* the peer's token, 0: not heard yet */
+    uint64_t my_epoch;   /* the session I hold, 0: none */
+    uint64_t peer_epoch;
+    uint64_t digest;     /* of all sequenced packets received */
+    uint32_t expect;     /* sequence number I expect next */
+    uint32_t base;       /* oldest one I can still send */
+    uint32_t next;       /* the one I will give to the next new packet */
+    uint32_t max_conns;  /* that the peer may have open to me */
+} VPHello;
+
+#define VP_HELLO_LEN 64
+#define VP_HELLO_UP 1 /* flag: your token was echoed to me, I am up */
+
+static void put16(uint8_t *p, uint16_t v)
+{
+    p[0] = (uint8_t)(v >> 8);
+    p[1] = (uint8_t)v;
+}
+
+static void put32(uint8_t *p, uint32_t v)
+{
+    put16(p, (uint16_t)(v >> 16));
+    put16(p + 2, (uint16_t)v);
+}
+
+static void put64(uint8_t *p, uint64_t v)
+{
+    put32(p, (uint32_t)(v >> 32));
+    put32(p + 4, (uint32_t)v);
+}
+
+static uint16_t get16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+static uint32_t get32(const uint8_t *p)
+{
+    return (uint32_t)get16(p) << 16 | get16(p + 2);
+}
+
+static uint64_t get64(const uint8_t *p)
+{
+    return (uint64_t)get32(p) << 32 | get32(p + 4);
+}
+
+/* Two 64-bit words at once; gcc and clang have it on every machine. */
+typedef uint64_t VPVec __attribute__((vector_size(16)));
+
+#define VP_SUM_BLOCK (2 * sizeof(VPVec))
+#define VP_SUM_STEP 0x7a6b4 /* even; * 2048 blocks < 2^30 */
+
+/* Weight of each 32-bit word in the block; odd, below 2^30. */
+static const uint64_t sum_weight[8] = {
+    0x2545f491, 0x1b873593, 0x3c6ef373, 0x27d4eb2f,
+    0x165667b1, 0x2e1b2139, 0x3ad3ab85, 0x1f123bb5,
+};
+
+static VPVec sum_load(const uint8_t *p)
+{
+    VPVec v;
+
+    memcpy(&v, p, sizeof(v));
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    v[0] = __builtin_bswap64(v[0]);
+    v[1] = __builtin_bswap64(v[1]);
+#endif
+    return v;
+}
+
+/*
+ * wire_sum() - the check described above
+ *
+ * A trailing part of a block counts as if padded with zeros; the length is
+ * in the header.  For each half of a block: s* sums the 64-bit words, h*
+ * their upper halves, *2 are the sums of the sums; what the lower halves
+ * add up to follows from both.
+ */
+static uint64_t wire_sum(const uint8_t *p, size_t len)
+{
+    VPVec sx = {0}, sx2 = {0}, hx = {0}, hx2 = {0};
+    VPVec sy = {0}, sy2 = {0}, hy = {0}, hy2 = {0};
+    uint64_t sum = 0;
+    uint8_t last[VP_SUM_BLOCK] = {0};
+
+    while (len > 0) {
+        VPVec x, y;
+
+        if (len < VP_SUM_BLOCK) {
+            memcpy(last, p, len);
+            p = last;
+            len = VP_SUM_BLOCK;
+        }
+        x = sum_load(p);
+        y = sum_load(p + sizeof(x));
+        sx += x;
+        hx += x >> 32;
+        sx2 += sx;
+        hx2 += hx;
+        sy += y;
+        hy += y >> 32;
+        sy2 += sy;
+        hy2 += hy;
+        p += VP_SUM_BLOCK;
+        len -= VP_SUM_BLOCK;
+    }
+    for (int i = 0; i < 2; i++) {
+        const uint64_t *weight = sum_weight + 2 * i;
+
+        sum += weight[0] * (sx[i] - (hx[i] << 32)) + weight[1] * hx[i];
+        sum += weight[4] * (sy[i] - (hy[i] << 32)) + weight[5] * hy[i];
+        sum += VP_SUM_STEP * (sx2[i] - (hx2[i] << 32) + hx2[i]);
+        sum += VP_SUM_STEP * (sy2[i] - (hy2[i] << 32) + hy2[i]);
+    }
+    return sum;
+}
+
+/* mix64() - a bijection that leaves no bit where it was (Stafford's 13th) */
+static uint64_t mix64(uint64_t x)
+{
+    x ^= x >> 30;
+    x *= 0xbf58476d1ce4e5b9ull;
+    x ^= x >> 27;
+    x *= 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
+/* wire_key() - differs for the two directions: an echo of ours won't check */
+static uint64_t wire_key(uint64_t sender_token, uint64_t receiver_token)
+{
+    return mix64(mix64(sender_token) + receiver_token);
+}
+
+/* wire_put() - write the header of a packet whose payload is at p + 32 */
+static void wire_put(uint8_t *p, const VPPacket *pkt, uint64_t key)
+{
+    put64(p + 8, pkt->data_check);
+    p[16] = pkt->type;
+    p[17] = pkt->flags;
+    put16(p + 18, pkt->bytes);
+    put32(p + 20, pkt->conn);
+    put32(p + 24, pkt->seq);
+    put32(p + 28, pkt->ack);
+    put64(p, wire_sum(p + 8, VP_PKT_HDR_LEN - 8) + key);
+}
+
+/* wire_get() - read a header; false if its check is wrong */
+static bool wire_get(const uint8_t *p, VPPacket *pkt, uint64_t key)
+{
+    if (get64(p) != wire_sum(p + 8, VP_PKT_HDR_LEN - 8) + key) {
+        return false;
+    }
+    pkt->data_check = get64(p + 8);
+    pkt->type = p[16];
+    pkt->flags = p[17];
+    pkt->bytes = get16(p + 18);
+    pkt->conn = get32(p + 20);
+    pkt->seq = get32(p + 24);
+    pkt->ack = get32(p + 28);
+    return true;
+}
+
+static bool wire_data_ok(const VPPacket *pkt, const uint8_t *payload)
+{
+    return pkt->data_check == wire_sum(payload, pkt->bytes);
+}
+
+/* wire_put_hello() - a whole HELLO packet; returns its length */
+static size_t wire_put_hello(uint8_t *p, const VPHello *h)
+{
+    VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = VP_HELLO_LEN };
+    uint8_t *d = p + VP_PKT_HDR_LEN;
+
+    put16(d, h->version);
+    put16(d + 2, h->flags);
+    put32(d + 4, h->window);
+    put64(d + 8, h->token);
+    put64(d + 16, h->echo);
+    put64(d + 24, h->my_epoch);
+    put64(d + 32, h->peer_epoch);
+    put64(d + 40, h->digest);
+    put32(d + 48, h->expect);
+    put32(d + 52, h->base);
+    put32(d + 56, h->next);
+    put32(d + 60, h->max_conns);
+    pkt.data_check = wire_sum(d, VP_HELLO_LEN);
+    wire_put(p, &pkt, VP_MAGIC);
+    return VP_PKT_HDR_LEN + VP_HELLO_LEN;
+}
+
+/*
+ * wire_get_hello() - is there a HELLO at @p?
+ *
+ * Returns its length, 0 if more bytes are needed to tell, -1 if not.  Of
+ * another version only @h->version is set.
+ */
+static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
+{
+    const uint8_t *d = p + VP_PKT_HDR_LEN;
+    VPPacket pkt;
+
+    if (len < VP_PKT_HDR_LEN) {
+        return 0;
+    }
+    if (p[16] != VP_PKT_HELLO || !wire_get(p, &pkt, VP_MAGIC) ||
+        pkt.bytes < 2 || pkt.bytes > 1024) {
+        return -1;
+    }
+    if (len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
+        return 0;
+    }
+    if (!wire_data_ok(&pkt, d)) {
+        return -1;
+    }
+    memset(h, 0, sizeof(*h));
+    h->version = get16(d);
+    if (h->version == VP_VERSION) {
+        if (pkt.bytes < VP_HELLO_LEN) {
+            return -1;
+        }
+        h->flags = get16(d + 2);
+        h->window = get32(d + 4);
+        h->token = get64(d + 8);
+        h->echo = get64(d + 16);
+        h->my_epoch = get64(d + 24);
+        h->peer_epoch = get64(d + 32);
+        h->digest = get64(d + 40);
+        h->expect = get32(d + 48);
+        h->base = get32(d + 52);
+        h->next = get32(d + 56);
+        h->max_conns = get32(d + 60);
+    }
+    return VP_PKT_HDR_LEN + pkt.bytes;
+}
+
+/* seq_diff() - how far @a is ahead of @b; numbers wrap (RFC 1982) */
+static int32_t seq_diff(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b);
+}
+
+static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
+{
+    return mix64(digest ^ pkt->data_check) +
+           ((uint64_t)pkt->type << 48 ^ (uint64_t)pkt->bytes << 32 ^ pkt->conn);
+}
+
+/* ======================================================================
+ * the parts of a driver
+ * ====================================================================== */
+
+/* Un-acked packets the link can hold to send again. */
+#define VP_STORE_LEN (4u << 20)
+#define VP_STORE_PKTS 2048u
+
+/* The receive buffer starts small and doubles while reads fill it. */
+#define VP_RX_LEN_MIN (2u * VP_PKT_LEN_MAX)
+#define VP_RX_LEN_MAX (8u * VP_PKT_LEN_MAX)
+
+/* Credit of a new connection, of a fast one, and what all may add up to. */
+#define VP_WINDOW_INIT (16u << 10)
+#define VP_WINDOW_MAX (1u << 20)
+#define VP_WINDOW_BUDGET (6u << 20)
+
+/* Handed to the kernel at a time; more doesn't help, less costs calls. */
+#define VP_WRITE_MAX (256u << 10)
+/* A virtio-serial port takes so much in one write, and all of it or none. */
+#define VP_VIRTIO_WRITE_MAX 32768u
+
+/*
+ * First sequence number and first connection id of a session: both wrap
+ * around early in every session's life, not only in the long ones.
+ */
+#define VP_SEQ_FIRST (0u - 1000u)
+#define VP_CONN_FIRST (0u - 100u)
+
+typedef enum VPLinkState {
+    LINK_DOWN,
+    LINK_HELLO,
+    LINK_UP,
+} VPLinkState;
+
+/* A packet in the send store. */
+typedef struct VPSent {
+    VPPacket pkt;
+    uint32_t off;          /* where in the store */
+    uint32_t len;          /* with header */
+    uint64_t digest;       /* of all packets up to this one */
+    uint64_t sent_at;      /* handed to the channel; 0: not yet */
+    uint64_t delivered;    /* VPFlow.delivered and its time at that moment */
+    uint64_t delivered_at;
+    bool app_limited;      /* then the channel was not kept busy */
+} VPSent;
+
+/*
+ * Packets that are not acked lie in a ring, as they are on the wire, none
+ * across the end.  An empty ring starts again at its beginning, so a quiet
+ * channel touches little memory.
+ */
+typedef struct VPStore {
+    uint8_t *ring;
+    VPSent *sent;     /* by sequence number modulo VP_STORE_PKTS */
+    uint32_t head;    /* offset of the next packet */
+    uint32_t base;    /* oldest packet held */
+    uint32_t next;    /* sequence number of the next packet */
+    uint32_t unsent;  /* the first one not yet handed to the channel */
+    uint32_t unsent_off; /* bytes of it that were */
+    uint32_t bytes;   /* in all packets held */
+    uint32_t bytes_out; /* of these, handed to the channel */
+    uint64_t base_digest; /* of all packets before base */
+    uint64_t digest;      /* of all packets before next */
+} VPStore;
+
+/* How fast the channel is, and how much may be on its way; see flow_acked(). */
+typedef struct VPFlow {
+    double rate;          /* bytes per us; 0: not known yet */
+    double rate_max[2];   /* of this span of rounds and the one before */
+    unsigned rounds;      /* round trips in this span */
+    uint64_t round_end;   /* "delivered" that ends the round trip */
+    uint64_t min_rtt;
+    uint64_t min_rtt_at;
+    bool probing;         /* holding back to see min_rtt again */
+    uint64_t probe_at;    /* since when */
+    uint64_t delivered;   /* bytes acked */
+    uint64_t delivered_at;
+    uint64_t app_limited; /* "delivered" up to which samples say little */
+    uint32_t limit;       /* bytes in flight, at most */
+    uint32_t pkt_len;     /* of a packet, at most */
+    uint32_t unmarked;    /* bytes since the last VP_FLAG_ACK_NOW */
+} VPFlow;
+
+typedef struct VPLink {
+    VPLinkState state;
+    VPChannelKind kind;
+    bool connector;
+    int rfd;
+    int wfd;
+    bool away;          /* virtio port whose other side is not connected */
+    bool away_polled;   /* ... and select() doesn't sleep on it */
+    bool blocked;       /* the channel takes no more for the moment */
+    bool heard;         /* a HELLO came since the descriptor is ours */
+    bool named_stranger; /* logged what is wrong with the peer */
+    bool named_up;      /* logged that this descriptor's channel is up */
+    bool busy;          /* packets came since the ping timer looked */
+    uint64_t attached_at;
+    uint64_t garbage;   /* bytes skipped since then */
+
+    /* handshake and session */
+    VPHello hello;      /* what I say; frozen for one handshake */
+    uint64_t peer_token;
+    uint64_t epoch[2];     /* mine, the peer's; 0: no session */
+    uint64_t try_epoch[2]; /* of a handshake the peer may have completed */
+    uint64_t tx_key;
+    uint64_t rx_key;
+    uint64_t hello_at;     /* since when */
+    bool penalty;          /* don't listen before the first one of ours */
+    uint64_t hello_wait;
+    VPTimer hello_timer;
+    uint32_t peer_window;  /* credit a new connection starts with */
+    uint32_t peer_max_conns;
+
+    /* sending */
+    VPStore store;
+    VPFlow flow;
+    uint8_t ctl[256];      /* unsequenced packets on their way out */
+    size_t ctl_len;
+    size_t ctl_off;
+    bool need_hello;
+    bool need_ping;
+
+    /* receiving */
+    uint8_t *rx;
+    size_t rx_cap;
+    size_t rx_len;
+    size_t rx_scanned;     /* of a packet that stopped arriving */
+    uint64_t rx_at;        /* when it began */
+    uint32_t rx_expect;
+    uint64_t rx_digest;
+    uint32_t rx_unacked;   /* bytes */
+    bool ack_now;
+    VPTimer ack_timer;
+    VPTimer ping_timer;
+    uint64_t ping_wait;
+    uint32_t ping_base;    /* store.base when the timer was started */
+    uint64_t asked_at;     /* PING not answered since; 0: none */
+    VPTimer away_timer;
+} VPLink;
+
+/* From the local socket to the channel. */
+typedef enum VPIn {
+    IN_WAIT,   /* not connected yet */
+    IN_OPEN,
+    IN_EOF,    /* CLOSE still to be sent */
+    IN_CLOSED,
+} VPIn;
+
+/* From the channel to the local socket. */
+typedef enum VPOut {
+    OUT_WAIT,       /* not connected yet */
+    OUT_WAIT_DRAIN, /* the peer sent CLOSE before we were */
+    OUT_OPEN,
+    OUT_DRAIN,      /* the peer sent CLOSE, bytes wait in the buffer */
+    OUT_BROKEN,     /* the socket takes no more: drop, but return credit */
+    OUT_CLOSED,
+} VPOut;
+
+/* Control messages due; a set, so a peer can't make us queue answers. */
+enum {
+    DUE_INIT = 1,
+    DUE_ACK = 2,
+    DUE_REFUSED = 4,
+    DUE_WINDOW = 8,
+    DUE_CLOSE = 16,
+    DUE_RESET = 32,
+};
+
+typedef struct VPConn {
+    struct VPDriver *drv;
+    struct VPConn *hash_next;
+    VPNode all;        /* drv->conns, oldest first */
+    VPNode turn;       /* scheduler: readable, has credit */
+    VPNode due_node;   /* drv->due */
+    VPNode wait;       /* drv->connecting */
+    uint32_t id;
+    bool client;       /* the client side: we accepted it */
+    bool announced;    /* the peer knows of it */
+    bool gone;         /* closed here, only "due" is left of it */
+    bool dead;         /* to be freed */
+    bool blocked;      /* the local socket takes no more for the moment */
+    bool retry;        /* connect() must be called again */
+    VPIn in;
+    VPOut out;
+    unsigned due;
+    uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
+    int fd;
+    uint64_t born;
+
+    uint64_t tx_count; /* bytes sent to the peer */
+    uint64_t tx_limit; /* what it lets us */
+    uint64_t rx_count; /* bytes received */
+    uint64_t rx_taken; /* of these, taken by the local socket */
+    uint64_t rx_limit; /* what we let the peer send */
+    uint32_t window;
+    int32_t deficit;   /* scheduler */
+
+    uint8_t *buf;      /* what the local socket has not taken yet */
+    uint32_t buf_off;
+    uint32_t buf_len;
+    uint32_t buf_cap;
+
+    struct VPIForward *iforward; /* while connecting */
+    size_t next_addr;
+    uint64_t deadline;
+    char service_id[VP_SERVICE_ID_LEN + 1];
+} VPConn;
+
+typedef struct VPOForward {
+    VPNode node;
+    struct VPDriver *drv;
+    int fd;
+    bool starved; /* accept() found no descriptor or memory */
+    VPTimer timer;
+    char service_id[VP_SERVICE_ID_LEN + 1];
+} VPOForward;
+
+typedef struct VPIForward {
+    VPNode node;
+    size_t naddrs;
+    VPAddr *addrs;
+    char service_id[VP_SERVICE_ID_LEN + 1];
+} VPIForward;
+
+/* A peer that came to a listening channel in use; see vp_offer(). */
+typedef struct VPCandidate {
+    int fd; /* -1: none */
+    size_t len;
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPTimer timer;
+} VPCandidate;
+
+/* Packets' payloads for one connection, to be written in one call. */
+#define VP_BATCH 16
+typedef struct VPBatch {
+    VPConn *conn;
+    int n;
+    struct iovec iov[1 + VP_BATCH]; /* [0] is for the connection's buffer */
+} VPBatch;
+
+struct VPDriver {
+    struct VPDriver *next;
+    VPLoop *loop;
+    int id;
+    VPConfig config;
+    void (*lost)(void *opaque, const char *reason);
+    void *opaque;
+
+    VPLink link;
+    VPCandidate candidate;
+    VPTimer grace_timer;
+    uint64_t down_at;      /* since when there is no channel */
+    uint64_t complained_at; /* last line about damage on the channel */
+
+    VPNode conns;
+    size_t nconns;
+    size_t nannounced[2];  /* by the peer to us, by us to the peer */
+    VPConn **hash;
+    size_t hash_size;
+    uint32_t next_id;
+    VPNode fresh;          /* scheduler: were quiet, go first */
+    VPNode turns;          /* the others, round robin */
+    VPNode due;
+    VPNode dead;
+    VPNode connecting;
+    VPTimer connect_timer;
+    VPTimer sweep_timer;
+    uint32_t window_grown; /* of VP_WINDOW_BUDGET */
+    VPBatch batch;
+
+    VPNode oforwards;
+    VPNode iforwards;
+};
+
+static void vp_handle_packet(VPDriver *drv, const VPPacket *pkt,
+                             uint8_t *payload);
+static void batch_flush(VPDriver *drv);
+static void conn_abort(VPConn *c, VPReason reason);
+static void conns_reset(VPDriver *drv);
+static void conns_session(VPDriver *drv);
+
+static struct VPDriver *driver_next(const struct VPDriver *drv)
+{
+    return drv->next;
+}
+
+/* ======================================================================
+ * link: the send store
+ * ====================================================================== */
+
+static VPSent *store_sent(VPStore *s, uint32_t seq)
+{
+    return &s->sent[seq % VP_STORE_PKTS];
+}
+
+static void store_reset(VPStore *s)
+{
+    s->head = 0;
+    s->base = s->next = s->unsent = VP_SEQ_FIRST;
+    s->unsent_off = 0;
+    s->bytes = s->bytes_out = 0;
+    s->base_digest = s->digest = 0;
+}
+
+/* store_trim() - give memory back; only when nothing is held */
+static void store_trim(VPStore *s)
+{
+    free(s->ring);
+    free(s->sent);
+    s->ring = NULL;
+    s->sent = NULL;
+}
+
+/*
+ * store_room() - contiguous bytes for new packets at store.head
+ * @want:  if there isn't so much before the end, go on at the beginning
+ *
+ * Returns 0 when full or out of memory.
+ */
+static uint32_t store_room(VPStore *s, uint32_t want)
+{
+    uint32_t tail;
+
+    if (s->ring == NULL) {
+        s->ring = malloc(VP_STORE_LEN);
+        s->sent = malloc(VP_STORE_PKTS * sizeof(*s->sent));
+        if (s->ring == NULL || s->sent == NULL) {
+            store_trim(s);
+            return 0;
+        }
+    }
+    if (s->next - s->base >= VP_STORE_PKTS) {
+        return 0;
+    }
+    if (s->base == s->next) {
+        s->head = 0;
+        return VP_STORE_LEN;
+    }
+    tail = store_sent(s, s->base)->off;
+    if (s->head > tail) {
+        if (VP_STORE_LEN - s->head >= want || tail <= want) {
+            return VP_STORE_LEN - s->head;
+        }
+        s->head = 0;
+    }
+    return tail - s->head - (tail > s->head);
+}
+
+/* store_add() - take in a packet whose bytes are at store.head already */
+static void store_add(VPStore *s, const VPPacket *pkt)
+{
+    VPSent *sent = store_sent(s, s->next);
+
+    s->digest = digest_add(s->digest, pkt);
+    *sent = (VPSent){
+        .pkt = *pkt,
+        .off = s->head,
+        .len = VP_PKT_HDR_LEN + pkt->bytes,
+        .digest = s->digest,
+    };
+    s->head += sent->len;
+    s->bytes += sent->len;
+    s->next++;
+}
+
+/* store_release() - drop the packets before @seq */
+static void store_release(VPStore *s, uint32_t seq)
+{
+    while (s->base != seq) {
+        VPSent *sent = store_sent(s, s->base);
+
+        s->bytes -= sent->len;
+        if (seq_diff(s->unsent, s->base) > 0) {
+            s->bytes_out -= sent->len;
+        }
+        s->base_digest = sent->digest;
+        s->base++;
+    }
+}
+
+/*
+ * store_rewind() - send again from @seq on, the packet the peer expects
+ *
+ * An ack is asked for each: the bound in flight may be new, and small.
+ */
+static void store_rewind(VPStore *s, uint32_t seq)
+{
+    store_release(s, seq);
+    s->unsent = s->base;
+    s->unsent_off = 0;
+    s->bytes_out = 0;
+    for (seq = s->base; seq != s->next; seq++) {
+        store_sent(s, seq)->pkt.flags |= VP_FLAG_ACK_NOW;
+    }
+}
+
+/* store_digest() - of all packets before @seq, which must be held */
+static uint64_t store_digest(VPStore *s, uint32_t seq)
+{
+    return seq == s->base ? s->base_digest : store_sent(s, seq - 1)->digest;
+}
+
+/* ======================================================================
+ * link: how much may be on its way
+ *
+ * What the kernel, QEMU and the line hold can't be overtaken, so the link
+ * keeps no more un-acked bytes there than the channel needs to stay busy:
+ * twice its delivery rate times its shortest round trip, or the time of a
+ * few packets where that is more.  The rate is measured from acks (as in
+ * BBR, draft-cardwell-iccrg-bbr-congestion-control: the bytes acked between
+ * a packet's leaving and its ack, over that time; the largest value of some
+ * round trips counts).  While the channel is not full, twice the product is
+ * twice what is on its way, so the bound doubles each round trip and stops
+ * by itself when the rate no longer follows.  From time to time it is cut to
+ * let the queue drain and see the shortest round trip again.
+ *
+ * Since acks bound what the channel holds, its socket's send buffer may be
+ * as large as the kernel allows: it never fills on a slow channel.
+ * ====================================================================== */
+
+#define VP_PKT_LEN_MIN 512u        /* floor: 6 % header on a slow line */
+#define VP_PKT_US 4000             /* a packet's time on the channel */
+#define VP_LIMIT_START 8192u
+#define VP_LIMIT_MAX (2u << 20)
+#define VP_SLACK_US 100            /* for the peers' scheduling */
+#define VP_RATE_ROUNDS 10
+#define VP_MIN_RTT_US (10 * SECOND)
+
+static void flow_reset(VPFlow *f, uint64_t now)
+{
+    memset(f, 0, sizeof(*f));
+    f->limit = VP_LIMIT_START;
+    f->pkt_len = VP_LIMIT_START / 4;
+    f->min_rtt = UINT64_MAX;
+    f->delivered_at = now;
+}
+
+static void flow_update(VPFlow *f, uint64_t now)
+{
+    double pkt = f->rate * VP_PKT_US;
+    double limit;
+
+    pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
+    limit = f->rate * (2.0 * (double)f->min_rtt + VP_SLACK_US);
+    limit = MIN(MAX(limit, 2 * pkt), VP_LIMIT_MAX);
+    if (!f->probing && now - f->min_rtt_at > VP_MIN_RTT_US) {
+        f->probing = true;
+        f->probe_at = now;
+    }
+    if (f->probing) {
+        limit = MAX(limit / 8, 2.0 * VP_PKT_LEN_MIN);
+        pkt = MIN(pkt, limit / 2);
+    }
+    f->limit = (uint32_t)limit;
+    f->pkt_len = (uint32_t)pkt;
+}
+
+/* flow_acked() - @sent is the newest packet of @bytes acked */
+static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
+                       uint64_t now)
+{
+    double rate;
+
+    f->delivered += bytes;
+    f->delivered_at = now;
+    if (!(sent->pkt.flags & VP_FLAG_ACK_NOW) || sent->sent_at == 0 ||
+        now <= sent->delivered_at) {
+        return; /* it was acked at leisure, its time says nothing */
+    }
+    rate = (double)(f->delivered - sent->delivered) /
+           (double)(now - sent->delivered_at);
+    if (f->probing && sent->sent_at > f->probe_at) {
+        f->probing = false;
+        f->min_rtt = UINT64_MAX;
+    }
+    if (now - sent->sent_at <= f->min_rtt) {
+        f->min_rtt = MAX(now - sent->sent_at, 1);
+        f->min_rtt_at = now;
+    }
+    if (sent->delivered >= f->round_end) {
+        f->round_end = f->delivered;
+        if (!sent->app_limited && ++f->rounds >= VP_RATE_ROUNDS) {
+            f->rounds = 0;
+            f->rate_max[1] = f->rate_max[0];
+            f->rate_max[0] = 0;
+        }
+    }
+    if (rate > f->rate_max[0] && (!sent->app_limited || rate > f->rate)) {
+        f->rate_max[0] = rate;
+    }
+    f->rate = MAX(f->rate_max[0], f->rate_max[1]);
+    if (f->rate > 0) {
+        flow_update(f, now);
+    }
+}
+
+/* ======================================================================
+ * link: descriptors, sending
+ * ====================================================================== */
+
+#define VP_HELLO_WAIT_MIN (100 * MS)
+#define VP_HELLO_WAIT_MAX SECOND
+/* A HELLO unanswered so long: a connecting side had better connect anew. */
+#define VP_HELLO_PATIENCE (10 * SECOND)
+/* A stranger at the other end is named after so long without a HELLO. */
+#define VP_STRANGER_US (2 * SECOND)
+/* After a peer broke the protocol; else it could have us log at line rate. */
+#define VP_PENALTY_US SECOND
+#define VP_ACK_DELAY (10 * MS)
+#define VP_PING_WAIT_MIN (200 * MS)
+#define VP_PING_IDLE (5 * SECOND)
+#define VP_AWAY_POLL (250 * MS)
+/* Bytes taken in until they are acked, whether asked for or not. */
+#define VP_ACK_BYTES (256u << 10)
+/* A packet that takes longer to come may be the rest of a damaged one. */
+#define VP_STALL_US (300 * MS)
+
+static void link_ready(void *opaque, int fd, int events);
+static void link_hello_timer(void *opaque);
+static void link_ping_start(VPDriver *drv, uint64_t wait);
+
+static uint64_t random64(void)
+{
+    static uint64_t counter;
+    struct timespec ts;
+    uint64_t r = 0;
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+
+    if (fd >= 0) {
+        if (read(fd, &r, sizeof(r)) != (ssize_t)sizeof(r)) {
+            r = 0;
+        }
+        close(fd);
+    }
+    /* a guest thrown back in time would draw the same numbers again */
+    clock_gettime(CLOCK_REALTIME, &ts);
+    r ^= mix64((uint64_t)ts.tv_sec << 32 ^ (uint64_t)ts.tv_nsec);
+    r += mix64((uint64_t)getpid() << 32 ^ ++counter);
+    return r != 0 ? r : 1;
+}
+
+static bool link_has_fd(const VPLink *l)
+{
+    return l->rfd >= 0;
+}
+
+/* link_interest() - what is watched, from state alone */
+static void link_interest(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    int r = 0, w = 0;
+
+    if (!link_has_fd(l)) {
+        return;
+    }
+    if (!l->away) {
+        r = VP_READ;
+    }
+    /*
+     * The read set doesn't sleep on a virtio port without a host, the
+     * write set does (drivers/char/virtio_console.c, port_fops_poll).
+     */
+    if (l->blocked || (l->away && !l->away_polled)) {
+        w = VP_WRITE;
+    }
+    if (l->rfd == l->wfd) {
+        vp_watch_set(drv->loop, l->rfd, r | w);
+    } else {
+        vp_watch_set(drv->loop, l->rfd, r);
+        vp_watch_set(drv->loop, l->wfd, w);
+    }
+}
+
+/* link_forget() - end the session here; the next handshake begins a new one */
+static void link_forget(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+
+    l->epoch[0] = l->epoch[1] = 0;
+    store_reset(&l->store);
+    conns_reset(drv);
+}
+
+/* grace_expired() - connections without a channel have waited long enough */
+static void grace_expired(void *opaque)
+{
+    VPDriver *drv = opaque;
+    uint64_t grace = drv->config.grace * SECOND;
+    uint64_t now = drv->loop->now;
+
+    if (drv->link.epoch[0] != 0) {
+        vp_log(VP_LOG_WARN, drv->id, "no channel for %u s: session ended",
+               drv->config.grace);
+        link_forget(drv);
+    }
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+        uint64_t end = MAX(c->born, drv->down_at) + grace;
+
+        if (end > now) {
+            vp_timer_start(drv->loop, &drv->grace_timer, end - now,
+                           grace_expired, drv);
+            return;
+        }
+        if (!c->gone) {
+            vp_log(VP_LOG_INFO, drv->id, "%s: connection reset: no channel "
+                   "for %u s", c->service_id, drv->config.grace);
+            conn_abort(c, VP_REASON_TIMEOUT);
+        }
+    }
+}
+
+/* grace_start() - there is no channel: the connections' time begins to run */
+static void grace_start(VPDriver *drv)
+{
+    if (!timer_running(&drv->grace_timer)) {
+        vp_timer_start(drv->loop, &drv->grace_timer,
+                       drv->config.grace * SECOND, grace_expired, drv);
+    }
+}
+
+/* link_close() - let go of the descriptors */
+static void link_close(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+
+    vp_unwatch(drv->loop, l->rfd);
+    if (l->kind == VP_CHN_SOCKET) {
+        /* QEMU drops what it has not passed on when we just close() */
+        shutdown(l->wfd, SHUT_WR);
+    }
+    close(l->rfd);
+    if (l->wfd != l->rfd) {
+        vp_unwatch(drv->loop, l->wfd);
+        close(l->wfd);
+    }
+    l->rfd = l->wfd = -1;
+}
+
+/* link_down() - no channel from here on */
+static void link_down(VPDriver *drv, const char *reason)
+{
+    VPLink *l = &drv->link;
+
+    if (l->state == LINK_UP || l->heard) {
+        vp_log(VP_LOG_INFO, drv->id, "channel down: %s", reason);
+    }
+    if (l->state == LINK_UP || l->epoch[0] != 0) {
+        drv->down_at = drv->loop->now;
+        grace_start(drv);
+    }
+    l->state = LINK_DOWN;
+    l->heard = l->named_up = false;
+    l->rx_len = 0;
+    l->ctl_len = l->ctl_off = 0;
+    l->store.unsent_off = 0;
+    l->need_hello = l->need_ping = l->ack_now = false;
+    l->asked_at = 0;
+    vp_timer_stop(&l->hello_timer);
+    vp_timer_stop(&l->ping_timer);
+    vp_timer_stop(&l->ack_timer);
+    vp_timer_stop(&l->away_timer);
+}
+
+/* link_lost() - the descriptor is of no use any more */
+static void link_lost(VPDriver *drv, const char *reason)
+{
+    link_close(drv);
+    link_down(drv, reason);
+    drv->lost(drv->opaque, reason);
+}
+
+/* link_new_token() - what I hold now is what I claim in this handshake */
+static void link_new_token(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    VPStore *s = &l->store;
+
+    l->hello = (VPHello){
+        .version = VP_VERSION,
+        .window = VP_WINDOW_INIT,
+        .token = random64(),
+        .my_epoch = l->epoch[0],
+        .peer_epoch = l->epoch[1],
+        .digest = l->rx_digest,
+        .expect = l->rx_expect,
+        .base = s->base,
+        .next = s->next,
+        .max_conns = drv->config.max_conns,
+    };
+}
+
+/* link_hello() - begin a handshake, the first HELLO after @delay */
+static void link_hello(VPDriver *drv, uint64_t delay)
+{
+    VPLink *l = &drv->link;
+
+    l->state = LINK_HELLO;
+    l->hello_at = drv->loop->now;
+    l->peer_token = 0;
+    l->hello_wait = VP_HELLO_WAIT_MIN;
+    l->need_hello = delay == 0;
+    l->penalty = false;
+    l->need_ping = l->ack_now = false;
+    l->asked_at = 0;
+    link_new_token(drv);
+    vp_timer_stop(&l->ping_timer);
+    vp_timer_stop(&l->ack_timer);
+    vp_timer_start(drv->loop, &l->hello_timer,
+                   delay != 0 ? delay : l->hello_wait, link_hello_timer, drv);
+}
+
+/* link_resync() - bytes were lost or damaged: shake hands, send again */
+static void link_resync(VPDriver *drv, const char *why)
+{
+    bool loud = drv->loop->now - drv->complained_at >= 10 * SECOND;
+
+    vp_log(loud ? VP_LOG_WARN : VP_LOG_DEBUG, drv->id,
+           "channel out of step (%s): resynchronising", why);
+    if (loud) {
+        drv->complained_at = drv->loop->now;
+    }
+    link_hello(drv, 0);
+}
+
+/* link_refuse() - the peer breaks the protocol: end the session */
+static void link_refuse(VPDriver *drv, const char *what)
+{
+    vp_log(VP_LOG_WARN, drv->id, "the peer breaks the protocol (%s): "
+           "session ended", what);
+    link_forget(drv);
+    link_hello(drv, VP_PENALTY_US);
+    drv->link.penalty = true;
+}
+
+/* link_open() - the descriptors are good: say hello */
+static void link_open(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+
+    l->attached_at = drv->loop->now;
+    l->garbage = 0;
+    l->blocked = false;
+    flow_reset(&l->flow, drv->loop->now);
+    if (l->epoch[0] != 0) {
+        vp_timer_stop(&drv->grace_timer);
+    }
+    link_hello(drv, 0);
+}
+
+/* link_away() - nobody at the other side of the port; the fd stays good */
+static void link_away(VPDriver *drv, bool away)
+{
+    VPLink *l = &drv->link;
+
+    if (away == l->away) {
+        return;
+    }
+    l->away = away;
+    l->away_polled = false;
+    if (away) {
+        l->blocked = false;
+        link_down(drv, "nobody at the other side of the port");
+    } else {
+        vp_timer_stop(&l->away_timer);
+        link_open(drv);
+    }
+    link_interest(drv);
+}
+
+/* link_sendable() - may @bytes_out grow by a packet of @len? */
+static bool link_sendable(const VPLink *l, uint32_t bytes_out, uint32_t len)
+{
+    return bytes_out == 0 || bytes_out + len <= l->flow.limit;
+}
+
+/* link_acks() - an ack is on its way out */
+static void link_acks(VPLink *l)
+{
+    l->ack_now = false;
+    l->rx_unacked = 0;
+    vp_timer_stop(&l->ack_timer);
+}
+
+/* link_put_ctl() - unsequenced packets that are due; returns their length */
+static size_t link_put_ctl(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    VPStore *s = &l->store;
+    VPPacket pkt = { .seq = s->unsent, .ack = l->rx_expect };
+    size_t len = 0;
+
+    if (l->need_hello) {
+        l->need_hello = false;
+        l->hello.echo = l->peer_token;
+        l->hello.flags = l->state == LINK_UP ? VP_HELLO_UP : 0;
+        if (l->peer_token != 0) {
+            l->try_epoch[0] = l->hello.token;
+            l->try_epoch[1] = l->peer_token;
+        }
+        len += wire_put_hello(l->ctl, &l->hello);
+    }
+    if (l->state != LINK_UP) {
+        return len;
+    }
+    if (l->need_ping) {
+        pkt.type = VP_PKT_PING;
+    } else if (l->ack_now &&
+               (s->unsent == s->next ||
+                !link_sendable(l, s->bytes_out,
+                               store_sent(s, s->unsent)->len))) {
+        pkt.type = VP_PKT_ACK; /* no packet goes out that could carry it */
+    }
+    if (pkt.type != 0) {
+        l->need_ping = false;
+        link_acks(l);
+        wire_put(l->ctl + len, &pkt, l->tx_key);
+        len += VP_PKT_HDR_LEN;
+    }
+    return len;
+}
+
+/*
+ * link_gather() - what the next write() hands over
+ * @iov:  room for VP_WRITE_IOV
+ *
+ * Headers are finished here: only now is it known what to ack.
+ */
+#define VP_WRITE_IOV 8
+static int link_gather(VPDriver *drv, struct iovec *iov)
+{
+    VPLink *l = &drv->link;
+    VPStore *s = &l->store;
+    size_t room = l->kind == VP_CHN_VIRTSERIAL ? VP_VIRTIO_WRITE_MAX
+                                               : VP_WRITE_MAX;
+    uint32_t bytes_out = s->bytes_out;
+    int n = 0;
+
+    if (l->ctl_len == 0 && s->unsent_off == 0) {
+        l->ctl_len = link_put_ctl(drv);
+    }
+    if (l->ctl_len > 0) {
+        iov[n].iov_base = l->ctl + l->ctl_off;
+        iov[n].iov_len = l->ctl_len - l->ctl_off;
+        room -= iov[n++].iov_len;
+    }
+    if (l->state != LINK_UP && s->unsent_off == 0) {
+        return n;
+    }
+    for (uint32_t seq = s->unsent; seq != s->next && n < VP_WRITE_IOV; seq++) {
+        VPSent *sent = store_sent(s, seq);
+        uint8_t *p = s->ring + sent->off;
+        size_t len = sent->len;
+
+        if (seq == s->unsent && s->unsent_off > 0) {
+            p += s->unsent_off;
+            len -= s->unsent_off;
+        } else {
+            if (len > room || l->state != LINK_UP ||
+                !link_sendable(l, bytes_out, sent->len)) {
+                break;
+            }
+            bytes_out += sent->len;
+            sent->pkt.seq = seq;
+            sent->pkt.ack = l->rx_expect;
+            wire_put(p, &sent->pkt, l->tx_key);
+        }
+        if (n > 0 && (uint8_t *)iov[n - 1].iov_base + iov[n - 1].iov_len == p) {
+            iov[n - 1].iov_len += len;
+        } else {
+            iov[n].iov_base = p;
+            iov[n++].iov_len = len;
+        }
+        room -= MIN(len, room);
+    }
+    return n;
+}
+
+/* link_written() - the channel took @len of what link_gather() gave */
+static void link_written(VPDriver *drv, size_t len)
+{
+    VPLink *l = &drv->link;
+    VPStore *s = &l->store;
+
+    if (l->ctl_len > 0) {
+        size_t part = MIN(len, l->ctl_len - l->ctl_off);
+
+        l->ctl_off += part;
+        len -= part;
+        if (l->ctl_off == l->ctl_len) {
+            l->ctl_len = l->ctl_off = 0;
+        }
+    }
+    while (len > 0) {
+        VPSent *sent = store_sent(s, s->unsent);
+        uint32_t part = (uint32_t)MIN(len, sent->len - s->unsent_off);
+
+        if (s->unsent_off == 0) {
+            sent->sent_at = drv->loop->now;
+            sent->delivered = l->flow.delivered;
+            sent->delivered_at = l->flow.delivered_at;
+            sent->app_limited = l->flow.app_limited > l->flow.delivered;
+            s->bytes_out += sent->len;
+            link_acks(l);
+        }
+        s->unsent_off += part;
+        len -= part;
+        if (s->unsent_off == sent->len) {
+            s->unsent++;
+            s->unsent_off = 0;
+        }
+    }
+}
+
+/* link_flush() - hand to the channel what it takes */
+static void link_flush(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+
+    while (link_has_fd(l) && !l->blocked && !l->away) {
+        struct iovec iov[VP_WRITE_IOV];
+        int n = link_gather(drv, iov);
+        ssize_t len;
+
+        if (n == 0) {
+            break;
+        }
+        len = writev(l->wfd, iov, n);
+        if (len >= 0) {
+            link_written(drv, (size_t)len);
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            l->blocked = true;
+            link_interest(drv);
+        } else if (errno == EPIPE && l->kind == VP_CHN_VIRTSERIAL) {
+            link_away(drv, true); /* a FIFO without reader */
+        } else if (errno != EINTR) {
+            link_lost(drv, strerror(errno));
+        }
+    }
+    if (l->state == LINK_UP && l->store.bytes > 0 &&
+        !timer_running(&l->ping_timer)) {
+        link_ping_start(drv, VP_PING_WAIT_MIN);
+    }
+}
+
+/* ======================================================================
+ * link: timers, the handshake, receiving
+ * ====================================================================== */
+
+/* link_name_stranger() - once, say why there is no channel yet */
+static void link_name_stranger(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+
+    if (l->heard || l->named_stranger ||
+        drv->loop->now - l->attached_at < VP_STRANGER_US) {
+        return;
+    }
+    l->named_stranger = true;
+    if (l->garbage > 0) {
+        vp_log(VP_LOG_WARN, drv->id, "the other end is not qemu-vp: %llu "
+               "bytes that make no packet", (unsigned long long)l->garbage);
+    } else {
+        vp_log(VP_LOG_INFO, drv->id, "the other end is silent: waiting");
+    }
+}
+
+static void link_hello_timer(void *opaque)
+{
+    VPDriver *drv = opaque;
+    VPLink *l = &drv->link;
+
+    link_name_stranger(drv);
+    if (l->connector && drv->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
+        link_lost(drv, "no answer");
+        return;
+    }
+    l->need_hello = true;
+    l->penalty = false;
+    l->hello_wait = MIN(2 * l->hello_wait, VP_HELLO_WAIT_MAX);
+    vp_timer_start(drv->loop, &l->hello_timer, l->hello_wait,
+                   link_hello_timer, drv);
+}
+
+/*
+ * link_ping_timer() - make a lost tail known, and that we live
+ *
+ * While packets wait for an ack and none comes, PING says which packet is
+ * next, more and more rarely: the peer may be a VM that is paused for days.
+ */
+static void link_ping_timer(void *opaque)
+{
+    VPDriver *drv = opaque;
+    VPLink *l = &drv->link;
+    bool waiting = l->store.bytes > 0;
+    uint64_t wait = VP_PING_IDLE;
+
+    if (waiting && l->store.base != l->ping_base) {
+        wait = VP_PING_WAIT_MIN;
+    } else if (waiting || l->ping_wait == VP_PING_IDLE) {
+        l->need_ping = true;
+        if (l->asked_at == 0) {
+            l->asked_at = drv->loop->now;
+        }
+        wait = waiting ? MIN(2 * l->ping_wait, VP_PING_IDLE) : VP_PING_IDLE;
+    }
+    if (!waiting && !l->busy) {
+        store_trim(&l->store);
+        if (l->rx_len == 0) {
+            free(l->rx);
+            l->rx = NULL;
+            l->rx_cap = 0;
+        }
+    }
+    l->busy = false;
+    link_ping_start(drv, wait);
+}
+
+static void link_ping_start(VPDriver *drv, uint64_t wait)
+{
+    VPLink *l = &drv->link;
+
+    l->ping_wait = wait;
+    l->ping_base = l->store.base;
+    vp_timer_start(drv->loop, &l->ping_timer, wait, link_ping_timer, drv);
+}
+
+static void link_ack_timer(void *opaque)
+{
+    VPDriver *drv = opaque;
+
+    drv->link.ack_now = true;
+}
+
+/* link_up() - both tokens were echoed; from here on packets flow */
+static void link_up(VPDriver *drv, bool resumed)
+{
+    VPLink *l = &drv->link;
+    bool quiet = resumed && l->named_up;
+
+    l->state = LINK_UP;
+    l->tx_key = wire_key(l->hello.token, l->peer_token);
+    l->rx_key = wire_key(l->peer_token, l->hello.token);
+    l->need_hello = true;
+    l->busy = true;
+    l->named_up = true;
+    vp_timer_stop(&l->hello_timer);
+    vp_timer_stop(&drv->grace_timer);
+    link_ping_start(drv, VP_PING_WAIT_MIN);
+    vp_log(quiet ? VP_LOG_DEBUG : VP_LOG_INFO, drv->id, "channel up: %s",
+           resumed ? "session resumed" : "new session");
+    conns_session(drv);
+}
+
+/* link_begin() - a new session, named by two tokens */
+static void link_begin(VPDriver *drv, uint64_t mine, uint64_t peers)
+{
+    VPLink *l = &drv->link;
+
+    link_forget(drv);
+    l->epoch[0] = mine;
+    l->epoch[1] = peers;
+    l->rx_expect = VP_SEQ_FIRST;
+    l->rx_digest = 0;
+}
+
+/* link_can_resume() - is what the peer claims possible? */
+static bool link_can_resume(VPLink *l, const VPHello *h)
+{
+    VPStore *s = &l->store;
+
+    return seq_diff(h->expect, s->base) >= 0 &&
+           seq_diff(s->next, h->expect) >= 0 &&
+           store_digest(s, h->expect) == h->digest &&
+           seq_diff(h->next, l->rx_expect) >= 0 &&
+           seq_diff(l->rx_expect, h->base) >= 0;
+}
+
+/* link_agree() - the peer echoed my token: go on, or begin anew */
+static void link_agree(VPDriver *drv, const VPHello *h)
+{
+    VPLink *l = &drv->link;
+
+    l->peer_window = h->window;
+    l->peer_max_conns = h->max_conns;
+    if (l->epoch[0] == 0 || h->my_epoch != l->epoch[1] ||
+        h->peer_epoch != l->epoch[0]) {
+        link_begin(drv, l->hello.token, l->peer_token);
+        link_up(drv, false);
+    } else if (link_can_resume(l, h)) {
+        store_rewind(&l->store, h->expect);
+        link_up(drv, true);
+    } else {
+        vp_log(VP_LOG_WARN, drv->id, "one side was set back in time: "
+               "session ended");
+        link_forget(drv);
+        link_new_token(drv);
+        l->need_hello = true;
+    }
+}
+
+static void link_handle_hello(VPDriver *drv, const VPHello *h)
+{
+    VPLink *l = &drv->link;
+
+    if (h->version != VP_VERSION) {
+        if (!l->named_stranger) {
+            vp_log(VP_LOG_WARN, drv->id, "the other end speaks version %u of "
+                   "the protocol, this one %u", h->version, VP_VERSION);
+            l->named_stranger = true;
+        }
+        return;
+    }
+    if (h->token == l->hello.token) {
+        if (!l->named_stranger) {
+            vp_log(VP_LOG_WARN, drv->id, "the channel echoes what is sent "
+                   "(a tty that is not raw, or a loop?)");
+            l->named_stranger = true;
+        }
+        return;
+    }
+    l->heard = true;
+    l->named_stranger = false;
+    if (l->penalty) {
+        return;
+    }
+    if (l->state == LINK_UP) {
+        if (h->token == l->peer_token) {
+            /* it has not heard my echo */
+            l->need_hello |= !(h->flags & VP_HELLO_UP);
+            return;
+        }
+        vp_log(VP_LOG_DEBUG, drv->id, "the other end says hello again");
+        link_hello(drv, 0);
+    }
+    if (h->token != l->peer_token) {
+        l->peer_token = h->token;
+        l->need_hello = true;
+        if (l->try_epoch[0] != 0 && h->my_epoch == l->try_epoch[1] &&
+            h->peer_epoch == l->try_epoch[0] &&
+            l->epoch[0] != l->try_epoch[0]) {
+            /* for the peer, that handshake was complete */
+            link_begin(drv, l->try_epoch[0], l->try_epoch[1]);
+            link_new_token(drv);
+        }
+    }
+    if (h->echo == l->hello.token) {
+        link_agree(drv, h);
+    } else {
+        l->need_hello = true;
+    }
+}
+
+/* link_acked() - the peer expects @seq; false if that can't be */
+static bool link_acked(VPDriver *drv, uint32_t seq)
+{
+    VPStore *s = &drv->link.store;
+    uint32_t before = s->bytes;
+    VPSent newest;
+
+    if (seq == s->base) {
+        return true;
+    }
+    if (seq_diff(seq, s->base) < 0 || seq_diff(s->unsent, seq) < 0) {
+        return false;
+    }
+    newest = *store_sent(s, seq - 1);
+    store_release(s, seq);
+    flow_acked(&drv->link.flow, &newest, before - s->bytes, drv->loop->now);
+    return true;
+}
+
+/*
+ * link_stalled() - does a later packet hide in one that stopped arriving?
+ *
+ * If bytes of it were lost, what follows is taken for its payload until it
+ * is complete; a HELLO or PING among that tells.
+ */
+static bool link_stalled(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+
+    if (l->rx_at == 0 || drv->loop->now - l->rx_at < VP_STALL_US) {
+        return false;
+    }
+    for (; l->rx_scanned + VP_PKT_HDR_LEN <= l->rx_len; l->rx_scanned++) {
+        const uint8_t *p = l->rx + l->rx_scanned;
+        VPPacket pkt;
+
+        if (wire_get(p, &pkt, l->rx_key) || wire_get(p, &pkt, VP_MAGIC)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * link_parse_up() - take one packet
+ *
+ * Returns how many bytes are done with, 0 if more must come first.
+ */
+static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
+{
+    VPLink *l = &drv->link;
+    const char *wrong = NULL;
+    VPPacket pkt;
+    VPHello hello;
+    size_t total;
+
+    if (len < VP_PKT_HDR_LEN) {
+        return 0;
+    }
+    if (!wire_get(p, &pkt, l->rx_key)) {
+        int n = wire_get_hello(p, len, &hello);
+
+        if (n > 0) {
+            link_handle_hello(drv, &hello);
+        } else if (n < 0) {
+            link_resync(drv, "no packet where one should begin");
+            n = 1;
+        }
+        return (size_t)n;
+    }
+    total = VP_PKT_HDR_LEN + pkt.bytes;
+    if (pkt.seq != l->rx_expect) {
+        wrong = "packets are missing";
+    } else if (len < total) {
+        if (p != l->rx || !link_stalled(drv)) {
+            return 0;
+        }
+        wrong = "a packet breaks off";
+    } else if (pkt.bytes > 0 && !wire_data_ok(&pkt, p + VP_PKT_HDR_LEN)) {
+        wrong = "a payload is damaged";
+    } else if (!link_acked(drv, pkt.ack)) {
+        wrong = "an ack makes no sense";
+    }
+    if (wrong != NULL) {
+        link_resync(drv, wrong);
+        return 1; /* a HELLO may begin at any byte after */
+    }
+    l->asked_at = 0;
+    l->ack_now |= (pkt.flags & VP_FLAG_ACK_NOW) != 0;
+    switch (pkt.type) {
+    case VP_PKT_PING:
+        l->ack_now = true;
+        break;
+    case VP_PKT_ACK:
+        break;
+    case VP_PKT_CONTROL:
+    case VP_PKT_CLIENT:
+    case VP_PKT_SERVER:
+        l->rx_expect++;
+        l->rx_digest = digest_add(l->rx_digest, &pkt);
+        l->rx_unacked += (uint32_t)total;
+        l->busy = true;
+        vp_handle_packet(drv, &pkt, p + VP_PKT_HDR_LEN);
+        break;
+    default:
+        link_refuse(drv, "unknown type of packet");
+        break;
+    }
+    return total;
+}
+
+/* link_parse_hello() - skip to the next HELLO; returns like link_parse_up() */
+static size_t link_parse_hello(VPDriver *drv, const uint8_t *p, size_t len)
+{
+    VPHello hello;
+    int n = wire_get_hello(p, len, &hello);
+    size_t skip = 1;
+
+    if (n >= 0) {
+        if (n > 0) {
+            link_handle_hello(drv, &hello);
+        }
+        return (size_t)n;
+    }
+    while (skip + 16 < len && p[skip + 16] != VP_PKT_HELLO) {
+        skip++;
+    }
+    drv->link.garbage += skip;
+    return skip;
+}
+
+/* link_process() - take what lies in the receive buffer */
+static void link_process(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    size_t pos = 0;
+
+    while (pos < l->rx_len) {
+        uint8_t *p = l->rx + pos;
+        size_t len = l->rx_len - pos, used;
+
+        if (l->state == LINK_UP) {
+            used = link_parse_up(drv, p, len);
+        } else {
+            used = link_parse_hello(drv, p, len);
+        }
+        if (used == 0) {
+            break;
+        }
+        pos += used;
+    }
+    batch_flush(drv);
+    l->rx_len -= pos;
+    memmove(l->rx, l->rx + pos, l->rx_len);
+    if (l->rx_len == 0) {
+        l->rx_at = 0;
+    } else if (pos > 0 || l->rx_at == 0) {
+        l->rx_at = drv->loop->now;
+        l->rx_scanned = 1;
+    }
+    if (l->rx_unacked >= VP_ACK_BYTES) {
+        l->ack_now = true;
+    } else if (l->rx_unacked > 0 && !timer_running(&l->ack_timer)) {
+        vp_timer_start(drv->loop, &l->ack_timer, VP_ACK_DELAY,
+                       link_ack_timer, drv);
+    }
+}
+
+/* link_rx_grow() - false if there is no buffer at all */
+static bool link_rx_grow(VPLink *l)
+{
+    size_t cap = l->rx_cap == 0 ? VP_RX_LEN_MIN : 2 * l->rx_cap;
+    uint8_t *rx = cap <= VP_RX_LEN_MAX ? realloc(l->rx, cap) : NULL;
+
+    if (rx != NULL) {
+        l->rx = rx;
+        l->rx_cap = cap;
+    }
+    return l->rx != NULL;
+}
+
+/* link_read() - the channel is readable; it is read whatever else happens */
+static void link_read(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    ssize_t n = 0;
+
+    if (l->rx == NULL && !link_rx_grow(l)) {
+        link_lost(drv, "out of memory");
+        return;
+    }
+    /* devices give a few KiB a read: gather before looking at them */
+    do {
+        n = read(l->rfd, l->rx + l->rx_len, l->rx_cap - l->rx_len);
+        if (n > 0) {
+            l->rx_len += (size_t)n;
+        }
+    } while (l->rx_len < l->rx_cap &&
+             ((n > 0 && l->kind != VP_CHN_SOCKET) ||
+              (n < 0 && errno == EINTR)));
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        n = 1;
+    }
+    if (l->rx_len == l->rx_cap) {
+        link_process(drv);
+        link_rx_grow(l);
+    } else {
+        link_process(drv);
+    }
+    if (n > 0 || !link_has_fd(l)) {
+        return;
+    }
+    if (n < 0) {
+        link_lost(drv, strerror(errno));
+    } else if (l->kind == VP_CHN_VIRTSERIAL) {
+        link_away(drv, true);
+    } else {
+        if (!l->heard && l->garbage + l->rx_len > 0) {
+            l->attached_at = 0; /* it won't say more */
+            l->garbage += l->rx_len;
+            link_name_stranger(drv);
+        }
+        link_lost(drv, "closed by the other end");
+    }
+}
+
+static void link_away_timer(void *opaque)
+{
+    VPDriver *drv = opaque;
+
+    link_ready(drv, drv->link.rfd, VP_READ);
+}
+
+/* link_back() - is the other side of the port connected again? */
+static void link_back(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    ssize_t n;
+
+    if (l->rx == NULL && !link_rx_grow(l)) {
+        return;
+    }
+    n = read(l->rfd, l->rx, l->rx_cap);
+    if (n > 0 || (n < 0 && errno == EAGAIN)) {
+        link_away(drv, false);
+        if (n > 0) {
+            l->rx_len = (size_t)n;
+            link_process(drv);
+        }
+    } else if (n == 0 || errno == EINTR) {
+        /* a FIFO's write set doesn't sleep: look now and then */
+        l->away_polled = true;
+        link_interest(drv);
+        vp_timer_start(drv->loop, &l->away_timer, VP_AWAY_POLL,
+                       link_away_timer, drv);
+    } else {
+        link_lost(drv, strerror(errno));
+    }
+}
+
+static void link_ready(void *opaque, int fd, int events)
+{
+    VPDriver *drv = opaque;
+    VPLink *l = &drv->link;
+
+    (void)fd;
+    if (l->away) {
+        link_back(drv);
+        return;
+    }
+    if (events & VP_WRITE) {
+        l->blocked = false;
+        link_interest(drv);
+    }
+    if (events & VP_READ) {
+        link_read(drv);
+    }
+}
+
+/* ======================================================================
+ * connections
+ *
+ * A connection is known by the id its client side gave it and by which side
+ * that was; ids are not used again while they are in use, and packets for
+ * one that is gone are ignored.  Each direction is a state machine:
+ *
+ *   in    WAIT -> OPEN -> EOF -> CLOSED         local socket to channel
+ *
+ *   out   WAIT ----> OPEN --> DRAIN --> CLOSED  channel to local socket
+ *          |          |         |         ^
+ *          |          +-> BROKEN <--------+---- (BROKEN -> CLOSED)
+ *          +-> WAIT_DRAIN -> DRAIN
+ *
+ * and when both are CLOSED the connection is over.  A reset skips all that:
+ * conn_abort() closes the socket so that its owner sees the reset too (by
+ * SO_LINGER with time 0, set from the start: should this daemon be killed,
+ * no client may take what it got until then for all there was).
+ *
+ * Credit counts bytes from the connection's start and never falls.  It is
+ * given when the local socket took the bytes.  A connection whose socket
+ * keeps up gets a larger window, out of a budget for all.
+ * ====================================================================== */
+
+#define VP_CONNECT_TIMEOUT (10 * SECOND)
+/* A unix listener whose queue is full says so at once: try again. */
+#define VP_CONNECT_RETRY (20 * MS)
+#define VP_SWEEP_US SECOND
+#define VP_HASH_MIN 64
+
+static void conn_ready(void *opaque, int fd, int events);
+
+/* conn_set_in() - the only place where "in" changes */
+static bool conn_set_in(VPConn *c, VPIn to)
+{
+    static const unsigned legal[] = {
+        [IN_WAIT] = 1u << IN_OPEN | 1u << IN_CLOSED,
+        [IN_OPEN] = 1u << IN_EOF | 1u << IN_CLOSED,
+        [IN_EOF] = 1u << IN_CLOSED,
+        [IN_CLOSED] = 1u << IN_CLOSED,
+    };
+    static const char *const name[] = { "WAIT", "OPEN", "EOF", "CLOSED" };
+
+    if (!(legal[c->in] >> to & 1)) {
+        vp_log(VP_LOG_ERROR, c->drv->id, "connection %u: in: %s after %s",
+               c->id, name[to], name[c->in]);
+        return false;
+    }
+    c->in = to;
+    return true;
+}
+
+/* conn_set_out() - the only place where "out" changes */
+static bool conn_set_out(VPConn *c, VPOut to)
+{
+    static const unsigned legal[] = {
+        [OUT_WAIT] = 1u << OUT_WAIT_DRAIN | 1u << OUT_OPEN | 1u << OUT_CLOSED,
+        [OUT_WAIT_DRAIN] = 1u << OUT_DRAIN | 1u << OUT_CLOSED,
+        [OUT_OPEN] = 1u << OUT_DRAIN | 1u << OUT_BROKEN | 1u << OUT_CLOSED,
+        [OUT_DRAIN] = 1u << OUT_BROKEN | 1u << OUT_CLOSED,
+        [OUT_BROKEN] = 1u << OUT_CLOSED,
+        [OUT_CLOSED] = 1u << OUT_CLOSED,
+    };
+    static const char *const name[] = {
+        "WAIT", "WAIT_DRAIN", "OPEN", "DRAIN", "BROKEN", "CLOSED",
+    };
+
+    if (!(legal[c->out] >> to & 1)) {
+        vp_log(VP_LOG_ERROR, c->drv->id, "connection %u: out: %s after %s",
+               c->id, name[to], name[c->out]);
+        return false;
+    }
+    c->out = to;
+    return true;
+}
+
+/* ---- table ------------------------------------------------------------ */
+
+static VPConn **conn_slot(VPDriver *drv, uint32_t id, bool client)
+{
+    size_t h = (size_t)mix64((uint64_t)id << 1 | client);
+
+    return &drv->hash[h & (drv->hash_size - 1)];
+}
+
+/* conn_find() - by id and by whether we are its client side; NULL: none */
+static VPConn *conn_find(VPDriver *drv, uint32_t id, bool client)
+{
+    VPConn *c = drv->hash_size > 0 ? *conn_slot(drv, id, client) : NULL;
+
+    while (c != NULL && (c->id != id || c->client != client)) {
+        c = c->hash_next;
+    }
+    return c;
+}
+
+static bool conn_hash_grow(VPDriver *drv)
+{
+    size_t size = drv->hash_size > 0 ? 2 * drv->hash_size : VP_HASH_MIN;
+    VPConn **hash = calloc(size, sizeof(*hash));
+
+    if (hash == NULL) {
+        return drv->hash_size > 0; /* longer chains will do */
+    }
+    free(drv->hash);
+    drv->hash = hash;
+    drv->hash_size = size;
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+        VPConn **slot = conn_slot(drv, c->id, c->client);
+
+        c->hash_next = *slot;
+        *slot = c;
+    }
+    return true;
+}
+
+/* conn_new() - NULL when out of memory */
+static VPConn *conn_new(VPDriver *drv, uint32_t id, bool client,
+                        const char *service_id)
+{
+    VPConn *c, **slot;
+
+    if (drv->nconns >= drv->hash_size && !conn_hash_grow(drv)) {
+        return NULL;
+    }
+    c = calloc(1, sizeof(*c));
+    if (c == NULL) {
+        return NULL;
+    }
+    c->drv = drv;
+    c->id = id;
+    c->client = client;
+    c->fd = -1;
+    c->born = drv->loop->now;
+    c->in = client ? IN_OPEN : IN_WAIT;
+    c->out = client ? OUT_OPEN : OUT_WAIT;
+    c->window = VP_WINDOW_INIT;
+    c->rx_limit = c->window;
+    snprintf(c->service_id, sizeof(c->service_id), "%s", service_id);
+    node_init(&c->turn);
+    node_init(&c->due_node);
+    node_init(&c->wait);
+    node_append(&drv->conns, &c->all);
+    slot = conn_slot(drv, id, client);
+    c->hash_next = *slot;
+    *slot = c;
+    drv->nconns++;
+    return c;
+}
+
+/* conn_free() - by the reaper only */
+static void conn_free(VPConn *c)
+{
+    VPDriver *drv = c->drv;
+    VPConn **slot = conn_slot(drv, c->id, c->client);
+
+    while (*slot != c) {
+        slot = &(*slot)->hash_next;
+    }
+    *slot = c->hash_next;
+    node_remove(&c->all);
+    node_remove(&c->turn);
+    node_remove(&c->due_node);
+    node_remove(&c->wait);
+    drv->window_grown -= c->window - VP_WINDOW_INIT;
+    drv->nconns--;
+    free(c->buf);
+    free(c);
+}
+
+/* conn_announced() - the peer knows of it, or forgot it */
+static void conn_announced(VPConn *c, bool announced)
+{
+    if (announced != c->announced) {
+        c->announced = announced;
+        c->drv->nannounced[c->client] += announced ? 1 : (size_t)-1;
+    }
+}
+
+/* conn_dead() - nothing is left to be done; the reaper frees it */
+static void conn_dead(VPConn *c)
+{
+    if (!c->dead) {
+        conn_announced(c, false);
+        c->dead = c->gone = true;
+        node_remove(&c->turn);
+        node_remove(&c->wait);
+        node_remove(&c->due_node);
+        node_append(&c->drv->dead, &c->due_node);
+    }
+}
+
+/* ---- ends ------------------------------------------------------------- */
+
+/* conn_set_due() - have control messages sent when the link has room */
+static void conn_set_due(VPConn *c, unsigned due)
+{
+    c->due |= due;
+    if (!node_linked(&c->due_node) && !c->dead) {
+        node_append(&c->drv->due, &c->due_node);
+    }
+}
+
+/* conn_interest() - what is watched, from state alone */
+static void conn_interest(VPConn *c)
+{
+    int events = 0;
+
+    if (c->fd < 0) {
+        return;
+    }
+    if (c->in == IN_OPEN && !node_linked(&c->turn) &&
+        c->tx_count < c->tx_limit) {
+        events |= VP_READ;
+    }
+    if (c->out == OUT_WAIT || c->out == OUT_WAIT_DRAIN
+        ? !c->retry : c->buf_len > 0) {
+        events |= VP_WRITE;
+    }
+    vp_watch_set(c->drv->loop, c->fd, events);
+}
+
+static void conn_drop_buf(VPConn *c)
+{
+    free(c->buf);
+    c->buf = NULL;
+    c->buf_off = c->buf_len = c->buf_cap = 0;
+}
+
+static void conn_close_fd(VPConn *c)
+{
+    if (c->fd >= 0) {
+        vp_unwatch(c->drv->loop, c->fd);
+        close(c->fd);
+        c->fd = -1;
+    }
+}
+
+/*
+ * conn_abort() - close at once; the local side sees a reset, and so will
+ * the peer if it knows of the connection (unless "gone" is set already)
+ */
+static void conn_abort(VPConn *c, VPReason reason)
+{
+    if (c->gone) {
+        return;
+    }
+    c->gone = true;
+    conn_close_fd(c);
+    conn_drop_buf(c);
+    node_remove(&c->turn);
+    node_remove(&c->wait);
+    conn_set_in(c, IN_CLOSED);
+    conn_set_out(c, OUT_CLOSED);
+    c->due = 0;
+    if (c->announced) {
+        c->reason = (uint8_t)reason;
+        conn_set_due(c, DUE_RESET);
+    } else {
+        conn_dead(c);
+    }
+}
+
+/* conn_reset() - the peer reset it, or its session is over */
+static void conn_reset(VPConn *c)
+{
+    conn_announced(c, false);
+    if (c->gone) {
+        conn_dead(c);
+    } else {
+        conn_abort(c, VP_REASON_NONE);
+    }
+}
+
+/* conn_check_over() - both directions closed in order? */
+static void conn_check_over(VPConn *c)
+{
+    if (c->in == IN_CLOSED && c->out == OUT_CLOSED && !c->gone) {
+        struct linger off = { 0, 0 };
+
+        if (c->fd >= 0) {
+            setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
+        }
+        conn_close_fd(c);
+        conn_drop_buf(c);
+        conn_dead(c);
+    }
+}
+
+/* ---- credit ----------------------------------------------------------- */
+
+/* conn_credit() - give credit for what was taken, in steps worth a packet */
+static void conn_credit(VPConn *c)
+{
+    VPDriver *drv = c->drv;
+    uint64_t due = c->rx_taken + c->window - c->rx_limit;
+
+    if (due < c->window / 2 || c->out == OUT_CLOSED || c->gone) {
+        return;
+    }
+    if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
+        drv->window_grown + c->window <= VP_WINDOW_BUDGET) {
+        drv->window_grown += c->window;
+        c->window *= 2;
+    }
+    c->rx_limit = c->rx_taken + c->window;
+    conn_set_due(c, DUE_WINDOW);
+}
+
+/* ---- from the channel to the local socket ----------------------------- */
+
+/* conn_buffer() - keep @len bytes until the socket takes them */
+static bool conn_buffer(VPConn *c, const uint8_t *data, size_t len)
+{
+    if (c->buf_off + c->buf_len + len > c->buf_cap && c->buf_off > 0) {
+        memmove(c->buf, c->buf + c->buf_off, c->buf_len);
+        c->buf_off = 0;
+    }
+    if (c->buf_len + len > c->buf_cap) {
+        size_t cap = MAX(c->buf_cap, 1024u);
+        uint8_t *buf;
+
+        while (cap < c->buf_len + len) {
+            cap *= 2;
+        }
+        buf = realloc(c->buf, cap);
+        if (buf == NULL) {
+            return false;
+        }
+        c->buf = buf;
+        c->buf_cap = (uint32_t)cap;
+    }
+    memcpy(c->buf + c->buf_off + c->buf_len, data, len);
+    c->buf_len += (uint32_t)len;
+    return true;
+}
+
+/* conn_broken() - the local socket takes no more */
+static void conn_broken(VPConn *c)
+{
+    if (c->in != IN_OPEN) {
+        conn_abort(c, VP_REASON_NONE);
+        return;
+    }
+    /* what it sent before it went is still to be read; then comes RESET */
+    c->rx_taken += c->buf_len;
+    conn_drop_buf(c);
+    conn_set_out(c, OUT_BROKEN);
+    conn_credit(c);
+    conn_interest(c);
+}
+
+/* conn_shutdown() - the local socket took everything, and CLOSE came */
+static void conn_shutdown(VPConn *c)
+{
+    shutdown(c->fd, SHUT_WR);
+    conn_set_out(c, OUT_CLOSED);
+    conn_check_over(c);
+}
+
+/*
+ * conn_write() - give the local socket what waits and what just came
+ * @iov:  iov[0] is free for the buffer, @n payloads follow
+ */
+static void conn_write(VPConn *c, struct iovec *iov, int n)
+{
+    ssize_t len = 0;
+
+    if (!c->blocked && c->buf_len + (unsigned)n > 0 &&
+        c->out != OUT_WAIT && c->out != OUT_WAIT_DRAIN) {
+        iov[0].iov_base = c->buf + c->buf_off;
+        iov[0].iov_len = c->buf_len;
+        do {
+            len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
+                                 : writev(c->fd, iov + 1, n);
+        } while (len < 0 && errno == EINTR);
+        if (len < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
+            for (int i = 1; i <= n; i++) {
+                c->rx_taken += iov[i].iov_len;
+            }
+            conn_broken(c);
+            return;
+        }
+        len = MAX(len, 0);
+    }
+    c->rx_taken += (uint64_t)len;
+    if (c->buf_len > 0) {
+        uint32_t part = (uint32_t)MIN((size_t)len, c->buf_len);
+
+        c->buf_off += part;
+        c->buf_len -= part;
+        len -= part;
+    }
+    for (int i = 1; i <= n; i++) {
+        size_t part = MIN((size_t)len, iov[i].iov_len);
+
+        len -= (ssize_t)part;
+        if (part < iov[i].iov_len &&
+            !conn_buffer(c, (uint8_t *)iov[i].iov_base + part,
+                         iov[i].iov_len - part)) {
+            vp_log(VP_LOG_WARN, c->drv->id, "%s: connection reset: out of "
+                   "memory", c->service_id);
+            conn_abort(c, VP_REASON_RESOURCES);
+            return;
+        }
+    }
+    if (c->buf_len == 0) {
+        conn_drop_buf(c);
+    } else if (c->out != OUT_WAIT && c->out != OUT_WAIT_DRAIN) {
+        c->blocked = true;
+    }
+    conn_credit(c);
+    conn_interest(c);
+    if (c->buf_len == 0 && c->out == OUT_DRAIN) {
+        conn_shutdown(c);
+    }
+}
+
+/* batch_flush() - write the payloads gathered for one connection */
+static void batch_flush(VPDriver *drv)
+{
+    VPBatch *b = &drv->batch;
+
+    if (b->n > 0) {
+        if (!b->conn->gone) {
+            conn_write(b->conn, b->iov, b->n);
+        }
+        b->n = 0;
+    }
+}
+
+static void batch_add(VPConn *c, uint8_t *data, size_t len)
+{
+    VPBatch *b = &c->drv->batch;
+
+    if (b->n > 0 && (b->conn != c || b->n == VP_BATCH)) {
+        batch_flush(c->drv);
+    }
+    b->conn = c;
+    b->n++;
+    b->iov[b->n].iov_base = data;
+    b->iov[b->n].iov_len = len;
+}
+
+/* ---- control messages ------------------------------------------------- */
+
+/* link_room() - bytes that may still be put on their way */
+static uint32_t link_room(const VPLink *l)
+{
+    return l->flow.limit > l->store.bytes ? l->flow.limit - l->store.bytes : 0;
+}
+
+/* link_mark() - an ack is asked for a few times per bound in flight */
+static uint8_t link_mark(VPFlow *f, uint32_t len)
+{
+    f->unmarked += len;
+    if (f->unmarked < f->limit / 4) {
+        return 0;
+    }
+    f->unmarked = 0;
+    return VP_FLAG_ACK_NOW;
+}
+
+/* conn_send_control() - false if the store is full */
+static bool conn_send_control(VPConn *c, const uint8_t *msg, size_t len)
+{
+    VPLink *l = &c->drv->link;
+    VPPacket pkt = { .type = VP_PKT_CONTROL, .conn = c->id };
+    uint32_t total = (uint32_t)(VP_PKT_HDR_LEN + len);
+
+    if (store_room(&l->store, total) < total) {
+        return false;
+    }
+    pkt.flags = (c->client ? VP_FLAG_CLIENT : 0) | link_mark(&l->flow, total);
+    pkt.bytes = (uint16_t)len;
+    pkt.data_check = wire_sum(msg, len);
+    memcpy(l->store.ring + l->store.head + VP_PKT_HDR_LEN, msg, len);
+    store_add(&l->store, &pkt);
+    return true;
+}
+
+/* conn_send_due() - the first due message; false if the store is full */
+static bool conn_send_due(VPConn *c)
+{
+    uint8_t msg[VP_CONTROL_LEN_MAX];
+    size_t len = 1;
+    unsigned due = c->due & (0u - c->due); /* in the order of the bits */
+
+    switch (due) {
+    case DUE_INIT:
+        msg[0] = VP_MSG_CONNECT_INIT;
+        put64(msg + 1, c->rx_limit);
+        msg[9] = (uint8_t)strlen(c->service_id);
+        memcpy(msg + 10, c->service_id, msg[9]);
+        len = 10u + msg[9];
+        break;
+    case DUE_ACK:
+        msg[0] = VP_MSG_CONNECT_ACK;
+        put64(msg + 1, c->rx_limit);
+        len = 9;
+        break;
+    case DUE_WINDOW:
+        msg[0] = VP_MSG_WINDOW;
+        put64(msg + 1, c->rx_limit);
+        len = 9;
+        break;
+    case DUE_CLOSE:
+        msg[0] = VP_MSG_CLOSE;
+        break;
+    case DUE_REFUSED:
+    case DUE_RESET:
+        msg[0] = due == DUE_RESET ? VP_MSG_RESET : VP_MSG_CONNECT_REFUSED;
+        msg[1] = c->reason;
+        len = 2;
+        break;
+    }
+    if (!conn_send_control(c, msg, len)) {
+        return false;
+    }
+    c->due &= ~due;
+    if (due == DUE_INIT) {
+        conn_announced(c, true);
+    } else if (due == DUE_CLOSE) {
+        conn_set_in(c, IN_CLOSED);
+        conn_check_over(c);
+    } else if (due == DUE_RESET || due == DUE_REFUSED) {
+        conn_dead(c);
+    }
+    return true;
+}
+
+/* driver_send_due() - control goes first; false if there is no room */
+static bool driver_send_due(VPDriver *drv)
+{
+    while (node_linked(&drv->due)) {
+        VPConn *c = container_of(drv->due.next, VPConn, due_node);
+
+        if (link_room(&drv->link) == 0) {
+            return false;
+        }
+        if ((c->due & DUE_INIT) &&
+            drv->nannounced[true] >= drv->link.peer_max_conns) {
+            vp_log(VP_LOG_WARN, drv->id, "%s: connection refused: %s",
+                   c->service_id, reason_str(VP_REASON_LIMIT));
+            conn_abort(c, VP_REASON_LIMIT);
+            continue;
+        }
+        if (c->due != 0 && !conn_send_due(c)) {
+            return false;
+        }
+        if (c->due == 0 && !c->dead) {
+            node_remove(&c->due_node);
+        }
+    }
+    return true;
+}
+
+/* ---- connecting to a target ------------------------------------------- */
+
+static void connect_timer(void *opaque);
+
+/* socket_setup() - what every proxied socket needs */
+static int socket_setup(int fd, int family)
+{
+    struct linger reset = { 1, 0 };
+    int one = 1;
+
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+        return -errno;
+    }
+    if (family != AF_UNIX) {
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    }
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    return 0;
+}
+
+static void conn_refuse(VPConn *c, VPReason reason)
+{
+    c->gone = true;
+    conn_close_fd(c);
+    conn_drop_buf(c);
+    node_remove(&c->wait);
+    c->due = 0;
+    c->reason = (uint8_t)reason;
+    conn_set_due(c, DUE_REFUSED);
+}
+
+/* conn_connected() - the target has accepted */
+static void conn_connected(VPConn *c)
+{
+    struct iovec iov[1];
+
+    node_remove(&c->wait);
+    conn_set_in(c, IN_OPEN);
+    conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN);
+    conn_set_due(c, DUE_ACK);
+    conn_write(c, iov, 0);
+}
+
+/* conn_connect() - try the addresses from c->next_addr on */
+static void conn_connect(VPConn *c)
+{
+    VPDriver *drv = c->drv;
+    VPIForward *f = c->iforward;
+    char name[128];
+    int err = 0;
+
+    for (; c->next_addr < f->naddrs; c->next_addr++) {
+        const VPAddr *addr = &f->addrs[c->next_addr];
+
+        if (c->fd < 0) {
+            int fd = socket(addr->ss.ss_family, SOCK_STREAM, 0);
+            int rc = fd < 0 ? -errno : socket_setup(fd, addr->ss.ss_family);
+
+            rc = rc < 0 ? rc : vp_watch(drv->loop, fd, conn_ready, c);
+            if (rc < 0) {
+                err = -rc;
+                if (fd >= 0) {
+                    close(fd);
+                }
+                break; /* another address needs a descriptor, too */
+            }
+            c->fd = fd;
+            c->deadline = drv->loop->now +
+                          VP_CONNECT_TIMEOUT / (f->naddrs - c->next_addr);
+        }
+        c->retry = false;
+        if (connect(c->fd, (const struct sockaddr *)&addr->ss,
+                    addr->len) == 0 || errno == EISCONN) {
+            conn_connected(c);
+            return;
+        }
+        err = errno;
+        if (err == EINPROGRESS || err == EAGAIN || err == EINTR ||
+            err == EALREADY) {
+            c->retry = err == EAGAIN;
+            if (!node_linked(&c->wait)) {
+                node_append(&drv->connecting, &c->wait);
+            }
+            if (!timer_running(&drv->connect_timer)) {
+                vp_timer_start(drv->loop, &drv->connect_timer,
+                               VP_CONNECT_RETRY, connect_timer, drv);
+            }
+            conn_interest(c);
+            return;
+        }
+        vp_log(VP_LOG_INFO, drv->id, "%s: cannot connect to %s: %s",
+               c->service_id, vp_addr_str(addr, name, sizeof(name)),
+               strerror(err));
+        conn_close_fd(c);
+    }
+    if (c->next_addr < f->naddrs) {
+        vp_log(VP_LOG_WARN, drv->id, "%s: cannot connect: %s", c->service_id,
+               strerror(err));
+    }
+    conn_refuse(c, reason_from_errno(err));
+}
+
+/* conn_connect_failed() - this address won't do; is there another? */
+static void conn_connect_failed(VPConn *c, int err)
+{
+    char name[128];
+
+    vp_log(VP_LOG_INFO, c->drv->id, "%s: cannot connect to %s: %s",
+           c->service_id, vp_addr_str(&c->iforward->addrs[c->next_addr], name,
+                                      sizeof(name)), strerror(err));
+    conn_close_fd(c);
+    if (++c->next_addr < c->iforward->naddrs) {
+        conn_connect(c);
+    } else {
+        conn_refuse(c, reason_from_errno(err));
+    }
+}
+
+/* connect_timer() - which attempts take too long, or should be made again? */
+static void connect_timer(void *opaque)
+{
+    VPDriver *drv = opaque;
+    uint64_t next = VP_CONNECT_TIMEOUT / 40;
+    VPNode *n = drv->connecting.next;
+
+    while (n != &drv->connecting) {
+        VPConn *c = container_of(n, VPConn, wait);
+
+        n = n->next;
+        if (c->deadline <= drv->loop->now) {
+            conn_connect_failed(c, ETIMEDOUT);
+        } else if (c->retry) {
+            conn_connect(c);
+            next = c->retry ? VP_CONNECT_RETRY : next;
+        }
+    }
+    if (node_linked(&drv->connecting)) {
+        vp_timer_start(drv->loop, &drv->connect_timer, next, connect_timer,
+                       drv);
+    }
+}
+
+/* sweep_timer() - a reset is seen by reading, but after EOF none reads */
+static void sweep_timer(void *opaque)
+{
+    VPDriver *drv = opaque;
+    bool any = false;
+
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+        struct pollfd pfd = { .fd = c->fd };
+
+        if (c->fd < 0 || c->out != OUT_OPEN ||
+            (c->in != IN_EOF && c->in != IN_CLOSED)) {
+            continue;
+        }
+        any = true;
+        if (poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLERR)) {
+            conn_abort(c, VP_REASON_NONE);
+        }
+    }
+    if (any) {
+        vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,
+                       drv);
+    }
+}
+
+/* ---- packets ---------------------------------------------------------- */
+
+static VPIForward *iforward_find(VPDriver *drv, const char *service_id)
+{
+    for (VPNode *n = drv->iforwards.next; n != &drv->iforwards; n = n->next) {
+        VPIForward *f = container_of(n, VPIForward, node);
+
+        if (strcmp(f->service_id, service_id) == 0) {
+            return f;
+        }
+    }
+    return NULL;
+}
+
+/* vp_handle_connect_init() - the peer has a connection for a service */
+static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
+                                   const uint8_t *msg)
+{
+    char service_id[VP_SERVICE_ID_LEN + 1];
+    size_t len = pkt->bytes > 10 ? msg[9] : 0;
+    VPConn *c;
+
+    if (!(pkt->flags & VP_FLAG_CLIENT) || pkt->bytes != 10 + len ||
+        !vp_service_id_ok((const char *)msg + 10, len)) {
+        link_refuse(drv, "malformed CONNECT_INIT");
+        return;
+    }
+    if (conn_find(drv, pkt->conn, false) != NULL) {
+        link_refuse(drv, "CONNECT_INIT with an id in use");
+        return;
+    }
+    if (drv->nannounced[false] >= drv->config.max_conns) {
+        link_refuse(drv, "more connections than HELLO allowed");
+        return;
+    }
+    memcpy(service_id, msg + 10, len);
+    service_id[len] = '\0';
+    c = conn_new(drv, pkt->conn, false, service_id);
+    if (c == NULL) {
+        /* no memory even for an answer: only a new session is honest */
+        link_refuse(drv, "out of memory on this side");
+        return;
+    }
+    conn_announced(c, true);
+    c->tx_limit = get64(msg + 1);
+    c->iforward = iforward_find(drv, service_id);
+    if (c->iforward == NULL) {
+        vp_log(VP_LOG_INFO, drv->id, "%s: connection refused: %s", service_id,
+               reason_str(VP_REASON_UNKNOWN_SERVICE));
+        conn_refuse(c, VP_REASON_UNKNOWN_SERVICE);
+        return;
+    }
+    conn_connect(c);
+}
+
+static void conn_log_refused(VPConn *c, unsigned reason)
+{
+    VPAddr addr = { .len = sizeof(addr.ss) };
+    char name[128];
+
+    if (c->fd < 0 || getpeername(c->fd, (struct sockaddr *)&addr.ss,
+                                 &addr.len) < 0) {
+        addr.len = 0;
+    }
+    vp_log(VP_LOG_INFO, c->drv->id, "%s: connection from %s refused: %s",
+           c->service_id, vp_addr_str(&addr, name, sizeof(name)),
+           reason_str(reason));
+}
+
+/* conn_handle_close() - no more data will come for the local socket */
+static void conn_handle_close(VPConn *c)
+{
+    switch (c->out) {
+    case OUT_WAIT:
+        conn_set_out(c, OUT_WAIT_DRAIN);
+        break;
+    case OUT_OPEN:
+        conn_set_out(c, OUT_DRAIN);
+        if (c->buf_len == 0) {
+            conn_shutdown(c);
+        }
+        break;
+    case OUT_BROKEN:
+        conn_set_out(c, OUT_CLOSED);
+        break;
+    default:
+        link_refuse(c->drv, "CLOSE twice");
+        break;
+    }
+}
+
+/* vp_handle_control_packet() - returns what is wrong with it, or NULL */
+static const char *vp_handle_control_packet(VPDriver *drv,
+                                            const VPPacket *pkt,
+                                            const uint8_t *msg)
+{
+    VPConn *c = conn_find(drv, pkt->conn, !(pkt->flags & VP_FLAG_CLIENT));
+    bool gone = c == NULL || c->gone; /* late, but no offence */
+    uint64_t count;
+
+    switch (pkt->bytes > 0 ? msg[0] : 0) {
+    case VP_MSG_CONNECT_INIT:
+        vp_handle_connect_init(drv, pkt, msg);
+        break;
+    case VP_MSG_CONNECT_ACK:
+    case VP_MSG_WINDOW:
+        if (pkt->bytes != 9) {
+            return "malformed WINDOW";
+        }
+        count = get64(msg + 1);
+        if (!gone && count > c->tx_limit) {
+            c->tx_limit = count;
+            conn_interest(c);
+        }
+        break;
+    case VP_MSG_CLOSE:
+        if (pkt->bytes != 1) {
+            return "malformed CLOSE";
+        }
+        if (!gone) {
+            conn_handle_close(c);
+        }
+        break;
+    case VP_MSG_CONNECT_REFUSED:
+        if (pkt->bytes != 2 || (pkt->flags & VP_FLAG_CLIENT)) {
+            return "malformed CONNECT_REFUSED";
+        }
+        if (!gone) {
+            conn_log_refused(c, msg[1]);
+        }
+        /* fall through */
+    case VP_MSG_RESET:
+        if (pkt->bytes != 2) {
+            return "malformed RESET";
+        }
+        if (c != NULL) {
+            conn_reset(c);
+        }
+        break;
+    default:
+        return "unknown control message";
+    }
+    return NULL;
+}
+
+/* vp_handle_data_packet() - returns what is wrong with it, or NULL */
+static const char *vp_handle_data_packet(VPDriver *drv, const VPPacket *pkt,
+                                         uint8_t *payload)
+{
+    VPConn *c = conn_find(drv, pkt->conn, pkt->type == VP_PKT_SERVER);
+
+    if (c == NULL || c->gone) {
+        return NULL;
+    }
+    if (pkt->bytes == 0) {
+        return "data without data";
+    }
+    if (c->out != OUT_WAIT && c->out != OUT_OPEN && c->out != OUT_BROKEN) {
+        return "data after CLOSE";
+    }
+    c->rx_count += pkt->bytes;
+    if (c->rx_count > c->rx_limit) {
+        return "more data than credit";
+    }
+    if (c->out == OUT_BROKEN) {
+        c->rx_taken += pkt->bytes;
+        conn_credit(c);
+    } else {
+        batch_add(c, payload, pkt->bytes);
+    }
+    return NULL;
+}
+
+/*
+ * vp_handle_packet() - the link delivers; in order, each packet once
+ *
+ * The payload may be kept until batch_flush(), which comes before the
+ * receive buffer is touched.
+ */
+static void vp_handle_packet(VPDriver *drv, const VPPacket *pkt,
+                             uint8_t *payload)
+{
+    const char *wrong;
+
+    if (pkt->type == VP_PKT_CONTROL) {
+        batch_flush(drv);
+        wrong = vp_handle_control_packet(drv, pkt, payload);
+    } else {
+        wrong = vp_handle_data_packet(drv, pkt, payload);
+    }
+    if (wrong != NULL) {
+        link_refuse(drv, wrong);
+    }
+}
+
+/* conns_reset() - the session is over for all that the peer knew of */
+static void conns_reset(VPDriver *drv)
+{
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+
+        if (c->announced) {
+            conn_reset(c);
+        }
+    }
+}
+
+/* conns_session() - the link is up: connections that waited may begin */
+static void conns_session(VPDriver *drv)
+{
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+
+        if (!c->announced && !c->gone) {
+            c->tx_limit = drv->link.peer_window;
+            conn_interest(c);
+        }
+    }
+}
+
+/* ======================================================================
+ * scheduler
+ *
+ * Deficit round robin over the connections that are readable and have
+ * credit (M. Shreedhar and G. Varghese, 1995), with one addition: who comes
+ * back with some of his quantum left was quiet, and goes before those who
+ * fill the channel (RFC 8290, 4.2).  A quantum is two packets.
+ * ====================================================================== */
+
+#define VP_READ_PKTS 4
+
+static int32_t sched_quantum(const VPDriver *drv)
+{
+    return (int32_t)(2 * drv->link.flow.pkt_len);
+}
+
+static void sched_end_turn(VPConn *c)
+{
+    node_remove(&c->turn);
+    while (c->deficit <= 0) {
+        c->deficit += sched_quantum(c->drv);
+    }
+    node_append(&c->drv->turns, &c->turn);
+}
+
+/* sched_ready() - the local socket has something to read */
+static void sched_ready(VPConn *c)
+{
+    if (node_linked(&c->turn) || c->in != IN_OPEN) {
+        return;
+    }
+    if (c->deficit > 0) {
+        node_append(&c->drv->fresh, &c->turn);
+    } else {
+        sched_end_turn(c);
+    }
+    conn_interest(c);
+}
+
+/* sched_idle() - nothing more to read for now: select() tells when */
+static void sched_idle(VPConn *c)
+{
+    node_remove(&c->turn);
+    conn_interest(c);
+}
+
+/* conn_eof() - the local side has sent all it will */
+static void conn_eof(VPConn *c)
+{
+    VPDriver *drv = c->drv;
+
+    node_remove(&c->turn);
+    if (c->out == OUT_BROKEN) {
+        conn_abort(c, VP_REASON_NONE);
+        return;
+    }
+    conn_set_in(c, IN_EOF);
+    conn_set_due(c, DUE_CLOSE);
+    conn_interest(c);
+    if (!timer_running(&drv->sweep_timer)) {
+        vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,
+                       drv);
+    }
+}
+
+/*
+ * conn_read() - read the local socket straight into the send store
+ *
+ * One readv() fills several packets: the room for their headers is left
+ * between the parts.  Returns false if the store has no room.
+ */
+static bool conn_read(VPConn *c)
+{
+    VPLink *l = &c->drv->link;
+    VPStore *s = &l->store;
+    uint32_t pkt_len = MIN(l->flow.pkt_len, l->kind == VP_CHN_VIRTSERIAL
+                           ? VP_VIRTIO_WRITE_MAX : VP_PKT_LEN_MAX);
+    uint32_t part = pkt_len - VP_PKT_HDR_LEN;
+    uint64_t credit = c->tx_limit - c->tx_count;
+    uint32_t want = (uint32_t)MIN((uint64_t)sched_quantum(c->drv), credit);
+    uint32_t room = MIN(link_room(l), store_room(s, pkt_len));
+    struct iovec iov[VP_READ_PKTS];
+    uint32_t asked = 0, done;
+    ssize_t n;
+    int k;
+
+    if (credit == 0) {
+        sched_idle(c);
+        return true;
+    }
+    if (room < MIN(pkt_len, VP_PKT_HDR_LEN + want)) {
+        return false;
+    }
+    for (k = 0; k < VP_READ_PKTS && asked < want &&
+         room > VP_PKT_HDR_LEN; k++) {
+        uint32_t len = MIN(MIN(part, want - asked), room - VP_PKT_HDR_LEN);
+
+        iov[k].iov_base = s->ring + s->head +
+                          (uint32_t)k * pkt_len + VP_PKT_HDR_LEN;
+        iov[k].iov_len = len;
+        asked += len;
+        room -= len + VP_PKT_HDR_LEN;
+    }
+    do {
+        n = readv(c->fd, iov, k);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        sched_idle(c);
+        return true;
+    }
+    if (n < 0) {
+        conn_abort(c, VP_REASON_NONE);
+        return true;
+    }
+    if (n == 0) {
+        conn_eof(c);
+        return true;
+    }
+    for (done = 0, k = 0; done < (uint32_t)n; k++) {
+        uint32_t len = MIN((uint32_t)n - done, (uint32_t)iov[k].iov_len);
+        VPPacket pkt = {
+            .type = c->client ? VP_PKT_CLIENT : VP_PKT_SERVER,
+            .flags = link_mark(&l->flow, len + VP_PKT_HDR_LEN),
+            .bytes = (uint16_t)len,
+            .conn = c->id,
+            .data_check = wire_sum(iov[k].iov_base, len),
+        };
+
+        store_add(s, &pkt);
+        done += len;
+    }
+    c->tx_count += (uint64_t)n;
+    c->deficit -= (int32_t)n;
+    if ((uint32_t)n < asked || c->tx_count == c->tx_limit) {
+        sched_idle(c);
+    } else if (c->deficit <= 0) {
+        sched_end_turn(c);
+    }
+    return true;
+}
+
+/*
+ * sched_run() - fill the store for one write
+ *
+ * Returns true if there was more to send than could be taken now.
+ */
+static bool sched_run(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    uint32_t end = l->store.bytes + VP_WRITE_MAX;
+
+    while (l->store.bytes < end) {
+        VPNode *n;
+
+        if (!driver_send_due(drv)) {
+            return false;
+        }
+        n = drv->fresh.next;
+        if (n == &drv->fresh) {
+            n = drv->turns.next;
+        }
+        if (n == &drv->turns) {
+            l->flow.app_limited = l->flow.delivered + l->store.bytes;
+            return false;
+        }
+        if (!conn_read(container_of(n, VPConn, turn))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ======================================================================
+ * forwards
+ * ====================================================================== */
+
+#define VP_ACCEPT_BATCH 64
+#define VP_ACCEPT_PAUSE (200 * MS)
+
+static void conn_ready(void *opaque, int fd, int events)
+{
+    VPConn *c = opaque;
+    struct iovec iov[1];
+
+    if (c->in == IN_WAIT) {
+        int err = 0;
+        socklen_t len = sizeof(err);
+
+        getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
+        if (err == 0) {
+            conn_connected(c);
+        } else {
+            conn_connect_failed(c, err);
+        }
+        return;
+    }
+    if (events & VP_WRITE) {
+        c->blocked = false;
+        conn_write(c, iov, 0);
+    }
+    if ((events & VP_READ) && c->fd >= 0) {
+        sched_ready(c);
+    }
+}
+
+/* oforward_accepted() - a client has come */
+static void oforward_accepted(VPOForward *f, int fd, int family)
+{
+    VPDriver *drv = f->drv;
+    const char *wrong = NULL;
+    VPConn *c;
+
+    if (socket_setup(fd, family) < 0 || drv->nconns >= drv->config.max_conns) {
+        wrong = reason_str(VP_REASON_LIMIT);
+    } else {
+        while (conn_find(drv, drv->next_id, true) != NULL) {
+            drv->next_id++;
+        }
+        c = conn_new(drv, drv->next_id++, true, f->service_id);
+        if (c == NULL) {
+            wrong = reason_str(VP_REASON_RESOURCES);
+        } else if (vp_watch(drv->loop, fd, conn_ready, c) < 0) {
+            conn_dead(c);
+            wrong = reason_str(VP_REASON_RESOURCES);
+        }
+    }
+    if (wrong != NULL) {
+        vp_log(VP_LOG_WARN, drv->id, "%s: connection refused: %s",
+               f->service_id, wrong);
+        close(fd);
+        return;
+    }
+    c->fd = fd;
+    c->tx_limit = drv->link.epoch[0] != 0 ? drv->link.peer_window : 0;
+    conn_set_due(c, DUE_INIT);
+    conn_interest(c);
+    if (drv->link.state != LINK_UP &&
+        (!link_has_fd(&drv->link) || drv->link.away ||
+         drv->link.epoch[0] == 0)) {
+        grace_start(drv);
+    }
+}
+
+static void oforward_resume(void *opaque)
+{
+    VPOForward *f = opaque;
+
+    vp_watch_set(f->drv->loop, f->fd, VP_READ);
+}
+
+static void oforward_ready(void *opaque, int fd, int events)
+{
+    VPOForward *f = opaque;
+
+    (void)events;
+    for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
+        struct sockaddr_storage ss = { .ss_family = AF_UNIX };
+        socklen_t len = sizeof(ss);
+        int conn = accept(fd, (struct sockaddr *)&ss, &len);
+
+        if (conn >= 0) {
+            f->starved = false;
+            oforward_accepted(f, conn, ss.ss_family);
+            continue;
+        }
+        switch (errno) {
+        case EMFILE:
+        case ENFILE:
+        case ENOBUFS:
+        case ENOMEM:
+            if (!f->starved) {
+                vp_log(VP_LOG_WARN, f->drv->id, "%s: cannot accept: %s",
+                       f->service_id, strerror(errno));
+                f->starved = true;
+            }
+            /* the listener stays readable: look away, or we'd spin */
+            vp_watch_set(f->drv->loop, fd, 0);
+            vp_timer_start(f->drv->loop, &f->timer, VP_ACCEPT_PAUSE,
+                           oforward_resume, f);
+            return;
+        case EAGAIN:
+#if EAGAIN != EWOULDBLOCK
+        case EWOULDBLOCK:
+#endif
+            return;
+        default:
+            break; /* that client's trouble, see accept(2) */
+        }
+    }
+}
+
+bool vp_service_id_ok(const char *id, size_t len)
+{
+    if (len == 0 || len > VP_SERVICE_ID_LEN) {
+        return false;
+    }
+    for (size_t i = 0; i < len; i++) {
+        if (id[i] <= ' ' || id[i] > '~' || id[i] == ':') {
+            return false;
+        }
+    }
+    return true;
+}
+
+const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
+{
+    char host[INET6_ADDRSTRLEN + 20], port[8];
+
+    if (addr->len == 0) {
+        snprintf(buf, size, "a closed socket");
+    } else if (addr->ss.ss_family == AF_UNIX) {
+        const struct sockaddr_un *sun = (const void *)&addr->ss;
+
+        if (addr->len <= offsetof(struct sockaddr_un, sun_path) ||
+            sun->sun_path[0] == '\0') {
+            snprintf(buf, size, "a unix socket");
+        } else {
+            snprintf(buf, size, "%.*s",
+                     (int)(addr->len - offsetof(struct sockaddr_un, sun_path)),
+                     sun->sun_path);
+        }
+    } else if (getnameinfo((const struct sockaddr *)&addr->ss, addr->len,
+                           host, sizeof(host), port, sizeof(port),
+                           NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        snprintf(buf, size, "an unknown address");
+    } else if (addr->ss.ss_family == AF_INET6) {
+        snprintf(buf, size, "[%s]:%s", host, port);
+    } else {
+        snprintf(buf, size, "%s:%s", host, port);
+    }
+    return buf;
+}
+
+int vp_set_oforward(VPDriver *drv, int fd, const char *service_id)
+{
+    VPOForward *f = calloc(1, sizeof(*f));
+    int rc = f == NULL ? -ENOMEM : vp_watch(drv->loop, fd, oforward_ready, f);
+
+    if (rc < 0) {
+        free(f);
+        close(fd);
+        return rc;
+    }
+    f->drv = drv;
+    f->fd = fd;
+    snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
+    node_append(&drv->oforwards, &f->node);
+    vp_watch_set(drv->loop, fd, VP_READ);
+    return 0;
+}
+
+int vp_set_iforward(VPDriver *drv, const char *service_id,
+                    const VPAddr *addrs, size_t naddrs)
+{
+    VPIForward *f = calloc(1, sizeof(*f));
+
+    if (f == NULL) {
+        return -ENOMEM;
+    }
+    f->addrs = malloc(naddrs * sizeof(*addrs));
+    if (f->addrs == NULL) {
+        free(f);
+        return -ENOMEM;
+    }
+    memcpy(f->addrs, addrs, naddrs * sizeof(*addrs));
+    f->naddrs = naddrs;
+    snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
+    node_append(&drv->iforwards, &f->node);
+    return 0;
+}
+
+/* ======================================================================
+ * driver
+ * ====================================================================== */
+
+#define VP_RUN_ROUNDS 4
+#define VP_CANDIDATE_US (5 * SECOND)
+/* A present peer that hasn't answered for so long may be replaced. */
+#define VP_DEAD_US (10 * SECOND)
+
+static void driver_reap(VPDriver *drv)
+{
+    while (node_linked(&drv->dead)) {
+        conn_free(container_of(drv->dead.next, VPConn, due_node));
+    }
+}
+
+/*
+ * driver_run() - after the handlers of a pass: move what can be moved
+ *
+ * Returns true if there is more to do without waiting for anything.
+ */
+static bool driver_run(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    bool more = false;
+
+    for (int i = 0; i < VP_RUN_ROUNDS; i++) {
+        more = l->state == LINK_UP && !l->blocked && sched_run(drv);
+        link_flush(drv);
+        if (!more) {
+            break;
+        }
+    }
+    driver_reap(drv);
+    return more && l->state == LINK_UP && !l->blocked;
+}
+
+VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
+                 void (*lost)(void *opaque, const char *reason), void *opaque)
+{
+    VPDriver *drv = calloc(1, sizeof(*drv));
+
+    if (drv == NULL) {
+        return NULL;
+    }
+    drv->loop = loop;
+    drv->id = channel_id;
+    drv->config = *config;
+    drv->lost = lost;
+    drv->opaque = opaque;
+    drv->next_id = VP_CONN_FIRST;
+    drv->down_at = loop->now;
+    drv->link.rfd = drv->link.wfd = -1;
+    drv->candidate.fd = -1;
+    store_reset(&drv->link.store);
+    node_init(&drv->conns);
+    node_init(&drv->fresh);
+    node_init(&drv->turns);
+    node_init(&drv->due);
+    node_init(&drv->dead);
+    node_init(&drv->connecting);
+    node_init(&drv->oforwards);
+    node_init(&drv->iforwards);
+    drv->next = loop->drivers;
+    loop->drivers = drv;
+    return drv;
+}
+
+int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
+              bool connector)
+{
+    VPLink *l = &drv->link;
+    VPAddr addr = { .len = sizeof(addr.ss) };
+    int rc = vp_watch(drv->loop, rfd, link_ready, drv), one = 1;
+    int room = (int)VP_LIMIT_MAX;
+
+    if (rc == 0 && wfd != rfd) {
+        rc = vp_watch(drv->loop, wfd, link_ready, drv);
+        if (rc < 0) {
+            vp_unwatch(drv->loop, rfd);
+        }
+    }
+    if (rc < 0) {
+        close(rfd);
+        if (wfd != rfd) {
+            close(wfd);
+        }
+        return rc;
+    }
+    if (kind == VP_CHN_SOCKET &&
+        getsockname(wfd, (struct sockaddr *)&addr.ss, &addr.len) == 0) {
+        if (addr.ss.ss_family == AF_UNIX) {
+            setsockopt(wfd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
+        } else {
+            setsockopt(wfd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        }
+    }
+    l->rfd = rfd;
+    l->wfd = wfd;
+    l->kind = kind;
+    l->connector = connector;
+    l->away = l->away_polled = false;
+    link_open(drv);
+    link_interest(drv);
+    return 0;
+}
+
+static void candidate_close(VPDriver *drv, const char *why)
+{
+    VPCandidate *k = &drv->candidate;
+
+    if (why != NULL) {
+        vp_log(VP_LOG_WARN, drv->id, "another peer was turned away: %s", why);
+    }
+    vp_timer_stop(&k->timer);
+    if (k->fd >= 0) {
+        vp_unwatch(drv->loop, k->fd);
+        close(k->fd);
+        k->fd = -1;
+    }
+}
+
+static void candidate_timer(void *opaque)
+{
+    candidate_close(opaque, "it said no hello");
+}
+
+/* candidate_ready() - its first words decide whether it takes over */
+static void candidate_ready(void *opaque, int fd, int events)
+{
+    VPDriver *drv = opaque;
+    VPCandidate *k = &drv->candidate;
+    VPLink *l = &drv->link;
+    ssize_t n = read(fd, k->buf + k->len, sizeof(k->buf) - k->len);
+    VPHello h;
+
+    (void)events;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return;
+    }
+    if (n <= 0) {
+        candidate_close(drv, "it left");
+        return;
+    }
+    k->len += (size_t)n;
+    if (k->len < sizeof(k->buf)) {
+        return;
+    }
+    if (wire_get_hello(k->buf, k->len, &h) <= 0 || h.version != VP_VERSION) {
+        candidate_close(drv, "it is not qemu-vp, or of another version");
+        return;
+    }
+    if (l->state == LINK_UP &&
+        !(h.my_epoch == l->epoch[1] && h.peer_epoch == l->epoch[0]) &&
+        (l->asked_at == 0 || drv->loop->now - l->asked_at < VP_DEAD_US)) {
+        candidate_close(drv, "the channel is in use");
+        return;
+    }
+    vp_timer_stop(&k->timer);
+    vp_unwatch(drv->loop, fd);
+    k->fd = -1;
+    if (link_has_fd(l)) {
+        link_close(drv);
+        link_down(drv, "replaced by a new connection");
+    }
+    if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, false) < 0) {
+        drv->lost(drv->opaque, strerror(ENOMEM));
+        return;
+    }
+    link_handle_hello(drv, &h);
+}
+
+void vp_offer(VPDriver *drv, int fd)
+{
+    VPCandidate *k = &drv->candidate;
+
+    if (!link_has_fd(&drv->link)) {
+        if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, false) < 0) {
+            vp_log(VP_LOG_WARN, drv->id, "cannot take the channel: %s",
+                   strerror(ENOMEM));
+        }
+        return;
+    }
+    if (k->fd >= 0) {
+        candidate_close(drv, "a newer one came");
+    }
+    if (vp_watch(drv->loop, fd, candidate_ready, drv) < 0) {
+        close(fd);
+        return;
+    }
+    k->fd = fd;
+    k->len = 0;
+    vp_watch_set(drv->loop, fd, VP_READ);
+    vp_timer_start(drv->loop, &k->timer, VP_CANDIDATE_US, candidate_timer,
+                   drv);
+}
+
+void vp_stop_listening(VPDriver *drv)
+{
+    while (node_linked(&drv->oforwards)) {
+        VPOForward *f = container_of(drv->oforwards.next, VPOForward, node);
+
+        vp_timer_stop(&f->timer);
+        vp_unwatch(drv->loop, f->fd);
+        close(f->fd);
+        node_remove(&f->node);
+        free(f);
+    }
+}
+
+bool vp_busy(const VPDriver *drv)
+{
+    if (drv->link.state == LINK_UP &&
+        (drv->link.store.bytes > 0 || node_linked(&drv->due))) {
+        return true;
+    }
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        if (container_of(n, VPConn, all)->buf_len > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void vp_reset_all(VPDriver *drv)
+{
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        conn_abort(container_of(n, VPConn, all), VP_REASON_NONE);
+    }
+}
+
+void vp_free(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    VPDriver **at = &drv->loop->drivers;
+    VPNode *n;
+
+    for (n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+
+        conn_announced(c, false);
+        conn_reset(c);
+    }
+    driver_reap(drv);
+    vp_stop_listening(drv);
+    while (node_linked(&drv->iforwards)) {
+        VPIForward *f = container_of(drv->iforwards.next, VPIForward, node);
+
+        node_remove(&f->node);
+        free(f->addrs);
+        free(f);
+    }
+    candidate_close(drv, NULL);
+    if (link_has_fd(l)) {
+        link_close(drv);
+    }
+    vp_timer_stop(&l->hello_timer);
+    vp_timer_stop(&l->ping_timer);
+    vp_timer_stop(&l->ack_timer);
+    vp_timer_stop(&l->away_timer);
+    vp_timer_stop(&drv->grace_timer);
+    vp_timer_stop(&drv->connect_timer);
+    vp_timer_stop(&drv->sweep_timer);
+    store_trim(&l->store);
+    free(l->rx);
+    free(drv->hash);
+    while (*at != drv) {
+        at = &(*at)->next;
+    }
+    *at = drv->next;
+    free(drv);
+}

@@ -1,0 +1,185 @@
+/*
+ * virtproxy - many socket streams over one channel between host and guest
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The contract between the engine (virtproxy.c) and the program around it
+ * (qemu-vp.c).  The program parses options, opens channels and listeners,
+ * and logs; the engine owns the loop and everything that happens on a
+ * descriptor once it has been handed over.
+ *
+ * Units: times are microseconds unless a name says otherwise, sizes are
+ * bytes.  Errors: functions that return int give 0, or a negative errno
+ * value.  Nothing here exits, blocks or prints by itself.
+ */
+#ifndef VIRTPROXY_H
+#define VIRTPROXY_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+/* Longest service id; ids are printable ASCII without ':' and blanks. */
+#define VP_SERVICE_ID_LEN 32
+
+/* ---- log: defined by the program, called by the engine ---------------- */
+
+typedef enum VPLogLevel {
+    VP_LOG_ERROR,
+    VP_LOG_WARN,
+    VP_LOG_INFO,
+    VP_LOG_DEBUG,
+} VPLogLevel;
+
+#define VP_NO_CHANNEL (-1)
+
+/*
+ * vp_log() - one event, one line
+ * @channel:  id of the channel it concerns, or VP_NO_CHANNEL
+ *
+ * errno is left as it was.  @fmt needs no newline.
+ */
+void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* ---- loop: descriptors and timers ------------------------------------- */
+
+typedef struct VPLoop VPLoop;
+
+enum {
+    VP_READ = 1,
+    VP_WRITE = 2,
+};
+
+/* Called when @fd is ready; @events is VP_READ, VP_WRITE or both. */
+typedef void VPFdHandler(void *opaque, int fd, int events);
+
+/* A one-shot timer, embedded in its owner; zeroed memory is a stopped one. */
+typedef struct VPTimer {
+    struct VPTimer *next;
+    struct VPTimer **link; /* what points at us; NULL: not running */
+    uint64_t deadline;
+    void (*handler)(void *opaque);
+    void *opaque;
+} VPTimer;
+
+/* vp_loop_new() - NULL when out of memory */
+VPLoop *vp_loop_new(void);
+
+/* vp_loop_free() - all drivers must be freed, all descriptors forgotten */
+void vp_loop_free(VPLoop *loop);
+
+/*
+ * vp_loop_run() - serve until vp_loop_stop()
+ *
+ * Returns 0, or -errno if select() fails in a way that can't be mended.
+ */
+int vp_loop_run(VPLoop *loop);
+void vp_loop_stop(VPLoop *loop);
+
+/* vp_loop_now() - monotonic time of the current pass */
+uint64_t vp_loop_now(const VPLoop *loop);
+
+/*
+ * vp_watch() - have @handler called for @fd, initially for no event
+ *
+ * Returns -ENOMEM, or -EMFILE where select() can't take so high an fd.
+ */
+int vp_watch(VPLoop *loop, int fd, VPFdHandler *handler, void *opaque);
+/* vp_watch_set() - @events replaces what was wanted of @fd before */
+void vp_watch_set(VPLoop *loop, int fd, int events);
+/* vp_unwatch() - forget @fd; must come before it is closed */
+void vp_unwatch(VPLoop *loop, int fd);
+
+void vp_timer_start(VPLoop *loop, VPTimer *timer, uint64_t delay,
+                    void (*handler)(void *opaque), void *opaque);
+void vp_timer_stop(VPTimer *timer);
+
+/* ---- driver: one channel and what is forwarded over it ---------------- */
+
+typedef struct VPDriver VPDriver;
+
+/* What a channel's descriptor is; decides how its quirks are met. */
+typedef enum VPChannelKind {
+    VP_CHN_SOCKET,     /* unix or tcp stream socket */
+    VP_CHN_VIRTSERIAL, /* virtio-serial port in a guest, or a FIFO pair */
+    VP_CHN_TTY,        /* serial line */
+} VPChannelKind;
+
+typedef struct VPAddr {
+    socklen_t len;
+    struct sockaddr_storage ss;
+} VPAddr;
+
+typedef struct VPConfig {
+    /* How long connections wait while there is no channel, in seconds. */
+    unsigned grace;
+    /* Connections at once; the peer's opens beyond are refused. */
+    unsigned max_conns;
+} VPConfig;
+
+/*
+ * vp_new() - a driver without a channel; NULL when out of memory
+ * @lost:  called from the loop when the channel's descriptor is of no use
+ *         any more and has been closed; the program then opens another and
+ *         calls vp_attach().  @reason is for the log.
+ */
+VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
+                 void (*lost)(void *opaque, const char *reason),
+                 void *opaque);
+
+/* vp_free() - reset every connection, close everything handed over */
+void vp_free(VPDriver *drv);
+
+/*
+ * vp_attach() - give the driver its channel
+ * @rfd, @wfd:  may be the same; non-blocking; owned by the driver from here
+ *              on, also when the call fails
+ * @connector:  this side made the connection: if nobody answers, making it
+ *              again may help
+ *
+ * Only for a driver whose channel is down.
+ */
+int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
+              bool connector);
+
+/*
+ * vp_offer() - a further peer has come to a listening channel in use
+ *
+ * It replaces the present one if that is dead, or if its first words prove
+ * that it is the other end of the present session; else it is turned away.
+ * @fd is the driver's.  Without a channel this is vp_attach().
+ */
+void vp_offer(VPDriver *drv, int fd);
+
+/*
+ * vp_set_oforward() - forward what connects to @fd to the peer's service
+ * @fd:  listening, non-blocking socket; owned by the driver
+ */
+int vp_set_oforward(VPDriver *drv, int fd, const char *service_id);
+
+/*
+ * vp_set_iforward() - connect the peer's connections to @service_id
+ * @addrs:  tried in order; copied
+ */
+int vp_set_iforward(VPDriver *drv, const char *service_id,
+                    const VPAddr *addrs, size_t naddrs);
+
+/* vp_stop_listening() - drop all oforwards; their connections go on */
+void vp_stop_listening(VPDriver *drv);
+
+/* vp_busy() - do bytes wait here for a local socket or for the peer? */
+bool vp_busy(const VPDriver *drv);
+
+/* vp_reset_all() - reset every connection, here and at the peer */
+void vp_reset_all(VPDriver *drv);
+
+/* vp_addr_str() - @addr as ADDR:PORT or a path, cut to fit @buf */
+const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
+
+/* vp_service_id_ok() - is @len bytes at @id a service id? */
+bool vp_service_id_ok(const char *id, size_t len);
+
+#endif
