@@ -649,6 +649,7 @@ typedef struct Channel {
 } Channel;
 
 static VPLoop *loop;
+static Spec *specs; /* what the command line asks for */
 static Channel *channels;
 static int exit_status;
 
@@ -1156,7 +1157,7 @@ static void forward_start(const Spec *spec)
 }
 
 /* check_specs() - what only shows when all of them are known */
-static void check_specs(const Spec *specs, size_t n)
+static void check_specs(size_t n)
 {
     bool any = false;
 
@@ -1293,11 +1294,11 @@ int main(int argc, char **argv)
         { NULL, 0, NULL, 0 },
     };
     VPConfig config = { .grace = 30, .max_conns = 16384 };
-    Spec *specs = xcalloc((size_t)argc, sizeof(*specs));
     int opt, level = VP_LOG_INFO, rc;
     unsigned long number;
     size_t n = 0;
 
+    specs = xcalloc((size_t)argc, sizeof(*specs));
     while ((opt = getopt_long(argc, argv, "c:o:i:vqVh", options,
                               NULL)) != -1) {
         switch (opt) {
@@ -1333,7 +1334,7 @@ int main(int argc, char **argv)
     if (optind < argc) {
         fail(2, "'%s': expected an option", argv[optind]);
     }
-    check_specs(specs, n);
+    check_specs(n);
     log_level = level < VP_LOG_ERROR ? VP_LOG_ERROR
                 : level > VP_LOG_DEBUG ? VP_LOG_DEBUG : (VPLogLevel)level;
 

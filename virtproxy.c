@@ -922,7 +922,7 @@ typedef struct VPSent {
     uint32_t off;          /* where in the store */
     uint32_t len;          /* with header */
     uint64_t digest;       /* of all packets up to this one */
-    uint64_t sent_at;      /* handed to the channel; 0: not yet */
+    uint64_t sent_at;      /* handed to the channel */
     uint64_t delivered;    /* VPFlow.delivered and its time at that moment */
     uint64_t delivered_at;
     bool app_limited;      /* then the channel was not kept busy */
@@ -1247,12 +1247,15 @@ static void store_add(VPStore *s, const VPPacket *pkt)
     s->next++;
 }
 
-/* store_release() - drop the packets before @seq */
-static void store_release(VPStore *s, uint32_t seq)
+/* store_release() - drop the packets before @seq; returns all their flags */
+static unsigned store_release(VPStore *s, uint32_t seq)
 {
+    unsigned flags = 0;
+
     while (s->base != seq) {
         VPSent *sent = store_sent(s, s->base);
 
+        flags |= sent->pkt.flags;
         s->bytes -= sent->len;
         if (seq_diff(s->unsent, s->base) > 0) {
             s->bytes_out -= sent->len;
@@ -1260,6 +1263,7 @@ static void store_release(VPStore *s, uint32_t seq)
         s->base_digest = sent->digest;
         s->base++;
     }
+    return flags;
 }
 
 /*
@@ -1339,17 +1343,20 @@ static void flow_update(VPFlow *f, uint64_t now)
     f->pkt_len = (uint32_t)pkt;
 }
 
-/* flow_acked() - @sent is the newest packet of @bytes acked */
+/*
+ * flow_acked() - @sent is the newest packet of @bytes acked
+ * @prompt:  an ack was asked for; others come at leisure, their time says
+ *           nothing
+ */
 static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
-                       uint64_t now)
+                       bool prompt, uint64_t now)
 {
     double rate;
 
     f->delivered += bytes;
     f->delivered_at = now;
-    if (!(sent->pkt.flags & VP_FLAG_ACK_NOW) || sent->sent_at == 0 ||
-        now <= sent->delivered_at) {
-        return; /* it was acked at leisure, its time says nothing */
+    if (!prompt || now <= sent->delivered_at) {
+        return;
     }
     rate = (double)(f->delivered - sent->delivered) /
            (double)(now - sent->delivered_at);
@@ -2040,6 +2047,7 @@ static bool link_acked(VPDriver *drv, uint32_t seq)
 {
     VPStore *s = &drv->link.store;
     uint32_t before = s->bytes;
+    unsigned flags;
     VPSent newest;
 
     if (seq == s->base) {
@@ -2049,8 +2057,9 @@ static bool link_acked(VPDriver *drv, uint32_t seq)
         return false;
     }
     newest = *store_sent(s, seq - 1);
-    store_release(s, seq);
-    flow_acked(&drv->link.flow, &newest, before - s->bytes, drv->loop->now);
+    flags = store_release(s, seq);
+    flow_acked(&drv->link.flow, &newest, before - s->bytes,
+               (flags & VP_FLAG_ACK_NOW) != 0, drv->loop->now);
     return true;
 }
 

@@ -29,6 +29,7 @@ say()
 background()
 {
     log=$tmp/log.${#children[@]}
+    : >"$log"
     "$@" >"$log" 2>&1 &
     children+=($!)
 }
