@@ -78,14 +78,21 @@ demo: all
 bench: all
 	tests/bench/run.sh
 
+# The linters come with the machine, whatever CC is. Of gcc's analyzer, two
+# warnings are left out: gcc 12 takes what is kept in a structure for a leak,
+# and a vector's lane for a single bit. .clang-tidy has the others' exceptions.
+sources = virtproxy.c qemu-vp.c
 lint_flags = -std=c11 -Wall -Wextra -Wshadow -Wconversion $(CPPFLAGS_AUTO)
 lint:
-	gcc $(lint_flags) -O2 -fanalyzer -Werror -c -o /dev/null virtproxy.c
-	gcc $(lint_flags) -O2 -fanalyzer -Werror -c -o /dev/null qemu-vp.c
-	clang-tidy --quiet virtproxy.c qemu-vp.c -- $(lint_flags)
+	for source in $(sources); do \
+	    gcc $(lint_flags) -O2 -Werror -fanalyzer -Wno-analyzer-malloc-leak \
+	        -Wno-analyzer-shift-count-overflow -c -o /dev/null $$source || \
+	    exit; \
+	done
+	clang-tidy --quiet $(sources) -- $(lint_flags)
 	cppcheck --quiet --std=c11 --enable=warning,performance,portability \
 	    --suppress=missingIncludeSystem --inline-suppr --error-exitcode=1 \
-	    $(filter -D%,$(lint_flags)) virtproxy.c qemu-vp.c
+	    $(filter -D%,$(lint_flags)) $(sources)
 	shellcheck -x -P SCRIPTDIR configure .ci/run tests/*.sh tests/*/*.sh
 
 install: all

@@ -686,11 +686,22 @@ typedef uint64_t VPVec __attribute__((vector_size(16)));
 #define VP_SUM_BLOCK (2 * sizeof(VPVec))
 #define VP_SUM_STEP 0x7a6b4 /* even; * 2048 blocks < 2^30 */
 
-/* Weight of each 32-bit word in the block; odd, below 2^30. */
-static const uint64_t sum_weight[8] = {
-    0x2545f491, 0x1b873593, 0x3c6ef373, 0x27d4eb2f,
-    0x165667b1, 0x2e1b2139, 0x3ad3ab85, 0x1f123bb5,
+/*
+ * Weights within a block: [half][upper or lower 32 bits] for both 64-bit
+ * words of the half; odd, below 2^30.
+ */
+static const VPVec sum_weight[2][2] = {
+    { { 0x2545f491, 0x1b873593 }, { 0x3c6ef373, 0x27d4eb2f } },
+    { { 0x165667b1, 0x2e1b2139 }, { 0x3ad3ab85, 0x1f123bb5 } },
 };
+
+/* Of each half of all blocks so far: */
+typedef struct VPSum {
+    VPVec s[2];  /* sums of the 64-bit words */
+    VPVec h[2];  /* of their upper halves */
+    VPVec s2[2]; /* sums of these sums */
+    VPVec h2[2];
+} VPSum;
 
 static VPVec sum_load(const uint8_t *p)
 {
@@ -704,51 +715,56 @@ static VPVec sum_load(const uint8_t *p)
     return v;
 }
 
+/* sum_add() - the loop that must be fast: all of it in registers */
+static void sum_add(VPSum *sum, const uint8_t *p, size_t blocks)
+{
+    VPSum t = *sum;
+
+    for (; blocks > 0; blocks--, p += VP_SUM_BLOCK) {
+        VPVec x = sum_load(p), y = sum_load(p + sizeof(x));
+
+        t.s[0] += x;
+        t.h[0] += x >> 32;
+        t.s2[0] += t.s[0];
+        t.h2[0] += t.h[0];
+        t.s[1] += y;
+        t.h[1] += y >> 32;
+        t.s2[1] += t.s[1];
+        t.h2[1] += t.h[1];
+    }
+    *sum = t;
+}
+
+/* sum_fold() - apply the weights; lower halves follow from words and uppers */
+static VPVec sum_fold(const VPSum *t, int half)
+{
+    VPVec lower = t->s[half] - (t->h[half] << 32);
+    VPVec lower2 = t->s2[half] - (t->h2[half] << 32);
+
+    return sum_weight[half][0] * lower + sum_weight[half][1] * t->h[half] +
+           (lower2 + t->h2[half]) * VP_SUM_STEP;
+}
+
 /*
  * wire_sum() - the check described above
  *
  * A trailing part of a block counts as if padded with zeros; the length is
- * in the header.  For each half of a block: s* sums the 64-bit words, h*
- * their upper halves, *2 are the sums of the sums; what the lower halves
- * add up to follows from both.
+ * in the header.
  */
 static uint64_t wire_sum(const uint8_t *p, size_t len)
 {
-    VPVec sx = {0}, sx2 = {0}, hx = {0}, hx2 = {0};
-    VPVec sy = {0}, sy2 = {0}, hy = {0}, hy2 = {0};
-    uint64_t sum = 0;
-    uint8_t last[VP_SUM_BLOCK] = {0};
+    VPSum t = { 0 };
+    VPVec sum;
 
-    while (len > 0) {
-        VPVec x, y;
+    sum_add(&t, p, len / VP_SUM_BLOCK);
+    if (len % VP_SUM_BLOCK != 0) {
+        uint8_t last[VP_SUM_BLOCK] = { 0 };
 
-        if (len < VP_SUM_BLOCK) {
-            memcpy(last, p, len);
-            p = last;
-            len = VP_SUM_BLOCK;
-        }
-        x = sum_load(p);
-        y = sum_load(p + sizeof(x));
-        sx += x;
-        hx += x >> 32;
-        sx2 += sx;
-        hx2 += hx;
-        sy += y;
-        hy += y >> 32;
-        sy2 += sy;
-        hy2 += hy;
-        p += VP_SUM_BLOCK;
-        len -= VP_SUM_BLOCK;
+        memcpy(last, p + len - len % VP_SUM_BLOCK, len % VP_SUM_BLOCK);
+        sum_add(&t, last, 1);
     }
-    for (int i = 0; i < 2; i++) {
-        const uint64_t *weight = sum_weight + 2 * i;
-
-        sum += weight[0] * (sx[i] - (hx[i] << 32)) + weight[1] * hx[i];
-        sum += weight[4] * (sy[i] - (hy[i] << 32)) + weight[5] * hy[i];
-        sum += VP_SUM_STEP * (sx2[i] - (hx2[i] << 32) + hx2[i]);
-        sum += VP_SUM_STEP * (sy2[i] - (hy2[i] << 32) + hy2[i]);
-    }
-    return sum;
+    sum = sum_fold(&t, 0) + sum_fold(&t, 1);
+    return sum[0] + sum[1];
 }
 
 /* mix64() - a bijection that leaves no bit where it was (Stafford's 13th) */

@@ -97,6 +97,7 @@ while port_taken; do
     await server_decided
 done
 start far ./qemu-vp -c "unix-listen:$dir/channel:-" -i "http:127.0.0.1:$port"
+await grep 'listening on' "$dir/far.log"
 
 say 'The near side: qemu-vp at the other end of the channel, with a port for "http".'
 start near ./qemu-vp -c "unix-connect:$dir/channel:-" -o http:127.0.0.1:0
