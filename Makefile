@@ -86,10 +86,9 @@ lint_flags = -std=c11 -Wall -Wextra -Wshadow -Wconversion $(CPPFLAGS_AUTO)
 lint:
 	for source in $(sources); do \
 	    gcc $(lint_flags) -O2 -Werror -fanalyzer -Wno-analyzer-malloc-leak \
-	        -Wno-analyzer-shift-count-overflow -c -o /dev/null $$source || \
-	    exit; \
+	        -Wno-analyzer-shift-count-overflow -c -o /dev/null $$source && \
+	    clang-tidy --quiet $$source -- $(lint_flags) || exit; \
 	done
-	clang-tidy --quiet $(sources) -- $(lint_flags)
 	cppcheck --quiet --std=c11 --enable=warning,performance,portability \
 	    --suppress=missingIncludeSystem --inline-suppr --error-exitcode=1 \
 	    $(filter -D%,$(lint_flags)) $(sources)
