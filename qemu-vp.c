@@ -629,6 +629,7 @@ typedef struct Channel {
     VPTimer timer;      /* to try again, or to give up a connect() */
     uint64_t wait;
     int said;           /* errno of the failure that was logged last */
+    bool ended;         /* an inherited descriptor that was closed */
 
     int fd;             /* connecting, or the FIFO that was opened first */
     VPAddr addrs[MAX_ADDRS];
@@ -988,7 +989,13 @@ static void channel_lost(void *opaque, const char *reason)
     if (ch->spec->method == INHERITED_FD) {
         vp_log(VP_LOG_ERROR, (int)ch->spec->channel_id,
                "the inherited descriptor is closed for good: %s", reason);
-        exit_status = 1;
+        ch->ended = true;
+        for (ch = channels; ch != NULL; ch = ch->next) {
+            if (!ch->ended) {
+                return;
+            }
+        }
+        exit_status = 1; /* no channel is left to serve */
         vp_loop_stop(loop);
         return;
     }

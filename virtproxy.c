@@ -645,6 +645,7 @@ typedef struct VPHello {
 } VPHello;
 
 #define VP_HELLO_LEN 64
+#define VP_HELLO_LEN_MAX 1024 /* of any version */
 #define VP_HELLO_UP 1 /* flag: your token was echoed to me, I am up */
 
 static void put16(uint8_t *p, uint16_t v)
@@ -855,7 +856,7 @@ static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
         return 0;
     }
     if (p[16] != VP_PKT_HELLO || !wire_get(p, &pkt, VP_MAGIC) ||
-        pkt.bytes < 2 || pkt.bytes > 1024) {
+        pkt.bytes < 2 || pkt.bytes > VP_HELLO_LEN_MAX) {
         return -1;
     }
     if (len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
@@ -946,8 +947,9 @@ typedef struct VPSent {
 
 /*
  * Packets that are not acked lie in a ring, as they are on the wire, none
- * across the end.  An empty ring starts again at its beginning, so a quiet
- * channel touches little memory.
+ * across the end.  The ring begins anew when it is empty, and as soon as
+ * there is room at its beginning for what may be in flight: so it touches no
+ * more memory, and no more of the cache, than the channel's speed asks for.
  */
 typedef struct VPStore {
     uint8_t *ring;
@@ -969,6 +971,7 @@ typedef struct VPFlow {
     double rate_max[2];   /* of this span of rounds and the one before */
     unsigned rounds;      /* round trips in this span */
     uint64_t round_end;   /* "delivered" that ends the round trip */
+    uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
     uint64_t min_rtt;
     uint64_t min_rtt_at;
     bool probing;         /* holding back to see min_rtt again */
@@ -1036,6 +1039,15 @@ typedef struct VPLink {
     uint32_t ping_base;    /* store.base when the timer was started */
     uint64_t asked_at;     /* PING not answered since; 0: none */
     VPTimer away_timer;
+
+    /* for vp_channel_info() */
+    uint64_t session_at;
+    uint64_t bytes[2];
+    uint64_t packets[2];
+    uint64_t resyncs;
+    uint64_t attaches;
+    char last_error[64];
+    uint64_t last_error_at;
 } VPLink;
 
 /* From the local socket to the channel. */
@@ -1086,6 +1098,7 @@ typedef struct VPConn {
     uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
     int fd;
     uint64_t born;
+    uint64_t moved;    /* when data moved last */
 
     uint64_t tx_count; /* bytes sent to the peer */
     uint64_t tx_limit; /* what it lets us */
@@ -1126,7 +1139,7 @@ typedef struct VPIForward {
 typedef struct VPCandidate {
     int fd; /* -1: none */
     size_t len;
-    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
     VPTimer timer;
 } VPCandidate;
 
@@ -1151,6 +1164,8 @@ struct VPDriver {
     VPTimer grace_timer;
     uint64_t down_at;      /* since when there is no channel */
     uint64_t complained_at; /* last line about damage on the channel */
+    uint64_t log_span;     /* provoked_log(): since when, how many lines */
+    unsigned log_lines;
 
     VPNode conns;
     size_t nconns;
@@ -1184,6 +1199,35 @@ static struct VPDriver *driver_next(const struct VPDriver *drv)
     return drv->next;
 }
 
+/* Lines a peer or a client can provoke: so many per span, then silence. */
+#define VP_LOG_LINES 50
+#define VP_LOG_SPAN (10 * SECOND)
+
+/* provoked_log() - vp_log(), but nobody can fill the disk with it */
+static void provoked_log(VPDriver *drv, VPLogLevel level, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void provoked_log(VPDriver *drv, VPLogLevel level, const char *fmt, ...)
+{
+    char line[256];
+    va_list ap;
+
+    if (drv->loop->now - drv->log_span >= VP_LOG_SPAN) {
+        if (drv->log_lines > VP_LOG_LINES) {
+            vp_log(VP_LOG_WARN, drv->id, "%u lines like those were left out",
+                   drv->log_lines - VP_LOG_LINES);
+        }
+        drv->log_span = drv->loop->now;
+        drv->log_lines = 0;
+    }
+    if (++drv->log_lines <= VP_LOG_LINES) {
+        va_start(ap, fmt);
+        vsnprintf(line, sizeof(line), fmt, ap);
+        va_end(ap);
+        vp_log(level, drv->id, "%s", line);
+    }
+}
+
 /* ======================================================================
  * link: the send store
  * ====================================================================== */
@@ -1214,10 +1258,11 @@ static void store_trim(VPStore *s)
 /*
  * store_room() - contiguous bytes for new packets at store.head
  * @want:  if there isn't so much before the end, go on at the beginning
+ * @limit:  bytes in flight, at most
  *
  * Returns 0 when full or out of memory.
  */
-static uint32_t store_room(VPStore *s, uint32_t want)
+static uint32_t store_room(VPStore *s, uint32_t want, uint32_t limit)
 {
     uint32_t tail;
 
@@ -1238,7 +1283,8 @@ static uint32_t store_room(VPStore *s, uint32_t want)
     }
     tail = store_sent(s, s->base)->off;
     if (s->head > tail) {
-        if (VP_STORE_LEN - s->head >= want || tail <= want) {
+        if (tail <= MAX(want, limit) &&
+            (VP_STORE_LEN - s->head >= want || tail <= want)) {
             return VP_STORE_LEN - s->head;
         }
         s->head = 0;
@@ -1374,6 +1420,8 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
     if (!prompt || now <= sent->delivered_at) {
         return;
     }
+    f->srtt = f->srtt == 0 ? now - sent->sent_at
+                           : (7 * f->srtt + now - sent->sent_at) / 8;
     rate = (double)(f->delivered - sent->delivered) /
            (double)(now - sent->delivered_at);
     if (f->probing && sent->sent_at > f->probe_at) {
@@ -1549,6 +1597,8 @@ static void link_down(VPDriver *drv, const char *reason)
 {
     VPLink *l = &drv->link;
 
+    snprintf(l->last_error, sizeof(l->last_error), "%s", reason);
+    l->last_error_at = drv->loop->now;
     if (l->state == LINK_UP || l->heard) {
         vp_log(VP_LOG_INFO, drv->id, "channel down: %s", reason);
     }
@@ -1622,6 +1672,7 @@ static void link_resync(VPDriver *drv, const char *why)
 {
     bool loud = drv->loop->now - drv->complained_at >= 10 * SECOND;
 
+    drv->link.resyncs++;
     vp_log(loud ? VP_LOG_WARN : VP_LOG_DEBUG, drv->id,
            "channel out of step (%s): resynchronising", why);
     if (loud) {
@@ -1633,7 +1684,7 @@ static void link_resync(VPDriver *drv, const char *why)
 /* link_refuse() - the peer breaks the protocol: end the session */
 static void link_refuse(VPDriver *drv, const char *what)
 {
-    vp_log(VP_LOG_WARN, drv->id, "the peer breaks the protocol (%s): "
+    provoked_log(drv, VP_LOG_WARN, "the peer breaks the protocol (%s): "
            "session ended", what);
     link_forget(drv);
     link_hello(drv, VP_PENALTY_US);
@@ -1645,6 +1696,7 @@ static void link_open(VPDriver *drv)
 {
     VPLink *l = &drv->link;
 
+    l->attaches++;
     l->attached_at = drv->loop->now;
     l->garbage = 0;
     l->blocked = false;
@@ -1808,6 +1860,8 @@ static void link_written(VPDriver *drv, size_t len)
             sent->delivered_at = l->flow.delivered_at;
             sent->app_limited = l->flow.app_limited > l->flow.delivered;
             s->bytes_out += sent->len;
+            l->packets[1]++;
+            l->bytes[1] += sent->pkt.bytes;
             link_acks(l);
         }
         s->unsent_off += part;
@@ -1967,6 +2021,7 @@ static void link_begin(VPDriver *drv, uint64_t mine, uint64_t peers)
     link_forget(drv);
     l->epoch[0] = mine;
     l->epoch[1] = peers;
+    l->session_at = drv->loop->now;
     l->rx_expect = VP_SEQ_FIRST;
     l->rx_digest = 0;
 }
@@ -1998,7 +2053,7 @@ static void link_agree(VPDriver *drv, const VPHello *h)
         store_rewind(&l->store, h->expect);
         link_up(drv, true);
     } else {
-        vp_log(VP_LOG_WARN, drv->id, "one side was set back in time: "
+        provoked_log(drv, VP_LOG_WARN, "one side was set back in time: "
                "session ended");
         link_forget(drv);
         link_new_token(drv);
@@ -2161,6 +2216,8 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         l->rx_expect++;
         l->rx_digest = digest_add(l->rx_digest, &pkt);
         l->rx_unacked += (uint32_t)total;
+        l->packets[0]++;
+        l->bytes[0] += pkt.bytes;
         l->busy = true;
         vp_handle_packet(drv, &pkt, p + VP_PKT_HDR_LEN);
         break;
@@ -2371,6 +2428,12 @@ static void link_ready(void *opaque, int fd, int events)
 
 static void conn_ready(void *opaque, int fd, int events);
 
+static const char *const in_name[] = { "WAIT", "OPEN", "EOF", "CLOSED" };
+
+static const char *const out_name[] = {
+    "WAIT", "WAIT_DRAIN", "OPEN", "DRAIN", "BROKEN", "CLOSED",
+};
+
 /* conn_set_in() - the only place where "in" changes */
 static bool conn_set_in(VPConn *c, VPIn to)
 {
@@ -2380,11 +2443,10 @@ static bool conn_set_in(VPConn *c, VPIn to)
         [IN_EOF] = 1u << IN_CLOSED,
         [IN_CLOSED] = 1u << IN_CLOSED,
     };
-    static const char *const name[] = { "WAIT", "OPEN", "EOF", "CLOSED" };
 
     if (!(legal[c->in] >> to & 1)) {
         vp_log(VP_LOG_ERROR, c->drv->id, "connection %u: in: %s after %s",
-               c->id, name[to], name[c->in]);
+               c->id, in_name[to], in_name[c->in]);
         return false;
     }
     c->in = to;
@@ -2402,13 +2464,10 @@ static bool conn_set_out(VPConn *c, VPOut to)
         [OUT_BROKEN] = 1u << OUT_CLOSED,
         [OUT_CLOSED] = 1u << OUT_CLOSED,
     };
-    static const char *const name[] = {
-        "WAIT", "WAIT_DRAIN", "OPEN", "DRAIN", "BROKEN", "CLOSED",
-    };
 
     if (!(legal[c->out] >> to & 1)) {
         vp_log(VP_LOG_ERROR, c->drv->id, "connection %u: out: %s after %s",
-               c->id, name[to], name[c->out]);
+               c->id, out_name[to], out_name[c->out]);
         return false;
     }
     c->out = to;
@@ -2473,7 +2532,7 @@ static VPConn *conn_new(VPDriver *drv, uint32_t id, bool client,
     c->id = id;
     c->client = client;
     c->fd = -1;
-    c->born = drv->loop->now;
+    c->born = c->moved = drv->loop->now;
     c->in = client ? IN_OPEN : IN_WAIT;
     c->out = client ? OUT_OPEN : OUT_WAIT;
     c->window = VP_WINDOW_INIT;
@@ -2740,7 +2799,7 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
         if (part < iov[i].iov_len &&
             !conn_buffer(c, (uint8_t *)iov[i].iov_base + part,
                          iov[i].iov_len - part)) {
-            vp_log(VP_LOG_WARN, c->drv->id, "%s: connection reset: out of "
+            provoked_log(c->drv, VP_LOG_WARN, "%s: connection reset: out of "
                    "memory", c->service_id);
             conn_abort(c, VP_REASON_RESOURCES);
             return;
@@ -2810,7 +2869,7 @@ static bool conn_send_control(VPConn *c, const uint8_t *msg, size_t len)
     VPPacket pkt = { .type = VP_PKT_CONTROL, .conn = c->id };
     uint32_t total = (uint32_t)(VP_PKT_HDR_LEN + len);
 
-    if (store_room(&l->store, total) < total) {
+    if (store_room(&l->store, total, l->flow.limit) < total) {
         return false;
     }
     pkt.flags = (c->client ? VP_FLAG_CLIENT : 0) | link_mark(&l->flow, total);
@@ -2882,7 +2941,7 @@ static bool driver_send_due(VPDriver *drv)
         }
         if ((c->due & DUE_INIT) &&
             drv->nannounced[true] >= drv->link.peer_max_conns) {
-            vp_log(VP_LOG_WARN, drv->id, "%s: connection refused: %s",
+            provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
                    c->service_id, reason_str(VP_REASON_LIMIT));
             conn_abort(c, VP_REASON_LIMIT);
             continue;
@@ -2987,13 +3046,13 @@ static void conn_connect(VPConn *c)
             conn_interest(c);
             return;
         }
-        vp_log(VP_LOG_INFO, drv->id, "%s: cannot connect to %s: %s",
+        provoked_log(drv, VP_LOG_INFO, "%s: cannot connect to %s: %s",
                c->service_id, vp_addr_str(addr, name, sizeof(name)),
                strerror(err));
         conn_close_fd(c);
     }
     if (c->next_addr < f->naddrs) {
-        vp_log(VP_LOG_WARN, drv->id, "%s: cannot connect: %s", c->service_id,
+        provoked_log(drv, VP_LOG_WARN, "%s: cannot connect: %s", c->service_id,
                strerror(err));
     }
     conn_refuse(c, reason_from_errno(err));
@@ -3004,7 +3063,7 @@ static void conn_connect_failed(VPConn *c, int err)
 {
     char name[128];
 
-    vp_log(VP_LOG_INFO, c->drv->id, "%s: cannot connect to %s: %s",
+    provoked_log(c->drv, VP_LOG_INFO, "%s: cannot connect to %s: %s",
            c->service_id, vp_addr_str(&c->iforward->addrs[c->next_addr], name,
                                       sizeof(name)), strerror(err));
     conn_close_fd(c);
@@ -3111,7 +3170,7 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
     c->tx_limit = get64(msg + 1);
     c->iforward = iforward_find(drv, service_id);
     if (c->iforward == NULL) {
-        vp_log(VP_LOG_INFO, drv->id, "%s: connection refused: %s", service_id,
+        provoked_log(drv, VP_LOG_INFO, "%s: connection refused: %s", service_id,
                reason_str(VP_REASON_UNKNOWN_SERVICE));
         conn_refuse(c, VP_REASON_UNKNOWN_SERVICE);
         return;
@@ -3128,7 +3187,7 @@ static void conn_log_refused(VPConn *c, unsigned reason)
                                  &addr.len) < 0) {
         addr.len = 0;
     }
-    vp_log(VP_LOG_INFO, c->drv->id, "%s: connection from %s refused: %s",
+    provoked_log(c->drv, VP_LOG_INFO, "%s: connection from %s refused: %s",
            c->service_id, vp_addr_str(&addr, name, sizeof(name)),
            reason_str(reason));
 }
@@ -3225,6 +3284,7 @@ static const char *vp_handle_data_packet(VPDriver *drv, const VPPacket *pkt,
         return "data after CLOSE";
     }
     c->rx_count += pkt->bytes;
+    c->moved = drv->loop->now;
     if (c->rx_count > c->rx_limit) {
         return "more data than credit";
     }
@@ -3297,7 +3357,7 @@ static void conns_session(VPDriver *drv)
 
 static int32_t sched_quantum(const VPDriver *drv)
 {
-    return (int32_t)(2 * drv->link.flow.pkt_len);
+    return (int32_t)(2 * (drv->link.flow.pkt_len - VP_PKT_HDR_LEN));
 }
 
 static void sched_end_turn(VPConn *c)
@@ -3364,7 +3424,7 @@ static bool conn_read(VPConn *c)
     uint32_t part = pkt_len - VP_PKT_HDR_LEN;
     uint64_t credit = c->tx_limit - c->tx_count;
     uint32_t want = (uint32_t)MIN((uint64_t)sched_quantum(c->drv), credit);
-    uint32_t room = MIN(link_room(l), store_room(s, pkt_len));
+    uint32_t room = MIN(link_room(l), store_room(s, pkt_len, l->flow.limit));
     struct iovec iov[VP_READ_PKTS];
     uint32_t asked = 0, done;
     ssize_t n;
@@ -3416,6 +3476,7 @@ static bool conn_read(VPConn *c)
         done += len;
     }
     c->tx_count += (uint64_t)n;
+    c->moved = c->drv->loop->now;
     c->deficit -= (int32_t)n;
     if ((uint32_t)n < asked || c->tx_count == c->tx_limit) {
         sched_idle(c);
@@ -3511,7 +3572,7 @@ static void oforward_accepted(VPOForward *f, int fd, int family)
         }
     }
     if (wrong != NULL) {
-        vp_log(VP_LOG_WARN, drv->id, "%s: connection refused: %s",
+        provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
                f->service_id, wrong);
         close(fd);
         return;
@@ -3767,7 +3828,7 @@ static void candidate_close(VPDriver *drv, const char *why)
     VPCandidate *k = &drv->candidate;
 
     if (why != NULL) {
-        vp_log(VP_LOG_WARN, drv->id, "another peer was turned away: %s", why);
+        provoked_log(drv, VP_LOG_WARN, "another peer was turned away: %s", why);
     }
     vp_timer_stop(&k->timer);
     if (k->fd >= 0) {
@@ -3790,6 +3851,7 @@ static void candidate_ready(void *opaque, int fd, int events)
     VPLink *l = &drv->link;
     ssize_t n = read(fd, k->buf + k->len, sizeof(k->buf) - k->len);
     VPHello h;
+    int len;
 
     (void)events;
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
@@ -3800,10 +3862,11 @@ static void candidate_ready(void *opaque, int fd, int events)
         return;
     }
     k->len += (size_t)n;
-    if (k->len < sizeof(k->buf)) {
+    len = wire_get_hello(k->buf, k->len, &h);
+    if (len == 0) {
         return;
     }
-    if (wire_get_hello(k->buf, k->len, &h) <= 0 || h.version != VP_VERSION) {
+    if (len < 0 || h.version != VP_VERSION) {
         candidate_close(drv, "it is not qemu-vp, or of another version");
         return;
     }
@@ -3852,18 +3915,135 @@ void vp_offer(VPDriver *drv, int fd)
                    drv);
 }
 
+static void oforward_free(VPOForward *f)
+{
+    vp_timer_stop(&f->timer);
+    vp_unwatch(f->drv->loop, f->fd);
+    close(f->fd);
+    node_remove(&f->node);
+    free(f);
+}
+
+void vp_del_oforward(VPDriver *drv, int fd)
+{
+    for (VPNode *n = drv->oforwards.next; n != &drv->oforwards; n = n->next) {
+        VPOForward *f = container_of(n, VPOForward, node);
+
+        if (f->fd == fd) {
+            oforward_free(f);
+            return;
+        }
+    }
+}
+
 void vp_stop_listening(VPDriver *drv)
 {
     while (node_linked(&drv->oforwards)) {
-        VPOForward *f = container_of(drv->oforwards.next, VPOForward, node);
-
-        vp_timer_stop(&f->timer);
-        vp_unwatch(drv->loop, f->fd);
-        close(f->fd);
-        node_remove(&f->node);
-        free(f);
+        oforward_free(container_of(drv->oforwards.next, VPOForward, node));
     }
 }
+
+void vp_del_iforward(VPDriver *drv, const char *service_id)
+{
+    VPIForward *f = iforward_find(drv, service_id);
+    VPNode *n = drv->connecting.next;
+
+    if (f == NULL) {
+        return;
+    }
+    while (n != &drv->connecting) {
+        VPConn *c = container_of(n, VPConn, wait);
+
+        n = n->next;
+        if (c->iforward == f) {
+            conn_refuse(c, VP_REASON_UNKNOWN_SERVICE);
+        }
+    }
+    node_remove(&f->node);
+    free(f->addrs);
+    free(f);
+}
+
+/* ---- what there is to know -------------------------------------------- */
+
+void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
+{
+    static const char *const state[] = { "down", "hello", "up" };
+    const VPLink *l = &drv->link;
+    uint64_t now = drv->loop->now;
+
+    *info = (VPChannelInfo){
+        .state = state[l->state],
+        .session_age = l->epoch[0] != 0 ? now - l->session_at : 0,
+        .bytes = { l->bytes[0], l->bytes[1] },
+        .packets = { l->packets[0], l->packets[1] },
+        .rtt = l->flow.srtt,
+        .rate = l->flow.rate * SECOND,
+        .in_flight = l->store.bytes_out,
+        .limit = l->flow.limit,
+        .resyncs = l->resyncs,
+        .attaches = l->attaches,
+        .last_error = l->last_error,
+        .last_error_age = l->last_error[0] != '\0' ? now - l->last_error_at
+                                                   : 0,
+        .conns = drv->nconns,
+        .max_conns = drv->config.max_conns,
+        .memory = l->rx_cap + drv->nconns * sizeof(VPConn) +
+                  drv->hash_size * sizeof(*drv->hash),
+        .memory_max = VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) +
+                      VP_RX_LEN_MAX + VP_WINDOW_BUDGET +
+                      drv->config.max_conns *
+                      (sizeof(VPConn) + 2 * sizeof(*drv->hash) +
+                       VP_WINDOW_INIT),
+    };
+    if (l->store.ring != NULL) {
+        info->memory += VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent);
+    }
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        info->memory += container_of(n, VPConn, all)->buf_cap;
+    }
+}
+
+void vp_conns(const VPDriver *drv,
+              void (*each)(const VPConnInfo *info, void *opaque),
+              void *opaque)
+{
+    uint64_t now = drv->loop->now;
+
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        const VPConn *c = container_of(n, VPConn, all);
+        VPConnInfo info = {
+            .id = c->id,
+            .client = c->client,
+            .service_id = c->service_id,
+            .in = in_name[c->in],
+            .out = out_name[c->out],
+            .fd = c->fd,
+            .age = now - c->born,
+            .idle = now - c->moved,
+            .bytes = { c->rx_taken, c->tx_count },
+            .credit = c->tx_limit - c->tx_count,
+            .waiting = c->buf_len,
+        };
+
+        if (!c->gone) {
+            each(&info, opaque);
+        }
+    }
+}
+
+int vp_conn_reset(VPDriver *drv, uint32_t id, bool client)
+{
+    VPConn *c = conn_find(drv, id, client);
+
+    if (c == NULL || c->gone) {
+        return -ENOENT;
+    }
+    conn_abort(c, VP_REASON_NONE);
+    return 0;
+}
+
+/* ---- end -------------------------------------------------------------- */
 
 bool vp_busy(const VPDriver *drv)
 {

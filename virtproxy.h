@@ -167,6 +167,20 @@ int vp_set_oforward(VPDriver *drv, int fd, const char *service_id);
 int vp_set_iforward(VPDriver *drv, const char *service_id,
                     const VPAddr *addrs, size_t naddrs);
 
+/*
+ * vp_del_oforward() - stop listening on @fd and close it
+ *
+ * Connections that came through it go on.
+ */
+void vp_del_oforward(VPDriver *drv, int fd);
+
+/*
+ * vp_del_iforward() - @service_id is unknown from here on
+ *
+ * Connections to it go on; those not yet connected are refused.
+ */
+void vp_del_iforward(VPDriver *drv, const char *service_id);
+
 /* vp_stop_listening() - drop all oforwards; their connections go on */
 void vp_stop_listening(VPDriver *drv);
 
@@ -175,6 +189,51 @@ bool vp_busy(const VPDriver *drv);
 
 /* vp_reset_all() - reset every connection, here and at the peer */
 void vp_reset_all(VPDriver *drv);
+
+/* What there is to know of a channel; counts are since vp_new(). */
+typedef struct VPChannelInfo {
+    const char *state;        /* "down", "hello" or "up" */
+    uint64_t session_age;     /* 0: there is no session */
+    uint64_t bytes[2];        /* payload received, sent */
+    uint64_t packets[2];      /* sequenced packets received, sent */
+    uint64_t rtt;             /* smoothed round-trip time; 0: not known yet */
+    double rate;              /* measured delivery rate, bytes per second */
+    uint32_t in_flight;       /* bytes sent and not acked */
+    uint32_t limit;           /* of that */
+    uint64_t resyncs;         /* times the link was out of step */
+    uint64_t attaches;        /* descriptors it had so far */
+    const char *last_error;   /* why it was lost last; "": never */
+    uint64_t last_error_age;
+    size_t conns;
+    size_t max_conns;
+    size_t memory;            /* bytes held for buffers and connections */
+    size_t memory_max;        /* what they may add up to */
+} VPChannelInfo;
+
+void vp_channel_info(const VPDriver *drv, VPChannelInfo *info);
+
+/* What there is to know of a connection. */
+typedef struct VPConnInfo {
+    uint32_t id;              /* unique together with "client" */
+    bool client;              /* accepted here, not connected from here */
+    const char *service_id;
+    const char *in;           /* state, from the local socket */
+    const char *out;          /* state, to the local socket */
+    int fd;                   /* the local socket; -1: closed already */
+    uint64_t age;
+    uint64_t idle;            /* since data moved either way */
+    uint64_t bytes[2];        /* to and from the local socket */
+    uint64_t credit;          /* bytes the peer still lets us send */
+    size_t waiting;           /* bytes the local socket has not taken */
+} VPConnInfo;
+
+/* vp_conns() - call @each for every connection, oldest first */
+void vp_conns(const VPDriver *drv,
+              void (*each)(const VPConnInfo *info, void *opaque),
+              void *opaque);
+
+/* vp_conn_reset() - reset one connection at both ends; -ENOENT: no such */
+int vp_conn_reset(VPDriver *drv, uint32_t id, bool client);
 
 /* vp_addr_str() - @addr as ADDR:PORT or a path, cut to fit @buf */
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
