@@ -234,6 +234,7 @@ Daemon *daemon_start_args(const StartOptions *o, const char *name,
     memset(d, 0, sizeof(*d));
     text_format(d->name, sizeof(d->name), "%zu-%s", n_daemons, name);
     text_format(d->log, sizeof(d->log), "%s/%s.log", vp_dir, d->name);
+    d->inherited = o->keep_fd > 0;
     for (size_t i = 0; args[i]; i++) {
         ck_assert(i + 2 < MAX_ARGS);
         argv[i + 1] = (char *)args[i];  /* execv() changes nothing */
@@ -636,7 +637,10 @@ static void test_end(void)
     for (size_t i = 0; i < n_daemons; i++) {
         Daemon *d = &daemons[i];
 
-        if (d->pid) {
+        if (d->pid && d->inherited) {
+            kill(d->pid, SIGTERM);
+            ck_assert_int_le(daemon_exit(d), 1);
+        } else if (d->pid) {
             daemon_stop(d);
         }
     }

@@ -75,6 +75,7 @@ typedef struct StartOptions {
 typedef struct Daemon {
     pid_t pid;                  /* 0: not running */
     int status;                 /* as waitpid() gave it, once pid is 0 */
+    bool inherited;             /* ends by itself once its channel is gone */
     char name[40];
     char log[PATH_LEN];         /* file with its stderr */
     off_t mark;                 /* daemon_wait() looks from here on */

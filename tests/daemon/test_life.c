@@ -40,16 +40,20 @@ static void check_works(Traffic *t, const char *where)
     finish(t);
 }
 
-/* move() - run until so many more bytes have been received */
-static void move(Traffic *t, uint64_t bytes)
+/* reach() - run until so many bytes have been received in all */
+static void reach(Traffic *t, uint64_t bytes)
 {
-    uint64_t enough = traffic_moved(t) + bytes;
     int64_t end = now_ms() + WAIT_MS;
 
-    while (traffic_moved(t) < enough) {
+    while (traffic_moved(t) < bytes) {
         ck_assert_msg(now_ms() < end, "nothing moves");
         traffic_run(t, traffic_never, 10);
     }
+}
+
+static void move(Traffic *t, uint64_t more)
+{
+    reach(t, traffic_moved(t) + more);
 }
 
 /* --- kill -9 ------------------------------------------------------------ */
@@ -195,7 +199,7 @@ START_TEST(grace)
         traffic_add(&t, where, 0, 100, 100);
     }
     ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
-    move(&t, 4 * 200);
+    reach(&t, 4 * 200);
     daemon_kill(guest);
     every_end_is_reset(&t, 0);
     daemon_start("guest", "-c unix-listen:%s:- -i s:%s", path, t.where[0]);
@@ -333,13 +337,13 @@ START_TEST(wrong_thing)
         char kind;              /* of thing: a directory, file, null device */
         const char *reason;     /* in the log */
     } wrong[] = {
-        { "unix-connect:%s:-", 'd', "Connection refused|not a socket" },
-        { "unix-connect:%s:-", 'f', "Connection refused|not a socket" },
-        { "virtserial-open:%s:-", 'd', "Is a directory|not a" },
-        { "virtserial-open:%s:-", 'f', "not a|cannot|can't" },
-        { "isaserial-open:%s:-", 'd', "Is a directory|not a" },
-        { "isaserial-open:%s:-", 'f', "Inappropriate ioctl|not a" },
-        { "isaserial-open:%s:-", 'n', "Inappropriate ioctl|not a" },
+        { "unix-connect:%s:-", 'd', "Connection refused" },
+        { "unix-connect:%s:-", 'f', "Connection refused" },
+        { "virtserial-open:%s:-", 'd', "Is a directory" },
+        { "virtserial-open:%s:-", 'f', "Inappropriate ioctl" },
+        { "isaserial-open:%s:-", 'd', "Is a directory" },
+        { "isaserial-open:%s:-", 'f', "Inappropriate ioctl" },
+        { "isaserial-open:%s:-", 'n', "Inappropriate ioctl" },
     };
     char path[PATH_LEN], option[TEXT_LEN];
     Daemon *daemons[N(wrong)];
@@ -358,7 +362,7 @@ START_TEST(wrong_thing)
         daemons[i] = daemon_start("wrong", "-c %s", option);
     }
     for (int i = 0; i < N(wrong); i++) {
-        daemon_wait(daemons[i], "ch0: .*/wrong%d.*(%s)", i, wrong[i].reason);
+        daemon_wait(daemons[i], "ch0: .*/wrong%d: %s", i, wrong[i].reason);
     }
     daemons_idle(daemons, N(wrong));
     for (int i = 0; i < N(wrong); i++) {
@@ -422,7 +426,6 @@ START_TEST(line_settings)
     ck_assert(before.c_lflag & ICANON && before.c_lflag & ECHO);
     ck_assert(write(end.master, "stale words", 11) == 11);
     d = daemon_start("line", "-c isaserial-open:%s:9600", end.path);
-    daemon_wait(d, "ch0: ");
     for (int64_t give_up = now_ms() + WAIT_MS;;) {
         ck_assert(tcgetattr(line, &during) == 0);
         if (!(during.c_lflag & ICANON)) {
@@ -616,7 +619,7 @@ END_TEST
 START_TEST(slammed_door)
 {
     char path[PATH_LEN];
-    int64_t end;
+    int64_t end, cpu;
     int listener, tries = 0;
     Daemon *d;
 
@@ -624,6 +627,7 @@ START_TEST(slammed_door)
     listener = listen_on(path, 5);
     d = daemon_start("host", "-c unix-connect:%s:-", path);
     close(accept_one(listener));
+    cpu = daemon_cpu_ms(d);
     end = now_ms() + 3000;
     while (now_ms() < end) {
         struct pollfd pfd = { .fd = listener, .events = POLLIN };
@@ -636,7 +640,7 @@ START_TEST(slammed_door)
     ck_assert_msg(tries >= 2, "tried again %d times in 3 s", tries);
     ck_assert_msg(tries <= 30, "tried again %d times in 3 s", tries);
     ck_assert_int_le(daemon_count(d, "."), FEW_LINES);
-    daemons_idle((Daemon *[]) { d }, 1);
+    ck_assert_int_lt(daemon_cpu_ms(d) - cpu, 300);
 }
 END_TEST
 
@@ -666,10 +670,14 @@ START_TEST(second_peer)
     traffic_add(&t, daemon_listens(host, "s"), 0, 24 * MIB, 24 * MIB);
     move(&t, MIB);
     for (Stranger s = 0; s < STRANGERS; s++) {
-        int fd = dial(where, true);
         char buf[4096];
         ssize_t n;
+        int fd;
 
+        if (s == (_i ? SILENT : HTTP_CLIENT)) {
+            continue;                   /* each of the two takes seconds */
+        }
+        fd = dial(where, true);
         stranger_speaks(s, fd);
         move(&t, MIB / 2);
         while ((n = recv(fd, buf, sizeof(buf), 0)) > 0) {
@@ -795,7 +803,7 @@ START_TEST(accept_exhausted)
     for (size_t i = 0; i < clients; i++) {
         traffic_add(&t, where, 0, 1000, 1000);
     }
-    daemon_wait(host, "descriptor|open files");
+    daemon_wait(host, "Too many open files|out of descriptors");
     traffic_run(&t, traffic_paired, 500);
     for (size_t i = 0; i < clients; i++) {
         paired += t.flows[i].paired;
@@ -831,7 +839,7 @@ START_TEST(connect_exhausted)
     for (size_t i = 0; i < clients; i++) {
         traffic_add(&t, where, 0, 1000, 1000);
     }
-    daemon_wait(guest, "ch0: s: cannot connect to .*(descriptor|open files)");
+    daemon_wait(guest, "ch0: s: cannot connect.*: Too many open files");
     daemon_wait(host, "ch0: s: connection from .* refused: ");
     for (int64_t end = now_ms() + WAIT_MS; served + refused < clients;) {
         ck_assert_msg(now_ms() < end, "%zu served, %zu refused", served,
