@@ -3,25 +3,39 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The program around the engine of virtproxy.c.  It reads the command line,
- * binds the listeners, and keeps each channel open: what can't be opened now,
- * or is lost later, is tried again for ever, 0.1 s to 5 s apart.  Opening
- * never blocks the loop: connect() is non-blocking, and names are looked up
- * by a child process.  A channel's descriptor belongs to the engine from
- * vp_attach() until its channel_lost() call.
+ * The program around the engine of virtproxy.c.  It reads the command line
+ * and the init file, binds the listeners, keeps each channel open, and serves
+ * the monitor.
  *
- * Whatever is wrong with the command line is found before anything is
- * opened: exit status 2.  What can't be bound or looked up at start ends the
- * program with status 1, for a user who asked for it must know.
+ *   log        where lines go
+ *   specs      the text of a -c, -o or -i, checked and cut into its fields
+ *   settings   command line and init file: one table of options for both
+ *   addresses, listeners
+ *   channels   what can't be opened now, or is lost later, is tried again for
+ *              ever, 0.1 s to 5 s apart.  Opening never blocks the loop:
+ *              connect() is non-blocking, names are looked up by a child.  A
+ *              channel's descriptor belongs to the engine from vp_attach()
+ *              until its channel_lost() call
+ *   forwards
+ *   monitor    commands and their answers; the client that -x is
+ *   daemon     pid file, user, readiness, reload, signals
+ *
+ * Whatever is wrong with the command line or the init file is found before
+ * anything is opened: exit status 2.  What can't be opened at start ends the
+ * program with status 1, for a user who asked for it must know.  Once it
+ * runs, the same errors are an answer of the monitor or a line in the log,
+ * and all stays as it was.
  */
 #include "virtproxy.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <grp.h>
 #include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +45,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <syslog.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -53,70 +68,106 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
+/* What went wrong, for the user. */
+typedef struct Error {
+    char text[512];
+} Error;
+
+static bool error_set(Error *err, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* error_set() - always false, so that a caller can return it */
+static bool error_set(Error *err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(err->text, sizeof(err->text), fmt, ap);
+    va_end(ap);
+    return false;
+}
+
+static bool error_memory(Error *err)
+{
+    return error_set(err, "out of memory");
+}
+
 /* ---- log -------------------------------------------------------------- */
 
+static const char *const level_name[] = { "error", "warn", "info", "debug" };
 static VPLogLevel log_level = VP_LOG_INFO;
+static int log_fd = STDERR_FILENO; /* -1: syslog */
+static const char *log_path;       /* NULL: stderr */
 
 void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
 {
-    static const char *const name[] = { "error", "warn", "info", "debug" };
-    int err = errno;
-    char line[1024];
-    size_t len;
+    static const int priority[] = {
+        LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG,
+    };
+    int saved = errno;
+    char text[768], line[1024], where[16] = "";
     struct timespec ts;
     struct tm tm;
     va_list ap;
+    size_t len;
 
     if (level > log_level) {
         return;
     }
-    clock_gettime(CLOCK_REALTIME, &ts);
-    localtime_r(&ts.tv_sec, &tm);
-    len = strftime(line, sizeof(line), "%Y-%m-%d %H:%M:%S", &tm);
-    len += (size_t)snprintf(line + len, sizeof(line) - len, ".%03d %s ",
-                            (int)(ts.tv_nsec / 1000000), name[level]);
-    if (channel != VP_NO_CHANNEL) {
-        len += (size_t)snprintf(line + len, sizeof(line) - len, "ch%d: ",
-                                channel);
-    }
     va_start(ap, fmt);
-    vsnprintf(line + len, sizeof(line) - len - 1, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    len = strlen(line);
-    line[len++] = '\n';
-    if (write(STDERR_FILENO, line, len) < 0) {
-        /* a full disk or a closed pipe must not stop anything */
+    if (channel != VP_NO_CHANNEL) {
+        snprintf(where, sizeof(where), "ch%d: ", channel);
     }
-    errno = err;
+    if (log_fd < 0) {
+        syslog(priority[level], "%s%s", where, text);
+    } else {
+        clock_gettime(CLOCK_REALTIME, &ts);
+        localtime_r(&ts.tv_sec, &tm);
+        len = strftime(line, sizeof(line), "%Y-%m-%d %H:%M:%S", &tm);
+        len += (size_t)snprintf(line + len, sizeof(line) - len,
+                                ".%03d %s %s%s\n",
+                                (int)(ts.tv_nsec / 1000000),
+                                level_name[level], where, text);
+        if (write(log_fd, line, len) < 0) {
+            /* a full disk or a closed pipe must not stop anything */
+        }
+    }
+    errno = saved;
+}
+
+/* log_open() - start to log to @path, "syslog", or NULL: stderr */
+static bool log_open(const char *path, Error *err)
+{
+    int fd = STDERR_FILENO;
+
+    if (path != NULL && strcmp(path, "syslog") == 0) {
+        openlog("qemu-vp", LOG_PID, LOG_DAEMON);
+        fd = -1;
+    } else if (path != NULL) {
+        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOCTTY, 0644);
+        if (fd < 0) {
+            return error_set(err, "cannot open the log file %s: %s", path,
+                             strerror(errno));
+        }
+    }
+    if (log_fd > STDERR_FILENO) {
+        close(log_fd);
+    }
+    log_fd = fd;
+    log_path = path;
+    return true;
 }
 
 /* fail() - end with a message on stderr */
-static void fail(int status, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3), noreturn));
-
-static void fail(int status, const char *fmt, ...)
+static void fail(int status, const Error *err)
 {
-    va_list ap;
-
-    fputs("qemu-vp: ", stderr);
-    va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fputc('\n', stderr);
+    fprintf(stderr, "qemu-vp: %s\n", err->text);
     exit(status);
 }
 
-static void *xcalloc(size_t n, size_t size)
-{
-    void *p = calloc(n, size);
-
-    if (p == NULL) {
-        fail(1, "out of memory");
-    }
-    return p;
-}
-
-/* ---- command line ----------------------------------------------------- */
+/* ---- specs ------------------------------------------------------------ */
 
 typedef enum Method {
     UNIX_CONNECT,
@@ -154,19 +205,294 @@ static const struct {
 #endif
 };
 
-/* One -c, -o or -i; the strings are parts of a copy of its text. */
+/* One -c, -o or -i; the fields are parts of "copy". */
 typedef struct Spec {
-    const char *text;
-    char option;
-    Method method;     /* -c */
-    char *service_id;  /* -o, -i */
-    char *addr;
-    char *port;        /* NULL: '-' was given */
+    char *text;              /* as it was given */
+    char *copy;
+    char option;             /* 'c', 'o' or 'i' */
+    Method method;           /* 'c' */
+    const char *service_id;  /* 'o', 'i' */
+    const char *addr;
+    const char *port;        /* NULL: '-' was given */
     unsigned channel_id;
 } Spec;
 
+static bool bad(const Spec *spec, Error *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* bad() - name the option, its text, and what was expected; false */
+static bool bad(const Spec *spec, Error *err, const char *fmt, ...)
+{
+    char why[256];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(why, sizeof(why), fmt, ap);
+    va_end(ap);
+    return error_set(err, "-%c '%.128s': %s (expected "
+                     "%s:ADDR:PORT[:CHANNEL_ID])", spec->option, spec->text,
+                     why, spec->option == 'c' ? "METHOD" : "SERVICE_ID");
+}
+
+/* parse_number() - all of @text as a number from @min to @max */
+static bool parse_number(const char *text, unsigned long min,
+                         unsigned long max, unsigned long *value)
+{
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9') {
+        return false;
+    }
+    errno = 0;
+    *value = strtoul(text, &end, 10);
+    return errno == 0 && *end == '\0' && *value >= min && *value <= max;
+}
+
+/*
+ * split_fields() - cut spec->copy at its colons
+ * @field:  4 of them; missing ones become NULL
+ *
+ * A field in brackets may contain colons.
+ */
+static bool split_fields(const Spec *spec, char *field[4], Error *err)
+{
+    char *at = spec->copy;
+
+    for (int i = 0; i < 4; i++) {
+        char *end;
+
+        field[i] = at;
+        if (at == NULL) {
+            continue;
+        }
+        end = at + strcspn(at, ":");
+        if (at[0] == '[') {
+            end = strchr(at, ']');
+            if (end == NULL) {
+                return bad(spec, err, "'[' without ']'");
+            }
+            if (end[1] != ':' && end[1] != '\0') {
+                return bad(spec, err, "'%s' after ']', ':' was expected",
+                           end + 1);
+            }
+            *end++ = '\0';
+            field[i]++;
+        }
+        at = *end == ':' ? end + 1 : NULL;
+        *end = '\0';
+    }
+    return at == NULL || bad(spec, err, "'%s' after the CHANNEL_ID", at);
+}
+
+static bool check_port(const Spec *spec, Error *err)
+{
+    bool listening = spec->option == 'o' ||
+                     (spec->option == 'c' && spec->method == TCP_LISTEN);
+    unsigned long least = listening ? 0 : 1, port;
+
+    if (spec->port[0] < '0' || spec->port[0] > '9') {
+        return getservbyname(spec->port, "tcp") != NULL ||
+               bad(spec, err, "PORT '%s' is neither a number nor a known "
+                   "service", spec->port);
+    }
+    return parse_number(spec->port, least, 65535, &port) ||
+           bad(spec, err, "PORT '%s' is not a number from %lu to 65535",
+               spec->port, least);
+}
+
+static bool check_path(const Spec *spec, Error *err)
+{
+    struct sockaddr_un sun;
+
+    return strlen(spec->addr) < sizeof(sun.sun_path) ||
+           bad(spec, err, "the path has %zu bytes, a unix socket's at most "
+               "%zu", strlen(spec->addr), sizeof(sun.sun_path) - 1);
+}
+
+/* find_speed() - B0 if @port is no baud rate we know */
+static speed_t find_speed(const char *port)
+{
+    unsigned long baud = DEFAULT_BAUD;
+
+    if (port == NULL || parse_number(port, 1, UINT_MAX, &baud)) {
+        for (size_t i = 0; i < COUNT(speeds); i++) {
+            if (speeds[i].baud == baud) {
+                return speeds[i].speed;
+            }
+        }
+    }
+    return B0;
+}
+
+static bool check_channel(Spec *spec, const char *method, Error *err)
+{
+    unsigned long number;
+    size_t m = 0;
+
+    while (m < COUNT(method_name) && strcmp(method, method_name[m]) != 0) {
+        m++;
+    }
+    if (m == COUNT(method_name)) {
+        return bad(spec, err, "unknown METHOD '%s', there are unix-connect, "
+                   "unix-listen, tcp-connect, tcp-listen, virtserial-open, "
+                   "isaserial-open and fd", method);
+    }
+    spec->method = (Method)m;
+    switch (spec->method) {
+    case TCP_CONNECT:
+    case TCP_LISTEN:
+        if (spec->port == NULL) {
+            return bad(spec, err, "%s needs a PORT", method);
+        }
+        return check_port(spec, err);
+    case ISASERIAL_OPEN:
+        return find_speed(spec->port) != B0 ||
+               bad(spec, err, "'%s' is not a baud rate that is known here",
+                   spec->port);
+    default:
+        break;
+    }
+    if (spec->port != NULL) {
+        return bad(spec, err, "PORT '%s' where %s takes '-'", spec->port,
+                   method);
+    }
+    if (spec->method == INHERITED_FD) {
+        return parse_number(spec->addr, 0, INT_MAX, &number) ||
+               bad(spec, err, "'%s' is not the number of a descriptor",
+                   spec->addr);
+    }
+    return spec->method == VIRTSERIAL_OPEN || check_path(spec, err);
+}
+
+static void spec_free(Spec *spec)
+{
+    free(spec->text);
+    free(spec->copy);
+    spec->text = spec->copy = NULL;
+}
+
+static bool spec_check(Spec *spec, Error *err)
+{
+    unsigned long number = 0;
+    char *field[4];
+
+    if (!split_fields(spec, field, err)) {
+        return false;
+    }
+    spec->addr = field[1];
+    spec->port = field[2];
+    if (spec->port == NULL) {
+        return bad(spec, err, "%s is missing",
+                   spec->addr == NULL ? "ADDR" : "PORT");
+    }
+    if (spec->addr[0] == '\0' || spec->port[0] == '\0') {
+        return bad(spec, err, "%s is empty",
+                   spec->addr[0] == '\0' ? "ADDR" : "PORT");
+    }
+    if (field[3] != NULL && !parse_number(field[3], 0, 65535, &number)) {
+        return bad(spec, err, "CHANNEL_ID '%s' is not a number from 0 to "
+                   "65535", field[3]);
+    }
+    spec->channel_id = (unsigned)number;
+    if (strcmp(spec->port, "-") == 0) {
+        spec->port = NULL;
+    }
+    if (spec->option == 'c') {
+        return check_channel(spec, field[0], err);
+    }
+    spec->service_id = field[0];
+    if (!vp_service_id_ok(field[0], strlen(field[0]))) {
+        return bad(spec, err, "a SERVICE_ID is 1 to %d printable ASCII "
+                   "characters without blanks", VP_SERVICE_ID_LEN);
+    }
+    return spec->port == NULL ? check_path(spec, err) : check_port(spec, err);
+}
+
+/* spec_parse() - on success the caller has to spec_free() it some day */
+static bool spec_parse(Spec *spec, char option, const char *text, Error *err)
+{
+    *spec = (Spec){ .option = option };
+    spec->text = strdup(text);
+    spec->copy = strdup(text);
+    if (spec->text == NULL || spec->copy == NULL) {
+        spec_free(spec);
+        return error_memory(err);
+    }
+    if (!spec_check(spec, err)) {
+        spec_free(spec);
+        return false;
+    }
+    return true;
+}
+
+/* spec_name() - the long name of its option */
+static const char *spec_name(const Spec *spec)
+{
+    return spec->option == 'c' ? "channel"
+           : spec->option == 'o' ? "oforward" : "iforward";
+}
+
+/* spec_same() - do both ask for the same thing? */
+static bool spec_same(const Spec *a, const Spec *b)
+{
+    return a->option == b->option && a->channel_id == b->channel_id &&
+           strcmp(a->addr, b->addr) == 0 &&
+           (a->port == NULL) == (b->port == NULL) &&
+           (a->port == NULL || strcmp(a->port, b->port) == 0) &&
+           (a->option == 'c' ? a->method == b->method
+                             : strcmp(a->service_id, b->service_id) == 0);
+}
+
+/* spec_clash() - why @a can't stand beside @b, or NULL */
+static const char *spec_clash(const Spec *a, const Spec *b)
+{
+    if (a->option != b->option || a->channel_id != b->channel_id) {
+        return NULL;
+    }
+    if (a->option == 'c') {
+        return "there is a channel with this CHANNEL_ID already";
+    }
+    if (a->option == 'i' && strcmp(a->service_id, b->service_id) == 0) {
+        return "there is an iforward with this SERVICE_ID already";
+    }
+    return spec_same(a, b) ? "it is there already" : NULL;
+}
+
+/* ---- settings --------------------------------------------------------- */
+
+/* Options without a letter. */
+enum {
+    OPT_GRACE = 256,
+    OPT_MAX_CONNS,
+    OPT_DUMP_CONFIG,
+};
+
+/* In the init file the same names stand for the same things, but for -C,
+ * -x, -h, -V and --dump-config, which only make sense on a command line. */
+static const struct option long_options[] = {
+    { "channel", required_argument, NULL, 'c' },
+    { "oforward", required_argument, NULL, 'o' },
+    { "iforward", required_argument, NULL, 'i' },
+    { "grace", required_argument, NULL, OPT_GRACE },
+    { "max-conns", required_argument, NULL, OPT_MAX_CONNS },
+    { "monitor", required_argument, NULL, 'm' },
+    { "logfile", required_argument, NULL, 'l' },
+    { "pidfile", required_argument, NULL, 'f' },
+    { "user", required_argument, NULL, 'u' },
+    { "daemonize", no_argument, NULL, 'd' },
+    { "verbose", no_argument, NULL, 'v' },
+    { "quiet", no_argument, NULL, 'q' },
+    { "config", required_argument, NULL, 'C' },
+    { "execute", required_argument, NULL, 'x' },
+    { "dump-config", no_argument, NULL, OPT_DUMP_CONFIG },
+    { "version", no_argument, NULL, 'V' },
+    { "help", no_argument, NULL, 'h' },
+    { NULL, 0, NULL, 0 },
+};
+
 static const char usage_text[] =
 "Usage: qemu-vp -c CHANNEL [-o FORWARD]... [-i FORWARD]... [OPTION]...\n"
+"       qemu-vp -m PATH -x COMMAND\n"
 "Forward sockets between host and guest over one channel.\n"
 "\n"
 "  -c, --channel METHOD:ADDR:PORT[:CHANNEL_ID]\n"
@@ -181,206 +507,281 @@ static const char usage_text[] =
 "        connect the other side's SERVICE_ID to ADDR:PORT\n"
 "        PORT '-': ADDR is the path of a unix socket; [::1] for IPv6;\n"
 "        -o with PORT 0 picks a free port, the log names it\n"
-"      --grace SECONDS  connections wait so long without a channel [30]\n"
-"  -v, --verbose        log more; twice: as much as there is\n"
-"  -q, --quiet          log warnings and errors only; twice: errors only\n"
-"  -V, --version        print the version\n"
-"  -h, --help           print this\n";
+"      --grace SECONDS   connections wait so long without a channel [30]\n"
+"      --max-conns N     connections per channel at once [16384]\n"
+"  -C, --config FILE     init file: a long option and its value on each line\n"
+"  -d, --daemonize       go to the background once all is open\n"
+"  -f, --pidfile FILE    write the process id to FILE, and lock it\n"
+"  -l, --logfile FILE    log to FILE, or to 'syslog' [stderr; -d: syslog]\n"
+"  -u, --user USER       drop privileges once all is open\n"
+"  -m, --monitor PATH    serve the monitor on a unix socket\n"
+"  -x, --execute COMMAND send COMMAND to the monitor at -m PATH\n"
+"      --dump-config     print what is in force as an init file, and end\n"
+"  -v, --verbose         log more\n"
+"  -q, --quiet           log warnings and errors only; twice: errors only\n"
+"  -V, --version         print the version\n"
+"  -h, --help            print this\n";
 
-static void bad(const Spec *spec, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3), noreturn));
+typedef struct Settings {
+    Spec *specs;
+    size_t nspecs;
+    VPConfig config;
+    bool grace_given;      /* on the command line, which wins */
+    bool max_conns_given;
+    int level;
+    bool daemonize;
+    bool dump;
+    char *config_path;
+    char *monitor;
+    char *logfile;
+    char *pidfile;
+    char *user;
+    char *execute;
+} Settings;
 
-/* bad() - wrong usage: name the option, its text, and what was expected */
-static void bad(const Spec *spec, const char *fmt, ...)
+static void settings_free(Settings *s)
 {
-    char why[256];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(why, sizeof(why), fmt, ap);
-    va_end(ap);
-    fail(2, "-%c '%s': %s (expected %s:ADDR:PORT[:CHANNEL_ID])", spec->option,
-         spec->text, why, spec->option == 'c' ? "METHOD" : "SERVICE_ID");
+    for (size_t i = 0; i < s->nspecs; i++) {
+        spec_free(&s->specs[i]);
+    }
+    free(s->specs);
+    free(s->config_path);
+    free(s->monitor);
+    free(s->logfile);
+    free(s->pidfile);
+    free(s->user);
+    free(s->execute);
+    memset(s, 0, sizeof(*s));
 }
 
-/* parse_number() - all of @text as a number up to @max */
-static bool parse_number(const char *text, unsigned long max,
-                         unsigned long *value)
+static bool settings_spec(Settings *s, char option, const char *text,
+                          Error *err)
 {
-    char *end;
+    Spec *specs = realloc(s->specs, (s->nspecs + 1) * sizeof(*specs));
 
-    if (text[0] < '0' || text[0] > '9') {
+    if (specs == NULL) {
+        return error_memory(err);
+    }
+    s->specs = specs;
+    if (!spec_parse(&specs[s->nspecs], option, text, err)) {
         return false;
     }
-    errno = 0;
-    *value = strtoul(text, &end, 10);
-    return errno == 0 && *end == '\0' && *value <= max;
+    s->nspecs++;
+    return true;
+}
+
+/* settings_string() - the first value wins: the command line is read first */
+static bool settings_string(char **to, const char *name, const char *value,
+                            Error *err)
+{
+    if (value[0] == '\0') {
+        return error_set(err, "--%s '': expected a value", name);
+    }
+    if (*to == NULL) {
+        *to = strdup(value);
+    }
+    return *to != NULL || error_memory(err);
+}
+
+static bool settings_number(unsigned *to, bool *given, bool in_file,
+                            const char *name, const char *value,
+                            unsigned long min, unsigned long max, Error *err)
+{
+    unsigned long number;
+
+    if (!parse_number(value, min, max, &number)) {
+        return error_set(err, "--%s '%.64s': expected a number from %lu to "
+                         "%lu", name, value, min, max);
+    }
+    if (!in_file || !*given) {
+        *to = (unsigned)number;
+    }
+    *given |= !in_file;
+    return true;
+}
+
+/* settings_option() - apply one option, from the command line or a file */
+static bool settings_option(Settings *s, int opt, const char *value,
+                            bool in_file, Error *err)
+{
+    switch (opt) {
+    case 'c':
+    case 'o':
+    case 'i':
+        return settings_spec(s, (char)opt, value, err);
+    case OPT_GRACE:
+        return settings_number(&s->config.grace, &s->grace_given, in_file,
+                               "grace", value, 0, 1000000, err);
+    case OPT_MAX_CONNS:
+        return settings_number(&s->config.max_conns, &s->max_conns_given,
+                               in_file, "max-conns", value, 1, 1000000, err);
+    case 'm':
+        return settings_string(&s->monitor, "monitor", value, err);
+    case 'l':
+        return settings_string(&s->logfile, "logfile", value, err);
+    case 'f':
+        return settings_string(&s->pidfile, "pidfile", value, err);
+    case 'u':
+        return settings_string(&s->user, "user", value, err);
+    case 'C':
+        return settings_string(&s->config_path, "config", value, err);
+    case 'x':
+        return settings_string(&s->execute, "execute", value, err);
+    case 'd':
+        s->daemonize = true;
+        return true;
+    case OPT_DUMP_CONFIG:
+        s->dump = true;
+        return true;
+    case 'v':
+        s->level++;
+        return true;
+    case 'q':
+        s->level--;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* settings_line() - one line of the init file, without its newline */
+static bool settings_line(Settings *s, char *line, Error *err)
+{
+    const struct option *o = long_options;
+    char *name = line + strspn(line, " \t"), *value, *end;
+
+    if (name[0] == '\0' || name[0] == '#') {
+        return true;
+    }
+    end = name + strcspn(name, " \t");
+    value = end + strspn(end, " \t");
+    *end = '\0';
+    for (end = value + strlen(value);
+         end > value && (end[-1] == ' ' || end[-1] == '\t'); end--) {
+        end[-1] = '\0';
+    }
+    while (o->name != NULL && strcmp(o->name, name) != 0) {
+        o++;
+    }
+    if (o->name == NULL || o->val == 'C' || o->val == 'x' || o->val == 'V' ||
+        o->val == 'h' || o->val == OPT_DUMP_CONFIG) {
+        return error_set(err, "'%.64s': expected the long name of an option",
+                         name);
+    }
+    if (o->has_arg == required_argument && value[0] == '\0') {
+        return error_set(err, "'%s': expected a value after it", name);
+    }
+    if (o->has_arg == no_argument && value[0] != '\0') {
+        return error_set(err, "'%s': expected no value, not '%.64s'", name,
+                         value);
+    }
+    return settings_option(s, o->val, value, true, err);
+}
+
+static bool settings_file(Settings *s, const char *path, Error *err)
+{
+    FILE *f = fopen(path, "r");
+    char line[1024];
+    Error why;
+    bool ok = true;
+
+    if (f == NULL) {
+        return error_set(err, "--config '%s': %s", path, strerror(errno));
+    }
+    for (unsigned n = 1; ok && fgets(line, sizeof(line), f) != NULL; n++) {
+        size_t len = strlen(line);
+
+        if (len > 0 && line[len - 1] == '\n') {
+            line[len - 1] = '\0';
+        } else if (len == sizeof(line) - 1) {
+            ok = error_set(err, "%s:%u: the line is too long", path, n);
+            break;
+        }
+        ok = settings_line(s, line, &why);
+        if (!ok) {
+            error_set(err, "%.200s:%u: %.300s", path, n, why.text);
+        }
+    }
+    if (ok && ferror(f)) {
+        ok = error_set(err, "--config '%s': %s", path, strerror(errno));
+    }
+    fclose(f);
+    return ok;
+}
+
+/* settings_check() - what only shows when all of it is known */
+static bool settings_check(const Settings *s, Error *err)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < s->nspecs; i++) {
+        const Spec *spec = &s->specs[i];
+        bool found = spec->option == 'c';
+
+        any |= found;
+        for (size_t j = 0; j < s->nspecs; j++) {
+            const Spec *other = &s->specs[j];
+            const char *clash = j < i ? spec_clash(spec, other) : NULL;
+
+            if (clash != NULL) {
+                return bad(spec, err, "%s", clash);
+            }
+            found |= other->option == 'c' &&
+                     other->channel_id == spec->channel_id;
+        }
+        if (!found) {
+            return bad(spec, err, "there is no channel %u",
+                       spec->channel_id);
+        }
+    }
+    return any || s->monitor != NULL ||
+           error_set(err, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is "
+                     "needed");
 }
 
 /*
- * next_field() - cut the next field off *@rest
+ * settings_read() - the command line, then the init file it names
  *
- * NULL if there is none.  A field in brackets may contain colons.
+ * Returns false with @err set; with an empty text if getopt_long() has said
+ * what is wrong already.
  */
-static char *next_field(const Spec *spec, char **rest)
+static bool settings_read(Settings *s, int argc, char **argv, Error *err)
 {
-    char *field = *rest, *end;
+    int opt;
 
-    if (field == NULL) {
-        return NULL;
-    }
-    if (field[0] == '[') {
-        end = strchr(field, ']');
-        if (end == NULL) {
-            bad(spec, "'[' without ']'");
+    memset(s, 0, sizeof(*s));
+    s->config = (VPConfig){ .grace = 30, .max_conns = 16384 };
+    s->level = VP_LOG_INFO;
+    err->text[0] = '\0';
+    optind = 1;
+    while ((opt = getopt_long(argc, argv, "c:o:i:m:l:f:u:C:x:dvqVh",
+                              long_options, NULL)) != -1) {
+        if (opt == 'V') {
+            puts("qemu-vp " VERSION);
+            exit(0);
         }
-        if (end[1] != ':' && end[1] != '\0') {
-            bad(spec, "'%s' after ']', ':' was expected", end + 1);
+        if (opt == 'h') {
+            fputs(usage_text, stdout);
+            exit(0);
         }
-        *end++ = '\0';
-        field++;
-    } else {
-        end = field + strcspn(field, ":");
-    }
-    *rest = *end == ':' ? end + 1 : NULL;
-    *end = '\0';
-    return field;
-}
-
-static void check_port(const Spec *spec)
-{
-    unsigned long port, least = spec->option == 'o' ? 0 : 1;
-    bool listening = spec->option == 'o' ||
-                     (spec->option == 'c' && spec->method == TCP_LISTEN);
-
-    if (listening) {
-        least = 0;
-    }
-    if (spec->port[0] < '0' || spec->port[0] > '9') {
-        if (getservbyname(spec->port, "tcp") == NULL) {
-            bad(spec, "PORT '%s' is neither a number nor a known service",
-                spec->port);
-        }
-        return;
-    }
-    if (!parse_number(spec->port, 65535, &port) || port < least) {
-        bad(spec, "PORT '%s' is not a number from %lu to 65535", spec->port,
-            least);
-    }
-}
-
-static void check_path(const Spec *spec)
-{
-    struct sockaddr_un sun;
-
-    if (strlen(spec->addr) >= sizeof(sun.sun_path)) {
-        bad(spec, "the path has %zu bytes, a unix socket's at most %zu",
-            strlen(spec->addr), sizeof(sun.sun_path) - 1);
-    }
-}
-
-static speed_t find_speed(const char *port)
-{
-    unsigned long baud = DEFAULT_BAUD;
-
-    if (port == NULL || parse_number(port, UINT_MAX, &baud)) {
-        for (size_t i = 0; i < COUNT(speeds); i++) {
-            if (speeds[i].baud == baud) {
-                return speeds[i].speed;
-            }
+        if (!settings_option(s, opt, optarg, false, err)) {
+            return false;
         }
     }
-    return B0;
-}
-
-static void check_channel(Spec *spec, const char *method)
-{
-    unsigned long number;
-    size_t m = 0;
-
-    while (m < COUNT(method_name) && strcmp(method, method_name[m]) != 0) {
-        m++;
+    if (optind < argc) {
+        return error_set(err, "'%s': expected an option", argv[optind]);
     }
-    if (m == COUNT(method_name)) {
-        bad(spec, "unknown METHOD '%s'; there are unix-connect, unix-listen, "
-            "tcp-connect, tcp-listen, virtserial-open, isaserial-open, fd",
-            method);
+    if (s->config_path != NULL && !settings_file(s, s->config_path, err)) {
+        return false;
     }
-    spec->method = (Method)m;
-    switch (spec->method) {
-    case TCP_CONNECT:
-    case TCP_LISTEN:
-        if (spec->port == NULL) {
-            bad(spec, "%s needs a PORT", method);
-        }
-        check_port(spec);
-        break;
-    case ISASERIAL_OPEN:
-        if (find_speed(spec->port) == B0) {
-            bad(spec, "'%s' is not a baud rate that is known here",
-                spec->port);
-        }
-        break;
-    case INHERITED_FD:
-        if (!parse_number(spec->addr, INT_MAX, &number)) {
-            bad(spec, "'%s' is not the number of a descriptor", spec->addr);
-        }
-        /* fall through */
-    default:
-        if (spec->port != NULL) {
-            bad(spec, "PORT '%s' where %s takes '-'", spec->port, method);
-        }
-        if (spec->method == UNIX_CONNECT || spec->method == UNIX_LISTEN) {
-            check_path(spec);
-        }
-        break;
+    s->level = s->level < VP_LOG_ERROR ? VP_LOG_ERROR
+               : s->level > VP_LOG_DEBUG ? VP_LOG_DEBUG : s->level;
+    if (s->execute != NULL) {
+        return s->monitor != NULL ||
+               error_set(err, "-x '%.128s': expected -m PATH beside it",
+                         s->execute);
     }
-}
-
-static void parse_spec(Spec *spec, char option, const char *text)
-{
-    char *rest = strdup(text), *first, *id;
-    unsigned long number = 0;
-
-    if (rest == NULL) {
-        fail(1, "out of memory");
-    }
-    spec->text = text;
-    spec->option = option;
-    first = next_field(spec, &rest);
-    spec->addr = next_field(spec, &rest);
-    spec->port = next_field(spec, &rest);
-    id = next_field(spec, &rest);
-    if (spec->port == NULL) {
-        bad(spec, "%s is missing", spec->addr == NULL ? "ADDR" : "PORT");
-    }
-    if (rest != NULL) {
-        bad(spec, "'%s' after the CHANNEL_ID", rest);
-    }
-    if (spec->addr[0] == '\0' || spec->port[0] == '\0') {
-        bad(spec, "%s is empty", spec->addr[0] == '\0' ? "ADDR" : "PORT");
-    }
-    if (id != NULL && !parse_number(id, 65535, &number)) {
-        bad(spec, "CHANNEL_ID '%s' is not a number from 0 to 65535", id);
-    }
-    spec->channel_id = (unsigned)number;
-    if (strcmp(spec->port, "-") == 0) {
-        spec->port = NULL;
-    }
-    if (option == 'c') {
-        check_channel(spec, first);
-        return;
-    }
-    spec->service_id = first;
-    if (!vp_service_id_ok(first, strlen(first))) {
-        bad(spec, "a SERVICE_ID is 1 to %d printable ASCII characters without "
-            "blanks", VP_SERVICE_ID_LEN);
-    }
-    if (spec->port == NULL) {
-        check_path(spec);
-    } else {
-        check_port(spec);
-    }
+    return settings_check(s, err);
 }
 
 /* ---- addresses -------------------------------------------------------- */
@@ -426,8 +827,13 @@ static int addr_lookup(const char *host, const char *port, int flags,
     return n;
 }
 
-/* spec_lookup() - at start, where waiting for a name server is all right */
-static int spec_lookup(const Spec *spec, int flags, VPAddr *addrs)
+/*
+ * spec_lookup() - the addresses of a forward or a listener; 0: see @err
+ *
+ * This may wait for a name server: at start, and where the administrator
+ * asks a running daemon for a forward to a name.
+ */
+static int spec_lookup(const Spec *spec, int flags, VPAddr *addrs, Error *err)
 {
     int n;
 
@@ -437,8 +843,9 @@ static int spec_lookup(const Spec *spec, int flags, VPAddr *addrs)
     }
     n = addr_lookup(spec->addr, spec->port, flags, addrs);
     if (n <= 0) {
-        fail(1, "-%c '%s': cannot look up '%s': %s", spec->option, spec->text,
-             spec->addr, gai_strerror(n));
+        error_set(err, "-%c '%.128s': cannot look up '%.128s': %s",
+                  spec->option, spec->text, spec->addr, gai_strerror(n));
+        return 0;
     }
     return n;
 }
@@ -455,20 +862,21 @@ static const char *addr_name(const VPAddr *addr)
 /* A unix socket's file, to be removed at the end if it is still ours. */
 typedef struct SocketFile {
     struct SocketFile *next;
-    const char *path;
+    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     dev_t dev;
     ino_t ino;
 } SocketFile;
 
 static SocketFile *socket_files;
 
+/* socket_file_keep() - without memory for it the file will just stay */
 static void socket_file_keep(const char *path)
 {
-    SocketFile *f = xcalloc(1, sizeof(*f));
+    SocketFile *f = calloc(1, sizeof(*f));
     struct stat st;
 
-    if (lstat(path, &st) == 0) {
-        f->path = path;
+    if (f != NULL && lstat(path, &st) == 0) {
+        snprintf(f->path, sizeof(f->path), "%s", path);
         f->dev = st.st_dev;
         f->ino = st.st_ino;
         f->next = socket_files;
@@ -478,17 +886,24 @@ static void socket_file_keep(const char *path)
     }
 }
 
-static void socket_files_remove(void)
+/* socket_files_remove() - the one at @path, or with NULL all of them */
+static void socket_files_remove(const char *path)
 {
-    while (socket_files != NULL) {
-        SocketFile *f = socket_files;
+    SocketFile **at = &socket_files;
+
+    while (*at != NULL) {
+        SocketFile *f = *at;
         struct stat st;
 
+        if (path != NULL && strcmp(path, f->path) != 0) {
+            at = &f->next;
+            continue;
+        }
         if (lstat(f->path, &st) == 0 && st.st_dev == f->dev &&
             st.st_ino == f->ino) {
             unlink(f->path);
         }
-        socket_files = f->next;
+        *at = f->next;
         free(f);
     }
 }
@@ -577,45 +992,47 @@ static int listen_at(VPAddr *addr, bool alone)
  * @fds:  room for MAX_ADDRS
  *
  * A family this machine doesn't have is left out, unless it is the only one.
- * Returns the number of sockets; ends the program if none could be bound.
+ * Returns the number of sockets; 0: see @err.
  */
-static int listen_spec(const Spec *spec, int *fds)
+static int listen_spec(const Spec *spec, int *fds, Error *err)
 {
     VPAddr addrs[MAX_ADDRS];
-    int naddrs = spec_lookup(spec, AI_PASSIVE, addrs), n = 0, err = 0;
+    int naddrs = spec_lookup(spec, AI_PASSIVE, addrs, err);
+    int n = 0, i = 0, fd = 0;
     in_port_t port = 0;
 
-    for (int i = 0; i < naddrs; i++) {
-        int fd;
-
+    for (; i < naddrs; i++) {
         if (spec->port != NULL && *addr_port(&addrs[i]) == 0) {
             *addr_port(&addrs[i]) = port; /* one free port for all */
         }
         fd = listen_at(&addrs[i], naddrs == 1);
-        if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) {
-            err = -fd;
-            continue;
-        }
         if (fd < 0) {
-            fail(1, "-%c '%s': cannot listen on %s: %s", spec->option,
-                 spec->text, addr_name(&addrs[i]),
-                 fd == -EEXIST ? "the file is not a socket" : strerror(-fd));
+            if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) {
+                continue;
+            }
+            break;
         }
         if (spec->port == NULL) {
             socket_file_keep(spec->addr);
         } else {
             port = *addr_port(&addrs[i]);
         }
-        vp_log(VP_LOG_INFO, (int)spec->channel_id, "%s%s: listening on %s",
-               spec->option == 'o' ? "oforward " : "channel ",
+        vp_log(VP_LOG_INFO, (int)spec->channel_id, "%s %s: listening on %s",
+               spec_name(spec),
                spec->option == 'o' ? spec->service_id
                                    : method_name[spec->method],
                addr_name(&addrs[i]));
         fds[n++] = fd;
     }
-    if (n == 0) {
-        fail(1, "-%c '%s': cannot listen on %s: %s", spec->option, spec->text,
-             addr_name(&addrs[0]), strerror(err));
+    if (naddrs > 0 && (n == 0 || i < naddrs)) {
+        i = i < naddrs ? i : naddrs - 1;
+        error_set(err, "-%c '%.128s': cannot listen on %.160s: %s",
+                  spec->option, spec->text, addr_name(&addrs[i]),
+                  fd == -EEXIST ? "the file is not a socket"
+                                : strerror(-fd));
+        while (n > 0) {
+            close(fds[--n]);
+        }
     }
     return n;
 }
@@ -624,7 +1041,7 @@ static int listen_spec(const Spec *spec, int *fds)
 
 typedef struct Channel {
     struct Channel *next;
-    const Spec *spec;
+    Spec spec;
     VPDriver *drv;
     VPTimer timer;      /* to try again, or to give up a connect() */
     uint64_t wait;
@@ -650,7 +1067,6 @@ typedef struct Channel {
 } Channel;
 
 static VPLoop *loop;
-static Spec *specs; /* what the command line asks for */
 static Channel *channels;
 static int exit_status;
 
@@ -661,8 +1077,8 @@ static void channel_retry(Channel *ch, const char *what, int err)
 {
     if (err != ch->said) {
         ch->said = err;
-        vp_log(VP_LOG_INFO, (int)ch->spec->channel_id, "channel %s: %s: %s: "
-               "trying again", method_name[ch->spec->method], what,
+        vp_log(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
+               "trying again", method_name[ch->spec.method], what,
                strerror(err));
     }
     vp_timer_start(loop, &ch->timer, ch->wait, channel_open, ch);
@@ -675,14 +1091,14 @@ static void channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
 
     vp_timer_stop(&ch->timer);
     rc = vp_attach(ch->drv, rfd, wfd, kind,
-                   ch->spec->method == UNIX_CONNECT ||
-                   ch->spec->method == TCP_CONNECT);
+                   ch->spec.method == UNIX_CONNECT ||
+                   ch->spec.method == TCP_CONNECT);
     if (rc < 0) {
         channel_retry(ch, "attaching", -rc);
         return;
     }
-    vp_log(VP_LOG_DEBUG, (int)ch->spec->channel_id, "channel %s: open",
-           method_name[ch->spec->method]);
+    vp_log(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
+           method_name[ch->spec.method]);
     ch->said = 0;
 }
 
@@ -693,8 +1109,8 @@ static int tty_raw(Channel *ch, int fd)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
     struct termios t;
-    speed_t speed = find_speed(ch->spec->method == ISASERIAL_OPEN
-                               ? ch->spec->port : NULL);
+    speed_t speed = find_speed(ch->spec.method == ISASERIAL_OPEN
+                               ? ch->spec.port : NULL);
 
     if (tcgetattr(fd, &t) < 0) {
         return errno;
@@ -735,7 +1151,7 @@ static void tty_restore(Channel *ch)
 
 static void open_serial(Channel *ch)
 {
-    const char *path = ch->spec->addr;
+    const char *path = ch->spec.addr;
     int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK), err;
 
     if (fd < 0) {
@@ -766,14 +1182,14 @@ static void open_fifos(Channel *ch)
     int wfd;
 
     if (ch->fd < 0) {
-        snprintf(path, sizeof(path), "%s.in", ch->spec->addr);
+        snprintf(path, sizeof(path), "%s.in", ch->spec.addr);
         ch->fd = open(path, O_RDONLY | O_NONBLOCK);
         if (ch->fd < 0) {
-            channel_retry(ch, ch->spec->addr, errno);
+            channel_retry(ch, ch->spec.addr, errno);
             return;
         }
     }
-    snprintf(path, sizeof(path), "%s.out", ch->spec->addr);
+    snprintf(path, sizeof(path), "%s.out", ch->spec.addr);
     wfd = open(path, O_WRONLY | O_NONBLOCK);
     if (wfd < 0) {
         channel_retry(ch, path, errno);
@@ -785,7 +1201,7 @@ static void open_fifos(Channel *ch)
 
 static void open_port(Channel *ch)
 {
-    const char *path = ch->spec->addr;
+    const char *path = ch->spec.addr;
     int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK), err = errno;
     struct stat st;
 
@@ -867,7 +1283,7 @@ static void connect_next(Channel *ch, int err)
         }
         close(fd);
     }
-    channel_retry(ch, ch->spec->addr, err);
+    channel_retry(ch, ch->spec.addr, err);
 }
 
 static void lookup_done(void *opaque, int fd, int events)
@@ -919,26 +1335,26 @@ static void open_tcp(Channel *ch)
     pid_t pid;
 
     ch->next_addr = 0;
-    ch->naddrs = addr_lookup(ch->spec->addr, ch->spec->port, AI_NUMERICHOST,
+    ch->naddrs = addr_lookup(ch->spec.addr, ch->spec.port, AI_NUMERICHOST,
                              ch->addrs);
     if (ch->naddrs > 0) {
         connect_next(ch, 0);
         return;
     }
     if (pipe(fds) < 0) {
-        channel_retry(ch, ch->spec->addr, errno);
+        channel_retry(ch, ch->spec.addr, errno);
         return;
     }
     pid = fork();
     if (pid == 0) {
-        lookup_child(ch->spec, fds[1]);
+        lookup_child(&ch->spec, fds[1]);
     }
     err = errno;
     close(fds[1]);
     if (pid < 0 || fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0 ||
         vp_watch(loop, fds[0], lookup_done, ch) < 0) {
         close(fds[0]);
-        channel_retry(ch, ch->spec->addr, pid < 0 ? err : ENOMEM);
+        channel_retry(ch, ch->spec.addr, pid < 0 ? err : ENOMEM);
         return;
     }
     ch->lookup = pid;
@@ -952,9 +1368,9 @@ static void channel_open(void *opaque)
 {
     Channel *ch = opaque;
 
-    switch (ch->spec->method) {
+    switch (ch->spec.method) {
     case UNIX_CONNECT:
-        addr_unix(ch->spec->addr, &ch->addrs[0]);
+        addr_unix(ch->spec.addr, &ch->addrs[0]);
         ch->naddrs = 1;
         ch->next_addr = 0;
         connect_next(ch, 0);
@@ -980,14 +1396,14 @@ static void channel_lost(void *opaque, const char *reason)
 {
     Channel *ch = opaque;
 
-    vp_log(VP_LOG_DEBUG, (int)ch->spec->channel_id, "channel %s: lost: %s",
-           method_name[ch->spec->method], reason);
+    vp_log(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: lost: %s",
+           method_name[ch->spec.method], reason);
     tty_restore(ch);
     if (ch->nlisteners > 0) {
         return;
     }
-    if (ch->spec->method == INHERITED_FD) {
-        vp_log(VP_LOG_ERROR, (int)ch->spec->channel_id,
+    if (ch->spec.method == INHERITED_FD) {
+        vp_log(VP_LOG_ERROR, (int)ch->spec.channel_id,
                "the inherited descriptor is closed for good: %s", reason);
         ch->ended = true;
         for (ch = channels; ch != NULL; ch = ch->next) {
@@ -1031,9 +1447,9 @@ static void channel_accept(void *opaque, int fd, int events)
                errno == ENOMEM) {
         if (!ch->starved) {
             ch->starved = true;
-            vp_log(VP_LOG_WARN, (int)ch->spec->channel_id,
+            vp_log(VP_LOG_WARN, (int)ch->spec.channel_id,
                    "channel %s: cannot accept: %s",
-                   method_name[ch->spec->method], strerror(errno));
+                   method_name[ch->spec.method], strerror(errno));
         }
         for (int i = 0; i < ch->nlisteners; i++) {
             vp_watch_set(loop, ch->listeners[i], 0);
@@ -1043,87 +1459,72 @@ static void channel_accept(void *opaque, int fd, int events)
     }
 }
 
-static void channel_listen(Channel *ch)
+/* channel_listen() - take over @n listening sockets */
+static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
 {
-    for (int i = 0; i < ch->nlisteners; i++) {
-        int rc = vp_watch(loop, ch->listeners[i], channel_accept, ch);
+    int rc = 0;
 
+    for (int i = 0; i < n; i++) {
+        rc = rc < 0 ? rc : vp_watch(loop, fds[i], channel_accept, ch);
         if (rc < 0) {
-            fail(1, "-c '%s': %s", ch->spec->text, strerror(-rc));
+            close(fds[i]);
+        } else {
+            ch->listeners[ch->nlisteners++] = fds[i];
         }
     }
     channel_listen_again(ch);
+    return rc == 0 || error_set(err, "-c '%.128s': %s", ch->spec.text,
+                                strerror(-rc));
 }
 
 /* channel_inherit() - a descriptor somebody opened for us */
-static void channel_inherit(Channel *ch)
+static bool channel_inherit(Channel *ch, Error *err)
 {
-    int fd = atoi(ch->spec->addr), listening = 0, err;
+    int fd = atoi(ch->spec.addr), listening = 0;
     socklen_t len = sizeof(listening);
+    VPChannelKind kind = VP_CHN_SOCKET;
+    const char *wrong = NULL;
     struct stat st;
 
     if (fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
-        fail(1, "-c '%s': descriptor %d: %s", ch->spec->text, fd,
-             strerror(errno));
-    }
-    if (S_ISSOCK(st.st_mode)) {
+        wrong = strerror(errno);
+    } else if (S_ISSOCK(st.st_mode)) {
         getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len);
-        if (listening) {
-            ch->listeners[ch->nlisteners++] = fd;
-            channel_listen(ch);
-        } else {
-            channel_attach(ch, fd, fd, VP_CHN_SOCKET);
-        }
     } else if (isatty(fd)) {
-        err = tty_raw(ch, fd);
-        if (err != 0) {
-            fail(1, "-c '%s': descriptor %d: %s", ch->spec->text, fd,
-                 strerror(err));
-        }
-        channel_attach(ch, fd, fd, VP_CHN_TTY);
+        int rc = tty_raw(ch, fd);
+
+        wrong = rc != 0 ? strerror(rc) : NULL;
+        kind = VP_CHN_TTY;
     } else if (S_ISCHR(st.st_mode)) {
-        channel_attach(ch, fd, fd, VP_CHN_VIRTSERIAL);
+        kind = VP_CHN_VIRTSERIAL;
     } else {
-        fail(1, "-c '%s': descriptor %d is no socket, serial line or "
-             "virtio-serial port", ch->spec->text, fd);
+        wrong = "neither a socket nor a serial line nor a virtio-serial port";
     }
+    if (wrong != NULL) {
+        return error_set(err, "-c '%.128s': descriptor %d: %s", ch->spec.text,
+                         fd, wrong);
+    }
+    if (listening) {
+        return channel_listen(ch, &fd, 1, err);
+    }
+    channel_attach(ch, fd, fd, kind);
+    return true;
 }
 
 static Channel *channel_find(unsigned id)
 {
     Channel *ch = channels;
 
-    while (ch != NULL && ch->spec->channel_id != id) {
+    while (ch != NULL && ch->spec.channel_id != id) {
         ch = ch->next;
     }
     return ch;
 }
 
-static void channel_start(const Spec *spec, const VPConfig *config)
-{
-    Channel *ch = xcalloc(1, sizeof(*ch));
-
-    ch->spec = spec;
-    ch->wait = RETRY_MIN;
-    ch->fd = ch->tty = -1;
-    ch->drv = vp_new(loop, (int)spec->channel_id, config, channel_lost, ch);
-    if (ch->drv == NULL) {
-        fail(1, "out of memory");
-    }
-    ch->next = channels;
-    channels = ch;
-    if (spec->method == INHERITED_FD) {
-        channel_inherit(ch);
-    } else if (spec->method == UNIX_LISTEN || spec->method == TCP_LISTEN) {
-        ch->nlisteners = listen_spec(spec, ch->listeners);
-        channel_listen(ch);
-    }
-}
-
-static void channel_end(Channel *ch)
+static void channel_free(Channel *ch)
 {
     if (ch->tty >= 0) {
-        /* the engine is about to close its descriptor of the line */
+        /* or close() waits 30 s for a line that nobody reads */
         tcflush(ch->tty, TCOFLUSH);
     }
     vp_free(ch->drv);
@@ -1134,70 +1535,1166 @@ static void channel_end(Channel *ch)
         vp_unwatch(loop, ch->listeners[i]);
         close(ch->listeners[i]);
     }
+    if (ch->nlisteners > 0 && ch->spec.method == UNIX_LISTEN) {
+        socket_files_remove(ch->spec.addr);
+    }
+    if (ch->fd >= 0) {
+        if (ch->spec.method != VIRTSERIAL_OPEN) {
+            vp_unwatch(loop, ch->fd);
+        }
+        close(ch->fd);
+    }
     if (ch->lookup > 0) {
+        vp_unwatch(loop, ch->lookup_fd);
+        close(ch->lookup_fd);
         kill(ch->lookup, SIGKILL);
         waitpid(ch->lookup, NULL, 0);
     }
+    spec_free(&ch->spec);
     free(ch);
+}
+
+/* channel_add() - start a channel; @spec is taken over on success */
+static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
+{
+    Channel *ch = calloc(1, sizeof(*ch)), **at = &channels;
+    int fds[MAX_ADDRS], n = 0;
+    bool ok = true;
+
+    if (ch == NULL) {
+        return error_memory(err);
+    }
+    ch->spec = *spec;
+    ch->wait = RETRY_MIN;
+    ch->fd = ch->tty = -1;
+    ch->drv = vp_new(loop, (int)spec->channel_id, config, channel_lost, ch);
+    if (ch->drv == NULL) {
+        free(ch);
+        return error_memory(err);
+    }
+    if (spec->method == INHERITED_FD) {
+        ok = channel_inherit(ch, err);
+    } else if (spec->method == UNIX_LISTEN || spec->method == TCP_LISTEN) {
+        n = listen_spec(spec, fds, err);
+        ok = n > 0 && channel_listen(ch, fds, n, err);
+    }
+    if (!ok) {
+        ch->spec = (Spec){ .text = NULL };
+        channel_free(ch);
+        return false;
+    }
+    while (*at != NULL) {
+        at = &(*at)->next;
+    }
+    *at = ch;
+    *spec = (Spec){ .text = NULL };
+    channel_open(ch);
+    return true;
 }
 
 /* ---- forwards --------------------------------------------------------- */
 
-static void forward_start(const Spec *spec)
+typedef struct Forward {
+    struct Forward *next;
+    Spec spec;
+    int fds[MAX_ADDRS]; /* listening, of an oforward; the engine's */
+    int nfds;
+} Forward;
+
+static Forward *forwards;
+
+/* forward_add() - @spec, whose channel is there, is taken over on success */
+static bool forward_add(Spec *spec, Error *err)
 {
     VPDriver *drv = channel_find(spec->channel_id)->drv;
+    Forward *f = calloc(1, sizeof(*f)), **at = &forwards;
     VPAddr addrs[MAX_ADDRS];
-    int fds[MAX_ADDRS], rc = 0, n;
+    int rc = 0, n;
 
+    if (f == NULL) {
+        return error_memory(err);
+    }
     if (spec->option == 'o') {
-        n = listen_spec(spec, fds);
-        for (int i = 0; i < n && rc == 0; i++) {
-            rc = vp_set_oforward(drv, fds[i], spec->service_id);
+        n = listen_spec(spec, f->fds, err);
+        for (; f->nfds < n && rc == 0; f->nfds++) {
+            rc = vp_set_oforward(drv, f->fds[f->nfds], spec->service_id);
+        }
+        for (int i = f->nfds; i < n; i++) {
+            close(f->fds[i]);
         }
     } else {
-        n = spec_lookup(spec, 0, addrs);
-        rc = vp_set_iforward(drv, spec->service_id, addrs, (size_t)n);
+        n = spec_lookup(spec, 0, addrs, err);
+        if (n > 0) {
+            rc = vp_set_iforward(drv, spec->service_id, addrs, (size_t)n);
+        }
     }
-    if (rc < 0) {
-        fail(1, "-%c '%s': %s", spec->option, spec->text, strerror(-rc));
+    if (n == 0 || rc < 0) {
+        for (int i = 0; rc < 0 && i < f->nfds - 1; i++) {
+            vp_del_oforward(drv, f->fds[i]);
+        }
+        free(f);
+        return n > 0 && error_set(err, "-%c '%.128s': %s", spec->option,
+                                  spec->text, strerror(-rc));
     }
+    f->spec = *spec;
+    *spec = (Spec){ .text = NULL };
+    while (*at != NULL) {
+        at = &(*at)->next;
+    }
+    *at = f;
+    return true;
 }
 
-/* check_specs() - what only shows when all of them are known */
-static void check_specs(size_t n)
+/* forward_del() - its connections go on */
+static void forward_del(Forward *f)
 {
-    bool any = false;
+    VPDriver *drv = channel_find(f->spec.channel_id)->drv;
+    Forward **at = &forwards;
 
-    for (size_t i = 0; i < n; i++) {
-        bool found = specs[i].option == 'c';
+    if (f->spec.option == 'i') {
+        vp_del_iforward(drv, f->spec.service_id);
+    }
+    for (int i = 0; i < f->nfds; i++) {
+        vp_del_oforward(drv, f->fds[i]);
+    }
+    if (f->nfds > 0 && f->spec.port == NULL) {
+        socket_files_remove(f->spec.addr);
+    }
+    while (*at != f) {
+        at = &(*at)->next;
+    }
+    *at = f->next;
+    spec_free(&f->spec);
+    free(f);
+}
 
-        any |= found;
-        for (size_t j = 0; j < n; j++) {
-            bool same = specs[j].channel_id == specs[i].channel_id;
+/* channel_del() - with its forwards; its connections are reset */
+static void channel_del(Channel *ch)
+{
+    Channel **at = &channels;
 
-            if (j < i && same && specs[i].option == specs[j].option) {
-                if (specs[i].option == 'c') {
-                    bad(&specs[i], "channel %u is there already",
-                        specs[i].channel_id);
-                }
-                if (specs[i].option == 'i' &&
-                    strcmp(specs[i].service_id, specs[j].service_id) == 0) {
-                    bad(&specs[i], "service '%s' is there already",
-                        specs[i].service_id);
-                }
-            }
-            found |= same && specs[j].option == 'c';
-        }
-        if (!found && n > 1) {
-            bad(&specs[i], "there is no channel %u", specs[i].channel_id);
+    for (Forward *f = forwards, *next; f != NULL; f = next) {
+        next = f->next;
+        if (f->spec.channel_id == ch->spec.channel_id) {
+            forward_del(f);
         }
     }
-    if (!any) {
-        fail(2, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is needed");
+    while (*at != ch) {
+        at = &(*at)->next;
+    }
+    *at = ch->next;
+    channel_free(ch);
+}
+
+/* ---- what is in force ------------------------------------------------- */
+
+static Settings settings;
+static char **saved_argv; /* for reading it all again */
+static int saved_argc;
+
+/* running_spec() - the spec in force that is the same as @spec, or NULL */
+static Spec *running_spec(const Spec *spec, Channel **ch, Forward **f)
+{
+    for (*ch = channels; *ch != NULL; *ch = (*ch)->next) {
+        if (spec_same(&(*ch)->spec, spec)) {
+            return &(*ch)->spec;
+        }
+    }
+    for (*f = forwards; *f != NULL; *f = (*f)->next) {
+        if (spec_same(&(*f)->spec, spec)) {
+            return &(*f)->spec;
+        }
+    }
+    return NULL;
+}
+
+/* running_clash() - why @spec can't be added to what is in force, or NULL */
+static const char *running_clash(const Spec *spec)
+{
+    const char *clash = NULL;
+
+    for (Channel *ch = channels; ch != NULL && clash == NULL; ch = ch->next) {
+        clash = spec_clash(spec, &ch->spec);
+    }
+    for (Forward *f = forwards; f != NULL && clash == NULL; f = f->next) {
+        clash = spec_clash(spec, &f->spec);
+    }
+    if (clash == NULL && spec->option != 'c' &&
+        channel_find(spec->channel_id) == NULL) {
+        clash = "there is no such channel";
+    }
+    return clash;
+}
+
+/* running_add() - @spec is taken over on success */
+static bool running_add(Spec *spec, Error *err)
+{
+    const char *clash = running_clash(spec);
+
+    if (clash != NULL) {
+        return bad(spec, err, "%s", clash);
+    }
+    return spec->option == 'c' ? channel_add(spec, &settings.config, err)
+                               : forward_add(spec, err);
+}
+
+static bool running_del(const Spec *spec, Error *err)
+{
+    Channel *ch;
+    Forward *f;
+
+    if (running_spec(spec, &ch, &f) == NULL) {
+        return bad(spec, err, "it is not there");
+    }
+    if (ch != NULL) {
+        channel_del(ch);
+    } else {
+        forward_del(f);
+    }
+    return true;
+}
+
+static bool settings_has(const Settings *s, const Spec *spec)
+{
+    for (size_t i = 0; i < s->nspecs; i++) {
+        if (spec_same(&s->specs[i], spec)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * apply() - make what @now asks for run, and stop what only @before did
+ *
+ * What the monitor added stays.  Goes on after an error; @err has the last.
+ */
+static bool apply(const Settings *before, const Settings *now, Error *err)
+{
+    static const char order[] = { 'c', 'o', 'i' };
+    bool ok = true;
+    Channel *ch;
+    Forward *f;
+
+    for (size_t i = 0; i < before->nspecs; i++) {
+        const Spec *spec = &before->specs[i];
+
+        if (!settings_has(now, spec) && running_spec(spec, &ch, &f) != NULL) {
+            ok &= running_del(spec, err);
+        }
+    }
+    for (size_t o = 0; o < sizeof(order); o++) {
+        for (size_t i = 0; i < now->nspecs; i++) {
+            Spec *spec = &now->specs[i], copy;
+
+            if (spec->option != order[o] ||
+                running_spec(spec, &ch, &f) != NULL) {
+                continue;
+            }
+            if (!spec_parse(&copy, spec->option, spec->text, err)) {
+                ok = false;
+            } else if (!running_add(&copy, err)) {
+                spec_free(&copy);
+                ok = false;
+            }
+            if (!ok && before->nspecs == 0) {
+                return false; /* at start, the first error ends us */
+            }
+        }
+    }
+    return ok;
+}
+
+/* ---- monitor ---------------------------------------------------------- */
+
+/*
+ * A monitor is a line in, an answer out, for people (with a prompt after the
+ * first command) and, after "batch", for programs: no prompt, and each answer
+ * ends with a line "ok" or "error: TEXT".  While an answer has not been taken
+ * the client's next command waits, so what is held for a client is bounded by
+ * one answer, and a client that doesn't read holds up nobody but itself.
+ */
+#define MON_CLIENTS 32
+#define MON_LINE_MAX 4096
+
+typedef struct Mon {
+    struct Mon *next;
+    int fd;
+    bool batch;
+    bool eof;         /* it will send no more commands */
+    bool broken;      /* no memory for its answer, or it is gone */
+    char line[MON_LINE_MAX];
+    size_t len;
+    char *out;
+    size_t out_off;
+    size_t out_len;
+    size_t out_cap;
+} Mon;
+
+typedef struct Command {
+    const char *name;
+    const char *args;
+    const char *help;
+    bool (*run)(Mon *mon, char *args, Error *err);
+} Command;
+
+static int monitor_fd = -1;
+static Mon *monitors;
+static size_t nmonitors;
+static time_t started_at;
+
+static void quit_start(void);
+
+static void mon_printf(Mon *mon, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void mon_printf(Mon *mon, const char *fmt, ...)
+{
+    char text[1024];
+    va_list ap;
+    size_t len;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    len = strlen(text);
+    if (mon->out_len + len > mon->out_cap) {
+        size_t cap = mon->out_cap > 0 ? 2 * mon->out_cap : 4096;
+        char *out = realloc(mon->out, cap);
+
+        if (out == NULL) {
+            mon->broken = true;
+            return;
+        }
+        mon->out = out;
+        mon->out_cap = cap;
+    }
+    memcpy(mon->out + mon->out_len, text, len);
+    mon->out_len += len;
+}
+
+/* key_value() - " key=value", the value without blanks: %20 and so on */
+static void key_value(Mon *mon, const char *key, const char *value)
+{
+    char text[400];
+    size_t n = 0;
+
+    for (const char *p = value; *p != '\0' && n + 4 < sizeof(text); p++) {
+        if (*p <= ' ' || *p > '~' || *p == '%') {
+            n += (size_t)snprintf(text + n, 4, "%%%02X", (unsigned char)*p);
+        } else {
+            text[n++] = *p;
+        }
+    }
+    text[n] = '\0';
+    mon_printf(mon, " %s=%s", key, text);
+}
+
+/* human() - a count of bytes in 5 columns; one static buffer per use */
+static const char *human(double bytes, char buf[16])
+{
+    static const char unit[] = " KMGTPE";
+    size_t u = 0;
+
+    while (bytes >= 10000 && u + 2 < sizeof(unit)) {
+        bytes /= 1024;
+        u++;
+    }
+    snprintf(buf, 16, "%.0f%c", bytes, unit[u]);
+    if (u == 0) {
+        buf[strlen(buf) - 1] = '\0';
+    }
+    return buf;
+}
+
+/* seconds() - a time in us as seconds, with what precision it deserves */
+static const char *seconds(uint64_t us, char buf[16])
+{
+    snprintf(buf, 16, us < 10 * SECOND ? "%.3fs" : "%.0fs",
+             (double)us / (double)SECOND);
+    return buf;
+}
+
+static void info_status(Mon *mon, bool keys)
+{
+    size_t n = 0, up = 0, conns = 0, nforwards = 0;
+    long age = (long)(time(NULL) - started_at);
+
+    for (Channel *ch = channels; ch != NULL; ch = ch->next, n++) {
+        VPChannelInfo info;
+
+        vp_channel_info(ch->drv, &info);
+        up += strcmp(info.state, "up") == 0;
+        conns += info.conns;
+    }
+    for (Forward *f = forwards; f != NULL; f = f->next) {
+        nforwards++;
+    }
+    mon_printf(mon, keys ? "status version=%s pid=%ld age=%ld channels=%zu "
+               "up=%zu forwards=%zu conns=%zu log=%s\n"
+               : "qemu-vp %s, process %ld, running for %ld s\n"
+               "channels: %zu, of these up: %zu\nforwards: %zu\n"
+               "connections: %zu\nlog level: %s\n", VERSION, (long)getpid(),
+               age, n, up, nforwards, conns, level_name[log_level]);
+}
+
+static void info_channels_keys(Mon *mon, const Channel *ch,
+                               const VPChannelInfo *i)
+{
+    mon_printf(mon, "channel id=%u state=%s", ch->spec.channel_id, i->state);
+    key_value(mon, "spec", ch->spec.text);
+    mon_printf(mon, " session_us=%llu in_bytes=%llu out_bytes=%llu "
+               "in_packets=%llu out_packets=%llu rtt_us=%llu rate=%.0f "
+               "in_flight=%u limit=%u resyncs=%llu reconnects=%llu",
+               (unsigned long long)i->session_age,
+               (unsigned long long)i->bytes[0],
+               (unsigned long long)i->bytes[1],
+               (unsigned long long)i->packets[0],
+               (unsigned long long)i->packets[1], (unsigned long long)i->rtt,
+               i->rate, i->in_flight, i->limit,
+               (unsigned long long)i->resyncs,
+               (unsigned long long)(i->attaches > 0 ? i->attaches - 1 : 0));
+    key_value(mon, "last_error", i->last_error);
+    mon_printf(mon, " last_error_us=%llu\n",
+               (unsigned long long)i->last_error_age);
+}
+
+static void info_channels(Mon *mon, bool keys)
+{
+    char a[16], b[16], c[16], d[16];
+
+    if (!keys) {
+        mon_printf(mon, "%4s %-5s %9s %7s %7s %8s %7s %7s %7s  %s\n", "ID",
+                   "STATE", "SESSION", "IN", "OUT", "RTT", "RATE/s", "RESYNCS",
+                   "RECONN", "CHANNEL");
+    }
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        VPChannelInfo i;
+
+        vp_channel_info(ch->drv, &i);
+        if (keys) {
+            info_channels_keys(mon, ch, &i);
+            continue;
+        }
+        mon_printf(mon, "%4u %-5s %9s %7s %7s %6lluus", ch->spec.channel_id,
+                   i.state, seconds(i.session_age, a),
+                   human((double)i.bytes[0], b), human((double)i.bytes[1], c),
+                   (unsigned long long)i.rtt);
+        mon_printf(mon, " %7s %7llu %7llu  %s\n", human(i.rate, d),
+                   (unsigned long long)i.resyncs,
+                   (unsigned long long)(i.attaches > 0 ? i.attaches - 1 : 0),
+                   ch->spec.text);
+        if (i.in_flight > 0 || strcmp(i.state, "up") == 0) {
+            mon_printf(mon, "     in flight: %u of %u bytes; packets: %llu in,"
+                       " %llu out\n", i.in_flight, i.limit,
+                       (unsigned long long)i.packets[0],
+                       (unsigned long long)i.packets[1]);
+        }
+        if (i.last_error[0] != '\0') {
+            mon_printf(mon, "     last error, %s ago: %s\n",
+                       seconds(i.last_error_age, a), i.last_error);
+        }
     }
 }
 
-/* ---- signals, start and end ------------------------------------------- */
+static void info_forwards(Mon *mon, bool keys, char option)
+{
+    if (!keys) {
+        mon_printf(mon, "%7s %-32s %s\n", "CHANNEL", "SERVICE", "ADDRESS");
+    }
+    for (Forward *f = forwards; f != NULL; f = f->next) {
+        if (f->spec.option != option) {
+            continue;
+        }
+        if (keys) {
+            mon_printf(mon, "%s channel=%u", spec_name(&f->spec),
+                       f->spec.channel_id);
+            key_value(mon, "service", f->spec.service_id);
+            key_value(mon, "spec", f->spec.text);
+        } else {
+            mon_printf(mon, "%7u %-32s", f->spec.channel_id,
+                       f->spec.service_id);
+        }
+        for (int i = 0; i < f->nfds; i++) {
+            VPAddr addr = { .len = sizeof(addr.ss) };
+
+            getsockname(f->fds[i], (struct sockaddr *)&addr.ss, &addr.len);
+            if (keys) {
+                key_value(mon, "listening", addr_name(&addr));
+            } else {
+                mon_printf(mon, " %s", addr_name(&addr));
+            }
+        }
+        if (!keys && option == 'i') {
+            mon_printf(mon, f->spec.port != NULL ? " %s:%s" : " %s",
+                       f->spec.addr, f->spec.port);
+        }
+        mon_printf(mon, "\n");
+    }
+}
+
+/* What info_conn() needs to know beside the connection. */
+typedef struct InfoConns {
+    Mon *mon;
+    unsigned channel_id;
+    bool keys;
+} InfoConns;
+
+static void info_conn(const VPConnInfo *c, void *opaque)
+{
+    const InfoConns *in = opaque;
+    VPAddr addr[2] = { { .len = 0 }, { .len = 0 } };
+    char name[2][160], id[32], a[16], b[16], d[16], e[16], f[16], g[16];
+    bool from_peer = c->client; /* else we are the one who connected */
+
+    if (c->fd >= 0) {
+        addr[0].len = addr[1].len = sizeof(addr[0].ss);
+        if (getpeername(c->fd, (struct sockaddr *)&addr[!from_peer].ss,
+                        &addr[!from_peer].len) < 0) {
+            addr[!from_peer].len = 0;
+        }
+        if (getsockname(c->fd, (struct sockaddr *)&addr[from_peer].ss,
+                        &addr[from_peer].len) < 0) {
+            addr[from_peer].len = 0;
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        vp_addr_str(&addr[i], name[i], sizeof(name[i]));
+    }
+    snprintf(id, sizeof(id), "%u%c%u", in->channel_id, c->client ? 'o' : 'i',
+             c->id);
+    if (in->keys) {
+        mon_printf(in->mon, "conn id=%s", id);
+        key_value(in->mon, "service", c->service_id);
+        key_value(in->mon, "from", name[0]);
+        key_value(in->mon, "to", name[1]);
+        mon_printf(in->mon, " in=%s out=%s age_us=%llu idle_us=%llu "
+                   "sent_bytes=%llu received_bytes=%llu credit=%llu "
+                   "waiting=%zu\n", c->in, c->out,
+                   (unsigned long long)c->age, (unsigned long long)c->idle,
+                   (unsigned long long)c->bytes[1],
+                   (unsigned long long)c->bytes[0],
+                   (unsigned long long)c->credit, c->waiting);
+        return;
+    }
+    mon_printf(in->mon, "%-16s %-10s %6s/%-10s %8s %8s %7s %7s %7s %7s  "
+               "%s > %s\n", id, c->service_id, c->in, c->out,
+               seconds(c->age, a), seconds(c->idle, b),
+               human((double)c->bytes[1], d), human((double)c->bytes[0], e),
+               human((double)c->credit, f), human((double)c->waiting, g),
+               name[0], name[1]);
+}
+
+static void info_conns(Mon *mon, bool keys)
+{
+    if (!keys) {
+        mon_printf(mon, "%-16s %-10s %6s/%-10s %8s %8s %7s %7s %7s %7s  %s\n",
+                   "ID", "SERVICE", "IN", "OUT", "AGE", "IDLE", "SENT",
+                   "RECVD", "CREDIT", "WAITING", "FROM > TO");
+    }
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        InfoConns in = { mon, ch->spec.channel_id, keys };
+
+        vp_conns(ch->drv, info_conn, &in);
+    }
+}
+
+static void info_stats(Mon *mon, bool keys)
+{
+    char a[16], b[16];
+
+    if (!keys) {
+        mon_printf(mon, "%4s %11s %11s %8s %8s\n", "ID", "CONNECTIONS",
+                   "AT MOST", "MEMORY", "AT MOST");
+    }
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        VPChannelInfo i;
+
+        vp_channel_info(ch->drv, &i);
+        if (keys) {
+            mon_printf(mon, "stats channel=%u conns=%zu max_conns=%zu "
+                       "memory=%zu max_memory=%zu\n", ch->spec.channel_id,
+                       i.conns, i.max_conns, i.memory, i.memory_max);
+        } else {
+            mon_printf(mon, "%4u %11zu %11zu %8s %8s\n", ch->spec.channel_id,
+                       i.conns, i.max_conns, human((double)i.memory, a),
+                       human((double)i.memory_max, b));
+        }
+    }
+}
+
+/* info_config() - what is in force, as an init file */
+static void info_config(Mon *mon, const Settings *s)
+{
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        mon_printf(mon, "channel %s\n", ch->spec.text);
+    }
+    for (const Forward *f = forwards; f != NULL; f = f->next) {
+        mon_printf(mon, "%s %s\n", spec_name(&f->spec), f->spec.text);
+    }
+    mon_printf(mon, "grace %u\nmax-conns %u\n", s->config.grace,
+               s->config.max_conns);
+    if (s->monitor != NULL) {
+        mon_printf(mon, "monitor %s\n", s->monitor);
+    }
+    if (s->logfile != NULL) {
+        mon_printf(mon, "logfile %s\n", s->logfile);
+    }
+    if (s->pidfile != NULL) {
+        mon_printf(mon, "pidfile %s\n", s->pidfile);
+    }
+    if (s->user != NULL) {
+        mon_printf(mon, "user %s\n", s->user);
+    }
+    if (s->daemonize) {
+        mon_printf(mon, "daemonize\n");
+    }
+    for (int level = VP_LOG_INFO; level < s->level; level++) {
+        mon_printf(mon, "verbose\n");
+    }
+    for (int level = VP_LOG_INFO; level > s->level; level--) {
+        mon_printf(mon, "quiet\n");
+    }
+}
+
+static bool run_info(Mon *mon, char *args, Error *err)
+{
+    size_t len = strcspn(args, " ");
+    bool keys = strcmp(args + len + strspn(args + len, " "), "-k") == 0;
+
+    if (args[len] != '\0' && !keys) {
+        return error_set(err, "'%.64s': expected -k", args + len + 1);
+    }
+    args[len] = '\0';
+    if (strcmp(args, "status") == 0) {
+        info_status(mon, keys);
+    } else if (strcmp(args, "channels") == 0) {
+        info_channels(mon, keys);
+    } else if (strcmp(args, "oforwards") == 0) {
+        info_forwards(mon, keys, 'o');
+    } else if (strcmp(args, "iforwards") == 0) {
+        info_forwards(mon, keys, 'i');
+    } else if (strcmp(args, "conns") == 0) {
+        info_conns(mon, keys);
+    } else if (strcmp(args, "stats") == 0) {
+        info_stats(mon, keys);
+    } else if (strcmp(args, "config") == 0) {
+        info_config(mon, &settings);
+    } else {
+        return error_set(err, "'%.64s': expected status, channels, oforwards, "
+                         "iforwards, conns, stats or config", args);
+    }
+    return true;
+}
+
+/* run_change() - the six *_add and *_del */
+static bool run_change(char option, bool add, const char *text, Error *err)
+{
+    Spec spec;
+    bool ok;
+
+    if (!spec_parse(&spec, option, text, err)) {
+        return false;
+    }
+    ok = add ? running_add(&spec, err) : running_del(&spec, err);
+    if (ok) {
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: %s -%c %.200s",
+               add ? "added" : "removed", option, text);
+    }
+    spec_free(&spec);
+    return ok;
+}
+
+static bool run_channel_add(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    return run_change('c', true, args, err);
+}
+
+static bool run_channel_del(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    return run_change('c', false, args, err);
+}
+
+static bool run_oforward_add(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    return run_change('o', true, args, err);
+}
+
+static bool run_oforward_del(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    return run_change('o', false, args, err);
+}
+
+static bool run_iforward_add(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    return run_change('i', true, args, err);
+}
+
+static bool run_iforward_del(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    return run_change('i', false, args, err);
+}
+
+static bool run_conn_reset(Mon *mon, char *args, Error *err)
+{
+    char *end;
+    unsigned long channel_id = strtoul(args, &end, 10), id;
+    bool client = *end == 'o';
+    Channel *ch;
+
+    (void)mon;
+    if (end == args || (*end != 'o' && *end != 'i') ||
+        !parse_number(end + 1, 0, UINT32_MAX, &id) || channel_id > 65535) {
+        return error_set(err, "'%.64s': expected the ID that 'info conns' "
+                         "shows", args);
+    }
+    ch = channel_find((unsigned)channel_id);
+    return (ch != NULL && vp_conn_reset(ch->drv, (uint32_t)id, client) == 0) ||
+           error_set(err, "there is no connection '%.64s'", args);
+}
+
+static bool run_log(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    for (size_t i = 0; i < COUNT(level_name); i++) {
+        if (strcmp(args, level_name[i]) == 0) {
+            log_level = (VPLogLevel)i;
+            return true;
+        }
+    }
+    return error_set(err, "'%.64s': expected error, warn, info or debug",
+                     args);
+}
+
+static bool run_quit(Mon *mon, char *args, Error *err)
+{
+    (void)mon;
+    (void)args;
+    (void)err;
+    vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "ending: the monitor says so");
+    quit_start();
+    return true;
+}
+
+static bool run_batch(Mon *mon, char *args, Error *err)
+{
+    (void)args;
+    (void)err;
+    mon->batch = true;
+    return true;
+}
+
+static bool run_help(Mon *mon, char *args, Error *err);
+
+static const Command commands[] = {
+    { "help", "[COMMAND]", "show the commands, or one of them", run_help },
+    { "info", "status|channels|oforwards|iforwards|conns|stats|config [-k]",
+      "show what is there; -k: as key=value, for programs", run_info },
+    { "channel_add", "METHOD:ADDR:PORT[:CHANNEL_ID]", "add a channel, as -c",
+      run_channel_add },
+    { "channel_del", "METHOD:ADDR:PORT[:CHANNEL_ID]",
+      "remove a channel, its forwards and connections", run_channel_del },
+    { "oforward_add", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+      "listen and forward, as -o", run_oforward_add },
+    { "oforward_del", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+      "stop listening; connections go on", run_oforward_del },
+    { "iforward_add", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+      "offer a service to the other side, as -i", run_iforward_add },
+    { "iforward_del", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+      "offer it no longer; connections go on", run_iforward_del },
+    { "conn_reset", "ID", "reset a connection at both ends", run_conn_reset },
+    { "log", "error|warn|info|debug", "set what is logged", run_log },
+    { "batch", "", "no prompt; end each answer with 'ok' or 'error: ...'",
+      run_batch },
+    { "quit", "", "end the daemon", run_quit },
+};
+
+static bool run_help(Mon *mon, char *args, Error *err)
+{
+    bool found = false;
+
+    for (size_t i = 0; i < COUNT(commands); i++) {
+        const Command *c = &commands[i];
+
+        if (args[0] == '\0' || strcmp(args, c->name) == 0) {
+            mon_printf(mon, "%s%s%s -- %s\n", c->name,
+                       c->args[0] != '\0' ? " " : "", c->args, c->help);
+            found = true;
+        }
+    }
+    return found || error_set(err, "'%.64s': there is no such command", args);
+}
+
+/* mon_execute() - run one line and answer it */
+static void mon_execute(Mon *mon, char *line)
+{
+    char *name = line + strspn(line, " \t\r"), *args;
+    Error err = { "" };
+    size_t len;
+    bool ok = false;
+
+    len = strlen(name);
+    while (len > 0 && strchr(" \t\r", name[len - 1]) != NULL) {
+        name[--len] = '\0';
+    }
+    args = name + strcspn(name, " \t");
+    if (*args != '\0') {
+        *args++ = '\0';
+        args += strspn(args, " \t");
+    }
+    if (name[0] == '\0') {
+        ok = true;
+    } else {
+        size_t i = 0;
+
+        while (i < COUNT(commands) && strcmp(name, commands[i].name) != 0) {
+            i++;
+        }
+        if (i == COUNT(commands)) {
+            error_set(&err, "'%.64s': there is no such command, try 'help'",
+                      name);
+        } else if (commands[i].args[0] == '\0' && args[0] != '\0') {
+            error_set(&err, "'%.64s': %s takes no argument", args, name);
+        } else if (commands[i].args[0] != '\0' &&
+                   commands[i].args[0] != '[' && args[0] == '\0') {
+            error_set(&err, "%s: expected %s", name, commands[i].args);
+        } else {
+            ok = commands[i].run(mon, args, &err);
+            if (commands[i].run == run_batch) {
+                return;
+            }
+        }
+    }
+    if (!ok) {
+        mon_printf(mon, "error: %s\n", err.text);
+    } else if (mon->batch) {
+        mon_printf(mon, "ok\n");
+    }
+    if (!mon->batch) {
+        mon_printf(mon, "(qemu-vp) ");
+    }
+}
+
+static void mon_close(Mon *mon)
+{
+    Mon **at = &monitors;
+
+    while (*at != mon) {
+        at = &(*at)->next;
+    }
+    *at = mon->next;
+    nmonitors--;
+    vp_unwatch(loop, mon->fd);
+    close(mon->fd);
+    free(mon->out);
+    free(mon);
+}
+
+/* mon_run() - execute lines as long as their answers are taken */
+static void mon_run(Mon *mon)
+{
+    for (;;) {
+        char *end;
+        size_t used;
+
+        while (mon->out_off < mon->out_len) {
+            ssize_t n = write(mon->fd, mon->out + mon->out_off,
+                              mon->out_len - mon->out_off);
+
+            if (n < 0 && errno == EAGAIN) {
+                vp_watch_set(loop, mon->fd, VP_WRITE);
+                return;
+            }
+            if (n < 0 && errno != EINTR) {
+                mon->broken = true;
+                return;
+            }
+            mon->out_off += n > 0 ? (size_t)n : 0;
+        }
+        free(mon->out);
+        mon->out = NULL;
+        mon->out_off = mon->out_len = mon->out_cap = 0;
+        end = memchr(mon->line, '\n', mon->len);
+        if (end == NULL) {
+            break;
+        }
+        *end = '\0';
+        used = (size_t)(end - mon->line) + 1;
+        mon_execute(mon, mon->line);
+        mon->len -= used;
+        memmove(mon->line, mon->line + used, mon->len);
+        if (mon->broken) {
+            return;
+        }
+    }
+    vp_watch_set(loop, mon->fd, VP_READ);
+}
+
+static void mon_ready(void *opaque, int fd, int events)
+{
+    Mon *mon = opaque;
+
+    if (events & VP_READ) {
+        ssize_t n = read(fd, mon->line + mon->len,
+                         sizeof(mon->line) - mon->len);
+
+        if (n > 0) {
+            mon->len += (size_t)n;
+        } else if (n == 0) {
+            mon->eof = true;
+        } else if (errno != EAGAIN && errno != EINTR) {
+            mon->broken = true;
+        }
+    }
+    if (!mon->broken) {
+        mon_run(mon);
+    }
+    if (!mon->broken && mon->len == sizeof(mon->line) &&
+        memchr(mon->line, '\n', mon->len) == NULL) {
+        mon_printf(mon, "error: the line is longer than %d bytes\n",
+                   MON_LINE_MAX - 1);
+        mon->len = 0;
+        mon->eof = true;
+        mon_run(mon);
+    }
+    if (mon->broken || (mon->eof && mon->out_len == 0)) {
+        mon_close(mon);
+    }
+}
+
+static void monitor_accept(void *opaque, int fd, int events)
+{
+    int client = accept(fd, NULL, NULL);
+    Mon *mon = NULL;
+
+    (void)opaque;
+    (void)events;
+    if (client < 0) {
+        return;
+    }
+    if (nmonitors < MON_CLIENTS && fcntl(client, F_SETFL, O_NONBLOCK) == 0) {
+        mon = calloc(1, sizeof(*mon));
+    }
+    if (mon == NULL || vp_watch(loop, client, mon_ready, mon) < 0) {
+        free(mon);
+        close(client);
+        return;
+    }
+    mon->fd = client;
+    mon->next = monitors;
+    monitors = mon;
+    nmonitors++;
+    vp_watch_set(loop, client, VP_READ);
+}
+
+static bool monitor_start(const char *path, Error *err)
+{
+    VPAddr addr;
+    mode_t mask;
+    int fd;
+
+    if (strlen(path) >= sizeof(((struct sockaddr_un *)0)->sun_path)) {
+        return error_set(err, "-m '%.64s...': the path is too long for a unix "
+                         "socket", path);
+    }
+    addr_unix(path, &addr);
+    mask = umask(0177);
+    fd = listen_at(&addr, true);
+    umask(mask);
+    if (fd < 0 || vp_watch(loop, fd, monitor_accept, NULL) < 0) {
+        return error_set(err, "-m '%s': cannot listen: %s", path,
+                         fd == -EEXIST ? "the file is not a socket"
+                                       : strerror(-fd));
+    }
+    socket_file_keep(path);
+    monitor_fd = fd;
+    vp_watch_set(loop, fd, VP_READ);
+    return true;
+}
+
+static void monitor_end(void)
+{
+    while (monitors != NULL) {
+        mon_close(monitors);
+    }
+    if (monitor_fd >= 0) {
+        vp_unwatch(loop, monitor_fd);
+        close(monitor_fd);
+    }
+}
+
+/*
+ * monitor_client() - what -x does; returns the exit status
+ *
+ * The last line of the answer tells it, and is shown only if it is an error.
+ */
+static int monitor_client(const char *path, const char *command)
+{
+    struct sockaddr_un sun;
+    VPAddr addr;
+    FILE *f = NULL;
+    char line[1200], last[1200] = "";
+    int fd = -1;
+
+    if (strlen(path) < sizeof(sun.sun_path)) {
+        addr_unix(path, &addr);
+        fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    } else {
+        errno = ENAMETOOLONG;
+    }
+    if (fd < 0 || connect(fd, (struct sockaddr *)&addr.ss, addr.len) < 0 ||
+        (f = fdopen(fd, "r+")) == NULL) {
+        fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, strerror(errno));
+        return 1;
+    }
+    fprintf(f, "batch\n%s\n", command);
+    fflush(f);
+    shutdown(fd, SHUT_WR);
+    while (fgets(line, sizeof(line), f) != NULL) {
+        fputs(last, stdout);
+        memcpy(last, line, sizeof(last));
+    }
+    fclose(f);
+    if (strcmp(last, "ok\n") == 0) {
+        return fflush(stdout) == 0 ? 0 : 1;
+    }
+    fflush(stdout);
+    fprintf(stderr, "qemu-vp: %s", last[0] != '\0' ? last : "no answer\n");
+    return 1;
+}
+
+/* ---- daemon ----------------------------------------------------------- */
+
+static int pidfile_fd = -1;
+static int ready_fd = -1; /* the parent waits at its other end */
+
+/* daemonize() - the parent waits until the child is ready, or has failed */
+static bool daemonize(Error *err)
+{
+    int fds[2];
+    pid_t pid;
+    char ok;
+
+    if (pipe(fds) < 0) {
+        return error_set(err, "cannot make a pipe: %s", strerror(errno));
+    }
+    pid = fork();
+    if (pid < 0) {
+        return error_set(err, "cannot fork: %s", strerror(errno));
+    }
+    if (pid > 0) {
+        ssize_t n;
+
+        close(fds[1]);
+        do {
+            n = read(fds[0], &ok, 1);
+        } while (n < 0 && errno == EINTR);
+        _exit(n == 1 ? 0 : 1); /* the child has said why */
+    }
+    close(fds[0]);
+    ready_fd = fds[1];
+    setsid();
+    return true;
+}
+
+/* daemon_ready() - all is open: let go of the terminal and of the parent */
+static void daemon_ready(void)
+{
+    int null = open("/dev/null", O_RDWR);
+
+    for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++) {
+        dup2(null, fd);
+    }
+    if (null > STDERR_FILENO) {
+        close(null);
+    }
+    if (write(ready_fd, "", 1) < 0) {
+        /* the parent was killed; we serve all the same */
+    }
+    close(ready_fd);
+    ready_fd = -1;
+}
+
+/* pidfile_take() - the lock tells whether its owner lives, not the file */
+static bool pidfile_take(const char *path, Error *err)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    char text[24];
+    int len = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
+    int fd = open(path, O_RDWR | O_CREAT, 0644);
+
+    if (fd < 0) {
+        return error_set(err, "--pidfile '%s': %s", path, strerror(errno));
+    }
+    if (fcntl(fd, F_SETLK, &lock) < 0) {
+        lock.l_type = F_WRLCK;
+        if (fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) {
+            error_set(err, "--pidfile '%s': process %ld holds it", path,
+                      (long)lock.l_pid);
+        } else {
+            error_set(err, "--pidfile '%s': cannot be locked", path);
+        }
+        close(fd);
+        return false;
+    }
+    if (ftruncate(fd, 0) < 0 || write(fd, text, (size_t)len) != len) {
+        error_set(err, "--pidfile '%s': %s", path, strerror(errno));
+        close(fd);
+        return false;
+    }
+    pidfile_fd = fd; /* closing it would let go of the lock */
+    return true;
+}
+
+static bool user_become(const char *name, Error *err)
+{
+    struct passwd *pw = getpwnam(name);
+
+    if (pw == NULL) {
+        return error_set(err, "--user '%s': there is no such user", name);
+    }
+    if (initgroups(name, pw->pw_gid) < 0 || setgid(pw->pw_gid) < 0 ||
+        setuid(pw->pw_uid) < 0) {
+        return error_set(err, "--user '%s': %s", name, strerror(errno));
+    }
+    return true;
+}
+
+/* notify() - tell systemd, if it asked for it; see sd_notify(3) */
+static void notify(const char *state)
+{
+    const char *path = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un *sun;
+    VPAddr addr;
+    int fd;
+
+    if (path == NULL || strlen(path) >= sizeof(sun->sun_path)) {
+        return;
+    }
+    addr_unix(path, &addr);
+    if (path[0] == '@') {
+        sun = (void *)&addr.ss;
+        sun->sun_path[0] = '\0'; /* Linux's abstract names */
+        addr.len--;
+    }
+    fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    if (fd >= 0) {
+        if (sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
+                   addr.len) < 0) {
+            vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "NOTIFY_SOCKET %s: %s", path,
+                   strerror(errno));
+        }
+        close(fd);
+    }
+}
+
+/* ---- signals, reload, end --------------------------------------------- */
 
 static int signal_pipe[2];
 static uint64_t quit_at; /* when flushing ends, then when resetting ends */
@@ -1206,13 +2703,13 @@ static VPTimer quit_timer;
 
 static void on_signal(int sig)
 {
-    int err = errno;
+    int saved = errno;
     char byte = (char)sig;
 
     if (write(signal_pipe[1], &byte, 1) < 0) {
         /* full: enough signals are waiting to be seen */
     }
-    errno = err;
+    errno = saved;
 }
 
 /* quit_step() - has everything gone out that was to go? */
@@ -1238,6 +2735,67 @@ static void quit_step(void *opaque)
     }
 }
 
+static void quit_start(void)
+{
+    if (quit_at != 0) {
+        vp_loop_stop(loop); /* told twice: at once */
+        return;
+    }
+    notify("STOPPING=1");
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        vp_stop_listening(ch->drv);
+    }
+    quit_at = vp_loop_now(loop) + FLUSH_TIME;
+    quit_step(NULL);
+}
+
+/* reload() - read it all again; if any of it is wrong nothing changes */
+static void reload(void)
+{
+    Settings now;
+    Error err;
+
+    if (!log_open(log_path, &err)) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
+    }
+    if (!settings_read(&now, saved_argc, saved_argv, &err)) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s", err.text);
+        settings_free(&now);
+        return;
+    }
+    if (!apply(&settings, &now, &err)) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but: %s", err.text);
+    } else {
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
+    }
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        vp_set_config(ch->drv, &now.config);
+    }
+    if (now.level != settings.level) {
+        log_level = (VPLogLevel)now.level;
+    }
+    settings_free(&settings);
+    settings = now;
+}
+
+/* log_status() - what the monitor would show */
+static void log_status(void)
+{
+    Mon mon = { .fd = -1 };
+    char *line, *end;
+
+    info_status(&mon, true);
+    info_channels(&mon, true);
+    info_stats(&mon, true);
+    mon_printf(&mon, "%c", '\0');
+    for (line = mon.out; line != NULL && *line != '\0'; line = end + 1) {
+        end = strchr(line, '\n');
+        *end = '\0';
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "%s", line);
+    }
+    free(mon.out);
+}
+
 static void signal_ready(void *opaque, int fd, int events)
 {
     char sigs[16];
@@ -1246,21 +2804,20 @@ static void signal_ready(void *opaque, int fd, int events)
     (void)opaque;
     (void)events;
     for (ssize_t i = 0; i < n; i++) {
-        if (quit_at != 0) {
-            vp_loop_stop(loop);
-            return;
+        if (sigs[i] == SIGHUP) {
+            reload();
+        } else if (sigs[i] == SIGUSR1) {
+            log_status();
+        } else {
+            vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "ending on signal %d", sigs[i]);
+            quit_start();
         }
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "ending on signal %d", sigs[i]);
-        for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-            vp_stop_listening(ch->drv);
-        }
-        quit_at = vp_loop_now(loop) + FLUSH_TIME;
-        quit_step(NULL);
     }
 }
 
-static void signals_start(void)
+static bool signals_start(Error *err)
 {
+    static const int caught[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
     struct sigaction sa = { .sa_handler = SIG_IGN };
 
     sigaction(SIGPIPE, &sa, NULL);
@@ -1268,12 +2825,14 @@ static void signals_start(void)
         fcntl(signal_pipe[0], F_SETFL, O_NONBLOCK) < 0 ||
         fcntl(signal_pipe[1], F_SETFL, O_NONBLOCK) < 0 ||
         vp_watch(loop, signal_pipe[0], signal_ready, NULL) < 0) {
-        fail(1, "cannot make a pipe: %s", strerror(errno));
+        return error_set(err, "cannot make a pipe: %s", strerror(errno));
     }
     vp_watch_set(loop, signal_pipe[0], VP_READ);
     sa.sa_handler = on_signal;
-    sigaction(SIGTERM, &sa, NULL);
-    sigaction(SIGINT, &sa, NULL);
+    for (size_t i = 0; i < COUNT(caught); i++) {
+        sigaction(caught[i], &sa, NULL);
+    }
+    return true;
 }
 
 /* descriptors_raise() - as many as we may have */
@@ -1287,94 +2846,95 @@ static void descriptors_raise(void)
     }
 }
 
-int main(int argc, char **argv)
+/* start() - open everything; what an administrator must know fails here */
+static bool start(Error *err)
 {
-    static const struct option options[] = {
-        { "channel", required_argument, NULL, 'c' },
-        { "oforward", required_argument, NULL, 'o' },
-        { "iforward", required_argument, NULL, 'i' },
-        { "grace", required_argument, NULL, 'g' },
-        { "verbose", no_argument, NULL, 'v' },
-        { "quiet", no_argument, NULL, 'q' },
-        { "version", no_argument, NULL, 'V' },
-        { "help", no_argument, NULL, 'h' },
-        { NULL, 0, NULL, 0 },
-    };
-    VPConfig config = { .grace = 30, .max_conns = 16384 };
-    int opt, level = VP_LOG_INFO, rc;
-    unsigned long number;
-    size_t n = 0;
+    static const Settings nothing;
+    const Settings *s = &settings;
+    const char *log = s->logfile;
 
-    specs = xcalloc((size_t)argc, sizeof(*specs));
-    while ((opt = getopt_long(argc, argv, "c:o:i:vqVh", options,
-                              NULL)) != -1) {
-        switch (opt) {
-        case 'c':
-        case 'o':
-        case 'i':
-            parse_spec(&specs[n++], (char)opt, optarg);
-            break;
-        case 'g':
-            if (!parse_number(optarg, 1000000, &number)) {
-                fail(2, "--grace '%s': expected a number of seconds up to "
-                     "1000000", optarg);
-            }
-            config.grace = (unsigned)number;
-            break;
-        case 'v':
-            level++;
-            break;
-        case 'q':
-            level--;
-            break;
-        case 'V':
-            puts("qemu-vp " VERSION);
-            return 0;
-        case 'h':
-            fputs(usage_text, stdout);
-            return 0;
-        default:
-            fputs("Try 'qemu-vp -h'.\n", stderr);
-            return 2;
-        }
+    if (log == NULL && s->daemonize) {
+        log = "syslog";
     }
-    if (optind < argc) {
-        fail(2, "'%s': expected an option", argv[optind]);
-    }
-    check_specs(n);
-    log_level = level < VP_LOG_ERROR ? VP_LOG_ERROR
-                : level > VP_LOG_DEBUG ? VP_LOG_DEBUG : (VPLogLevel)level;
-
     descriptors_raise();
-    atexit(socket_files_remove);
     loop = vp_loop_new();
     if (loop == NULL) {
-        fail(1, "out of memory");
+        return error_memory(err);
     }
-    signals_start();
-    for (size_t i = 0; i < n; i++) {
-        if (specs[i].option == 'c') {
-            channel_start(&specs[i], &config);
+    if (!log_open(log, err) || !signals_start(err) ||
+        (s->pidfile != NULL && !pidfile_take(s->pidfile, err)) ||
+        !apply(&nothing, s, err) ||
+        (s->monitor != NULL && !monitor_start(s->monitor, err)) ||
+        (s->user != NULL && !user_become(s->user, err))) {
+        return false;
+    }
+    if (s->daemonize) {
+        daemon_ready();
+    }
+    notify("READY=1");
+    return true;
+}
+
+static void clean_up(void)
+{
+    socket_files_remove(NULL);
+    if (pidfile_fd >= 0) {
+        unlink(settings.pidfile);
+    }
+}
+
+static void dump_config(void)
+{
+    Mon mon = { .fd = -1 };
+    const Settings *s = &settings;
+
+    for (size_t i = 0; i < s->nspecs; i++) {
+        mon_printf(&mon, "%s %s\n", spec_name(&s->specs[i]),
+                   s->specs[i].text);
+    }
+    info_config(&mon, s);
+    fwrite(mon.out, 1, mon.out_len, stdout);
+    free(mon.out);
+}
+
+int main(int argc, char **argv)
+{
+    Error err;
+    int rc;
+
+    started_at = time(NULL);
+    saved_argc = argc;
+    saved_argv = argv;
+    if (!settings_read(&settings, argc, argv, &err)) {
+        if (err.text[0] != '\0') {
+            fail(2, &err);
         }
+        fputs("Try 'qemu-vp -h'.\n", stderr);
+        return 2;
     }
-    for (size_t i = 0; i < n; i++) {
-        if (specs[i].option != 'c') {
-            forward_start(&specs[i]);
-        }
+    if (settings.execute != NULL) {
+        return monitor_client(settings.monitor, settings.execute);
     }
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        channel_open(ch);
+    if (settings.dump) {
+        dump_config();
+        return 0;
+    }
+    log_level = (VPLogLevel)settings.level;
+    if (settings.daemonize && !daemonize(&err)) {
+        fail(1, &err);
+    }
+    atexit(clean_up);
+    if (!start(&err)) {
+        fail(1, &err);
     }
     rc = vp_loop_run(loop);
     if (rc < 0) {
         vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "select: %s", strerror(-rc));
         exit_status = 1;
     }
+    monitor_end();
     while (channels != NULL) {
-        Channel *ch = channels;
-
-        channels = ch->next;
-        channel_end(ch);
+        channel_del(channels);
     }
     vp_unwatch(loop, signal_pipe[0]);
     vp_loop_free(loop);

@@ -974,6 +974,7 @@ typedef struct VPFlow {
     uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
     uint64_t min_rtt;
     uint64_t min_rtt_at;
+    bool filled;          /* the channel was kept busy at least once */
     bool probing;         /* holding back to see min_rtt again */
     uint64_t probe_at;    /* since when */
     uint64_t delivered;   /* bytes acked */
@@ -1393,6 +1394,10 @@ static void flow_update(VPFlow *f, uint64_t now)
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
     limit = f->rate * (2.0 * (double)f->min_rtt + VP_SLACK_US);
     limit = MIN(MAX(limit, 2 * pkt), VP_LIMIT_MAX);
+    if (!f->filled) { /* little was sent: that it took its time says nothing */
+        pkt = MAX(pkt, VP_LIMIT_START / 4);
+        limit = MAX(limit, VP_LIMIT_START);
+    }
     if (!f->probing && now - f->min_rtt_at > VP_MIN_RTT_US) {
         f->probing = true;
         f->probe_at = now;
@@ -1432,6 +1437,7 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
         f->min_rtt = MAX(now - sent->sent_at, 1);
         f->min_rtt_at = now;
     }
+    f->filled |= !sent->app_limited;
     if (sent->delivered >= f->round_end) {
         f->round_end = f->delivered;
         if (!sent->app_limited && ++f->rounds >= VP_RATE_ROUNDS) {
@@ -3154,7 +3160,7 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
         link_refuse(drv, "CONNECT_INIT with an id in use");
         return;
     }
-    if (drv->nannounced[false] >= drv->config.max_conns) {
+    if (drv->nannounced[false] >= drv->link.hello.max_conns) {
         link_refuse(drv, "more connections than HELLO allowed");
         return;
     }
@@ -3782,6 +3788,11 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     drv->next = loop->drivers;
     loop->drivers = drv;
     return drv;
+}
+
+void vp_set_config(VPDriver *drv, const VPConfig *config)
+{
+    drv->config = *config;
 }
 
 int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,

@@ -130,6 +130,9 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
                  void (*lost)(void *opaque, const char *reason),
                  void *opaque);
 
+/* vp_set_config() - takes effect from now on; HELLO tells the peer later */
+void vp_set_config(VPDriver *drv, const VPConfig *config);
+
 /* vp_free() - reset every connection, close everything handed over */
 void vp_free(VPDriver *drv);
 
