@@ -1,0 +1,838 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * engine.h - the engine in a box
+ *
+ * The whole engine is included here, so that a suite reaches its statics, and
+ * what it asks of the system passes through the box:
+ *
+ *  - Time is box.now.  It moves by box.pass_us for each pass of the loop that
+ *    found something to do, and by the whole timeout where the loop would
+ *    sleep.  So minutes of timers take no time, and always the same.
+ *  - read(), readv() and writev() can be made short, or to fail with EINTR
+ *    or EAGAIN now and then.
+ *  - Memory comes filled with rubbish, is counted, and can run out.
+ *  - The log is kept in memory.
+ *
+ * Above that, a Rig is a driver with one channel whose other end is played by
+ * the test (the Peer): it says any HELLO and sends any packet, good or bad.
+ */
+#ifndef UNIT_ENGINE_H
+#define UNIT_ENGINE_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "unit.h"
+
+/* ---- the box ---------------------------------------------------------- */
+
+/* Log lines, and what of them a test may want to see at once */
+#define BOX_LOG_LEN (1u << 20)
+
+/* Before each block of the engine's memory: its size, and room to align */
+#define BOX_BLOCK_HDR 16
+
+typedef struct Box {
+    uint64_t now;          /* the engine's clock, in us */
+    uint64_t pass_us;
+    bool settle;           /* stop the loop where it would sleep */
+    bool *until;           /* stop the loop once this is true, or NULL */
+    struct VPLoop *loop;   /* the one that is running */
+    unsigned long passes;  /* calls of select() */
+    unsigned long bits;    /* set in the maps of all these calls */
+    int select_errno;      /* for select() to fail with, once */
+    int select_max;        /* descriptors it takes, 0: any number */
+
+    size_t io_max;         /* bytes a read or write moves, 0: no limit */
+    unsigned io_fail;      /* every so many fail, 0: none */
+    unsigned io_calls;
+
+    size_t allocated;      /* bytes the engine holds */
+    size_t allocated_max;  /* the most it ever held */
+    int allocs_left;       /* until memory runs out, -1: never */
+
+    char log[BOX_LOG_LEN];
+    size_t log_len;
+} Box;
+
+static Box box = { .now = 1000000000, .pass_us = 20, .allocs_left = -1 };
+
+static inline int box_clock_gettime(clockid_t clock, struct timespec *ts)
+{
+    if (clock != CLOCK_MONOTONIC) {
+        return clock_gettime(clock, ts);
+    }
+    ts->tv_sec = (time_t)(box.now / 1000000);
+    ts->tv_nsec = (long)(box.now % 1000000) * 1000;
+    return 0;
+}
+
+static inline bool box_io_fails(void)
+{
+    box.io_calls++;
+    if (box.io_fail == 0 || box.io_calls % box.io_fail != 0) {
+        return false;
+    }
+    errno = box.io_calls / box.io_fail % 2 ? EINTR : EAGAIN;
+    return true;
+}
+
+static inline ssize_t box_read(int fd, void *buf, size_t len)
+{
+    if (box_io_fails()) {
+        return -1;
+    }
+    return read(fd, buf, box.io_max > 0 && len > box.io_max ? box.io_max
+                                                            : len);
+}
+
+/* box_iov() - at most box.io_max bytes of @iov, of which there are *@n */
+static inline void box_iov(struct iovec *to, const struct iovec *iov, int *n)
+{
+    size_t room = box.io_max > 0 ? box.io_max : SIZE_MAX;
+    int i;
+
+    ck_assert_int_le(*n, 32);
+    for (i = 0; i < *n && room > 0; i++) {
+        to[i] = iov[i];
+        to[i].iov_len = room < iov[i].iov_len ? room : iov[i].iov_len;
+        room -= to[i].iov_len;
+    }
+    *n = i;
+}
+
+static inline ssize_t box_readv(int fd, const struct iovec *iov, int n)
+{
+    struct iovec part[32];
+
+    if (box_io_fails()) {
+        return -1;
+    }
+    box_iov(part, iov, &n);
+    return readv(fd, part, n);
+}
+
+static inline ssize_t box_writev(int fd, const struct iovec *iov, int n)
+{
+    struct iovec part[32];
+
+    if (box_io_fails()) {
+        return -1;
+    }
+    box_iov(part, iov, &n);
+    return writev(fd, part, n);
+}
+
+static inline void *box_alloc(void *old, size_t size, int fill)
+{
+    size_t was = 0;
+    unsigned char *p;
+
+    if (box.allocs_left == 0) {
+        return NULL;
+    }
+    box.allocs_left -= box.allocs_left > 0;
+    p = malloc(BOX_BLOCK_HDR + size);
+    if (p == NULL) {
+        return NULL;
+    }
+    memcpy(p, &size, sizeof(size));
+    p += BOX_BLOCK_HDR;
+    memset(p, fill, size);
+    if (old != NULL) {
+        unsigned char *block = (unsigned char *)old - BOX_BLOCK_HDR;
+
+        memcpy(&was, block, sizeof(was));
+        memcpy(p, old, was < size ? was : size);
+        free(block);
+    }
+    box.allocated += size - was;
+    if (box.allocated > box.allocated_max) {
+        box.allocated_max = box.allocated;
+    }
+    return p;
+}
+
+static inline void box_free(void *p)
+{
+    size_t size;
+
+    if (p != NULL) {
+        memcpy(&size, (unsigned char *)p - BOX_BLOCK_HDR, sizeof(size));
+        box.allocated -= size;
+        free((unsigned char *)p - BOX_BLOCK_HDR);
+    }
+}
+
+static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
+                      struct timeval *tv);
+
+#define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
+#define read(fd, buf, len) box_read(fd, buf, len)
+#define readv(fd, iov, n) box_readv(fd, iov, n)
+#define writev(fd, iov, n) box_writev(fd, iov, n)
+#define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
+#define malloc(size) box_alloc(NULL, size, 0xa5)
+#define calloc(n, size) box_alloc(NULL, (n) * (size), 0)
+#define realloc(old, size) box_alloc(old, size, 0xa5)
+#define free(p) box_free(p)
+
+#include "virtproxy.c"
+
+#undef clock_gettime
+#undef read
+#undef readv
+#undef writev
+#undef select
+#undef malloc
+#undef calloc
+#undef realloc
+#undef free
+
+/* box_bits() - set in the first @nfds of a map */
+static inline unsigned long box_bits(const void *set, int nfds)
+{
+    const unsigned long *map = set;
+    unsigned long n = 0;
+
+    for (int fd = 0; map != NULL && fd < nfds; fd++) {
+        n += bit_test(map, fd);
+    }
+    return n;
+}
+
+static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
+                      struct timeval *tv)
+{
+    struct timeval zero = { 0, 0 };
+    int n;
+
+    box.passes++;
+    box.bits += box_bits(r, nfds) + box_bits(w, nfds);
+    if (box.select_errno != 0) {
+        errno = box.select_errno;
+        box.select_errno = 0;
+        return -1;
+    }
+    if (box.select_max > 0 && nfds > box.select_max) {
+        errno = EINVAL;
+        return -1;
+    }
+    n = select(nfds, r, w, x, &zero);
+    box.now += box.pass_us;
+    if (box.until != NULL && *box.until && box.loop != NULL) {
+        vp_loop_stop(box.loop);
+    }
+    if (n != 0 || (tv != NULL && tv->tv_sec == 0 && tv->tv_usec == 0)) {
+        return n;
+    }
+    if (box.settle) {
+        vp_loop_stop(box.loop);
+    } else {
+        ck_assert_msg(tv != NULL, "the loop would sleep for ever");
+        box.now += (uint64_t)tv->tv_sec * SECOND + (uint64_t)tv->tv_usec;
+    }
+    return 0;
+}
+
+void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+{
+    static const char *const name[] = { "error", "warn", "info", "debug" };
+    size_t room = sizeof(box.log) - box.log_len;
+    int err = errno, len;
+    va_list ap;
+
+    len = snprintf(box.log + box.log_len, room, "%s ch%d: ", name[level],
+                   channel);
+    va_start(ap, fmt);
+    len += vsnprintf(box.log + box.log_len + len, room - (size_t)len, fmt, ap);
+    va_end(ap);
+    box.log_len += (size_t)len;
+    ck_assert_msg(box.log_len + 2 < sizeof(box.log), "the log is flooded");
+    box.log[box.log_len++] = '\n';
+    box.log[box.log_len] = '\0';
+    errno = err;
+}
+
+/* log_count() - lines, or parts of lines, that are @text */
+static inline int log_count(const char *text)
+{
+    int n = 0;
+
+    for (const char *p = box.log; (p = strstr(p, text)) != NULL; p++) {
+        n++;
+    }
+    return n;
+}
+
+static inline void log_clear(void)
+{
+    box.log_len = 0;
+    box.log[0] = '\0';
+}
+
+/* log_expect() - @text was logged @n times; forget the log */
+#define log_expect(text, n)                                                 \
+    do {                                                                    \
+        ck_assert_msg(log_count(text) == (n), "'%s' %d times in:\n%s",      \
+                      (text), log_count(text), box.log);                    \
+        log_clear();                                                        \
+    } while (0)
+
+/* log_quiet() - nothing at or above @level ("error", "warn") was logged */
+#define log_quiet(level)                                                    \
+    ck_assert_msg(log_count(level " ch") == 0, "in the log:\n%s", box.log)
+
+static inline void box_loop(VPLoop *loop)
+{
+    box.loop = loop;
+    ck_assert_int_eq(vp_loop_run(loop), 0);
+    box.loop = NULL;
+}
+
+/* box_settle() - run until the loop would sleep */
+static inline void box_settle(VPLoop *loop)
+{
+    box.settle = true;
+    box_loop(loop);
+    box.settle = false;
+}
+
+static inline void box_stop(void *opaque)
+{
+    vp_loop_stop(opaque);
+}
+
+/* box_run() - run for so long */
+static inline void box_run(VPLoop *loop, uint64_t us)
+{
+    VPTimer timer = {0};
+
+    vp_timer_start(loop, &timer, box.now + us - loop->now, box_stop, loop);
+    box_loop(loop);
+    vp_timer_stop(&timer);
+}
+
+/* box_pause() - the network's own work needs real time now and then */
+static inline void box_pause(int *tries)
+{
+    ck_assert_msg(++*tries < 5000, "waited in vain; in the log:\n%s",
+                  box.log);
+    poll(NULL, 0, 1);
+}
+
+/* box_wait() - run until @cond, which real sockets may need time for */
+#define box_wait(loop, cond)                                                \
+    do {                                                                    \
+        int tries_ = 0;                                                     \
+                                                                            \
+        box_settle(loop);                                                   \
+        while (!(cond)) {                                                   \
+            box_pause(&tries_);                                             \
+            box_settle(loop);                                               \
+        }                                                                   \
+    } while (0)
+
+/* ---- sockets and bytes ------------------------------------------------ */
+
+static inline void fd_nonblock(int fd)
+{
+    ck_assert_int_eq(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+}
+
+static inline void fd_pair(int fd[2])
+{
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), 0);
+    fd_nonblock(fd[0]);
+    fd_nonblock(fd[1]);
+}
+
+/* tcp_listen() - at a free port of the loopback; @addr says which */
+static inline int tcp_listen(VPAddr *addr, int backlog)
+{
+    struct sockaddr_in *sin = (void *)&addr->ss;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    ck_assert_int_ge(fd, 0);
+    memset(addr, 0, sizeof(*addr));
+    sin->sin_family = AF_INET;
+    sin->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    addr->len = sizeof(*sin);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)sin, addr->len), 0);
+    ck_assert_int_eq(listen(fd, backlog), 0);
+    ck_assert_int_eq(getsockname(fd, (struct sockaddr *)sin, &addr->len), 0);
+    return fd;
+}
+
+/* tcp_pair() - two connected sockets that know what a reset is */
+static inline void tcp_pair(int fd[2])
+{
+    VPAddr addr;
+    int listener = tcp_listen(&addr, 1);
+
+    fd[0] = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_eq(connect(fd[0], (struct sockaddr *)&addr.ss, addr.len), 0);
+    fd[1] = accept(listener, NULL, NULL);
+    ck_assert_int_ge(fd[1], 0);
+    close(listener);
+    fd_nonblock(fd[0]);
+    fd_nonblock(fd[1]);
+}
+
+/* fd_write() - all of it at once, or the test fails */
+static inline void fd_write(int fd, const void *data, size_t len)
+{
+    ssize_t n = send(fd, data, len, MSG_NOSIGNAL);
+
+    ck_assert_msg(n == (ssize_t)len, "wrote %zd of %zu: %s", n, len,
+                  strerror(errno));
+}
+
+/* What a socket's other side did, as read() tells it */
+enum { FD_OPEN = -1, FD_EOF = 0 }; /* or an errno value */
+
+static inline int fd_state(int fd)
+{
+    char byte;
+    ssize_t n = recv(fd, &byte, 1, MSG_PEEK);
+
+    if (n >= 0) {
+        return n > 0 ? FD_OPEN : FD_EOF;
+    }
+    return errno == EAGAIN || errno == EWOULDBLOCK ? FD_OPEN : errno;
+}
+
+/* fd_wait() - until it is as expected: FD_EOF or an errno value */
+#define fd_wait(loop, fd, state) \
+    box_wait(loop, fd_state(fd) == (state))
+
+/* byte_at() - what a stream carries at @pos; depends on nothing else */
+static inline uint8_t byte_at(unsigned stream, uint64_t pos)
+{
+    return (uint8_t)(mix64(((uint64_t)stream << 48) + pos / 8) >>
+                     (pos % 8 * 8));
+}
+
+static inline void bytes_fill(uint8_t *p, size_t len, unsigned stream,
+                              uint64_t pos)
+{
+    for (size_t i = 0; i < len; i++) {
+        p[i] = byte_at(stream, pos + i);
+    }
+}
+
+static inline void bytes_check(const uint8_t *p, size_t len, unsigned stream,
+                               uint64_t pos)
+{
+    for (size_t i = 0; i < len; i++) {
+        check_that(p[i] == byte_at(stream, pos + i),
+                   "stream %u: wrong byte at %llu", stream,
+                   (unsigned long long)(pos + i));
+    }
+}
+
+/* fd_check() - read what there is, and that it is right; its length */
+static inline size_t fd_check(int fd, unsigned stream, uint64_t pos)
+{
+    uint8_t buf[65536];
+    size_t len = 0;
+    ssize_t n;
+
+    while ((n = recv(fd, buf, sizeof(buf), 0)) > 0) {
+        bytes_check(buf, (size_t)n, stream, pos + len);
+        len += (size_t)n;
+    }
+    return len;
+}
+
+/* rnd() - the same numbers in every run; 0 to @below - 1 */
+static inline uint32_t rnd(uint32_t below)
+{
+    static uint64_t state = 1;
+
+    state += 0x9e3779b97f4a7c15;
+    return (uint32_t)(mix64(state) >> 32) % below;
+}
+
+/* ---- a driver, and a peer that is played by the test ------------------ */
+
+typedef struct Peer {
+    int fd;
+    VPHello hello;   /* what it says; token, echo and flags are filled in */
+    VPHello heard;   /* what the engine said last */
+    int hellos;      /* that the engine said */
+    uint64_t tx_key;
+    uint64_t rx_key;
+    uint32_t next;   /* number of the next packet */
+    uint32_t expect;
+    uint32_t ack;    /* what the engine's last packet said */
+    uint64_t digest; /* of what came from the engine */
+    uint8_t in[4 * VP_PKT_LEN_MAX];
+    size_t len;      /* in "in" */
+    VPPacket pkt;    /* of the last peer_next(), and its payload */
+    uint8_t data[VP_PKT_LEN_MAX];
+} Peer;
+
+typedef struct Rig {
+    VPLoop *loop;
+    VPDriver *drv;
+    int lost;        /* times the engine gave up a channel */
+    char reason[100];
+    Peer peer;
+} Rig;
+
+static const VPConfig rig_config = { .grace = 30, .max_conns = 100 };
+
+static inline void rig_lost(void *opaque, const char *reason)
+{
+    Rig *r = opaque;
+
+    r->lost++;
+    snprintf(r->reason, sizeof(r->reason), "%s", reason);
+}
+
+/* rig_plug() - give the driver a new channel */
+static inline void rig_plug(Rig *r, VPChannelKind kind, bool connector)
+{
+    int fd[2];
+
+    fd_pair(fd);
+    if (r->peer.fd >= 0) {
+        close(r->peer.fd);
+    }
+    r->peer.fd = fd[1];
+    r->peer.len = 0;
+    r->peer.heard = (VPHello){0};
+    ck_assert_int_eq(vp_attach(r->drv, fd[0], fd[0], kind, connector), 0);
+}
+
+static inline void rig_new(Rig *r, const VPConfig *config)
+{
+    memset(r, 0, sizeof(*r));
+    r->loop = vp_loop_new();
+    ck_assert_ptr_nonnull(r->loop);
+    r->drv = vp_new(r->loop, 7, config, rig_lost, r);
+    ck_assert_ptr_nonnull(r->drv);
+    r->peer.fd = -1;
+    r->peer.hello = (VPHello){
+        .version = VP_VERSION,
+        .window = VP_WINDOW_INIT,
+        .expect = VP_SEQ_FIRST,
+        .base = VP_SEQ_FIRST,
+        .next = VP_SEQ_FIRST,
+        .max_conns = 100,
+    };
+    rig_plug(r, VP_CHN_SOCKET, false);
+}
+
+/* rig_free() - and nothing is left of it */
+static inline void rig_free(Rig *r)
+{
+    vp_free(r->drv);
+    vp_loop_free(r->loop);
+    ck_assert_uint_eq(box.allocated, 0);
+    close(r->peer.fd);
+}
+
+/* rig_unplug() - the channel is cut; what was under way is lost */
+static inline void rig_unplug(Rig *r)
+{
+    close(r->peer.fd);
+    r->peer.fd = -1;
+    box_settle(r->loop);
+    ck_assert_int_eq(r->drv->link.state, LINK_DOWN);
+}
+
+/* peer_write() - raw bytes into the channel */
+static inline void peer_write(Rig *r, const void *data, size_t len)
+{
+    const uint8_t *p = data;
+    int tries = 0;
+
+    while (len > 0) {
+        ssize_t n = send(r->peer.fd, p, len, MSG_NOSIGNAL);
+
+        if (n < 0) {
+            ck_assert_int_eq(errno, EAGAIN);
+            box_pause(&tries);
+            n = 0;
+        }
+        p += n;
+        len -= (size_t)n;
+        box_settle(r->loop);
+    }
+}
+
+/*
+ * peer_next() - take the engine's next packet
+ *
+ * Returns its type, 0 if there is none.  What it is of must be right.
+ */
+static inline int peer_next(Rig *r)
+{
+    Peer *p = &r->peer;
+    size_t total = 0;
+    ssize_t n;
+    int hello;
+
+    box_settle(r->loop);
+    n = recv(p->fd, p->in + p->len, sizeof(p->in) - p->len, 0);
+    if (n > 0) {
+        p->len += (size_t)n;
+    }
+    if (p->len == 0) {
+        return 0;
+    }
+    hello = wire_get_hello(p->in, p->len, &p->heard);
+    if (hello > 0) {
+        p->hellos++;
+        p->pkt.type = VP_PKT_HELLO;
+        total = (size_t)hello;
+    } else if (p->len >= VP_PKT_HDR_LEN) {
+        ck_assert_msg(wire_get(p->in, &p->pkt, p->rx_key),
+                      "the engine sent what is no packet");
+        total = VP_PKT_HDR_LEN + p->pkt.bytes;
+        ck_assert_uint_eq(p->pkt.seq, p->expect);
+    }
+    if (total == 0 || p->len < total) {
+        return 0;
+    }
+    if (hello <= 0) {
+        p->ack = p->pkt.ack;
+        memcpy(p->data, p->in + VP_PKT_HDR_LEN, p->pkt.bytes);
+        ck_assert(p->pkt.bytes == 0 || wire_data_ok(&p->pkt, p->data));
+        if (p->pkt.type < VP_PKT_HELLO) {
+            p->expect++;
+            p->digest = digest_add(p->digest, &p->pkt);
+        }
+    }
+    p->len -= total;
+    memmove(p->in, p->in + total, p->len);
+    return p->pkt.type;
+}
+
+/* peer_say() - HELLO, with the engine's last token echoed */
+static inline void peer_say(Rig *r, uint64_t token, uint16_t flags)
+{
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    Peer *p = &r->peer;
+
+    p->hello.token = token;
+    p->hello.flags = flags;
+    p->hello.echo = p->heard.token;
+    peer_write(r, buf, wire_put_hello(buf, &p->hello));
+}
+
+/* peer_drain() - take all there is; the type of the last packet, 0: none */
+static inline int peer_drain(Rig *r)
+{
+    int type, last = 0;
+
+    while ((type = peer_next(r)) != 0) {
+        last = type;
+    }
+    return last;
+}
+
+/* peer_keys() - as the tokens of a handshake make them */
+static inline void peer_keys(Peer *p)
+{
+    p->tx_key = wire_key(p->hello.token, p->heard.token);
+    p->rx_key = wire_key(p->heard.token, p->hello.token);
+}
+
+/*
+ * peer_shake() - hands; what the peer claims is in peer.hello
+ *
+ * Returns whether the engine is up then.
+ */
+static inline bool peer_shake(Rig *r)
+{
+    static uint64_t token = 0xc0ffee;
+    Peer *p = &r->peer;
+    int tries = 0, hellos = p->hellos;
+
+    while (p->hellos == hellos) {
+        if (peer_next(r) == 0) {
+            ck_assert_int_lt(tries++, 5);
+            box_run(r->loop, VP_HELLO_WAIT_MAX);
+        }
+    }
+    token++;
+    do {
+        uint64_t echo = p->heard.token;
+
+        peer_say(r, token, 0);
+        peer_keys(p);
+        if (r->drv->link.state == LINK_UP) {
+            return true;
+        }
+        peer_drain(r);
+        if (p->heard.token == echo) {
+            return false;
+        }
+    } while (tries++ < 5); /* it took a new token: echo that one */
+    return false;
+}
+
+/* peer_session() - a new session, with nothing sent yet */
+static inline void peer_session(Rig *r)
+{
+    Peer *p = &r->peer;
+
+    p->hello.my_epoch = p->hello.peer_epoch = p->hello.digest = 0;
+    p->hello.expect = p->hello.base = p->hello.next = VP_SEQ_FIRST;
+    ck_assert(peer_shake(r));
+    p->next = p->expect = VP_SEQ_FIRST;
+    p->digest = 0;
+    p->hello.my_epoch = p->hello.token;
+    p->hello.peer_epoch = p->heard.token;
+    ck_assert_int_eq(peer_next(r), VP_PKT_HELLO);
+    ck_assert_uint_eq(p->heard.flags, VP_HELLO_UP);
+    ck_assert_uint_eq(p->heard.echo, p->hello.token);
+}
+
+/* peer_claim() - the truth, for the next handshake */
+static inline void peer_claim(Rig *r)
+{
+    Peer *p = &r->peer;
+
+    p->hello.expect = p->expect;
+    p->hello.base = p->hello.next = p->next;
+    p->hello.digest = p->digest;
+}
+
+/* peer_make() - a packet, with the next number; returns its length */
+static inline size_t peer_make(Rig *r, uint8_t *buf, int type, int flags,
+                               uint32_t conn, const void *data, size_t len)
+{
+    Peer *p = &r->peer;
+    VPPacket pkt = {
+        .type = (uint8_t)type,
+        .flags = (uint8_t)flags,
+        .bytes = (uint16_t)len,
+        .conn = conn,
+        .seq = p->next,
+        .ack = p->expect,
+        .data_check = wire_sum(data, len),
+    };
+
+    if (len > 0) {
+        memcpy(buf + VP_PKT_HDR_LEN, data, len);
+    }
+    wire_put(buf, &pkt, p->tx_key);
+    p->next += type < VP_PKT_HELLO;
+    return VP_PKT_HDR_LEN + len;
+}
+
+/* peer_send() - and have the engine see it */
+static inline void peer_send(Rig *r, int type, int flags, uint32_t conn,
+                             const void *data, size_t len)
+{
+    static uint8_t buf[VP_PKT_HDR_LEN + UINT16_MAX];
+
+    peer_write(r, buf, peer_make(r, buf, type, flags, conn, data, len));
+}
+
+/* peer_init() - CONNECT_INIT */
+static inline void peer_init(Rig *r, uint32_t conn, const char *service,
+                             uint64_t credit)
+{
+    uint8_t msg[VP_CONTROL_LEN_MAX];
+
+    msg[0] = VP_MSG_CONNECT_INIT;
+    put64(msg + 1, credit);
+    msg[9] = (uint8_t)strlen(service);
+    memcpy(msg + 10, service, msg[9]);
+    peer_send(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg, 10u + msg[9]);
+}
+
+/* peer_msg() - CLOSE, RESET, CONNECT_REFUSED: @arg is the reason */
+static inline void peer_msg(Rig *r, int flags, uint32_t conn, int msg,
+                            int arg)
+{
+    uint8_t buf[2] = { (uint8_t)msg, (uint8_t)arg };
+
+    peer_send(r, VP_PKT_CONTROL, flags, conn, buf,
+              msg == VP_MSG_CLOSE ? 1 : 2);
+}
+
+/* peer_credit() - WINDOW, CONNECT_ACK */
+static inline void peer_credit(Rig *r, int flags, uint32_t conn, int msg,
+                               uint64_t count)
+{
+    uint8_t buf[9] = { (uint8_t)msg };
+
+    put64(buf + 1, count);
+    peer_send(r, VP_PKT_CONTROL, flags, conn, buf, sizeof(buf));
+}
+
+/* peer_expect() - the engine's next sequenced packet is this control one */
+static inline void peer_expect(Rig *r, uint32_t conn, int msg)
+{
+    int type;
+
+    do {
+        type = peer_next(r);
+    } while (type >= VP_PKT_HELLO);
+    ck_assert_msg(type == VP_PKT_CONTROL && r->peer.pkt.conn == conn &&
+                  r->peer.data[0] == msg, "type %d, connection %u, message "
+                  "%d instead of message %d of %u; in the log:\n%s", type,
+                  r->peer.pkt.conn, r->peer.data[0], msg, conn, box.log);
+}
+
+/* rig_target() - a service; returns its listener */
+static inline int rig_target(Rig *r, const char *service)
+{
+    VPAddr addr;
+    int fd = tcp_listen(&addr, 100);
+
+    fd_nonblock(fd);
+    ck_assert_int_eq(vp_set_iforward(r->drv, service, &addr, 1), 0);
+    return fd;
+}
+
+/* rig_accept() - the connection the engine makes to @listener */
+static inline int rig_accept(Rig *r, int listener)
+{
+    int fd = -1;
+
+    box_wait(r->loop, (fd = accept(listener, NULL, NULL)) >= 0);
+    fd_nonblock(fd);
+    return fd;
+}
+
+/* rig_client() - one that connects to an oforward; returns its socket */
+static inline int rig_client(Rig *r, const char *service)
+{
+    VPOForward f = { .drv = r->drv };
+    int fd[2];
+
+    tcp_pair(fd);
+    snprintf(f.service_id, sizeof(f.service_id), "%s", service);
+    oforward_accepted(&f, fd[0], AF_INET);
+    return fd[1];
+}
+
+/* rig_conn() - the engine's connection; it must be there */
+static inline VPConn *rig_conn(Rig *r, uint32_t id, bool client)
+{
+    VPConn *c = conn_find(r->drv, id, client);
+
+    ck_assert_msg(c != NULL, "no connection %u; in the log:\n%s", id,
+                  box.log);
+    return c;
+}
+
+#endif

@@ -1,0 +1,766 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_wire.c - what a packet looks like, byte by byte, and what its check
+ * catches
+ *
+ * The numbers in here are the protocol: a change of them is a change of
+ * VP_VERSION.
+ */
+#include "engine.h"
+
+#define KEY 0x0123456789abcdefull
+
+/* ---- the check -------------------------------------------------------- */
+
+/* The weights once more, so that none changes unnoticed */
+static const uint64_t weights[8] = {
+    0x2545f491, 0x3c6ef373, 0x1b873593, 0x27d4eb2f,
+    0x165667b1, 0x3ad3ab85, 0x2e1b2139, 0x1f123bb5,
+};
+
+/* naive_sum() - as the protocol defines it, one word at a time */
+static uint64_t naive_sum(const uint8_t *p, size_t len)
+{
+    size_t blocks = (len + 31) / 32;
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < blocks * 8; i++) {
+        uint64_t word = 0;
+
+        for (size_t j = 4 * i; j < 4 * i + 4 && j < len; j++) {
+            word |= (uint64_t)p[j] << (j % 4 * 8);
+        }
+        sum += word * (weights[i % 8] + 0x7a6b4 * (blocks - i / 8));
+    }
+    return sum;
+}
+
+/* Contents that make every kind of carry: a flipped bit adds or takes away */
+enum { ZEROS, ONES, MIXED, CONTENTS };
+
+static void contents(uint8_t *p, size_t len, int which)
+{
+    bytes_fill(p, len, 1, 0);
+    if (which != MIXED) {
+        memset(p, which == ZEROS ? 0 : 0xff, len);
+    }
+}
+
+static void flip(uint8_t *p, size_t bit)
+{
+    p[bit / 8] ^= (uint8_t)(1u << bit % 8);
+}
+
+START_TEST(sum_reference)
+{
+    static const size_t far[] = {
+        4095, 4096, 4097, 32735, 32736, 32737, 65471, 65472, 65473, 65503,
+        65504, 65535,
+    };
+    static uint8_t p[65536];
+
+    for (int which = 0; which < CONTENTS; which++) {
+        contents(p, sizeof(p), which);
+        for (size_t len = 0; len <= 2100; len++) {
+            check_that(wire_sum(p, len) == naive_sum(p, len),
+                       "differs for %zu bytes", len);
+        }
+        for (int i = 0; i < COUNT_OF(far); i++) {
+            ck_assert_uint_eq(wire_sum(p, far[i]), naive_sum(p, far[i]));
+        }
+    }
+}
+END_TEST
+
+/* Computed by other means, once */
+START_TEST(sum_pinned)
+{
+    static const struct {
+        size_t len;
+        uint64_t sum;
+    } pinned[] = {
+        { 0, 0 }, { 1, 0x254d9b45 }, { 4, 0x336dc0e9932c345 },
+        { 33, 0x9642a185d283bc9f }, { 1000, 0xbef8f3b625e8c59c },
+        { 65504, 0xcf9c2cddf2f25270 },
+    };
+    static uint8_t p[65504];
+
+    for (size_t i = 0; i < sizeof(p); i++) {
+        p[i] = (uint8_t)(i * 7 + i / 256 + 1);
+    }
+    for (int i = 0; i < COUNT_OF(pinned); i++) {
+        ck_assert_uint_eq(wire_sum(p, pinned[i].len), pinned[i].sum);
+    }
+}
+END_TEST
+
+START_TEST(sum_alignment)
+{
+    static const size_t lens[] = { 1, 24, 31, 32, 33, 64, 1000, 65504 };
+    static uint8_t room[65504 + 64];
+
+    for (int i = 0; i < COUNT_OF(lens); i++) {
+        for (size_t at = 0; at < 64; at++) {
+            memset(room, 0xee, sizeof(room));
+            bytes_fill(room + at, lens[i], 3, 0);
+            ck_assert_uint_eq(wire_sum(room + at, lens[i]),
+                              naive_sum(room + at, lens[i]));
+        }
+    }
+}
+END_TEST
+
+static int compare_weights(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* What the proof in the head of the wire section takes for granted */
+START_TEST(sum_weights)
+{
+    enum { WORDS = VP_PKT_DATA_LEN / 4 };
+    static uint8_t p[VP_PKT_DATA_LEN];
+    static uint64_t weight[WORDS];
+
+    ck_assert_int_eq(VP_PKT_DATA_LEN % 32, 0);
+    for (size_t i = 0; i < WORDS; i++) {
+        p[4 * i] = 1;
+        weight[i] = wire_sum(p, sizeof(p));
+        p[4 * i] = 0;
+        check_that(weight[i] % 2 == 1, "the weight of word %zu is even", i);
+        check_that(weight[i] < 1u << 31, "the weight of word %zu is big", i);
+    }
+    qsort(weight, WORDS, sizeof(weight[0]), compare_weights);
+    for (size_t i = 1; i < WORDS; i++) {
+        check_that(weight[i - 1] != weight[i], "two words weigh %llx",
+                   (unsigned long long)weight[i]);
+    }
+}
+END_TEST
+
+START_TEST(sum_one_bit)
+{
+    static const size_t far[] = { 4096, 32736, 65503, 65504 };
+    static uint8_t p[65504];
+
+    for (int which = 0; which < CONTENTS; which++) {
+        contents(p, sizeof(p), which);
+        for (size_t len = 1; len <= 100; len++) {
+            uint64_t sum = wire_sum(p, len);
+
+            for (size_t bit = 0; bit < 8 * len; bit++) {
+                flip(p, bit);
+                check_that(wire_sum(p, len) != sum, "bit %zu of %zu bytes",
+                           bit, len);
+                flip(p, bit);
+            }
+        }
+        for (int i = 0; i < COUNT_OF(far); i++) {
+            uint64_t sum = wire_sum(p, far[i]);
+
+            for (int k = 0; k < 2000; k++) {
+                size_t bit = rnd((uint32_t)(8 * far[i]));
+
+                flip(p, bit);
+                check_that(wire_sum(p, far[i]) != sum, "bit %zu of %zu bytes",
+                           bit, far[i]);
+                flip(p, bit);
+            }
+        }
+    }
+}
+END_TEST
+
+/* A burst: its first and its last bit are wrong, those between may be */
+static uint32_t burst_mask(unsigned len, uint32_t between)
+{
+    uint32_t last = 1u << (len - 1);
+
+    return 1u | last | (between & (last - 1));
+}
+
+/* burst() - bits in the order in which a serial line sends them */
+static void burst(uint8_t *p, size_t bit, uint32_t mask)
+{
+    uint64_t bits = (uint64_t)mask << bit % 8;
+
+    for (p += bit / 8; bits != 0; bits >>= 8) {
+        *p++ ^= (uint8_t)bits;
+    }
+}
+
+static void check_bursts(uint8_t *p, size_t len, size_t bit, int patterns)
+{
+    uint64_t sum = wire_sum(p, len);
+
+    for (unsigned n = 1; n <= 32 && bit + n <= 8 * len; n++) {
+        for (int k = 0; k < (n > 2 ? patterns : 1); k++) {
+            /* the dense, the sparse, and any */
+            uint32_t mask = burst_mask(n, k == 0 ? ~0u : k == 1 ? 0
+                                       : rnd(UINT32_MAX));
+
+            burst(p, bit, mask);
+            check_that(wire_sum(p, len) != sum,
+                       "burst %x at bit %zu of %zu bytes", mask, bit, len);
+            burst(p, bit, mask);
+        }
+    }
+}
+
+START_TEST(sum_burst)
+{
+    static uint8_t p[65504];
+    size_t len;
+
+    contents(p, sizeof(p), _i);
+    for (len = 1; len <= 40; len++) {
+        for (size_t bit = 0; bit < 8 * len; bit++) {
+            check_bursts(p, len, bit, 8);
+        }
+    }
+    for (size_t bit = 0; bit < 8 * 100; bit++) {
+        check_bursts(p, 100, bit, 60);
+    }
+    for (int k = 0; k < 100; k++) {
+        check_bursts(p, sizeof(p), rnd(8 * sizeof(p) - 32), 2);
+    }
+}
+END_TEST
+
+START_TEST(sum_two_bits)
+{
+    static uint8_t p[65504];
+
+    contents(p, sizeof(p), _i);
+    for (size_t len = 1; len <= 65; len += len < 40 ? 1 : 25) {
+        uint64_t sum = wire_sum(p, len);
+
+        for (size_t a = 0; a < 8 * len; a++) {
+            flip(p, a);
+            for (size_t b = 0; b < a; b++) {
+                flip(p, b);
+                check_that(wire_sum(p, len) != sum,
+                           "bits %zu and %zu of %zu bytes", a, b, len);
+                flip(p, b);
+            }
+            flip(p, a);
+        }
+    }
+    for (int k = 0; k < 5000; k++) {
+        uint64_t sum = wire_sum(p, sizeof(p));
+        size_t a = rnd(8 * sizeof(p)), b = rnd(8 * sizeof(p));
+
+        b ^= a == b;
+        flip(p, a);
+        flip(p, b);
+        check_that(wire_sum(p, sizeof(p)) != sum, "bits %zu and %zu", a, b);
+        /* the next pair is looked for in what this one made */
+    }
+}
+END_TEST
+
+/* ---- headers ---------------------------------------------------------- */
+
+START_TEST(header_layout)
+{
+    static const uint8_t layout[] = {
+        0, 0, 0, 0, 0, 0, 0, 0,                         /* check, below */
+        0x81, 0x72, 0x63, 0x54, 0x45, 0x36, 0x27, 0x18, /* data_check */
+        0xa1, 0xb2,                                     /* type, flags */
+        0xc3, 0xd4,                                     /* bytes */
+        0x1e, 0x2d, 0x3c, 0x4b,                         /* conn */
+        0x5a, 0x69, 0x78, 0x87,                         /* seq */
+        0x96, 0xa5, 0xb4, 0xc3,                         /* ack */
+    };
+    VPPacket pkt = {
+        .type = 0xa1, .flags = 0xb2, .bytes = 0xc3d4, .conn = 0x1e2d3c4b,
+        .seq = 0x5a697887, .ack = 0x96a5b4c3,
+        .data_check = 0x8172635445362718,
+    };
+    uint64_t check = naive_sum(layout + 8, 24) + KEY;
+    uint8_t p[64], big[8];
+
+    ck_assert_int_eq(VP_PKT_HDR_LEN, 32);
+    ck_assert_int_eq(sizeof(layout), 32);
+    ck_assert_int_eq(VP_PKT_DATA_LEN, 65504);
+    memset(p, 0xee, sizeof(p));
+    wire_put(p, &pkt, KEY);
+    ck_assert_mem_eq(p + 8, layout + 8, 24);
+    for (int i = 0; i < 8; i++) {
+        big[i] = (uint8_t)(check >> (56 - 8 * i));
+    }
+    ck_assert_mem_eq(p, big, 8);
+    for (size_t i = 32; i < sizeof(p); i++) {
+        ck_assert_int_eq(p[i], 0xee);
+    }
+}
+END_TEST
+
+static bool same(const VPPacket *a, const VPPacket *b)
+{
+    return a->type == b->type && a->flags == b->flags &&
+           a->bytes == b->bytes && a->conn == b->conn && a->seq == b->seq &&
+           a->ack == b->ack && a->data_check == b->data_check;
+}
+
+START_TEST(header_fields)
+{
+    static const uint64_t values[] = {
+        0, 1, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, VP_PKT_DATA_LEN,
+        0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xffffffff, 0x100000000,
+        INT64_MAX, UINT64_MAX,
+    };
+    uint8_t p[VP_PKT_HDR_LEN];
+    VPPacket got;
+
+    for (int field = 0; field < 7; field++) {
+        for (int i = 0; i < COUNT_OF(values); i++) {
+            VPPacket pkt = {
+                .type = field == 0 ? (uint8_t)values[i] : 0x11,
+                .flags = field == 1 ? (uint8_t)values[i] : 0x22,
+                .bytes = field == 2 ? (uint16_t)values[i] : 0x3333,
+                .conn = field == 3 ? (uint32_t)values[i] : 0x44444444,
+                .seq = field == 4 ? (uint32_t)values[i] : 0x55555555,
+                .ack = field == 5 ? (uint32_t)values[i] : 0x66666666,
+                .data_check = field == 6 ? values[i] : 0x7777777777777777,
+            };
+
+            wire_put(p, &pkt, KEY);
+            memset(&got, 0xee, sizeof(got));
+            ck_assert(wire_get(p, &got, KEY));
+            ck_assert(same(&pkt, &got));
+            ck_assert(!wire_get(p, &got, KEY + 1));
+            ck_assert(!wire_get(p, &got, VP_MAGIC));
+        }
+    }
+}
+END_TEST
+
+/* accepted() - would the link take this packet, and for another one? */
+static bool accepted(const uint8_t *p, const VPPacket *was)
+{
+    VPPacket pkt;
+
+    if (!wire_get(p, &pkt, KEY)) {
+        return false;
+    }
+    if (pkt.bytes > 0) {
+        return wire_data_ok(&pkt, p + VP_PKT_HDR_LEN);
+    }
+    pkt.data_check = was->data_check; /* nobody looks at it without data */
+    return !same(&pkt, was);
+}
+
+/* make_packet() - with a payload of @len; all that follows is rubbish */
+static VPPacket make_packet(uint8_t *p, size_t len, uint32_t seq)
+{
+    VPPacket pkt = {
+        .type = VP_PKT_CLIENT, .flags = VP_FLAG_ACK_NOW,
+        .bytes = (uint16_t)len, .conn = VP_CONN_FIRST, .seq = seq, .ack = 17,
+    };
+
+    bytes_fill(p + VP_PKT_HDR_LEN, len, 5, 0);
+    pkt.data_check = wire_sum(p + VP_PKT_HDR_LEN, len);
+    wire_put(p, &pkt, KEY);
+    return pkt;
+}
+
+/* Header and payload together: one bit, two bits, a burst */
+START_TEST(packet_damage)
+{
+    static const size_t lens[] = { 0, 1, 3, 4, 8, 31, 32, 33 };
+    size_t len = lens[_i], bits = 8 * (VP_PKT_HDR_LEN + len);
+    uint8_t p[VP_PKT_HDR_LEN + 64];
+    VPPacket pkt;
+
+    memset(p, 0x77, sizeof(p));
+    pkt = make_packet(p, len, VP_SEQ_FIRST);
+    ck_assert(len == 0 || accepted(p, &pkt));
+    for (size_t a = 0; a < bits; a++) {
+        flip(p, a);
+        check_that(!accepted(p, &pkt), "bit %zu", a);
+        for (size_t b = 0; b < a; b++) {
+            flip(p, b);
+            check_that(!accepted(p, &pkt), "bits %zu and %zu", a, b);
+            flip(p, b);
+        }
+        flip(p, a);
+        for (unsigned n = 3; n <= 32 && a + n <= bits; n++) {
+            for (int k = 0; k < 20; k++) {
+                uint32_t mask = burst_mask(n, k == 0 ? ~0u
+                                           : rnd(UINT32_MAX));
+
+                burst(p, a, mask);
+                check_that(!accepted(p, &pkt), "burst %x at %zu", mask, a);
+                burst(p, a, mask);
+            }
+        }
+    }
+}
+END_TEST
+
+/*
+ * A burst that ends in the first bit after the check can make header and
+ * check fit again.  All it can change is data_check, so the payload is
+ * refused.
+ */
+START_TEST(packet_burst_over_check)
+{
+    uint8_t p[VP_PKT_HDR_LEN + 64];
+    int found = 0;
+
+    for (uint32_t seq = 0; seq < 200; seq++) {
+        VPPacket pkt = make_packet(p, 40, seq), got;
+        uint64_t check = get64(p), bent;
+
+        bent = (p[8] & 1) ? check - weights[0] - 0x7a6b4
+                          : check + weights[0] + 0x7a6b4;
+        if ((bent ^ check) >> 32 != 0 || ((bent ^ check) & 1 << 24) != 0) {
+            continue; /* it is longer than 32 bits */
+        }
+        put64(p, bent);
+        p[8] ^= 1;
+        found += wire_get(p, &got, KEY);
+        ck_assert(!accepted(p, &pkt));
+    }
+    ck_assert_int_gt(found, 0);
+}
+END_TEST
+
+/* The rest of a packet that breaks off is what follows on the channel */
+START_TEST(packet_truncated)
+{
+    static const size_t lens[] = { 1, 2, 31, 32, 33, 100, 65504 };
+    static uint8_t p[VP_PKT_LEN_MAX], next[VP_PKT_LEN_MAX];
+
+    for (int i = 0; i < COUNT_OF(lens); i++) {
+        size_t len = lens[i], total = VP_PKT_HDR_LEN + len;
+        VPPacket pkt;
+
+        for (size_t cut = 0; cut < total; cut += total > 200 ? 997 : 1) {
+            pkt = make_packet(p, len, VP_SEQ_FIRST);
+            make_packet(next, len, VP_SEQ_FIRST + 1);
+            memcpy(p + cut, next, total - cut);
+            check_that(cut == 0 || !accepted(p, &pkt),
+                       "%zu bytes cut after %zu", len, cut);
+        }
+    }
+}
+END_TEST
+
+START_TEST(packet_lengths)
+{
+    static uint8_t p[VP_PKT_LEN_MAX + 64];
+    VPPacket got;
+
+    for (size_t len = 0; len <= VP_PKT_DATA_LEN;
+         len += len > 300 && len < VP_PKT_DATA_LEN - 300 ? 211 : 1) {
+        VPPacket pkt = make_packet(p, len, VP_SEQ_FIRST);
+        size_t total = VP_PKT_HDR_LEN + len;
+
+        p[total] ^= 0xff; /* what follows is none of it */
+        ck_assert(wire_get(p, &got, KEY));
+        ck_assert(same(&pkt, &got));
+        ck_assert(wire_data_ok(&got, p + VP_PKT_HDR_LEN));
+        if (len > 0) {
+            p[total - 1] ^= 1;
+            ck_assert(!wire_data_ok(&got, p + VP_PKT_HDR_LEN));
+        }
+    }
+}
+END_TEST
+
+/* ---- HELLO ------------------------------------------------------------ */
+
+static const VPHello full_hello = {
+    .version = VP_VERSION, .flags = 0x0203, .window = 0x04050607,
+    .token = 0x1011121314151617, .echo = 0x2021222324252627,
+    .my_epoch = 0x3031323334353637, .peer_epoch = 0x4041424344454647,
+    .digest = 0x5051525354555657, .expect = 0x60616263, .base = 0x64656667,
+    .next = 0x68696a6b, .max_conns = 0x6c6d6e6f,
+};
+
+static bool same_hello(const VPHello *a, const VPHello *b)
+{
+    return a->version == b->version && a->flags == b->flags &&
+           a->window == b->window && a->token == b->token &&
+           a->echo == b->echo && a->my_epoch == b->my_epoch &&
+           a->peer_epoch == b->peer_epoch && a->digest == b->digest &&
+           a->expect == b->expect && a->base == b->base &&
+           a->next == b->next && a->max_conns == b->max_conns;
+}
+
+START_TEST(hello_layout)
+{
+    static const uint8_t layout[VP_HELLO_LEN] = {
+        0, 1, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07,
+        0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17,
+        0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27,
+        0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37,
+        0x40, 0x41, 0x42, 0x43, 0x44, 0x45, 0x46, 0x47,
+        0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57,
+        0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67,
+        0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f,
+    };
+    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN + 8];
+    VPPacket pkt;
+
+    memset(p, 0xee, sizeof(p));
+    ck_assert_uint_eq(wire_put_hello(p, &full_hello), 96);
+    ck_assert_mem_eq(p + VP_PKT_HDR_LEN, layout, sizeof(layout));
+    ck_assert_int_eq(p[96], 0xee);
+    ck_assert_uint_eq(VP_MAGIC, 0x71656d752d767031); /* "qemu-vp1" */
+    ck_assert(wire_get(p, &pkt, VP_MAGIC));
+    ck_assert_int_eq(pkt.type, 4);
+    ck_assert_int_eq(pkt.bytes, 64);
+    ck_assert_int_eq(pkt.flags + pkt.conn + pkt.seq + pkt.ack, 0);
+}
+END_TEST
+
+START_TEST(hello_fields)
+{
+    static const uint64_t values[] = {
+        0, 1, 0x8000, 0xffff, 0x80000000, 0xffffffff, 0x8000000000000000,
+        UINT64_MAX,
+    };
+    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPHello got;
+
+    for (int i = 0; i < COUNT_OF(values); i++) {
+        for (int field = 0; field < 11; field++) {
+            VPHello h = full_hello;
+            uint64_t *wide[] = {
+                &h.token, &h.echo, &h.my_epoch, &h.peer_epoch, &h.digest,
+            };
+            uint32_t *narrow[] = {
+                &h.window, &h.expect, &h.base, &h.next, &h.max_conns,
+            };
+
+            if (field < 5) {
+                *wide[field] = values[i];
+            } else if (field < 10) {
+                *narrow[field - 5] = (uint32_t)values[i];
+            } else {
+                h.flags = (uint16_t)values[i];
+            }
+            wire_put_hello(p, &h);
+            memset(&got, 0xee, sizeof(got));
+            ck_assert_int_eq(wire_get_hello(p, sizeof(p), &got), 96);
+            ck_assert(same_hello(&h, &got));
+        }
+    }
+}
+END_TEST
+
+/* Never an answer before it is all there, never a byte looked at beyond */
+START_TEST(hello_truncated)
+{
+    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPHello got;
+
+    wire_put_hello(p, &full_hello);
+    for (size_t len = 0; len <= sizeof(p); len++) {
+        uint8_t *part = malloc(len > 0 ? len : 1);
+
+        memcpy(part, p, len);
+        ck_assert_int_eq(wire_get_hello(part, len, &got),
+                         len < sizeof(p) ? 0 : 96);
+        free(part);
+    }
+}
+END_TEST
+
+START_TEST(hello_damage)
+{
+    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPHello got;
+
+    wire_put_hello(p, &full_hello);
+    for (size_t a = 0; a < 8 * sizeof(p); a++) {
+        flip(p, a);
+        check_that(wire_get_hello(p, sizeof(p), &got) == -1, "bit %zu", a);
+        for (size_t b = 0; b < a; b++) {
+            flip(p, b);
+            check_that(wire_get_hello(p, sizeof(p), &got) == -1,
+                       "bits %zu and %zu", a, b);
+            flip(p, b);
+        }
+        flip(p, a);
+    }
+}
+END_TEST
+
+/* put_hello_of() - one that is @len bytes long and of @version */
+static size_t put_hello_of(uint8_t *p, uint16_t version, size_t len)
+{
+    VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = (uint16_t)len };
+    uint8_t *d = p + VP_PKT_HDR_LEN;
+
+    wire_put_hello(p, &full_hello);
+    for (size_t i = VP_HELLO_LEN; i < len; i++) {
+        d[i] = (uint8_t)i;
+    }
+    put16(d, version);
+    pkt.data_check = wire_sum(d, len);
+    wire_put(p, &pkt, VP_MAGIC);
+    return VP_PKT_HDR_LEN + len;
+}
+
+/* A later version may say more, and first of all which one it is */
+START_TEST(hello_versions)
+{
+    uint8_t p[VP_PKT_HDR_LEN + 2048];
+    VPHello got, none = { .version = 99 };
+    size_t total;
+
+    for (size_t len = 0; len <= 1100; len++) {
+        bool possible = len >= 2 && len <= 1024;
+
+        total = put_hello_of(p, 99, len);
+        memset(&got, 0xee, sizeof(got));
+        ck_assert_int_eq(wire_get_hello(p, total, &got),
+                         possible ? (int)total : -1);
+        ck_assert(!possible || same_hello(&got, &none));
+        if (len > 0 && possible) {
+            ck_assert_int_eq(wire_get_hello(p, total - 1, &got), 0);
+        }
+        total = put_hello_of(p, VP_VERSION, len);
+        possible &= len >= VP_HELLO_LEN;
+        ck_assert_int_eq(wire_get_hello(p, total, &got),
+                         possible ? (int)total : -1);
+        ck_assert(!possible || same_hello(&got, &full_hello));
+    }
+}
+END_TEST
+
+/* Any other packet is no HELLO, whatever key it has */
+START_TEST(hello_other_types)
+{
+    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPPacket pkt;
+    VPHello got;
+
+    wire_put_hello(p, &full_hello);
+    ck_assert(wire_get(p, &pkt, VP_MAGIC));
+    for (int type = 0; type < 256; type++) {
+        pkt.type = (uint8_t)type;
+        wire_put(p, &pkt, VP_MAGIC);
+        ck_assert_int_eq(wire_get_hello(p, sizeof(p), &got),
+                         type == VP_PKT_HELLO ? 96 : -1);
+        wire_put(p, &pkt, KEY);
+        ck_assert_int_eq(wire_get_hello(p, sizeof(p), &got), -1);
+    }
+}
+END_TEST
+
+/* ---- numbers ---------------------------------------------------------- */
+
+START_TEST(numbers)
+{
+    uint8_t p[8];
+
+    put16(p, 0x0102);
+    ck_assert_mem_eq(p, "\1\2", 2);
+    ck_assert_uint_eq(get16(p), 0x0102);
+    put32(p, 0xf1020304);
+    ck_assert_mem_eq(p, "\xf1\2\3\4", 4);
+    ck_assert_uint_eq(get32(p), 0xf1020304);
+    put64(p, 0xf102030405060708);
+    ck_assert_mem_eq(p, "\xf1\2\3\4\5\6\7\10", 8);
+    ck_assert_uint_eq(get64(p), 0xf102030405060708);
+}
+END_TEST
+
+START_TEST(sequence_numbers)
+{
+    static const uint32_t at[] = {
+        0, 1, VP_SEQ_FIRST, 0x7fffffff, 0x80000000, UINT32_MAX,
+    };
+
+    for (int i = 0; i < COUNT_OF(at); i++) {
+        ck_assert_int_eq(seq_diff(at[i], at[i]), 0);
+        ck_assert_int_eq(seq_diff(at[i] + 1, at[i]), 1);
+        ck_assert_int_eq(seq_diff(at[i] - 1, at[i]), -1);
+        ck_assert_int_eq(seq_diff(at[i] + 2000, at[i]), 2000);
+        ck_assert_int_eq(seq_diff(at[i] + INT32_MAX, at[i]), INT32_MAX);
+        ck_assert_int_lt(seq_diff(at[i] + 0x80000001, at[i]), 0);
+    }
+    ck_assert_uint_eq(VP_SEQ_FIRST + 1000, 0);
+    ck_assert_uint_eq(VP_CONN_FIRST + 100, 0);
+}
+END_TEST
+
+START_TEST(keys)
+{
+    for (uint64_t i = 1; i < 1000; i++) {
+        uint64_t a = mix64(i), b = mix64(i + 1000);
+
+        ck_assert_uint_ne(wire_key(a, b), wire_key(b, a));
+        ck_assert_uint_ne(wire_key(a, b), wire_key(a + 1, b));
+        ck_assert_uint_ne(wire_key(a, b), wire_key(a, b + 1));
+        ck_assert_uint_ne(wire_key(a, b), VP_MAGIC);
+        ck_assert_uint_ne(mix64(i), i);
+    }
+}
+END_TEST
+
+/* Two streams of packets have one digest only if they are the same */
+START_TEST(digests)
+{
+    VPPacket pkt = {
+        .type = VP_PKT_CLIENT, .bytes = 3, .conn = 9, .data_check = 1234,
+    };
+    VPPacket other[] = { pkt, pkt, pkt, pkt };
+    VPPacket again = pkt;
+    uint64_t one = digest_add(0, &pkt);
+
+    other[0].type = VP_PKT_SERVER;
+    other[1].bytes++;
+    other[2].conn++;
+    other[3].data_check++;
+    for (int i = 0; i < COUNT_OF(other); i++) {
+        ck_assert_uint_ne(digest_add(0, &other[i]), one);
+        ck_assert_uint_ne(digest_add(one, &other[i]),
+                          digest_add(digest_add(0, &other[i]), &pkt));
+    }
+    ck_assert_uint_ne(one, 0);
+    ck_assert_uint_ne(digest_add(one, &pkt), one);
+    /* what changes when it is sent again */
+    again.seq = 77;
+    again.ack = 78;
+    again.flags = VP_FLAG_ACK_NOW;
+    ck_assert_uint_eq(digest_add(0, &again), one);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("wire");
+
+    UNIT_ADD(s, sum_reference, 1);
+    UNIT_ADD(s, sum_pinned, 1);
+    UNIT_ADD(s, sum_alignment, 1);
+    UNIT_ADD(s, sum_weights, 1);
+    UNIT_ADD(s, sum_one_bit, 1);
+    UNIT_ADD(s, sum_burst, CONTENTS);
+    UNIT_ADD(s, sum_two_bits, CONTENTS);
+    UNIT_ADD(s, header_layout, 1);
+    UNIT_ADD(s, header_fields, 1);
+    UNIT_ADD(s, packet_damage, 8);
+    UNIT_ADD(s, packet_burst_over_check, 1);
+    UNIT_ADD(s, packet_truncated, 1);
+    UNIT_ADD(s, packet_lengths, 1);
+    UNIT_ADD(s, hello_layout, 1);
+    UNIT_ADD(s, hello_fields, 1);
+    UNIT_ADD(s, hello_truncated, 1);
+    UNIT_ADD(s, hello_damage, 1);
+    UNIT_ADD(s, hello_versions, 1);
+    UNIT_ADD(s, hello_other_types, 1);
+    UNIT_ADD(s, numbers, 1);
+    UNIT_ADD(s, sequence_numbers, 1);
+    UNIT_ADD(s, keys, 1);
+    UNIT_ADD(s, digests, 1);
+    return unit_run(s);
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * unit.h - what the unit suites share
+ */
+#ifndef UNIT_H
+#define UNIT_H
+
+#include <check.h>
+
+#define COUNT_OF(table) ((int)(sizeof(table) / sizeof((table)[0])))
+
+/*
+ * check_that() - ck_assert_msg() for places that are passed a million times
+ *
+ * libcheck notes each of its own checks in a file.
+ */
+#define check_that(cond, ...)                                               \
+    do {                                                                    \
+        if (!(cond)) {                                                      \
+            ck_abort_msg(__VA_ARGS__);                                      \
+        }                                                                   \
+    } while (0)
+
+/* UNIT_ADD() - add a test, to be run @loops times with _i counting up */
+#define UNIT_ADD(suite, test, loops)                                        \
+    tcase_add_loop_test(unit_tcase((suite), #test), (test), 0, (loops))
+
+/* unit_tcase() - a case of its own for each test, with room for sanitizers */
+TCase *unit_tcase(Suite *suite, const char *name);
+
+/* unit_run() - run the suite; what main() returns */
+int unit_run(Suite *suite);
+
+#endif
