@@ -65,7 +65,7 @@
  *
  *   VP_STORE_LEN + VP_RX_LEN_MAX                        send store, receive
  *   + VP_STORE_PKTS * sizeof(VPSent)
- *   + max_conns * (sizeof(VPConn) + VP_WINDOW_INIT)     every window full
+ *   + max_conns * (2 * sizeof(VPConn) + VP_WINDOW_INIT)   refused ones too
  *   + VP_WINDOW_BUDGET                                  grown windows
  */
 #include "virtproxy.h"
@@ -252,6 +252,8 @@ static int loop_grow(VPLoop *loop, int fd)
         return -ENOMEM;
     }
     loop->watch = watch;
+    memset(watch + loop->words * WORD_BITS, 0,
+           (words - loop->words) * WORD_BITS * sizeof(*watch));
     bits = calloc(nmaps * words, sizeof(*bits));
     if (bits == NULL) {
         return -ENOMEM;
@@ -1093,6 +1095,7 @@ typedef struct VPConn {
     bool dead;         /* to be freed */
     bool blocked;      /* the local socket takes no more for the moment */
     bool retry;        /* connect() must be called again */
+    bool broken;       /* a write failed: RESET follows what can be read */
     VPIn in;
     VPOut out;
     unsigned due;
@@ -1538,6 +1541,7 @@ static void link_forget(VPDriver *drv)
     VPLink *l = &drv->link;
 
     l->epoch[0] = l->epoch[1] = 0;
+    l->try_epoch[0] = l->try_epoch[1] = 0;
     store_reset(&l->store);
     conns_reset(drv);
 }
@@ -1759,7 +1763,7 @@ static size_t link_put_ctl(VPDriver *drv)
         l->need_hello = false;
         l->hello.echo = l->peer_token;
         l->hello.flags = l->state == LINK_UP ? VP_HELLO_UP : 0;
-        if (l->peer_token != 0) {
+        if (l->peer_token != 0 && l->state == LINK_HELLO) {
             l->try_epoch[0] = l->hello.token;
             l->try_epoch[1] = l->peer_token;
         }
@@ -2309,6 +2313,7 @@ static void link_read(VPDriver *drv)
 {
     VPLink *l = &drv->link;
     ssize_t n = 0;
+    int err;
 
     if (l->rx == NULL && !link_rx_grow(l)) {
         link_lost(drv, "out of memory");
@@ -2323,7 +2328,8 @@ static void link_read(VPDriver *drv)
     } while (l->rx_len < l->rx_cap &&
              ((n > 0 && l->kind != VP_CHN_SOCKET) ||
               (n < 0 && errno == EINTR)));
-    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    err = errno;
+    if (n < 0 && (err == EAGAIN || err == EWOULDBLOCK || err == EINTR)) {
         n = 1;
     }
     if (l->rx_len == l->rx_cap) {
@@ -2336,7 +2342,7 @@ static void link_read(VPDriver *drv)
         return;
     }
     if (n < 0) {
-        link_lost(drv, strerror(errno));
+        link_lost(drv, strerror(err));
     } else if (l->kind == VP_CHN_VIRTSERIAL) {
         link_away(drv, true);
     } else {
@@ -2752,6 +2758,7 @@ static void conn_broken(VPConn *c)
     /* what it sent before it went is still to be read; then comes RESET */
     c->rx_taken += c->buf_len;
     conn_drop_buf(c);
+    c->broken = true; /* beyond OUT_BROKEN, which CLOSE ends */
     conn_set_out(c, OUT_BROKEN);
     conn_credit(c);
     conn_interest(c);
@@ -3160,8 +3167,8 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
         link_refuse(drv, "CONNECT_INIT with an id in use");
         return;
     }
-    if (drv->nannounced[false] >= drv->link.hello.max_conns) {
-        link_refuse(drv, "more connections than HELLO allowed");
+    if (drv->nannounced[false] >= 2 * (size_t)drv->link.hello.max_conns) {
+        link_refuse(drv, "many more connections than HELLO allowed");
         return;
     }
     memcpy(service_id, msg + 10, len);
@@ -3174,6 +3181,13 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
     }
     conn_announced(c, true);
     c->tx_limit = get64(msg + 1);
+    if (drv->nannounced[false] > drv->link.hello.max_conns) {
+        /* not its fault: a connection that is over there may drain here */
+        provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
+                     service_id, reason_str(VP_REASON_LIMIT));
+        conn_refuse(c, VP_REASON_LIMIT);
+        return;
+    }
     c->iforward = iforward_find(drv, service_id);
     if (c->iforward == NULL) {
         provoked_log(drv, VP_LOG_INFO, "%s: connection refused: %s", service_id,
@@ -3402,7 +3416,7 @@ static void conn_eof(VPConn *c)
     VPDriver *drv = c->drv;
 
     node_remove(&c->turn);
-    if (c->out == OUT_BROKEN) {
+    if (c->broken) {
         conn_abort(c, VP_REASON_NONE);
         return;
     }
@@ -3433,8 +3447,8 @@ static bool conn_read(VPConn *c)
     uint32_t room = MIN(link_room(l), store_room(s, pkt_len, l->flow.limit));
     struct iovec iov[VP_READ_PKTS];
     uint32_t asked = 0, done;
+    int slots, k;
     ssize_t n;
-    int k;
 
     if (credit == 0) {
         sched_idle(c);
@@ -3443,8 +3457,8 @@ static bool conn_read(VPConn *c)
     if (room < MIN(pkt_len, VP_PKT_HDR_LEN + want)) {
         return false;
     }
-    for (k = 0; k < VP_READ_PKTS && asked < want &&
-         room > VP_PKT_HDR_LEN; k++) {
+    slots = (int)MIN(VP_STORE_PKTS - (s->next - s->base), VP_READ_PKTS);
+    for (k = 0; k < slots && asked < want && room > VP_PKT_HDR_LEN; k++) {
         uint32_t len = MIN(MIN(part, want - asked), room - VP_PKT_HDR_LEN);
 
         iov[k].iov_base = s->ring + s->head +
@@ -4004,7 +4018,7 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
         .memory_max = VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) +
                       VP_RX_LEN_MAX + VP_WINDOW_BUDGET +
                       drv->config.max_conns *
-                      (sizeof(VPConn) + 2 * sizeof(*drv->hash) +
+                      (2 * sizeof(VPConn) + 4 * sizeof(*drv->hash) +
                        VP_WINDOW_INIT),
     };
     if (l->store.ring != NULL) {

@@ -182,13 +182,15 @@ guest_daemon() {
     g "start-vp -c $guest_channel $*" || fail "cannot start the guest's daemon"
 }
 
-kill_guest_daemon() { g 'kill -KILL $(cat /run/vp.pid)'; }
-
-# stop_guest_daemon() - end it and wait until it has let go of its channel
-stop_guest_daemon() {
-    g 'kill $(cat /run/vp.pid); while [ -e /proc/$(cat /run/vp.pid) ]; do
-        usleep 10000; done' || fail "the guest's daemon does not end"
+# kill_guest_daemon() - with no time to say goodbye, stop_guest_daemon() - in
+# peace; both wait until it has let go of its channel and listeners
+kill_guest_daemon() {
+    g "kill -${1:-KILL} \$(cat /run/vp.pid);
+        while [ -e /proc/\$(cat /run/vp.pid) ]; do usleep 5000; done" ||
+        fail "the guest's daemon does not end"
 }
+
+stop_guest_daemon() { kill_guest_daemon TERM; }
 
 # port() - where the host's daemon listens for a service; it may be that the
 # daemon has only just been started, so the log's last word is waited for
