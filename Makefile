@@ -83,15 +83,19 @@ bench: all
 # and a vector's lane for a single bit. .clang-tidy has the others' exceptions.
 sources = virtproxy.c qemu-vp.c
 lint_flags = -std=c11 -Wall -Wextra -Wshadow -Wconversion $(CPPFLAGS_AUTO)
-lint:
-	for source in $(sources); do \
-	    gcc $(lint_flags) -O2 -Werror -fanalyzer -Wno-analyzer-malloc-leak \
-	        -Wno-analyzer-shift-count-overflow -c -o /dev/null $$source && \
-	    clang-tidy --quiet $$source -- $(lint_flags) || exit; \
-	done
+lint: $(sources:%=lint-%) lint-cppcheck lint-scripts
+
+$(sources:%=lint-%): lint-%: %
+	gcc $(lint_flags) -O2 -Werror -fanalyzer -Wno-analyzer-malloc-leak \
+	    -Wno-analyzer-shift-count-overflow -c -o /dev/null $<
+	clang-tidy --quiet $< -- $(lint_flags)
+
+lint-cppcheck: $(sources)
 	cppcheck --quiet --std=c11 --enable=warning,performance,portability \
 	    --suppress=missingIncludeSystem --inline-suppr --error-exitcode=1 \
-	    $(filter -D%,$(lint_flags)) $(sources)
+	    $(filter -D%,$(lint_flags)) $^
+
+lint-scripts:
 	shellcheck -x -P SCRIPTDIR configure .ci/run tests/*.sh tests/*/*.sh
 
 install: all
@@ -109,6 +113,7 @@ clean:
 distclean: clean
 	rm -rf config.mak tests/guest/cache
 
-.PHONY: all check check-guest demo bench lint install uninstall clean distclean
+.PHONY: all check check-guest demo bench lint $(sources:%=lint-%) \
+    lint-cppcheck lint-scripts install uninstall clean distclean
 
 -include $(wildcard build/*.d build/tests/*/*.d)
