@@ -417,28 +417,32 @@ static inline int fd_state(int fd)
 #define fd_wait(loop, fd, state) \
     box_wait(loop, fd_state(fd) == (state))
 
-/* byte_at() - what a stream carries at @pos; depends on nothing else */
-static inline uint8_t byte_at(unsigned stream, uint64_t pos)
+/* bytes_at() - what a stream carries at @pos to @pos + 7; @pos is aligned */
+static inline uint64_t bytes_at(unsigned stream, uint64_t pos)
 {
-    return (uint8_t)(mix64(((uint64_t)stream << 48) + pos / 8) >>
-                     (pos % 8 * 8));
+    return mix64(((uint64_t)stream << 48) + pos);
 }
 
 static inline void bytes_fill(uint8_t *p, size_t len, unsigned stream,
                               uint64_t pos)
 {
+    uint64_t bytes = bytes_at(stream, pos & ~7ull) >> (pos % 8 * 8);
+
     for (size_t i = 0; i < len; i++) {
-        p[i] = byte_at(stream, pos + i);
+        p[i] = (uint8_t)bytes;
+        bytes = ++pos % 8 == 0 ? bytes_at(stream, pos) : bytes >> 8;
     }
 }
 
 static inline void bytes_check(const uint8_t *p, size_t len, unsigned stream,
                                uint64_t pos)
 {
+    uint64_t bytes = bytes_at(stream, pos & ~7ull) >> (pos % 8 * 8);
+
     for (size_t i = 0; i < len; i++) {
-        check_that(p[i] == byte_at(stream, pos + i),
-                   "stream %u: wrong byte at %llu", stream,
-                   (unsigned long long)(pos + i));
+        check_that(p[i] == (uint8_t)bytes, "stream %u: wrong byte at %llu",
+                   stream, (unsigned long long)pos);
+        bytes = ++pos % 8 == 0 ? bytes_at(stream, pos) : bytes >> 8;
     }
 }
 

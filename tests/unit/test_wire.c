@@ -411,8 +411,8 @@ START_TEST(packet_burst_over_check)
     uint8_t p[VP_PKT_HDR_LEN + 64];
     int found = 0;
 
-    for (uint32_t seq = 0; seq < 200; seq++) {
-        VPPacket pkt = make_packet(p, 40, seq), got;
+    for (int i = 0; i < 200; i++) {
+        VPPacket pkt = make_packet(p, 40, rnd(UINT32_MAX)), got;
         uint64_t check = get64(p), bent;
 
         bent = (p[8] & 1) ? check - weights[0] - 0x7a6b4

@@ -1,0 +1,508 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_store.c - what the link holds to send again, and how much of it may
+ * be on its way
+ */
+#include <sys/un.h>
+
+#include "engine.h"
+
+/* ---- the ring --------------------------------------------------------- */
+
+/* What the ring should hold, packet by packet */
+typedef struct Model {
+    VPStore s;
+    VPPacket pkt[VP_STORE_PKTS];  /* by number modulo VP_STORE_PKTS */
+    uint64_t digest[VP_STORE_PKTS];
+    uint64_t last_digest;
+    uint64_t bytes;
+} Model;
+
+static uint8_t *model_payload(Model *m, uint32_t seq)
+{
+    return m->s.ring + store_sent(&m->s, seq)->off + VP_PKT_HDR_LEN;
+}
+
+/* model_add() - a packet of @len, in a room that is filled with rubbish */
+static bool model_add(Model *m, size_t len, uint32_t limit)
+{
+    uint32_t total = (uint32_t)(VP_PKT_HDR_LEN + len);
+    uint32_t room = store_room(&m->s, total, limit);
+    uint32_t i = m->s.next % VP_STORE_PKTS, seq = m->s.next;
+
+    if (m->s.next - m->s.base == VP_STORE_PKTS) {
+        check_that(room == 0, "room for more packets than there may be");
+    }
+    if (room < total) {
+        return false;
+    }
+    check_that(m->s.head + room <= VP_STORE_LEN, "room beyond the end");
+    memset(m->s.ring + m->s.head, 0xee, rnd(100) == 0 ? room : total);
+    bytes_fill(m->s.ring + m->s.head + VP_PKT_HDR_LEN, len, seq & 0xffff, 0);
+    m->pkt[i] = (VPPacket){
+        .type = VP_PKT_CLIENT, .bytes = (uint16_t)len, .conn = seq,
+        .data_check = seq * 77,
+    };
+    m->last_digest = digest_add(m->last_digest, &m->pkt[i]);
+    m->digest[i] = m->last_digest;
+    m->bytes += total;
+    store_add(&m->s, &m->pkt[i]);
+    return true;
+}
+
+static void model_release(Model *m, uint32_t n)
+{
+    for (; n > 0; n--) {
+        const VPPacket *pkt = &m->pkt[m->s.base % VP_STORE_PKTS];
+        const VPPacket *held = &store_sent(&m->s, m->s.base)->pkt;
+
+        check_that(held->conn == pkt->conn && held->bytes == pkt->bytes,
+                   "packet %u is another one now", m->s.base);
+        bytes_check(model_payload(m, m->s.base), pkt->bytes,
+                    m->s.base & 0xffff, 0);
+        m->bytes -= VP_PKT_HDR_LEN + pkt->bytes;
+        store_release(&m->s, m->s.base + 1);
+    }
+    check_that(m->s.bytes == m->bytes, "%u bytes instead of %llu", m->s.bytes,
+               (unsigned long long)m->bytes);
+}
+
+static void model_free(Model *m)
+{
+    store_trim(&m->s);
+    ck_assert_uint_eq(box.allocated, 0);
+}
+
+/*
+ * Packets of all sizes come and go: none is ever overwritten, split by the
+ * ring's end or counted wrongly, whatever the limit in flight is.
+ */
+START_TEST(ring)
+{
+    static const size_t sizes[][2] = {
+        { 1, 100 }, { 1, 3000 }, { 60000, VP_PKT_DATA_LEN },
+        { 1, VP_PKT_DATA_LEN }, { 32736, 32736 }, { 65504, 65504 },
+    };
+    static const uint32_t limits[] = { 1024, 300000, VP_LIMIT_MAX };
+    size_t least = sizes[_i / 3][0], span = sizes[_i / 3][1] - least + 1;
+    uint32_t limit = limits[_i % 3];
+    unsigned long added = 0;
+    static Model m;
+
+    store_reset(&m.s);
+    for (int round = 0; round < 150; round++) {
+        unsigned n = 1 + rnd(200);
+
+        while (n-- > 0 &&
+               model_add(&m, least + rnd((uint32_t)span), limit)) {
+            added++;
+        }
+        model_release(&m, rnd(m.s.next - m.s.base + 1));
+    }
+    ck_assert_uint_gt(added, 1000); /* the numbers have wrapped around */
+    model_release(&m, m.s.next - m.s.base);
+    ck_assert_uint_eq(m.s.bytes, 0);
+    model_free(&m);
+}
+END_TEST
+
+/* Full means full: by bytes or by number, and empty is as good as new. */
+START_TEST(ring_full)
+{
+    static Model m;
+    uint32_t held;
+
+    store_reset(&m.s);
+    while (model_add(&m, 1, VP_LIMIT_MAX)) {
+    }
+    ck_assert_uint_eq(m.s.next - m.s.base, VP_STORE_PKTS);
+    model_release(&m, 1);
+    ck_assert(model_add(&m, 1, VP_LIMIT_MAX));
+    ck_assert(!model_add(&m, 1, VP_LIMIT_MAX));
+    model_release(&m, VP_STORE_PKTS);
+    while (model_add(&m, VP_PKT_DATA_LEN, VP_LIMIT_MAX)) {
+    }
+    held = m.s.next - m.s.base;
+    ck_assert_uint_ge(held, VP_STORE_LEN / VP_PKT_LEN_MAX - 1);
+    ck_assert_uint_le(m.s.bytes, VP_STORE_LEN);
+    model_release(&m, held);
+    ck_assert_uint_eq(store_room(&m.s, 1000, 1000), VP_STORE_LEN);
+    ck_assert_uint_eq(m.s.head, 0);
+    model_free(&m);
+}
+END_TEST
+
+/* A slow channel's ring stays at its beginning. */
+START_TEST(ring_small)
+{
+    static Model m;
+    uint32_t top = 0;
+
+    store_reset(&m.s);
+    for (int i = 0; i < 20000; i++) {
+        ck_assert(model_add(&m, 500, 8192));
+        top = MAX(top, m.s.head);
+        if (m.bytes > 7000) {
+            model_release(&m, 1);
+        }
+    }
+    ck_assert_uint_lt(top, 4 * 8192);
+    model_free(&m);
+}
+END_TEST
+
+START_TEST(ring_digest)
+{
+    static Model m;
+
+    store_reset(&m.s);
+    for (int i = 0; i < 1500; i++) {
+        ck_assert(model_add(&m, (size_t)i, VP_LIMIT_MAX));
+    }
+    ck_assert_uint_eq(store_digest(&m.s, m.s.base), 0);
+    for (int round = 0; round < 4; round++) {
+        for (uint32_t seq = m.s.base; seq != m.s.next; seq++) {
+            ck_assert_uint_eq(store_digest(&m.s, seq + 1),
+                              m.digest[seq % VP_STORE_PKTS]);
+        }
+        model_release(&m, 400);
+        ck_assert_uint_eq(store_digest(&m.s, m.s.base),
+                          m.digest[(m.s.base - 1) % VP_STORE_PKTS]);
+        for (int i = 0; i < 100; i++) {
+            ck_assert(model_add(&m, (size_t)i, VP_LIMIT_MAX));
+        }
+    }
+    model_free(&m);
+}
+END_TEST
+
+/* What is sent again: all from there on, and each wants an ack. */
+START_TEST(ring_rewind)
+{
+    static Model m;
+    VPStore *s = &m.s;
+    uint32_t second = 0;
+
+    store_reset(s);
+    for (int i = 0; i < 10; i++) {
+        ck_assert(model_add(&m, 100, VP_LIMIT_MAX));
+    }
+    for (uint32_t seq = s->base; seq != s->base + 7; seq++) {
+        s->bytes_out += store_sent(s, seq)->len;
+        s->unsent++;
+    }
+    s->unsent_off = 40;
+    second = s->base + 2;
+    store_rewind(s, second);
+    ck_assert_uint_eq(s->base, second);
+    ck_assert_uint_eq(s->unsent, second);
+    ck_assert_uint_eq(s->unsent_off, 0);
+    ck_assert_uint_eq(s->bytes_out, 0);
+    ck_assert_uint_eq(s->bytes, 8 * 132);
+    for (uint32_t seq = s->base; seq != s->next; seq++) {
+        ck_assert_uint_eq(store_sent(s, seq)->pkt.flags, VP_FLAG_ACK_NOW);
+    }
+    model_free(&m);
+}
+END_TEST
+
+/* Bytes on their way are counted for what was handed over, no more. */
+START_TEST(ring_bytes_out)
+{
+    static Model m;
+    VPStore *s = &m.s;
+
+    store_reset(s);
+    for (int i = 0; i < 4; i++) {
+        ck_assert(model_add(&m, 68, VP_LIMIT_MAX));
+    }
+    s->unsent = s->base + 3;
+    s->bytes_out = 300;
+    ck_assert_uint_eq(store_release(s, s->base + 2), 0);
+    ck_assert_uint_eq(s->bytes_out, 100);
+    ck_assert_uint_eq(s->bytes, 200);
+    model_free(&m);
+}
+END_TEST
+
+START_TEST(ring_flags)
+{
+    static Model m;
+
+    store_reset(&m.s);
+    for (int i = 0; i < 4; i++) {
+        ck_assert(model_add(&m, 1, VP_LIMIT_MAX));
+    }
+    store_sent(&m.s, m.s.base + 1)->pkt.flags = VP_FLAG_ACK_NOW;
+    ck_assert_uint_eq(store_release(&m.s, m.s.base + 1), 0);
+    ck_assert_uint_eq(store_release(&m.s, m.s.base + 2), VP_FLAG_ACK_NOW);
+    ck_assert_uint_eq(store_release(&m.s, m.s.base), 0);
+    model_free(&m);
+}
+END_TEST
+
+START_TEST(ring_no_memory)
+{
+    static Model m;
+
+    store_reset(&m.s);
+    for (int i = 0; i < 2; i++) {
+        box.allocs_left = i;
+        ck_assert(!model_add(&m, 100, VP_LIMIT_MAX));
+        ck_assert_uint_eq(box.allocated, 0);
+    }
+    box.allocs_left = -1;
+    ck_assert(model_add(&m, 100, VP_LIMIT_MAX));
+    model_free(&m);
+}
+END_TEST
+
+/* ---- the bounds, under a peer that acks nothing ----------------------- */
+
+static void check_store(Rig *r)
+{
+    const VPStore *s = &r->drv->link.store;
+
+    check_that(s->next - s->base <= VP_STORE_PKTS, "%u packets held",
+               s->next - s->base);
+    check_that(s->bytes <= VP_STORE_LEN, "%u bytes held", s->bytes);
+    check_that(seq_diff(s->unsent, s->base) >= 0 &&
+               seq_diff(s->next, s->unsent) >= 0, "numbers out of order");
+}
+
+/* rig_clients() - @n of them, with all the credit there is */
+static void rig_clients(Rig *r, int *client, int n)
+{
+    for (int i = 0; i < n; i++) {
+        client[i] = rig_client(r, "bulk");
+    }
+    peer_drain(r);
+    for (int i = 0; i < n; i++) {
+        peer_credit(r, 0, VP_CONN_FIRST + (uint32_t)i, VP_MSG_CONNECT_ACK,
+                    UINT64_MAX);
+    }
+    box_settle(r->loop);
+}
+
+/* Many small packets, then large ones that are read several at a time */
+START_TEST(store_packets_bound)
+{
+    static uint8_t data[100000];
+    static Rig r;
+    VPStore *s;
+    int client;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_clients(&r, &client, 1);
+    s = &r.drv->link.store;
+    /* what a fast channel makes of them */
+    r.drv->link.flow.limit = VP_LIMIT_MAX;
+    r.drv->link.flow.pkt_len = 4096;
+    peer_drain(&r);
+    while (s->next - s->base < VP_STORE_PKTS - 1 - (uint32_t)_i) {
+        fd_write(client, "k", 1);
+        box_settle(r.loop);
+        check_store(&r);
+    }
+    fd_write(client, data, sizeof(data));
+    box_run(r.loop, 100 * MS);
+    check_store(&r);
+    ck_assert_uint_eq(s->next - s->base, VP_STORE_PKTS);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+START_TEST(store_bytes_bound)
+{
+    static uint8_t data[65536];
+    static Rig r;
+    int client[20];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_clients(&r, client, COUNT_OF(client));
+    r.drv->link.flow.limit = VP_LIMIT_MAX;
+    r.drv->link.flow.pkt_len = VP_PKT_LEN_MAX;
+    for (int round = 0; round < 100; round++) {
+        for (int i = 0; i < COUNT_OF(client); i++) {
+            send(client[i], data, 1 + rnd(sizeof(data)), MSG_NOSIGNAL);
+        }
+        box_run(r.loop, 10 * MS);
+        check_store(&r);
+        peer_drain(&r);
+    }
+    ck_assert_uint_gt(r.drv->link.store.bytes, VP_LIMIT_MAX / 2);
+    ck_assert_uint_le(r.drv->link.store.bytes, VP_LIMIT_MAX + VP_PKT_LEN_MAX);
+    for (int i = 0; i < COUNT_OF(client); i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- how much may be on its way --------------------------------------- */
+
+static void check_flow(const VPFlow *f)
+{
+    check_that(f->limit <= VP_LIMIT_MAX, "limit %u", f->limit);
+    check_that(f->limit >= 2 * VP_PKT_LEN_MIN, "limit %u", f->limit);
+    check_that(f->pkt_len <= VP_PKT_LEN_MAX, "packets of %u", f->pkt_len);
+    check_that(f->pkt_len >= VP_PKT_LEN_MIN, "packets of %u", f->pkt_len);
+    check_that(2 * f->pkt_len <= f->limit, "packets of %u, limit %u",
+               f->pkt_len, f->limit);
+}
+
+/* Whatever acks come and when, the bounds of the bound hold. */
+START_TEST(flow_bounds)
+{
+    uint64_t now = 1000000;
+    VPFlow f;
+
+    flow_reset(&f, now);
+    check_flow(&f);
+    for (int i = 0; i < 300000; i++) {
+        VPSent sent = {
+            .sent_at = now - rnd(1u << rnd(31)) % now,
+            .delivered = f.delivered - rnd(1u << rnd(24)) % (f.delivered + 1),
+            .app_limited = rnd(3) == 0,
+        };
+
+        sent.delivered_at = sent.sent_at - rnd(1u << rnd(20)) % sent.sent_at;
+        flow_acked(&f, &sent, 32 + rnd(1u << rnd(21)), rnd(4) != 0, now);
+        check_flow(&f);
+        now += rnd(4) == 0 ? rnd(1u << rnd(24)) : 0;
+    }
+}
+END_TEST
+
+/*
+ * A channel of a given speed, played by the peer: it takes so many bytes in
+ * a millisecond, and acks as the engine does.  The channel is kept busy, but
+ * little waits in it.
+ */
+START_TEST(flow_follows_channel)
+{
+    static const struct {
+        uint32_t rate;     /* bytes per ms */
+        uint32_t waiting;  /* bytes that may wait in the channel */
+    } channels[] = {
+        { 11, 3000 },      /* 115200 baud */
+        { 200, 8000 },
+        { 5000, 150000 },
+        { 100000, VP_LIMIT_MAX },
+    };
+    static uint8_t data[400000];
+    uint32_t rate = channels[_i].rate;
+    int ms, span = rate < 1000 ? 20000 : 2000, unacked = 0;
+    uint64_t taken = 0, room = 0;
+    static Rig r;
+    VPFlow *f;
+    int client[2];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_clients(&r, client, 2);
+    f = &r.drv->link.flow;
+    for (ms = 0; ms < 2 * span; ms++) {
+        VPStore *s = &r.drv->link.store;
+        bool asked = false;
+
+        send(client[0], data, sizeof(data), MSG_NOSIGNAL);
+        send(client[1], data, sizeof(data), MSG_NOSIGNAL);
+        box_run(r.loop, MS);
+        check_flow(f);
+        check_that(s->bytes_out <= MAX(f->limit, VP_PKT_LEN_MAX) ||
+                   f->probing, "%u bytes on their way, limit %u",
+                   s->bytes_out, f->limit);
+        if (ms >= span) {
+            check_that(s->bytes_out <= channels[_i].waiting,
+                       "%u bytes on their way, after %d ms", s->bytes_out, ms);
+        }
+        /* what the channel has brought by now */
+        room = MIN(room + rate, 4 * VP_PKT_LEN_MAX);
+        while (room > VP_PKT_HDR_LEN) {
+            uint32_t len;
+
+            if (s->base == s->next || r.peer.expect == s->unsent) {
+                break;
+            }
+            len = store_sent(s, r.peer.expect)->len;
+            if (len > room) {
+                break;
+            }
+            room -= len;
+            while (peer_next(&r) >= VP_PKT_HELLO) {
+            }
+            asked |= (r.peer.pkt.flags & VP_FLAG_ACK_NOW) != 0;
+            unacked += unacked == 0;
+            taken += ms >= span ? len : 0;
+        }
+        if (asked || (unacked > 0 && unacked++ > 10)) {
+            unacked = 0;
+            peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        }
+    }
+    ck_assert_msg(taken >= (uint64_t)rate * (uint64_t)span * 4 / 5,
+                  "%llu bytes in %d ms", (unsigned long long)taken, span);
+    close(client[0]);
+    close(client[1]);
+    rig_free(&r);
+}
+END_TEST
+
+/* A few acks per bound in flight are asked for, whatever the packets are. */
+START_TEST(flow_marks)
+{
+    VPFlow f;
+
+    flow_reset(&f, 1);
+    for (uint32_t len = 33; len <= 2048; len += 31) {
+        uint32_t since = 0, most = 0;
+
+        for (int i = 0; i < 1000; i++) {
+            since = link_mark(&f, len) == VP_FLAG_ACK_NOW ? 0 : since + len;
+            most = MAX(most, since);
+        }
+        ck_assert_uint_lt(most, f.limit / 4);
+        ck_assert_uint_gt(most + len, f.limit / 4 - 2);
+    }
+}
+END_TEST
+
+START_TEST(flow_sendable)
+{
+    VPLink l = { .flow.limit = 1000 };
+
+    ck_assert(link_sendable(&l, 0, 5000)); /* else nothing would ever go */
+    ck_assert(link_sendable(&l, 900, 100));
+    ck_assert(!link_sendable(&l, 901, 100));
+    ck_assert(!link_sendable(&l, 1, 5000));
+    l.store.bytes = 400;
+    ck_assert_uint_eq(link_room(&l), 600);
+    l.store.bytes = 1001;
+    ck_assert_uint_eq(link_room(&l), 0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("store");
+
+    UNIT_ADD(s, ring, 18);
+    UNIT_ADD(s, ring_full, 1);
+    UNIT_ADD(s, ring_small, 1);
+    UNIT_ADD(s, ring_digest, 1);
+    UNIT_ADD(s, ring_rewind, 1);
+    UNIT_ADD(s, ring_bytes_out, 1);
+    UNIT_ADD(s, ring_flags, 1);
+    UNIT_ADD(s, ring_no_memory, 1);
+    UNIT_ADD(s, store_packets_bound, 3);
+    UNIT_ADD(s, store_bytes_bound, 1);
+    UNIT_ADD(s, flow_bounds, 1);
+    UNIT_ADD(s, flow_follows_channel, 4);
+    UNIT_ADD(s, flow_marks, 1);
+    UNIT_ADD(s, flow_sendable, 1);
+    return unit_run(s);
+}
