@@ -977,6 +977,9 @@ typedef struct VPFlow {
     uint64_t min_rtt;
     uint64_t min_rtt_at;
     bool filled;          /* the channel was kept busy at least once */
+    bool full;            /* its rate was found */
+    unsigned full_rounds; /* without growth beyond full_rate */
+    double full_rate;
     bool probing;         /* holding back to see min_rtt again */
     uint64_t probe_at;    /* since when */
     uint64_t delivered;   /* bytes acked */
@@ -1359,25 +1362,28 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  *
  * What the kernel, QEMU and the line hold can't be overtaken, so the link
  * keeps no more un-acked bytes there than the channel needs to stay busy:
- * twice its delivery rate times its shortest round trip, or the time of a
- * few packets where that is more.  The rate is measured from acks (as in
- * BBR, draft-cardwell-iccrg-bbr-congestion-control: the bytes acked between
- * a packet's leaving and its ack, over that time; the largest value of some
- * round trips counts).  While the channel is not full, twice the product is
- * twice what is on its way, so the bound doubles each round trip and stops
- * by itself when the rate no longer follows.  From time to time it is cut to
- * let the queue drain and see the shortest round trip again.
+ * its delivery rate times its shortest round trip and a little more, or two
+ * packets where that is more.  The rate is measured from acks (as in BBR,
+ * draft-cardwell-iccrg-bbr-congestion-control: the bytes acked between a
+ * packet's leaving and its ack, over that time; the largest value of some
+ * round trips counts).  At first the bound is twice that product: while the
+ * channel is not full this is twice what is on its way, so the bound doubles
+ * each round trip; once the rate no longer follows, the channel is full and
+ * the queue is cut to VP_QUEUE_US.  From time to time the bound is cut
+ * further to let the queue drain and see the shortest round trip again.
  *
  * Since acks bound what the channel holds, its socket's send buffer may be
  * as large as the kernel allows: it never fills on a slow channel.
  * ====================================================================== */
 
-#define VP_PKT_LEN_MIN 512u        /* floor: 6 % header on a slow line */
+#define VP_PKT_LEN_MIN 768u        /* floor: 4 % header on a slow line */
 #define VP_PKT_US 4000             /* a packet's time on the channel */
-#define VP_LIMIT_START 8192u
+#define VP_LIMIT_START (4 * VP_PKT_LEN_MIN)
 #define VP_LIMIT_MAX (2u << 20)
 #define VP_SLACK_US 100            /* for the peers' scheduling */
+#define VP_QUEUE_US 10000          /* queue to keep a full channel busy */
 #define VP_RATE_ROUNDS 10
+#define VP_FULL_ROUNDS 3           /* without growth: the channel is full */
 #define VP_MIN_RTT_US (10 * SECOND)
 
 static void flow_reset(VPFlow *f, uint64_t now)
@@ -1389,13 +1395,22 @@ static void flow_reset(VPFlow *f, uint64_t now)
     f->delivered_at = now;
 }
 
+/* flow_rtt() - a round trip took @rtt, or less */
+static void flow_rtt(VPFlow *f, uint64_t rtt, uint64_t now)
+{
+    if (rtt <= f->min_rtt) {
+        f->min_rtt = MAX(rtt, 1);
+        f->min_rtt_at = now;
+    }
+}
+
 static void flow_update(VPFlow *f, uint64_t now)
 {
-    double pkt = f->rate * VP_PKT_US;
-    double limit;
+    double pkt = f->rate * VP_PKT_US, rtt = (double)f->min_rtt;
+    double limit, queue = f->full ? MIN(rtt, VP_QUEUE_US) : rtt;
 
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
-    limit = f->rate * (2.0 * (double)f->min_rtt + VP_SLACK_US);
+    limit = f->rate * (rtt + queue + VP_SLACK_US);
     limit = MIN(MAX(limit, 2 * pkt), VP_LIMIT_MAX);
     if (!f->filled) { /* little was sent: that it took its time says nothing */
         pkt = MAX(pkt, VP_LIMIT_START / 4);
@@ -1411,6 +1426,22 @@ static void flow_update(VPFlow *f, uint64_t now)
     }
     f->limit = (uint32_t)limit;
     f->pkt_len = (uint32_t)pkt;
+}
+
+/* flow_round() - a round trip in which the channel was kept busy is over */
+static void flow_round(VPFlow *f)
+{
+    if (f->rate > 1.25 * f->full_rate) {
+        f->full_rate = f->rate;
+        f->full_rounds = 0;
+    } else if (++f->full_rounds >= VP_FULL_ROUNDS) {
+        f->full = true;
+    }
+    if (++f->rounds >= VP_RATE_ROUNDS) {
+        f->rounds = 0;
+        f->rate_max[1] = f->rate_max[0];
+        f->rate_max[0] = 0;
+    }
 }
 
 /*
@@ -1436,17 +1467,12 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
         f->probing = false;
         f->min_rtt = UINT64_MAX;
     }
-    if (now - sent->sent_at <= f->min_rtt) {
-        f->min_rtt = MAX(now - sent->sent_at, 1);
-        f->min_rtt_at = now;
-    }
+    flow_rtt(f, now - sent->sent_at, now);
     f->filled |= !sent->app_limited;
     if (sent->delivered >= f->round_end) {
         f->round_end = f->delivered;
-        if (!sent->app_limited && ++f->rounds >= VP_RATE_ROUNDS) {
-            f->rounds = 0;
-            f->rate_max[1] = f->rate_max[0];
-            f->rate_max[0] = 0;
+        if (!sent->app_limited) {
+            flow_round(f);
         }
     }
     if (rate > f->rate_max[0] && (!sent->app_limited || rate > f->rate)) {
@@ -2015,6 +2041,7 @@ static void link_up(VPDriver *drv, bool resumed)
     l->need_hello = true;
     l->busy = true;
     l->named_up = true;
+    flow_rtt(&l->flow, drv->loop->now - l->hello_at, drv->loop->now);
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&drv->grace_timer);
     link_ping_start(drv, VP_PING_WAIT_MIN);
