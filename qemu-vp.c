@@ -97,7 +97,6 @@ static bool error_memory(Error *err)
 static const char *const level_name[] = { "error", "warn", "info", "debug" };
 static VPLogLevel log_level = VP_LOG_INFO;
 static int log_fd = STDERR_FILENO; /* -1: syslog */
-static const char *log_path;       /* NULL: stderr */
 
 void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
 {
@@ -156,7 +155,6 @@ static bool log_open(const char *path, Error *err)
         close(log_fd);
     }
     log_fd = fd;
-    log_path = path;
     return true;
 }
 
@@ -1313,10 +1311,10 @@ static void lookup_done(void *opaque, int fd, int events)
 static void lookup_child(const Spec *spec, int fd)
 {
     VPAddr addrs[MAX_ADDRS];
-    int top = (int)sysconf(_SC_OPEN_MAX), n;
+    int n;
 
     /* held open here, a connection would outlive its close in the parent */
-    for (int i = STDERR_FILENO + 1; i < top; i++) {
+    for (int i = STDERR_FILENO + 1; i < vp_loop_nfds(loop); i++) {
         if (i != fd) {
             close(i);
         }
@@ -1477,10 +1475,32 @@ static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
                                 strerror(-rc));
 }
 
+/*
+ * standard_dup() - a descriptor that is stdin, stdout or stderr would be
+ * logged to, or replaced when we go to the background: move it
+ */
+static int standard_dup(int fd)
+{
+    int copy, null;
+
+    if (fd > STDERR_FILENO) {
+        return fd;
+    }
+    copy = fcntl(fd, F_DUPFD, STDERR_FILENO + 1);
+    null = open("/dev/null", O_RDWR);
+    if (copy >= 0 && null >= 0) {
+        dup2(null, fd);
+    }
+    if (null >= 0) {
+        close(null);
+    }
+    return copy;
+}
+
 /* channel_inherit() - a descriptor somebody opened for us */
 static bool channel_inherit(Channel *ch, Error *err)
 {
-    int fd = atoi(ch->spec.addr), listening = 0;
+    int given = atoi(ch->spec.addr), fd = standard_dup(given), listening = 0;
     socklen_t len = sizeof(listening);
     VPChannelKind kind = VP_CHN_SOCKET;
     const char *wrong = NULL;
@@ -1502,7 +1522,7 @@ static bool channel_inherit(Channel *ch, Error *err)
     }
     if (wrong != NULL) {
         return error_set(err, "-c '%.128s': descriptor %d: %s", ch->spec.text,
-                         fd, wrong);
+                         given, wrong);
     }
     if (listening) {
         return channel_listen(ch, &fd, 1, err);
@@ -1814,12 +1834,13 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
  * the client's next command waits, so what is held for a client is bounded by
  * one answer, and a client that doesn't read holds up nobody but itself.
  */
-#define MON_CLIENTS 32
+#define MON_CLIENTS 256 /* one more, and the most silent has to go */
 #define MON_LINE_MAX 4096
 
 typedef struct Mon {
     struct Mon *next;
     int fd;
+    uint64_t heard_at;
     bool batch;
     bool eof;         /* it will send no more commands */
     bool broken;      /* no memory for its answer, or it is gone */
@@ -2440,6 +2461,7 @@ static void mon_ready(void *opaque, int fd, int events)
 {
     Mon *mon = opaque;
 
+    mon->heard_at = vp_loop_now(loop);
     if (events & VP_READ) {
         ssize_t n = read(fd, mon->line + mon->len,
                          sizeof(mon->line) - mon->len);
@@ -2471,22 +2493,28 @@ static void mon_ready(void *opaque, int fd, int events)
 static void monitor_accept(void *opaque, int fd, int events)
 {
     int client = accept(fd, NULL, NULL);
-    Mon *mon = NULL;
+    Mon *mon = monitors;
 
     (void)opaque;
     (void)events;
     if (client < 0) {
         return;
     }
-    if (nmonitors < MON_CLIENTS && fcntl(client, F_SETFL, O_NONBLOCK) == 0) {
-        mon = calloc(1, sizeof(*mon));
+    if (nmonitors == MON_CLIENTS) {
+        for (Mon *m = monitors; m != NULL; m = m->next) {
+            mon = m->heard_at < mon->heard_at ? m : mon;
+        }
+        mon_close(mon);
     }
+    mon = fcntl(client, F_SETFL, O_NONBLOCK) < 0 ? NULL
+                                                 : calloc(1, sizeof(*mon));
     if (mon == NULL || vp_watch(loop, client, mon_ready, mon) < 0) {
         free(mon);
         close(client);
         return;
     }
     mon->fd = client;
+    mon->heard_at = vp_loop_now(loop);
     mon->next = monitors;
     monitors = mon;
     nmonitors++;
@@ -2571,7 +2599,7 @@ static int monitor_client(const char *path, const char *command)
 
 /* ---- daemon ----------------------------------------------------------- */
 
-static int pidfile_fd = -1;
+static char *pidfile_path; /* to be removed at the end */
 static int ready_fd = -1; /* the parent waits at its other end */
 
 /* daemonize() - the parent waits until the child is ready, or has failed */
@@ -2648,8 +2676,8 @@ static bool pidfile_take(const char *path, Error *err)
         close(fd);
         return false;
     }
-    pidfile_fd = fd; /* closing it would let go of the lock */
-    return true;
+    pidfile_path = strdup(path);
+    return true; /* fd stays open: closing it would let go of the lock */
 }
 
 static bool user_become(const char *name, Error *err)
@@ -2749,17 +2777,25 @@ static void quit_start(void)
     quit_step(NULL);
 }
 
+/* settings_log() - where to log; with nobody at stderr, to syslog */
+static const char *settings_log(const Settings *s)
+{
+    return s->logfile == NULL && s->daemonize ? "syslog" : s->logfile;
+}
+
 /* reload() - read it all again; if any of it is wrong nothing changes */
 static void reload(void)
 {
     Settings now;
-    Error err;
+    Error err, wrong;
+    bool ok = settings_read(&now, saved_argc, saved_argv, &wrong);
 
-    if (!log_open(log_path, &err)) {
+    if (!log_open(settings_log(ok ? &now : &settings), &err)) {
         vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
     }
-    if (!settings_read(&now, saved_argc, saved_argv, &err)) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s", err.text);
+    if (!ok) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
+               wrong.text);
         settings_free(&now);
         return;
     }
@@ -2782,16 +2818,16 @@ static void reload(void)
 static void log_status(void)
 {
     Mon mon = { .fd = -1 };
-    char *line, *end;
+    size_t at = 0;
 
     info_status(&mon, true);
     info_channels(&mon, true);
     info_stats(&mon, true);
-    mon_printf(&mon, "%c", '\0');
-    for (line = mon.out; line != NULL && *line != '\0'; line = end + 1) {
-        end = strchr(line, '\n');
-        *end = '\0';
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "%s", line);
+    while (!mon.broken && at < mon.out_len) {
+        size_t len = strcspn(mon.out + at, "\n");
+
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "%.*s", (int)len, mon.out + at);
+        at += len + 1;
     }
     free(mon.out);
 }
@@ -2818,9 +2854,8 @@ static void signal_ready(void *opaque, int fd, int events)
 static bool signals_start(Error *err)
 {
     static const int caught[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
-    struct sigaction sa = { .sa_handler = SIG_IGN };
+    struct sigaction sa = { .sa_handler = on_signal };
 
-    sigaction(SIGPIPE, &sa, NULL);
     if (pipe(signal_pipe) < 0 ||
         fcntl(signal_pipe[0], F_SETFL, O_NONBLOCK) < 0 ||
         fcntl(signal_pipe[1], F_SETFL, O_NONBLOCK) < 0 ||
@@ -2828,7 +2863,6 @@ static bool signals_start(Error *err)
         return error_set(err, "cannot make a pipe: %s", strerror(errno));
     }
     vp_watch_set(loop, signal_pipe[0], VP_READ);
-    sa.sa_handler = on_signal;
     for (size_t i = 0; i < COUNT(caught); i++) {
         sigaction(caught[i], &sa, NULL);
     }
@@ -2851,17 +2885,13 @@ static bool start(Error *err)
 {
     static const Settings nothing;
     const Settings *s = &settings;
-    const char *log = s->logfile;
 
-    if (log == NULL && s->daemonize) {
-        log = "syslog";
-    }
     descriptors_raise();
     loop = vp_loop_new();
     if (loop == NULL) {
         return error_memory(err);
     }
-    if (!log_open(log, err) || !signals_start(err) ||
+    if (!log_open(settings_log(s), err) || !signals_start(err) ||
         (s->pidfile != NULL && !pidfile_take(s->pidfile, err)) ||
         !apply(&nothing, s, err) ||
         (s->monitor != NULL && !monitor_start(s->monitor, err)) ||
@@ -2878,8 +2908,8 @@ static bool start(Error *err)
 static void clean_up(void)
 {
     socket_files_remove(NULL);
-    if (pidfile_fd >= 0) {
-        unlink(settings.pidfile);
+    if (pidfile_path != NULL) {
+        unlink(pidfile_path);
     }
 }
 
@@ -2897,11 +2927,26 @@ static void dump_config(void)
     free(mon.out);
 }
 
+/* standard_fds() - closed ones would be taken by sockets, and logged to */
+static void standard_fds(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 int main(int argc, char **argv)
 {
     Error err;
     int rc;
 
+    standard_fds();
+    signal(SIGPIPE, SIG_IGN);
     started_at = time(NULL);
     saved_argc = argc;
     saved_argv = argv;

@@ -229,6 +229,11 @@ uint64_t vp_loop_now(const VPLoop *loop)
     return loop->now;
 }
 
+int vp_loop_nfds(const VPLoop *loop)
+{
+    return loop->nfds;
+}
+
 /* loop_grow() - make room for @fd in every map; they share one allocation */
 static int loop_grow(VPLoop *loop, int fd)
 {

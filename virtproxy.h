@@ -90,6 +90,8 @@ uint64_t vp_loop_now(const VPLoop *loop);
 int vp_watch(VPLoop *loop, int fd, VPFdHandler *handler, void *opaque);
 /* vp_watch_set() - @events replaces what was wanted of @fd before */
 void vp_watch_set(VPLoop *loop, int fd, int events);
+/* vp_loop_nfds() - the highest watched descriptor, plus one */
+int vp_loop_nfds(const VPLoop *loop);
 /* vp_unwatch() - forget @fd; must come before it is closed */
 void vp_unwatch(VPLoop *loop, int fd);
 
