@@ -25,6 +25,13 @@ say()
     echo "${0##*/}: $*" >&2
 }
 
+# median NUMBER...
+median()
+{
+    printf '%s\n' "$@" | sort -g |
+        awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
+}
+
 # background COMMAND...: run it until stop_all; what it says goes to $log
 background()
 {

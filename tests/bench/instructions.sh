@@ -6,7 +6,8 @@
 # Times differ from run to run and from machine to machine; instructions, as
 # counted by callgrind, hardly do.  So a slow-down shows here that a noisy
 # machine hides.  Each figure is the difference of a run of 2 n and one of n,
-# divided by n: what starting up costs is in both and falls out.
+# divided by n: what starting up costs is in both and falls out.  How work falls
+# into passes of the loop is left to chance, so the median of three counts.
 #
 #   trip   64 bytes there and back: two packets through each daemon
 #   conn   a connection made, 64 bytes there and back, closed
@@ -72,13 +73,18 @@ if [ "${UPDATE:-}" ]; then
     echo "# instructions, see instructions.sh; $(uname -m), $("${CC:-cc}" \
         --version | head -n 1)" >"$tmp/new"
 fi
-for kind in trip:500 conn:200 mib:32; do
+for kind in trip:1000 conn:500 mib:32; do
     n=${kind#*:} kind=${kind%:*}
-    count "$kind" "$n"
-    first_near=$near first_far=$far
-    count "$kind" $((2 * n))
-    for figure in "near $(((near - first_near) / n))" \
-        "far $(((far - first_far) / n))"; do
+    nears=() fars=()
+    for _ in 1 2 3; do
+        count "$kind" "$n"
+        first_near=$near first_far=$far
+        count "$kind" $((2 * n))
+        nears+=($(((near - first_near) / n)))
+        fars+=($(((far - first_far) / n)))
+    done
+    for figure in "near $(median "${nears[@]}")" "far $(median "${fars[@]}")"
+    do
         if [ "${UPDATE:-}" ]; then
             echo "${kind}_$figure" | tee -a "$tmp/new"
         else

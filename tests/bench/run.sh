@@ -160,8 +160,7 @@ measure()
     done
     for key in "${!samples[@]}"; do
         # shellcheck disable=SC2086 # one word for each figure
-        value[$key]=$(printf '%s\n' ${samples[$key]} | sort -g |
-            awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }')
+        value[$key]=$(median ${samples[$key]})
     done
 }
 
