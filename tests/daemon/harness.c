@@ -25,6 +25,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -182,7 +183,7 @@ static void redirect(const char *log)
 static void run_daemon(const StartOptions *o, const char *log, char **argv)
 {
     struct rlimit limit;
-    char script[TEXT_LEN];
+    char script[4 * TEXT_LEN];
     char *wrapped[MAX_ARGS + 8];
     size_t n = 0;
 
@@ -200,12 +201,11 @@ static void run_daemon(const StartOptions *o, const char *log, char **argv)
         dprintf(2, "setuid: %s\n", strerror(errno));
         _exit(127);
     }
-    if (!o->hosts) {
+    if (!o->setup) {
         execv(argv[0], argv);
     } else {
         /* Its own mount namespace; -r only where we are not root. */
-        text_format(script, sizeof(script),
-                    "mount --bind %s /etc/hosts && exec \"$@\"", o->hosts);
+        text_format(script, sizeof(script), "%s && exec \"$@\"", o->setup);
         wrapped[n++] = "unshare";
         wrapped[n++] = geteuid() == 0 ? "-m" : "-rm";
         wrapped[n++] = "sh";
@@ -217,7 +217,7 @@ static void run_daemon(const StartOptions *o, const char *log, char **argv)
         } while (*argv++);
         execvp(wrapped[0], wrapped);
     }
-    dprintf(2, "cannot run %s: %s\n", o->hosts ? wrapped[0] : argv[0],
+    dprintf(2, "cannot run %s: %s\n", o->setup ? wrapped[0] : argv[0],
             strerror(errno));
     _exit(127);
 }
@@ -296,6 +296,52 @@ Daemon *daemon_start_with(const StartOptions *options, const char *name,
     va_start(ap, fmt);
     d = daemon_vstart(options, name, fmt, ap);
     va_end(ap);
+    return d;
+}
+
+/*
+ * guard() - a process that kills pid if the test doesn't live to end it
+ *
+ * libcheck only finds the test's own process group.
+ */
+static void guard(pid_t pid)
+{
+    int fds[2];
+    pid_t guardian;
+    char c;
+
+    ck_assert(pipe(fds) == 0);
+    guardian = fork();
+    ck_assert(guardian >= 0);
+    if (guardian == 0) {
+        setsid();
+        child_fds(&fds[0], 1);
+        if (read(fds[0], &c, 1) == 0) {
+            kill(pid, SIGKILL);
+        }
+        _exit(0);
+    }
+    child_add(guardian);
+    close(fds[0]);
+    fcntl(fds[1], F_SETFD, FD_CLOEXEC);
+}
+
+void daemons_adopt(void)
+{
+    ck_assert(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
+}
+
+Daemon *daemon_adopted(const char *name, pid_t pid, const char *log)
+{
+    Daemon *d;
+
+    ck_assert(n_daemons < MAX_DAEMONS);
+    d = &daemons[n_daemons++];
+    memset(d, 0, sizeof(*d));
+    text_format(d->name, sizeof(d->name), "%zu-%s", n_daemons, name);
+    text_format(d->log, sizeof(d->log), "%s", log);
+    d->pid = pid;
+    guard(pid);
     return d;
 }
 
@@ -581,18 +627,25 @@ pid_t command_start(const char *name, const char *fmt, ...)
     return pid;
 }
 
-void command_wait(pid_t pid)
+int child_wait(pid_t pid)
 {
     int status;
 
     if (!wait_for(pid, 2 * WAIT_MS, &status)) {
-        ck_abort_msg("a command hangs, see its log");
+        ck_abort_msg("a child hangs, see the logs");
     }
     for (size_t i = 0; i < n_children; i++) {
         if (children[i] == pid) {
             children[i] = children[--n_children];
         }
     }
+    return status;
+}
+
+void command_wait(pid_t pid)
+{
+    int status = child_wait(pid);
+
     ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0,
                   "a command failed, status %#x, see its log",
                   (unsigned)status);

@@ -69,7 +69,8 @@ typedef struct StartOptions {
     int keep_fd;                /* descriptor to inherit, 0: none */
     int nofile;                 /* limit of descriptors, 0: as we have */
     bool nobody;                /* as a user who may not do everything */
-    const char *hosts;          /* file to see as /etc/hosts, or NULL */
+    const char *setup;          /* shell commands to run before, in a mount
+                                   namespace of its own, or NULL */
 } StartOptions;
 
 typedef struct Daemon {
@@ -95,6 +96,14 @@ Daemon *daemon_start_with(const StartOptions *options, const char *name,
 /* daemon_start_args() - the same with a list that NULL ends */
 Daemon *daemon_start_args(const StartOptions *options, const char *name,
                           const char *const args[]);
+
+/*
+ * daemons_adopt() - have those that go to the background become our children
+ *
+ * daemon_adopted() then makes a Daemon of one, which logs to the file log.
+ */
+void daemons_adopt(void);
+Daemon *daemon_adopted(const char *name, pid_t pid, const char *log);
 
 /* daemon_wait() - wait until a log line matches a POSIX extended regex */
 void daemon_wait(Daemon *d, const char *fmt, ...)
@@ -139,6 +148,9 @@ pid_t command_start(const char *name, const char *fmt, ...)
 
 /* command_wait() - fail the test unless the command ends with status 0 */
 void command_wait(pid_t pid);
+
+/* child_wait() - wait for a child's end; its status as of waitpid() */
+int child_wait(pid_t pid);
 
 /* child_add() - have a forked child ended when the test is over */
 void child_add(pid_t pid);

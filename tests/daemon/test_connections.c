@@ -434,14 +434,16 @@ END_TEST
  */
 static const char *names_file(void)
 {
-    static char path[PATH_LEN];
+    static char setup[TEXT_LEN];
+    char path[PATH_LEN];
     static const char text[] =
         "127.0.0.1 localhost\n::1 three.test\n127.3.3.1 three.test\n"
         "127.3.3.2 three.test\n";
 
     file_path(path, "hosts");
     file_write(path, text, sizeof(text) - 1);
-    return path;
+    text_format(setup, sizeof(setup), "mount --bind %s /etc/hosts", path);
+    return setup;
 }
 
 /* Whichever of the addresses it is that answers, it is found. */
@@ -449,7 +451,7 @@ START_TEST(every_address)
 {
     static const char *const addresses[] = { "[::1]", "127.3.3.1",
                                              "127.3.3.2" };
-    StartOptions o = { .hosts = names_file() };
+    StartOptions o = { .setup = names_file() };
     char where[TEXT_LEN], path[PATH_LEN];
     int port = free_port();
     Wire w;
@@ -480,7 +482,7 @@ START_TEST(named_listener)
 {
     static const char *const addresses[] = { "[::1]", "127.3.3.1",
                                              "127.3.3.2" };
-    StartOptions o = { .hosts = names_file() };
+    StartOptions o = { .setup = names_file() };
     int port = free_port();
     int channel = free_port();
     char where[TEXT_LEN];
