@@ -28,6 +28,7 @@
  */
 #include "virtproxy.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -65,6 +66,7 @@
 #define QUIT_STEP (10 * MS)
 #define DEFAULT_BAUD 115200
 #define MAX_ADDRS 16
+#define KEY_LEN_MIN 16
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -462,6 +464,9 @@ static const char *spec_clash(const Spec *a, const Spec *b)
 enum {
     OPT_GRACE = 256,
     OPT_MAX_CONNS,
+    OPT_MAX_HALF_OPEN,
+    OPT_MAX_OPENS,
+    OPT_MAX_MEMORY,
     OPT_DUMP_CONFIG,
 };
 
@@ -473,6 +478,10 @@ static const struct option long_options[] = {
     { "iforward", required_argument, NULL, 'i' },
     { "grace", required_argument, NULL, OPT_GRACE },
     { "max-conns", required_argument, NULL, OPT_MAX_CONNS },
+    { "max-half-open", required_argument, NULL, OPT_MAX_HALF_OPEN },
+    { "max-opens", required_argument, NULL, OPT_MAX_OPENS },
+    { "max-memory", required_argument, NULL, OPT_MAX_MEMORY },
+    { "key", required_argument, NULL, 'k' },
     { "monitor", required_argument, NULL, 'm' },
     { "logfile", required_argument, NULL, 'l' },
     { "pidfile", required_argument, NULL, 'f' },
@@ -506,7 +515,11 @@ static const char usage_text[] =
 "        PORT '-': ADDR is the path of a unix socket; [::1] for IPv6;\n"
 "        -o with PORT 0 picks a free port, the log names it\n"
 "      --grace SECONDS   connections wait so long without a channel [30]\n"
+"  -k, --key FILE        the other side must have the same key\n"
 "      --max-conns N     connections per channel at once [16384]\n"
+"      --max-half-open N of these, to targets that don't answer [4096]\n"
+"      --max-opens N     the other side's connections per second [20000]\n"
+"      --max-memory MIB  memory per channel; lowers --max-conns [512]\n"
 "  -C, --config FILE     init file: a long option and its value on each line\n"
 "  -d, --daemonize       go to the background once all is open\n"
 "  -f, --pidfile FILE    write the process id to FILE, and lock it\n"
@@ -520,12 +533,30 @@ static const char usage_text[] =
 "  -V, --version         print the version\n"
 "  -h, --help            print this\n";
 
+/* Settings that are numbers: their options, bounds and defaults. */
+enum { GRACE, MAX_CONNS, MAX_HALF_OPEN, MAX_OPENS, MAX_MEMORY, NUMBERS };
+
+static const struct {
+    int opt;
+    const char *name;
+    unsigned min;
+    unsigned max;
+    unsigned standard;
+} numbers[NUMBERS] = {
+    [GRACE] = { OPT_GRACE, "grace", 0, 1000000, 30 },
+    [MAX_CONNS] = { OPT_MAX_CONNS, "max-conns", 1, 1000000, 16384 },
+    [MAX_HALF_OPEN] = { OPT_MAX_HALF_OPEN, "max-half-open", 1, 1000000, 4096 },
+    [MAX_OPENS] = { OPT_MAX_OPENS, "max-opens", 1, 1000000, 20000 },
+    [MAX_MEMORY] = { OPT_MAX_MEMORY, "max-memory", 16, 1000000, 512 },
+};
+
 typedef struct Settings {
     Spec *specs;
     size_t nspecs;
-    VPConfig config;
-    bool grace_given;      /* on the command line, which wins */
-    bool max_conns_given;
+    VPConfig config;       /* what the numbers below come to */
+    unsigned number[NUMBERS];
+    bool given[NUMBERS];   /* on the command line, which wins */
+    char *key_path;
     int level;
     bool daemonize;
     bool dump;
@@ -543,6 +574,7 @@ static void settings_free(Settings *s)
         spec_free(&s->specs[i]);
     }
     free(s->specs);
+    free(s->key_path);
     free(s->config_path);
     free(s->monitor);
     free(s->logfile);
@@ -581,38 +613,93 @@ static bool settings_string(char **to, const char *name, const char *value,
     return *to != NULL || error_memory(err);
 }
 
-static bool settings_number(unsigned *to, bool *given, bool in_file,
-                            const char *name, const char *value,
-                            unsigned long min, unsigned long max, Error *err)
+/* settings_number() - @n is one of the numbers above */
+static bool settings_number(Settings *s, int n, const char *value,
+                            bool in_file, Error *err)
 {
     unsigned long number;
 
-    if (!parse_number(value, min, max, &number)) {
-        return error_set(err, "--%s '%.64s': expected a number from %lu to "
-                         "%lu", name, value, min, max);
+    if (!parse_number(value, numbers[n].min, numbers[n].max, &number)) {
+        return error_set(err, "--%s '%.64s': expected a number from %u to %u",
+                         numbers[n].name, value, numbers[n].min,
+                         numbers[n].max);
     }
-    if (!in_file || !*given) {
-        *to = (unsigned)number;
+    if (!in_file || !s->given[n]) {
+        s->number[n] = (unsigned)number;
     }
-    *given |= !in_file;
+    s->given[n] |= !in_file;
     return true;
+}
+
+/*
+ * key_read() - the key in @path, without the newline at its end
+ *
+ * A key that others can read is none.
+ */
+static bool key_read(VPKey *key, const char *path, Error *err)
+{
+    int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK);
+    const char *wrong = NULL;
+    struct stat st;
+    ssize_t n = 0;
+
+    if (fd < 0 || fstat(fd, &st) < 0) {
+        wrong = strerror(errno);
+    } else if (!S_ISREG(st.st_mode)) {
+        wrong = "not a file";
+    } else if (st.st_mode & (S_IRWXG | S_IRWXO)) {
+        wrong = "others can read or write it; chmod 600 it and, if it was "
+                "read, make a new one";
+    } else {
+        n = read(fd, key->bytes, sizeof(key->bytes));
+        if (n < 0) {
+            wrong = strerror(errno);
+        } else if ((size_t)n == sizeof(key->bytes)) {
+            wrong = "it is longer than a key";
+        }
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    while (n > 0 && (key->bytes[n - 1] == '\n' || key->bytes[n - 1] == '\r')) {
+        n--;
+    }
+    if (wrong == NULL && n < KEY_LEN_MIN) {
+        wrong = "expected at least 16 bytes";
+    }
+    key->len = n > 0 ? (size_t)n : 0;
+    return wrong == NULL || error_set(err, "--key '%s': %s", path, wrong);
+}
+
+/* settings_config() - what the settings mean to a channel */
+static bool settings_config(Settings *s, Error *err)
+{
+    size_t conns = vp_max_conns((size_t)s->number[MAX_MEMORY] << 20);
+
+    s->config.grace = s->number[GRACE];
+    s->config.max_conns = (unsigned)(conns < s->number[MAX_CONNS]
+                                     ? conns : s->number[MAX_CONNS]);
+    s->config.max_half_open = s->number[MAX_HALF_OPEN];
+    s->config.max_opens = s->number[MAX_OPENS];
+    return s->key_path == NULL || key_read(&s->config.key, s->key_path, err);
 }
 
 /* settings_option() - apply one option, from the command line or a file */
 static bool settings_option(Settings *s, int opt, const char *value,
                             bool in_file, Error *err)
 {
+    for (int n = 0; n < NUMBERS; n++) {
+        if (numbers[n].opt == opt) {
+            return settings_number(s, n, value, in_file, err);
+        }
+    }
     switch (opt) {
     case 'c':
     case 'o':
     case 'i':
         return settings_spec(s, (char)opt, value, err);
-    case OPT_GRACE:
-        return settings_number(&s->config.grace, &s->grace_given, in_file,
-                               "grace", value, 0, 1000000, err);
-    case OPT_MAX_CONNS:
-        return settings_number(&s->config.max_conns, &s->max_conns_given,
-                               in_file, "max-conns", value, 1, 1000000, err);
+    case 'k':
+        return settings_string(&s->key_path, "key", value, err);
     case 'm':
         return settings_string(&s->monitor, "monitor", value, err);
     case 'l':
@@ -748,11 +835,13 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
     int opt;
 
     memset(s, 0, sizeof(*s));
-    s->config = (VPConfig){ .grace = 30, .max_conns = 16384 };
+    for (int n = 0; n < NUMBERS; n++) {
+        s->number[n] = numbers[n].standard;
+    }
     s->level = VP_LOG_INFO;
     err->text[0] = '\0';
     optind = 1;
-    while ((opt = getopt_long(argc, argv, "c:o:i:m:l:f:u:C:x:dvqVh",
+    while ((opt = getopt_long(argc, argv, "c:o:i:k:m:l:f:u:C:x:dvqVh",
                               long_options, NULL)) != -1) {
         if (opt == 'V') {
             puts("qemu-vp " VERSION);
@@ -779,7 +868,7 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
                error_set(err, "-x '%.128s': expected -m PATH beside it",
                          s->execute);
     }
-    return settings_check(s, err);
+    return settings_config(s, err) && settings_check(s, err);
 }
 
 /* ---- addresses -------------------------------------------------------- */
@@ -1090,7 +1179,7 @@ static void channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
     vp_timer_stop(&ch->timer);
     rc = vp_attach(ch->drv, rfd, wfd, kind,
                    ch->spec.method == UNIX_CONNECT ||
-                   ch->spec.method == TCP_CONNECT);
+                   ch->spec.method == TCP_CONNECT ? VP_CONNECTED : VP_OPENED);
     if (rc < 0) {
         channel_retry(ch, "attaching", -rc);
         return;
@@ -1574,6 +1663,24 @@ static void channel_free(Channel *ch)
     free(ch);
 }
 
+/* listeners_local() - can only this machine reach them? */
+static bool listeners_local(const Channel *ch)
+{
+    for (int i = 0; i < ch->nlisteners; i++) {
+        VPAddr addr = { .len = sizeof(addr.ss) };
+        const struct sockaddr_in6 *in6 = (const void *)&addr.ss;
+        const struct sockaddr_in *in = (const void *)&addr.ss;
+
+        getsockname(ch->listeners[i], (struct sockaddr *)&addr.ss, &addr.len);
+        if (addr.ss.ss_family == AF_INET6
+            ? !IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr)
+            : ntohl(in->sin_addr.s_addr) >> 24 != 127) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* channel_add() - start a channel; @spec is taken over on success */
 static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
 {
@@ -1602,6 +1709,12 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
         ch->spec = (Spec){ .text = NULL };
         channel_free(ch);
         return false;
+    }
+    if (spec->method == TCP_LISTEN && config->key.len == 0 &&
+        !listeners_local(ch)) {
+        vp_log(VP_LOG_WARN, (int)spec->channel_id, "channel tcp-listen: "
+               "whoever reaches %s:%s is the other end; -k keeps others out",
+               spec->addr, spec->port);
     }
     while (*at != NULL) {
         at = &(*at)->next;
@@ -2153,8 +2266,12 @@ static void info_config(Mon *mon, const Settings *s)
     for (const Forward *f = forwards; f != NULL; f = f->next) {
         mon_printf(mon, "%s %s\n", spec_name(&f->spec), f->spec.text);
     }
-    mon_printf(mon, "grace %u\nmax-conns %u\n", s->config.grace,
-               s->config.max_conns);
+    for (int n = 0; n < NUMBERS; n++) {
+        mon_printf(mon, "%s %u\n", numbers[n].name, s->number[n]);
+    }
+    if (s->key_path != NULL) {
+        mon_printf(mon, "key %s\n", s->key_path);
+    }
     if (s->monitor != NULL) {
         mon_printf(mon, "monitor %s\n", s->monitor);
     }

@@ -511,6 +511,189 @@ int vp_loop_run(VPLoop *loop)
 }
 
 /* ======================================================================
+ * key
+ *
+ * With a key both sides prove in the handshake that they have it: HELLO ends
+ * with an HMAC over the rest of it, which holds a number the other side has
+ * just invented (its token, echoed).  The sender's own token comes first, so
+ * a proof can't be sent back to its maker; and a HELLO says whether its
+ * sender listened or connected, so neither can it be taken from one of a
+ * listener's channels to another.  The key also goes into what seeds the
+ * check of all packets.  This tells the right peer from others who can reach
+ * the channel; it hides nothing, and doesn't help against somebody who can
+ * change what is under way.
+ *
+ * SHA-256: FIPS 180-4; HMAC: RFC 2104, RFC 4231 has test vectors.
+ * ====================================================================== */
+
+#define SHA256_LEN 32
+#define SHA256_BLOCK 64
+
+typedef struct Sha256 {
+    uint32_t h[8];
+    uint64_t len; /* bytes so far */
+    uint8_t block[SHA256_BLOCK];
+} Sha256;
+
+static void put16(uint8_t *p, uint16_t v)
+{
+    p[0] = (uint8_t)(v >> 8);
+    p[1] = (uint8_t)v;
+}
+
+static void put32(uint8_t *p, uint32_t v)
+{
+    put16(p, (uint16_t)(v >> 16));
+    put16(p + 2, (uint16_t)v);
+}
+
+static void put64(uint8_t *p, uint64_t v)
+{
+    put32(p, (uint32_t)(v >> 32));
+    put32(p + 4, (uint32_t)v);
+}
+
+static uint16_t get16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+static uint32_t get32(const uint8_t *p)
+{
+    return (uint32_t)get16(p) << 16 | get16(p + 2);
+}
+
+static uint64_t get64(const uint8_t *p)
+{
+    return (uint64_t)get32(p) << 32 | get32(p + 4);
+}
+
+static uint32_t rotr(uint32_t x, int n)
+{
+    return x >> n | x << (32 - n);
+}
+
+static void sha256_block(uint32_t h[8], const uint8_t *p)
+{
+    static const uint32_t k[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1,
+        0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
+        0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786,
+        0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
+        0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13,
+        0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a,
+        0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
+        0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+    };
+    uint32_t w[64], v[8];
+
+    for (int i = 0; i < 16; i++) {
+        w[i] = get32(p + 4 * i);
+    }
+    for (int i = 16; i < 64; i++) {
+        uint32_t a = w[i - 15], b = w[i - 2];
+
+        w[i] = (rotr(a, 7) ^ rotr(a, 18) ^ a >> 3) + w[i - 16] +
+               (rotr(b, 17) ^ rotr(b, 19) ^ b >> 10) + w[i - 7];
+    }
+    memcpy(v, h, sizeof(v));
+    for (int i = 0; i < 64; i++) {
+        uint32_t a = v[0], e = v[4];
+        uint32_t t1 = v[7] + (rotr(e, 6) ^ rotr(e, 11) ^ rotr(e, 25)) +
+                      ((e & v[5]) ^ (~e & v[6])) + k[i] + w[i];
+        uint32_t t2 = (rotr(a, 2) ^ rotr(a, 13) ^ rotr(a, 22)) +
+                      ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
+
+        memmove(v + 1, v, 7 * sizeof(v[0]));
+        v[4] += t1;
+        v[0] = t1 + t2;
+    }
+    for (int i = 0; i < 8; i++) {
+        h[i] += v[i];
+    }
+}
+
+static void sha256_start(Sha256 *s)
+{
+    static const uint32_t h[8] = {
+        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+        0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+    };
+
+    memcpy(s->h, h, sizeof(h));
+    s->len = 0;
+}
+
+static void sha256_add(Sha256 *s, const void *data, size_t len)
+{
+    const uint8_t *p = data;
+
+    for (; len > 0; len--) {
+        s->block[s->len++ % SHA256_BLOCK] = *p++;
+        if (s->len % SHA256_BLOCK == 0) {
+            sha256_block(s->h, s->block);
+        }
+    }
+}
+
+static void sha256_end(Sha256 *s, uint8_t out[SHA256_LEN])
+{
+    static const uint8_t pad[SHA256_BLOCK] = { 0x80 };
+    uint8_t bits[8];
+
+    put64(bits, 8 * s->len);
+    /* as many zeros as bring the length, 8 bytes, to a block's end */
+    sha256_add(s, pad, 1 + (2 * SHA256_BLOCK - 9 - s->len % SHA256_BLOCK) %
+                           SHA256_BLOCK);
+    sha256_add(s, bits, sizeof(bits));
+    for (int i = 0; i < 8; i++) {
+        put32(out + 4 * i, s->h[i]);
+    }
+}
+
+/* hmac_sha256() - of two pieces of data, one after the other */
+static void hmac_sha256(const uint8_t *key, size_t key_len, const char *what,
+                        const uint8_t *data, size_t len,
+                        uint8_t out[SHA256_LEN])
+{
+    uint8_t pad[SHA256_BLOCK] = { 0 };
+    Sha256 s;
+
+    if (key_len > SHA256_BLOCK) {
+        sha256_start(&s);
+        sha256_add(&s, key, key_len);
+        sha256_end(&s, pad);
+    } else {
+        memcpy(pad, key, key_len);
+    }
+    for (size_t i = 0; i < sizeof(pad); i++) {
+        pad[i] ^= 0x36;
+    }
+    sha256_start(&s);
+    sha256_add(&s, pad, sizeof(pad));
+    sha256_add(&s, what, strlen(what));
+    sha256_add(&s, data, len);
+    sha256_end(&s, out);
+    for (size_t i = 0; i < sizeof(pad); i++) {
+        pad[i] ^= 0x36 ^ 0x5c;
+    }
+    sha256_start(&s);
+    sha256_add(&s, pad, sizeof(pad));
+    sha256_add(&s, out, SHA256_LEN);
+    sha256_end(&s, out);
+}
+
+/* key_prove() - @what keeps one use of the key from passing for another */
+static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
+                      size_t len, uint8_t proof[SHA256_LEN])
+{
+    hmac_sha256(key->bytes, key->len, what, data, len, proof);
+}
+
+/* ======================================================================
  * wire
  *
  * A packet is a header of 32 bytes, big endian, and up to VP_PKT_DATA_LEN
@@ -649,44 +832,19 @@ typedef struct VPHello {
     uint32_t base;       /* oldest one I can still send */
     uint32_t next;       /* the one I will give to the next new packet */
     uint32_t max_conns;  /* that the peer may have open to me */
+    uint8_t proof[32];   /* that I have the key; zeros without one */
 } VPHello;
 
-#define VP_HELLO_LEN 64
+#define VP_HELLO_PROVED 64 /* the bytes before the proof, which covers them */
+#define VP_HELLO_LEN (VP_HELLO_PROVED + 32)
 #define VP_HELLO_LEN_MAX 1024 /* of any version */
-#define VP_HELLO_UP 1 /* flag: your token was echoed to me, I am up */
 
-static void put16(uint8_t *p, uint16_t v)
-{
-    p[0] = (uint8_t)(v >> 8);
-    p[1] = (uint8_t)v;
-}
-
-static void put32(uint8_t *p, uint32_t v)
-{
-    put16(p, (uint16_t)(v >> 16));
-    put16(p + 2, (uint16_t)v);
-}
-
-static void put64(uint8_t *p, uint64_t v)
-{
-    put32(p, (uint32_t)(v >> 32));
-    put32(p + 4, (uint32_t)v);
-}
-
-static uint16_t get16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-static uint32_t get32(const uint8_t *p)
-{
-    return (uint32_t)get16(p) << 16 | get16(p + 2);
-}
-
-static uint64_t get64(const uint8_t *p)
-{
-    return (uint64_t)get32(p) << 32 | get32(p + 4);
-}
+enum {
+    VP_HELLO_UP = 1,        /* your token was echoed to me, I am up */
+    VP_HELLO_KEYED = 2,     /* I have a key, and you must prove that you do */
+    VP_HELLO_LISTENER = 4,  /* I was connected to */
+    VP_HELLO_CONNECTOR = 8, /* I made the connection */
+};
 
 /* Two 64-bit words at once; gcc and clang have it on every machine. */
 typedef uint64_t VPVec __attribute__((vector_size(16)));
@@ -786,9 +944,18 @@ static uint64_t mix64(uint64_t x)
 }
 
 /* wire_key() - differs for the two directions: an echo of ours won't check */
-static uint64_t wire_key(uint64_t sender_token, uint64_t receiver_token)
+static uint64_t wire_key(uint64_t sender_token, uint64_t receiver_token,
+                         const VPKey *key)
 {
-    return mix64(mix64(sender_token) + receiver_token);
+    uint8_t tokens[16], proof[SHA256_LEN];
+
+    if (key == NULL) {
+        return mix64(mix64(sender_token) + receiver_token);
+    }
+    put64(tokens, sender_token);
+    put64(tokens + 8, receiver_token);
+    key_prove(key, "packets", tokens, sizeof(tokens), proof);
+    return get64(proof);
 }
 
 /* wire_put() - write the header of a packet whose payload is at p + 32 */
@@ -825,8 +992,11 @@ static bool wire_data_ok(const VPPacket *pkt, const uint8_t *payload)
     return pkt->data_check == wire_sum(payload, pkt->bytes);
 }
 
-/* wire_put_hello() - a whole HELLO packet; returns its length */
-static size_t wire_put_hello(uint8_t *p, const VPHello *h)
+/*
+ * wire_put_hello() - a whole HELLO packet; returns its length
+ * @key:  NULL, or what to prove it with
+ */
+static size_t wire_put_hello(uint8_t *p, const VPHello *h, const VPKey *key)
 {
     VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = VP_HELLO_LEN };
     uint8_t *d = p + VP_PKT_HDR_LEN;
@@ -843,6 +1013,10 @@ static size_t wire_put_hello(uint8_t *p, const VPHello *h)
     put32(d + 52, h->base);
     put32(d + 56, h->next);
     put32(d + 60, h->max_conns);
+    memset(d + VP_HELLO_PROVED, 0, VP_HELLO_LEN - VP_HELLO_PROVED);
+    if (key != NULL) {
+        key_prove(key, "hello", d, VP_HELLO_PROVED, d + VP_HELLO_PROVED);
+    }
     pkt.data_check = wire_sum(d, VP_HELLO_LEN);
     wire_put(p, &pkt, VP_MAGIC);
     return VP_PKT_HDR_LEN + VP_HELLO_LEN;
@@ -889,8 +1063,21 @@ static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
         h->base = get32(d + 52);
         h->next = get32(d + 56);
         h->max_conns = get32(d + 60);
+        memcpy(h->proof, d + VP_HELLO_PROVED, sizeof(h->proof));
     }
     return VP_PKT_HDR_LEN + pkt.bytes;
+}
+
+/* hello_proved() - was @h, which is at @p, made with the key? */
+static bool hello_proved(const VPHello *h, const uint8_t *p, const VPKey *key)
+{
+    uint8_t proof[32], diff = 0;
+
+    key_prove(key, "hello", p + VP_PKT_HDR_LEN, VP_HELLO_PROVED, proof);
+    for (size_t i = 0; i < sizeof(proof); i++) {
+        diff |= (uint8_t)(proof[i] ^ h->proof[i]); /* in constant time */
+    }
+    return diff == 0;
 }
 
 /* seq_diff() - how far @a is ahead of @b; numbers wrap (RFC 1982) */
@@ -998,7 +1185,7 @@ typedef struct VPFlow {
 typedef struct VPLink {
     VPLinkState state;
     VPChannelKind kind;
-    bool connector;
+    unsigned role;      /* VP_HELLO_LISTENER, VP_HELLO_CONNECTOR, or 0 */
     int rfd;
     int wfd;
     bool away;          /* virtio port whose other side is not connected */
@@ -1190,6 +1377,9 @@ struct VPDriver {
     VPNode due;
     VPNode dead;
     VPNode connecting;
+    size_t nconnecting;
+    double opens;          /* that the peer may make now */
+    uint64_t opens_at;
     VPTimer connect_timer;
     VPTimer sweep_timer;
     uint32_t window_grown; /* of VP_WINDOW_BUDGET */
@@ -1534,6 +1724,12 @@ static uint64_t random64(void)
     return r != 0 ? r : 1;
 }
 
+/* link_key() - NULL: none is needed */
+static const VPKey *link_key(const VPDriver *drv)
+{
+    return drv->config.key.len > 0 ? &drv->config.key : NULL;
+}
+
 static bool link_has_fd(const VPLink *l)
 {
     return l->rfd >= 0;
@@ -1793,12 +1989,14 @@ static size_t link_put_ctl(VPDriver *drv)
     if (l->need_hello) {
         l->need_hello = false;
         l->hello.echo = l->peer_token;
-        l->hello.flags = l->state == LINK_UP ? VP_HELLO_UP : 0;
+        l->hello.flags = (uint16_t)(
+            l->role | (l->state == LINK_UP ? VP_HELLO_UP : 0u) |
+            (link_key(drv) != NULL ? VP_HELLO_KEYED : 0u));
         if (l->peer_token != 0 && l->state == LINK_HELLO) {
             l->try_epoch[0] = l->hello.token;
             l->try_epoch[1] = l->peer_token;
         }
-        len += wire_put_hello(l->ctl, &l->hello);
+        len += wire_put_hello(l->ctl, &l->hello, link_key(drv));
     }
     if (l->state != LINK_UP) {
         return len;
@@ -1973,7 +2171,8 @@ static void link_hello_timer(void *opaque)
     VPLink *l = &drv->link;
 
     link_name_stranger(drv);
-    if (l->connector && drv->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
+    if (l->role == VP_HELLO_CONNECTOR &&
+        drv->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
         link_lost(drv, "no answer");
         return;
     }
@@ -2041,17 +2240,18 @@ static void link_up(VPDriver *drv, bool resumed)
     bool quiet = resumed && l->named_up;
 
     l->state = LINK_UP;
-    l->tx_key = wire_key(l->hello.token, l->peer_token);
-    l->rx_key = wire_key(l->peer_token, l->hello.token);
+    l->tx_key = wire_key(l->hello.token, l->peer_token, link_key(drv));
+    l->rx_key = wire_key(l->peer_token, l->hello.token, link_key(drv));
     l->need_hello = true;
     l->busy = true;
     l->named_up = true;
+    l->named_stranger = false;
     flow_rtt(&l->flow, drv->loop->now - l->hello_at, drv->loop->now);
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&drv->grace_timer);
     link_ping_start(drv, VP_PING_WAIT_MIN);
-    vp_log(quiet ? VP_LOG_DEBUG : VP_LOG_INFO, drv->id, "channel up: %s",
-           resumed ? "session resumed" : "new session");
+    provoked_log(drv, quiet ? VP_LOG_DEBUG : VP_LOG_INFO, "channel up: %s",
+                 resumed ? "session resumed" : "new session");
     conns_session(drv);
 }
 
@@ -2103,9 +2303,37 @@ static void link_agree(VPDriver *drv, const VPHello *h)
     }
 }
 
-static void link_handle_hello(VPDriver *drv, const VPHello *h)
+/* link_distrust() - why @h, which is at @p, is not believed, or NULL */
+static const char *link_distrust(const VPDriver *drv, const VPHello *h,
+                                 const uint8_t *p)
+{
+    const VPKey *key = link_key(drv);
+
+    if (key == NULL) {
+        return h->flags & VP_HELLO_KEYED
+               ? "the other end wants a key (-k), and there is none here"
+               : NULL;
+    }
+    if (!(h->flags & VP_HELLO_KEYED)) {
+        return "the other end has no key (-k)";
+    }
+    if (!hello_proved(h, p, key)) {
+        return "the other end has a different key (-k)";
+    }
+    if (drv->link.role != 0 &&
+        (h->flags & (VP_HELLO_LISTENER | VP_HELLO_CONNECTOR)) ==
+        drv->link.role) {
+        return "the other end is this daemon itself, or poses as it";
+    }
+    return NULL;
+}
+
+/* link_handle_hello() - @h was read from @p */
+static void link_handle_hello(VPDriver *drv, const VPHello *h,
+                              const uint8_t *p)
 {
     VPLink *l = &drv->link;
+    const char *wrong;
 
     if (h->version != VP_VERSION) {
         if (!l->named_stranger) {
@@ -2124,7 +2352,6 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h)
         return;
     }
     l->heard = true;
-    l->named_stranger = false;
     if (l->penalty) {
         return;
     }
@@ -2148,10 +2375,16 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h)
             link_new_token(drv);
         }
     }
-    if (h->echo == l->hello.token) {
-        link_agree(drv, h);
-    } else {
+    if (h->echo != l->hello.token) {
         l->need_hello = true;
+        return;
+    }
+    wrong = link_distrust(drv, h, p);
+    if (wrong == NULL) {
+        link_agree(drv, h);
+    } else if (!l->named_stranger) {
+        vp_log(VP_LOG_WARN, drv->id, "%s", wrong);
+        l->named_stranger = true;
     }
 }
 
@@ -2220,7 +2453,7 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         int n = wire_get_hello(p, len, &hello);
 
         if (n > 0) {
-            link_handle_hello(drv, &hello);
+            link_handle_hello(drv, &hello, p);
         } else if (n < 0) {
             link_resync(drv, "no packet where one should begin");
             n = 1;
@@ -2279,7 +2512,7 @@ static size_t link_parse_hello(VPDriver *drv, const uint8_t *p, size_t len)
 
     if (n >= 0) {
         if (n > 0) {
-            link_handle_hello(drv, &hello);
+            link_handle_hello(drv, &hello, p);
         }
         return (size_t)n;
     }
@@ -2606,11 +2839,22 @@ static void conn_free(VPConn *c)
     node_remove(&c->all);
     node_remove(&c->turn);
     node_remove(&c->due_node);
-    node_remove(&c->wait);
     drv->window_grown -= c->window - VP_WINDOW_INIT;
     drv->nconns--;
     free(c->buf);
     free(c);
+}
+
+/* conn_wait() - is it among those that wait for their target? */
+static void conn_wait(VPConn *c, bool waits)
+{
+    if (waits && !node_linked(&c->wait)) {
+        node_append(&c->drv->connecting, &c->wait);
+        c->drv->nconnecting++;
+    } else if (!waits && node_linked(&c->wait)) {
+        node_remove(&c->wait);
+        c->drv->nconnecting--;
+    }
 }
 
 /* conn_announced() - the peer knows of it, or forgot it */
@@ -2629,7 +2873,7 @@ static void conn_dead(VPConn *c)
         conn_announced(c, false);
         c->dead = c->gone = true;
         node_remove(&c->turn);
-        node_remove(&c->wait);
+        conn_wait(c, false);
         node_remove(&c->due_node);
         node_append(&c->drv->dead, &c->due_node);
     }
@@ -2694,7 +2938,7 @@ static void conn_abort(VPConn *c, VPReason reason)
     conn_close_fd(c);
     conn_drop_buf(c);
     node_remove(&c->turn);
-    node_remove(&c->wait);
+    conn_wait(c, false);
     conn_set_in(c, IN_CLOSED);
     conn_set_out(c, OUT_CLOSED);
     c->due = 0;
@@ -3026,7 +3270,7 @@ static void conn_refuse(VPConn *c, VPReason reason)
     c->gone = true;
     conn_close_fd(c);
     conn_drop_buf(c);
-    node_remove(&c->wait);
+    conn_wait(c, false);
     c->due = 0;
     c->reason = (uint8_t)reason;
     conn_set_due(c, DUE_REFUSED);
@@ -3037,7 +3281,7 @@ static void conn_connected(VPConn *c)
 {
     struct iovec iov[1];
 
-    node_remove(&c->wait);
+    conn_wait(c, false);
     conn_set_in(c, IN_OPEN);
     conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN);
     conn_set_due(c, DUE_ACK);
@@ -3081,9 +3325,7 @@ static void conn_connect(VPConn *c)
         if (err == EINPROGRESS || err == EAGAIN || err == EINTR ||
             err == EALREADY) {
             c->retry = err == EAGAIN;
-            if (!node_linked(&c->wait)) {
-                node_append(&drv->connecting, &c->wait);
-            }
+            conn_wait(c, true);
             if (!timer_running(&drv->connect_timer)) {
                 vp_timer_start(drv->loop, &drv->connect_timer,
                                VP_CONNECT_RETRY, connect_timer, drv);
@@ -3182,6 +3424,22 @@ static VPIForward *iforward_find(VPDriver *drv, const char *service_id)
     return NULL;
 }
 
+/* driver_opens_too_fast() - a token bucket that holds a second's worth */
+static bool driver_opens_too_fast(VPDriver *drv)
+{
+    uint64_t now = drv->loop->now;
+    double most = drv->config.max_opens;
+
+    drv->opens += (double)(now - drv->opens_at) * most / (double)SECOND;
+    drv->opens = MIN(drv->opens, most);
+    drv->opens_at = now;
+    if (drv->opens < 1) {
+        return true;
+    }
+    drv->opens--;
+    return false;
+}
+
 /* vp_handle_connect_init() - the peer has a connection for a service */
 static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
                                    const uint8_t *msg)
@@ -3213,7 +3471,9 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
     }
     conn_announced(c, true);
     c->tx_limit = get64(msg + 1);
-    if (drv->nannounced[false] > drv->link.hello.max_conns) {
+    if (driver_opens_too_fast(drv) ||
+        drv->nconnecting >= drv->config.max_half_open ||
+        drv->nannounced[false] > drv->link.hello.max_conns) {
         /* not its fault: a connection that is over there may drain here */
         provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
                      service_id, reason_str(VP_REASON_LIMIT));
@@ -3816,6 +4076,8 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     drv->loop = loop;
     drv->id = channel_id;
     drv->config = *config;
+    drv->opens_at = loop->now;
+    drv->opens = config->max_opens;
     drv->lost = lost;
     drv->opaque = opaque;
     drv->next_id = VP_CONN_FIRST;
@@ -3842,7 +4104,7 @@ void vp_set_config(VPDriver *drv, const VPConfig *config)
 }
 
 int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
-              bool connector)
+              VPChannelRole role)
 {
     VPLink *l = &drv->link;
     VPAddr addr = { .len = sizeof(addr.ss) };
@@ -3873,7 +4135,8 @@ int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
     l->rfd = rfd;
     l->wfd = wfd;
     l->kind = kind;
-    l->connector = connector;
+    l->role = role == VP_CONNECTED ? VP_HELLO_CONNECTOR
+              : role == VP_ACCEPTED ? VP_HELLO_LISTENER : 0;
     l->away = l->away_polled = false;
     link_open(drv);
     link_interest(drv);
@@ -3940,11 +4203,11 @@ static void candidate_ready(void *opaque, int fd, int events)
         link_close(drv);
         link_down(drv, "replaced by a new connection");
     }
-    if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, false) < 0) {
+    if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
         drv->lost(drv->opaque, strerror(ENOMEM));
         return;
     }
-    link_handle_hello(drv, &h);
+    link_handle_hello(drv, &h, k->buf);
 }
 
 void vp_offer(VPDriver *drv, int fd)
@@ -3952,7 +4215,7 @@ void vp_offer(VPDriver *drv, int fd)
     VPCandidate *k = &drv->candidate;
 
     if (!link_has_fd(&drv->link)) {
-        if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, false) < 0) {
+        if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
             vp_log(VP_LOG_WARN, drv->id, "cannot take the channel: %s",
                    strerror(ENOMEM));
         }
@@ -4023,6 +4286,18 @@ void vp_del_iforward(VPDriver *drv, const char *service_id)
 
 /* ---- what there is to know -------------------------------------------- */
 
+/* What a driver needs without connections, and for each of them. */
+#define VP_MEMORY_FIXED (VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) + \
+                         VP_RX_LEN_MAX + VP_WINDOW_BUDGET)
+#define VP_MEMORY_CONN (2 * sizeof(VPConn) + 4 * sizeof(VPConn *) + \
+                        VP_WINDOW_INIT)
+
+size_t vp_max_conns(size_t memory)
+{
+    return memory > VP_MEMORY_FIXED
+           ? (memory - VP_MEMORY_FIXED) / VP_MEMORY_CONN : 0;
+}
+
 void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
 {
     static const char *const state[] = { "down", "hello", "up" };
@@ -4047,11 +4322,8 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
         .max_conns = drv->config.max_conns,
         .memory = l->rx_cap + drv->nconns * sizeof(VPConn) +
                   drv->hash_size * sizeof(*drv->hash),
-        .memory_max = VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) +
-                      VP_RX_LEN_MAX + VP_WINDOW_BUDGET +
-                      drv->config.max_conns *
-                      (2 * sizeof(VPConn) + 4 * sizeof(*drv->hash) +
-                       VP_WINDOW_INIT),
+        .memory_max = VP_MEMORY_FIXED +
+                      drv->config.max_conns * VP_MEMORY_CONN,
     };
     if (l->store.ring != NULL) {
         info->memory += VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent);

@@ -110,16 +110,34 @@ typedef enum VPChannelKind {
     VP_CHN_TTY,        /* serial line */
 } VPChannelKind;
 
+/* Who made the connection: if nobody answers, making it anew may help. */
+typedef enum VPChannelRole {
+    VP_OPENED,    /* a device, or somebody else did */
+    VP_ACCEPTED,
+    VP_CONNECTED,
+} VPChannelRole;
+
 typedef struct VPAddr {
     socklen_t len;
     struct sockaddr_storage ss;
 } VPAddr;
+
+/* A secret that both sides know; see "key" in virtproxy.c. */
+typedef struct VPKey {
+    uint8_t bytes[1024];
+    size_t len; /* 0: none */
+} VPKey;
 
 typedef struct VPConfig {
     /* How long connections wait while there is no channel, in seconds. */
     unsigned grace;
     /* Connections at once; the peer's opens beyond are refused. */
     unsigned max_conns;
+    /* Of these, connections to a target that has not answered yet. */
+    unsigned max_half_open;
+    /* Connections that the peer may open in a second. */
+    unsigned max_opens;
+    VPKey key;
 } VPConfig;
 
 /*
@@ -142,13 +160,11 @@ void vp_free(VPDriver *drv);
  * vp_attach() - give the driver its channel
  * @rfd, @wfd:  may be the same; non-blocking; owned by the driver from here
  *              on, also when the call fails
- * @connector:  this side made the connection: if nobody answers, making it
- *              again may help
  *
  * Only for a driver whose channel is down.
  */
 int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
-              bool connector);
+              VPChannelRole role);
 
 /*
  * vp_offer() - a further peer has come to a listening channel in use
@@ -194,6 +210,9 @@ bool vp_busy(const VPDriver *drv);
 
 /* vp_reset_all() - reset every connection, here and at the peer */
 void vp_reset_all(VPDriver *drv);
+
+/* vp_max_conns() - how many connections a channel's @memory is enough for */
+size_t vp_max_conns(size_t memory);
 
 /* What there is to know of a channel; counts are since vp_new(). */
 typedef struct VPChannelInfo {
