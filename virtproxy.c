@@ -1836,7 +1836,7 @@ static void link_down(VPDriver *drv, const char *reason)
 
     snprintf(l->last_error, sizeof(l->last_error), "%s", reason);
     l->last_error_at = drv->loop->now;
-    if (l->state == LINK_UP || l->heard) {
+    if (l->state == LINK_UP || (l->heard && !l->named_stranger)) {
         vp_log(VP_LOG_INFO, drv->id, "channel down: %s", reason);
     }
     if (l->state == LINK_UP || l->epoch[0] != 0) {
