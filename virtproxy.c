@@ -1134,8 +1134,7 @@ typedef struct VPSent {
     uint32_t len;          /* with header */
     uint64_t digest;       /* of all packets up to this one */
     uint64_t sent_at;      /* handed to the channel */
-    uint64_t delivered;    /* VPFlow.delivered and its time at that moment */
-    uint64_t delivered_at;
+    uint64_t delivered;    /* VPFlow.delivered at that moment */
     bool app_limited;      /* then the channel was not kept busy */
 } VPSent;
 
@@ -1163,8 +1162,9 @@ typedef struct VPStore {
 typedef struct VPFlow {
     double rate;          /* bytes per us; 0: not known yet */
     double rate_max[2];   /* of this span of rounds and the one before */
-    unsigned rounds;      /* round trips in this span */
-    uint64_t round_end;   /* "delivered" that ends the round trip */
+    unsigned rounds;      /* in this span */
+    uint64_t round_at;    /* when it began, and "delivered" at that time */
+    uint64_t round_start;
     uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
     uint64_t min_rtt;
     uint64_t min_rtt_at;
@@ -1175,7 +1175,6 @@ typedef struct VPFlow {
     bool probing;         /* holding back to see min_rtt again */
     uint64_t probe_at;    /* since when */
     uint64_t delivered;   /* bytes acked */
-    uint64_t delivered_at;
     uint64_t app_limited; /* "delivered" up to which samples say little */
     uint32_t limit;       /* bytes in flight, at most */
     uint32_t pkt_len;     /* of a packet, at most */
@@ -1559,9 +1558,10 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * keeps no more un-acked bytes there than the channel needs to stay busy:
  * its delivery rate times its shortest round trip and a little more, or two
  * packets where that is more.  The rate is measured from acks (as in BBR,
- * draft-cardwell-iccrg-bbr-congestion-control: the bytes acked between a
- * packet's leaving and its ack, over that time; the largest value of some
- * round trips counts).  At first the bound is twice that product: while the
+ * draft-cardwell-iccrg-bbr-congestion-control): the bytes acked in a round
+ * trip, or in VP_ROUND_US where that is longer, since a few packets that go
+ * through while both ends have the CPU say little; the largest value of some
+ * rounds counts.  At first the bound is twice that product: while the
  * channel is not full this is twice what is on its way, so the bound doubles
  * each round trip; once the rate no longer follows, the channel is full and
  * the queue is cut to VP_QUEUE_US.  From time to time the bound is cut
@@ -1571,13 +1571,14 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * as large as the kernel allows: it never fills on a slow channel.
  * ====================================================================== */
 
-#define VP_PKT_LEN_MIN 768u        /* floor: 4 % header on a slow line */
+#define VP_PKT_LEN_MIN 640u        /* floor: 5 % header on a slow line */
 #define VP_PKT_US 4000             /* a packet's time on the channel */
 #define VP_LIMIT_START (4 * VP_PKT_LEN_MIN)
 #define VP_LIMIT_MAX (2u << 20)
 #define VP_SLACK_US 100            /* for the peers' scheduling */
 #define VP_QUEUE_US 10000          /* queue to keep a full channel busy */
-#define VP_RATE_ROUNDS 10
+#define VP_ROUND_US 1000           /* a round is no shorter */
+#define VP_RATE_ROUNDS 4
 #define VP_FULL_ROUNDS 3           /* without growth: the channel is full */
 #define VP_MIN_RTT_US (10 * SECOND)
 
@@ -1587,7 +1588,7 @@ static void flow_reset(VPFlow *f, uint64_t now)
     f->limit = VP_LIMIT_START;
     f->pkt_len = VP_LIMIT_START / 4;
     f->min_rtt = UINT64_MAX;
-    f->delivered_at = now;
+    f->round_at = now;
 }
 
 /* flow_rtt() - a round trip took @rtt, or less */
@@ -1623,8 +1624,8 @@ static void flow_update(VPFlow *f, uint64_t now)
     f->pkt_len = (uint32_t)pkt;
 }
 
-/* flow_round() - a round trip in which the channel was kept busy is over */
-static void flow_round(VPFlow *f)
+/* flow_busy_round() - a round in which the channel was kept busy is over */
+static void flow_busy_round(VPFlow *f)
 {
     if (f->rate > 1.25 * f->full_rate) {
         f->full_rate = f->rate;
@@ -1639,6 +1640,40 @@ static void flow_round(VPFlow *f)
     }
 }
 
+static void flow_begin_round(VPFlow *f, uint64_t now)
+{
+    f->round_at = now;
+    f->round_start = f->delivered;
+}
+
+/* flow_end_round() - @app_limited: the channel could have carried more */
+static void flow_end_round(VPFlow *f, bool app_limited, uint64_t now)
+{
+    double rate = (double)(f->delivered - f->round_start) /
+                  (double)(now - f->round_at);
+
+    if (rate > f->rate_max[0] && (!app_limited || rate > f->rate)) {
+        f->rate_max[0] = rate;
+    }
+    f->rate = MAX(f->rate_max[0], f->rate_max[1]);
+    f->filled |= !app_limited;
+    if (!app_limited) {
+        flow_busy_round(f);
+    }
+    flow_begin_round(f, now);
+}
+
+/* flow_sent() - a packet leaves; @idle: nothing else is on its way */
+static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
+{
+    if (idle) {
+        flow_begin_round(f, now); /* the time before was no transfer's */
+    }
+    sent->sent_at = now;
+    sent->delivered = f->delivered;
+    sent->app_limited = f->app_limited > f->delivered;
+}
+
 /*
  * flow_acked() - @sent is the newest packet of @bytes acked
  * @prompt:  an ack was asked for; others come at leisure, their time says
@@ -1647,33 +1682,21 @@ static void flow_round(VPFlow *f)
 static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
                        bool prompt, uint64_t now)
 {
-    double rate;
+    uint64_t rtt = now - sent->sent_at;
 
     f->delivered += bytes;
-    f->delivered_at = now;
-    if (!prompt || now <= sent->delivered_at) {
+    if (!prompt) {
         return;
     }
-    f->srtt = f->srtt == 0 ? now - sent->sent_at
-                           : (7 * f->srtt + now - sent->sent_at) / 8;
-    rate = (double)(f->delivered - sent->delivered) /
-           (double)(now - sent->delivered_at);
+    f->srtt = f->srtt == 0 ? rtt : (7 * f->srtt + rtt) / 8;
     if (f->probing && sent->sent_at > f->probe_at) {
         f->probing = false;
         f->min_rtt = UINT64_MAX;
     }
-    flow_rtt(f, now - sent->sent_at, now);
-    f->filled |= !sent->app_limited;
-    if (sent->delivered >= f->round_end) {
-        f->round_end = f->delivered;
-        if (!sent->app_limited) {
-            flow_round(f);
-        }
+    flow_rtt(f, rtt, now);
+    if (sent->delivered >= f->round_start && now - f->round_at >= VP_ROUND_US) {
+        flow_end_round(f, sent->app_limited, now);
     }
-    if (rate > f->rate_max[0] && (!sent->app_limited || rate > f->rate)) {
-        f->rate_max[0] = rate;
-    }
-    f->rate = MAX(f->rate_max[0], f->rate_max[1]);
     if (f->rate > 0) {
         flow_update(f, now);
     }
@@ -2094,10 +2117,7 @@ static void link_written(VPDriver *drv, size_t len)
         uint32_t part = (uint32_t)MIN(len, sent->len - s->unsent_off);
 
         if (s->unsent_off == 0) {
-            sent->sent_at = drv->loop->now;
-            sent->delivered = l->flow.delivered;
-            sent->delivered_at = l->flow.delivered_at;
-            sent->app_limited = l->flow.app_limited > l->flow.delivered;
+            flow_sent(&l->flow, sent, s->bytes_out == 0, drv->loop->now);
             s->bytes_out += sent->len;
             l->packets[1]++;
             l->bytes[1] += sent->pkt.bytes;
