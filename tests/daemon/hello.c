@@ -26,5 +26,5 @@ size_t hello_make(unsigned char *buf, unsigned newer)
         .expect = VP_SEQ_FIRST,
     };
 
-    return wire_put_hello(buf, &hello);
+    return wire_put_hello(buf, &hello, NULL);
 }
