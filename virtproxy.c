@@ -2780,12 +2780,17 @@ static VPConn **conn_slot(VPDriver *drv, uint32_t id, bool client)
     return &drv->hash[h & (drv->hash_size - 1)];
 }
 
-/* conn_find() - by id and by whether we are its client side; NULL: none */
+/*
+ * conn_find() - by id and by whether we are its client side; NULL: none
+ *
+ * One that only waits for the reaper is none: a new session's peer may use
+ * its id already.
+ */
 static VPConn *conn_find(VPDriver *drv, uint32_t id, bool client)
 {
     VPConn *c = drv->hash_size > 0 ? *conn_slot(drv, id, client) : NULL;
 
-    while (c != NULL && (c->id != id || c->client != client)) {
+    while (c != NULL && (c->id != id || c->client != client || c->dead)) {
         c = c->hash_next;
     }
     return c;
