@@ -29,7 +29,7 @@
 
 #define HELD   4096                 /* bytes on the line, each way */
 #define TICK_S 0.0005               /* no byte leaves before its time, but it */
-#define NAP_S  0.00002              /* may be late by TICK_S, or a nap */
+#define NAP_S  0.00005              /* may be late by TICK_S or NAP_S */
 
 typedef struct Way {
     int in, out;

@@ -172,14 +172,15 @@ ratio()
         else printf "%.2f\n", a / b }'
 }
 
-# short V: a figure in 4 digits or as many as its whole part needs
+# short V: a figure in 3 digits, or as many as its whole part needs
 short()
 {
     awk -v v="${1:--}" 'BEGIN {
         if (v == "-") print "-"
         else if (v >= 100) printf "%.0f\n", v
         else if (v >= 10) printf "%.1f\n", v
-        else printf "%.2f\n", v }'
+        else if (v >= 0.1 || v == 0) printf "%.2f\n", v
+        else printf "%.4f\n", v }'
 }
 
 title()
@@ -316,25 +317,38 @@ part_share()
     row 'stream joins 8, seconds to its share' join8 joined le 1 - '<= 1 s'
 }
 
+# on_line RATE NAME ARGUMENTS: measure with a line and daemons of their own,
+# so that nothing of the measurement before is still on the line
+on_line()
+{
+    start vp "$1"
+    measure "$2$1" "run $3"
+    stop_all
+}
+
 # line RATE NAME SECONDS LIMIT: what a line of RATE bytes/s does to typing.
 # LIMIT is of the echo beside bulk, in us.
 line()
 {
     local least
-    local long="run -W 2 -T $3" rounds=1
+    local long="-W 2 -T $3" rounds=1
 
     least=$(awk -v r="$1" 'BEGIN { print 0.85 * r / 1e6 }')
-    start vp "$1"
-    measure "idle$1" 'run -r -T 1' "echo$1" "$long -r -b up:1" \
-        "two$1" "$long -b up:2" "typing$1" "$long -r -b down:16" \
-        "against$1" "$long -b down:16 -b up:1" "join$1" 'run -T 9 -b up:1 -j 0.5'
-    stop_all
+    on_line "$1" idle '-r -T 1'
+    on_line "$1" echo "$long -r -b up:1"
+    on_line "$1" two "$long -b up:2"
+    on_line "$1" join '-W 2 -T 9 -b up:1 -j 0.5'
+    on_line "$1" same "$long -r -b up:16"
+    on_line "$1" typing "$long -r -b down:16"
+    on_line "$1" against "$long -b down:16 -b up:1"
     row "$2: echo, idle, us p50" "idle$1" p50
     row '   beside bulk the same way, us p99' "echo$1" p99 le "$4" - \
         "<= $(($4 / 1000)) ms"
     row '   that bulk, MB/s' "echo$1" up ge "$least" - '>= 85 % of the line'
     row '   2 bulk, slowest/fastest' "two$1" up_fair ge 0.9 - '>= 0.9'
     row '   stream joins 1, s to its share' "join$1" joined le 1 - '<= 1 s'
+    row '   beside 16 bulk the same way, us p50' "same$1" p50
+    row '   p99' "same$1" p99
     row '   typing, one way, idle, us p50' "idle$1" up_p50
     row '   typing against 16 bulk, us p50' "typing$1" up_p50 \
         le 2 "idle$1/vp/up_p50" '<= 2 x idle'
