@@ -152,10 +152,11 @@ static bool end_write(End *e, End *src)
 /* end_drained() - whether nothing waits that is for this end */
 static bool end_drained(const End *e, const End *other)
 {
+    unsigned long question = is_socket(e) ? TIOCOUTQ : FIONREAD;
     int queued = 0;
 
     return end_is_open(e) && other->end == 0 &&
-           ioctl(e->out, TIOCOUTQ, &queued) == 0 && queued == 0;
+           ioctl(e->out, question, &queued) == 0 && queued == 0;
 }
 
 static void relay_obey(End e[2], int control)
@@ -326,9 +327,9 @@ void relay_drained(Relay *r, int end)
 
 const char *channel_kind_name(ChannelKind kind)
 {
-    static const char *const names[CHANNEL_KINDS] = {
+    static const char *const names[] = {
         "unix", "tcp", "virtserial", "isaserial", "fd", "qemu-virtserial",
-        "qemu-isaserial",
+        "qemu-isaserial", "cable",
     };
 
     return names[kind];
@@ -409,8 +410,15 @@ void channel_make(Channel *c, ChannelKind kind, const char *name)
                         ends[1].path);
         }
         break;
-    case CHANNEL_KINDS:
-        ck_abort_msg("no such kind of channel");
+    case CHANNEL_CABLE:
+        ends[0].kind = RELAY_LISTEN;
+        ends[1].kind = RELAY_CONNECT;
+        text_format(ends[0].path, PATH_LEN, "%s", path);
+        text_format(ends[1].path, PATH_LEN, "%s/%s-far", vp_dir, name);
+        text_format(c->option[0], TEXT_LEN, "unix-connect:%s:-", path);
+        text_format(c->option[1], TEXT_LEN, "unix-listen:%s:-",
+                    ends[1].path);
+        break;
     }
     relay_start(&c->relay, ends);
 }

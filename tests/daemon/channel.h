@@ -49,8 +49,8 @@ void relay_start(Relay *r, const RelayEnd ends[2]);
 void relay_tell(Relay *r, RelayCommand command);
 
 /*
- * relay_drained() - wait until the daemon at an end, a socket, has read all
- * that was for it
+ * relay_drained() - wait until the daemon at an end, a socket or FIFOs, has
+ * read all that was for it
  */
 void relay_drained(Relay *r, int end);
 
@@ -63,7 +63,8 @@ typedef enum ChannelKind {
     CHANNEL_FD,
     CHANNEL_QEMU_VIRTSERIAL,    /* unix socket - relay - FIFOs: as in QEMU */
     CHANNEL_QEMU_ISASERIAL,     /* unix socket - relay - pty */
-    CHANNEL_KINDS
+    CHANNEL_KINDS,
+    CHANNEL_CABLE = CHANNEL_KINDS,      /* unix - relay - unix: can be cut */
 } ChannelKind;
 
 typedef struct Channel {

@@ -148,30 +148,24 @@ END_TEST
 /* Both daemons live, the channel is cut in mid-transfer: nobody notices. */
 START_TEST(cut)
 {
-    RelayEnd ends[2] = { { .kind = RELAY_LISTEN }, { .kind = RELAY_CONNECT } };
-    Relay relay;
+    char option[TEXT_LEN];
     Traffic t;
-    Daemon *host, *guest;
+    Pair p;
 
     traffic_init(&t);
-    file_path(ends[0].path, "near");
-    file_path(ends[1].path, "far");
-    relay_start(&relay, ends);
-    host = daemon_start("host", "-c unix-connect:%s:- -o s:127.0.0.1:0",
-                        ends[0].path);
-    guest = daemon_start("guest", "-c unix-listen:%s:- -i s:%s", ends[1].path,
-                         traffic_listen(&t));
+    text_format(option, sizeof(option), "-i s:%s", traffic_listen(&t));
+    pair_start(&p, CHANNEL_CABLE, "-o s:127.0.0.1:0", option);
     for (int i = 0; i < 4; i++) {
-        traffic_add(&t, daemon_listens(host, "s"), 0, 48 * MIB, 48 * MIB);
+        traffic_add(&t, daemon_listens(p.host, "s"), 0, 48 * MIB, 48 * MIB);
     }
     for (int i = 0; i < 3; i++) {
         move(&t, 8 * MIB);
-        relay_tell(&relay, RELAY_CUT);
+        relay_tell(&p.channel.relay, RELAY_CUT);
         move(&t, 8 * MIB);
     }
-    ck_assert_int_eq(daemon_count(host, "channel up: new session"), 1);
-    ck_assert_int_ge(daemon_count(host, "channel up: session resumed"), 1);
-    ck_assert_int_ge(daemon_count(guest, "channel down: "), 1);
+    ck_assert_int_eq(daemon_count(p.host, "channel up: new session"), 1);
+    ck_assert_int_ge(daemon_count(p.host, "channel up: session resumed"), 1);
+    ck_assert_int_ge(daemon_count(p.guest, "channel down: "), 1);
     finish(&t);
     traffic_free(&t);
 }

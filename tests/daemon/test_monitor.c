@@ -1,0 +1,1524 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_monitor.c - daemons that are looked at and changed while they work
+ *
+ * Every command goes to daemons that carry connections: a background of some
+ * that never end and whose every byte is checked.  Whatever a command does to
+ * others, these must go on.
+ */
+#define _XOPEN_SOURCE 700
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "channel.h"
+#include "monitor.h"
+#include "traffic.h"
+
+#define KIB UINT64_C(1024)
+#define MIB (1024 * KIB)
+#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
+#define ID_32 "abcdefghijklmnopqrstuvwxyz012345"
+
+/* Two daemons with monitors, a background, and a service t for the test */
+typedef struct Scene {
+    Daemon *daemon[2];          /* host, guest */
+    char path[2][PATH_LEN];     /* of their monitors */
+    int mon[2];                 /* clients in batch mode */
+    char channel[PATH_LEN];     /* unix socket: the guest listens */
+    Traffic traffic;
+    char where[TEXT_LEN];       /* oforward t of the host */
+    char target[TEXT_LEN];      /* what the guest connects it to */
+    int listener;
+} Scene;
+
+/* flow() - let the background move some more */
+static void flow(Scene *s)
+{
+    uint64_t goal = traffic_moved(&s->traffic) + 256 * KIB;
+    int64_t end = now_ms() + WAIT_MS;
+
+    while (traffic_moved(&s->traffic) < goal) {
+        ck_assert_msg(now_ms() < end, "the background has stopped");
+        traffic_run(&s->traffic, traffic_never, 5);
+    }
+    for (size_t i = 0; i < s->traffic.n_flows; i++) {
+        for (int k = 0; k < 2; k++) {
+            ck_assert_msg(s->traffic.flows[i].side[k].error == 0,
+                          "the background suffers: %s",
+                          strerror(s->traffic.flows[i].side[k].error));
+        }
+    }
+}
+
+/* scene_start() - host_more, guest_more: further options */
+static void scene_start(Scene *s, const char *host_more,
+                        const char *guest_more)
+{
+    memset(s, 0, sizeof(*s));
+    file_path(s->path[0], "host.monitor");
+    file_path(s->path[1], "guest.monitor");
+    file_path(s->channel, "channel");
+    traffic_init(&s->traffic);
+    s->listener = listen_any(s->target);
+    s->daemon[1] = daemon_start("guest", "-c unix-listen:%s:- -m %s -i s:%s "
+                                "-i t:%s %s", s->channel, s->path[1],
+                                traffic_listen(&s->traffic), s->target,
+                                guest_more);
+    s->daemon[0] = daemon_start("host", "-c unix-connect:%s:- -m %s "
+                                "-o s:127.0.0.1:0 -o t:127.0.0.1:0 %s",
+                                s->channel, s->path[0], host_more);
+    daemon_up(s->daemon[0]);
+    daemon_up(s->daemon[1]);
+    text_format(s->where, sizeof(s->where), "%s",
+                daemon_listens(s->daemon[0], "t"));
+    s->mon[0] = monitor_batch(s->path[0]);
+    s->mon[1] = monitor_batch(s->path[1]);
+    s->traffic.hold = true;
+    for (int i = 0; i < 3; i++) {
+        traffic_add(&s->traffic, daemon_listens(s->daemon[0], "s"), 0,
+                    FOREVER, i == 1 ? 1000 : FOREVER);
+    }
+    ck_assert(traffic_run(&s->traffic, traffic_paired, WAIT_MS));
+    flow(s);
+}
+
+static void scene_end(Scene *s)
+{
+    flow(s);
+    traffic_free(&s->traffic);
+    close(s->mon[0]);
+    close(s->mon[1]);
+    close(s->listener);
+}
+
+/* through() - connect to where: [0] is the client's end, [1] the target's */
+static void through(const Scene *s, const char *where, int fds[2])
+{
+    fds[0] = dial(where, true);
+    fds[1] = accept_one(s->listener);
+}
+
+/* talk() - both ways, over what through() made */
+static void talk(const int fds[2])
+{
+    send_all(fds[0], "question", 8);
+    expect_bytes(fds[1], "question");
+    send_all(fds[1], "answer", 6);
+    expect_bytes(fds[0], "answer");
+}
+
+/* check_works() - a new connection to where does */
+static void check_works(const Scene *s, const char *where)
+{
+    int fds[2];
+
+    through(s, where, fds);
+    talk(fds);
+    close(fds[0]);
+    expect_eof(fds[1]);
+    close(fds[1]);
+}
+
+/* check_refused() - nobody listens at where any more */
+static void check_refused(const char *where)
+{
+    int fd = dial(where, false), error = 0;
+    struct pollfd pfd = { .fd = fd, .events = POLLOUT };
+    socklen_t len = sizeof(error);
+
+    ck_assert(poll(&pfd, 1, WAIT_MS) == 1);
+    ck_assert(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0);
+    ck_assert_msg(error == ECONNREFUSED, "connecting to %s: %s", where,
+                  strerror(error));
+    close(fd);
+}
+
+/* name_of() - of a socket's own end or of its peer, ADDR:PORT */
+static void name_of(int fd, bool peer, char *name)
+{
+    struct sockaddr_in in;
+    socklen_t len = sizeof(in);
+
+    ck_assert((peer ? getpeername : getsockname)(fd, (struct sockaddr *)&in,
+                                                 &len) == 0);
+    text_format(name, TEXT_LEN, "%s:%d", inet_ntoa(in.sin_addr),
+                ntohs(in.sin_port));
+}
+
+/* conn_line() - the only connection of a service in "info conns -k" */
+static const char *conn_line(int mon, const char *service)
+{
+    const char *answer = monitor_ask(mon, "info conns -k"), *found = NULL;
+    const char *line;
+
+    for (size_t n = 0; (line = line_find(answer, "conn", n)); n++) {
+        if (strcmp(value(line, "service"), service) == 0) {
+            ck_assert_msg(found == NULL, "two connections of %s", service);
+            found = line;
+        }
+    }
+    ck_assert_msg(found != NULL, "no connection of %s in:\n%s", service,
+                  answer);
+    return found;
+}
+
+/* oforward_where() - where the host listens for a service */
+static void oforward_where(int mon, const char *service, char *where)
+{
+    const char *answer = monitor_ask(mon, "info oforwards -k"), *line;
+
+    for (size_t n = 0; (line = line_find(answer, "oforward", n)); n++) {
+        if (strcmp(value(line, "service"), service) == 0) {
+            text_format(where, TEXT_LEN, "%s", value(line, "listening"));
+            return;
+        }
+    }
+    ck_abort_msg("no oforward %s in:\n%s", service, answer);
+}
+
+/* --- what is shown ------------------------------------------------------ */
+
+/* The words of each line, as the README lists them: programs rely on these. */
+static const struct {
+    const char *info;
+    const char *keys;
+} keys[] = {
+    { "status", "status version pid age channels up forwards conns log" },
+    { "channels", "channel id state spec session_us in_bytes out_bytes "
+      "in_packets out_packets rtt_us rate in_flight limit resyncs reconnects "
+      "last_error last_error_us" },
+    { "oforwards", "oforward channel service spec listening" },
+    { "iforwards", "iforward channel service spec" },
+    { "conns", "conn id service from to in out age_us idle_us sent_bytes "
+      "received_bytes credit waiting" },
+    { "stats", "stats channel conns max_conns memory max_memory" },
+};
+
+/* check_keys() - each line has the words, maybe more after them */
+static void check_keys(const char *answer, const char *words)
+{
+    size_t lines = 0;
+
+    for (const char *p = answer; *p; p = strchr(p, '\n') + 1) {
+        const char *w = words, *at = p;
+
+        while (*w) {
+            size_t len = strcspn(w, " ");
+
+            ck_assert_msg(strncmp(at, w, len) == 0 &&
+                          at[len] == (w == words ? ' ' : '='),
+                          "'%s' where '%.*s' is due in: %s", at, (int)len, w,
+                          p);
+            w += len + strspn(w + len, " ");
+            at += strcspn(at, " \n");
+            at += *w ? strspn(at, " ") : 0;
+        }
+        lines++;
+    }
+    ck_assert_msg(lines > 0, "no line for: %s", words);
+}
+
+/* readme() - its text with single blanks, for the caller to free */
+static char *readme(void)
+{
+    const char *top = getenv("VP_TOP");
+    char path[1100];
+    size_t len;
+    char *text;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/README", top ? top : ".");
+    f = fopen(path, "r");
+    ck_assert_msg(f != NULL, "%s: %s", path, strerror(errno));
+    text = calloc(1, 200000);
+    ck_assert_ptr_nonnull(text);
+    len = fread(text, 1, 199999, f);
+    fclose(f);
+    for (size_t i = 0, n = 0; i <= len; i++) {
+        text[n] = isspace((unsigned char)text[i]) ? ' ' : text[i];
+        n += n == 0 || text[n] != ' ' || text[n - 1] != ' ';
+    }
+    return text;
+}
+
+START_TEST(documented_keys)
+{
+    char *text = readme();
+    Scene s;
+
+    scene_start(&s, "", "");
+    for (int i = 0; i < N(keys); i++) {
+        for (int k = 0; k < 2; k++) {
+            bool other = strcmp(keys[i].info, k ? "oforwards" :
+                                "iforwards") == 0;
+
+            if (!other) {
+                flow(&s);
+                check_keys(monitor_ask(s.mon[k], "info %s -k", keys[i].info),
+                           keys[i].keys);
+            }
+        }
+        ck_assert_msg(strstr(text, keys[i].keys) != NULL,
+                      "not in the README: %s", keys[i].keys);
+    }
+    free(text);
+    scene_end(&s);
+}
+END_TEST
+
+/* A connection's figures, at both ends, beside what was sent over it. */
+START_TEST(connection_figures)
+{
+    static unsigned char bulk[100000];
+    char name[2][2][TEXT_LEN];
+    const char *line[2];
+    uint64_t idle;
+    int fds[2];
+    Scene s;
+
+    scene_start(&s, "", "");
+    through(&s, s.where, fds);
+    send_all(fds[0], bulk, sizeof(bulk));
+    recv_all(fds[1], bulk, sizeof(bulk));
+    send_all(fds[1], bulk, 6789);
+    recv_all(fds[0], bulk, 6789);
+    flow(&s);
+    for (int k = 0; k < 2; k++) {
+        name_of(fds[k], k != 0, name[k][0]);
+        name_of(fds[k], k == 0, name[k][1]);
+        line[k] = strdup(conn_line(s.mon[k], "t"));
+        ck_assert_str_eq(value(line[k], "from"), name[k][0]);
+        ck_assert_str_eq(value(line[k], "to"), name[k][1]);
+        ck_assert_str_eq(value(line[k], "in"), "OPEN");
+        ck_assert_str_eq(value(line[k], "out"), "OPEN");
+        ck_assert_uint_eq(number(line[k], "sent_bytes"), k ? 6789 : 100000);
+        ck_assert_uint_eq(number(line[k], "received_bytes"),
+                          k ? 100000 : 6789);
+        ck_assert_uint_eq(number(line[k], "waiting"), 0);
+        ck_assert_uint_ge(number(line[k], "credit"), 1);
+        ck_assert_uint_ge(number(line[k], "age_us"), 1);
+        ck_assert_uint_le(number(line[k], "idle_us"),
+                          number(line[k], "age_us"));
+    }
+    ck_assert_str_eq(s.where, value(line[0], "to"));
+    ck_assert_str_eq(s.target, value(line[1], "to"));
+    idle = number(line[0], "idle_us");
+    sleep_ms(100);
+    ck_assert_uint_ge(number(conn_line(s.mon[0], "t"), "idle_us"),
+                      idle + 90000);
+    ck_assert_uint_lt(number(conn_line(s.mon[0], "t"), "idle_us"), 1000 *
+                      (uint64_t)WAIT_MS);
+
+    shutdown(fds[0], SHUT_WR);
+    expect_eof(fds[1]);
+    ck_assert_str_eq(value(conn_line(s.mon[0], "t"), "in"), "CLOSED");
+    ck_assert_str_eq(value(conn_line(s.mon[0], "t"), "out"), "OPEN");
+    ck_assert_str_eq(value(conn_line(s.mon[1], "t"), "out"), "CLOSED");
+    ck_assert_str_eq(value(conn_line(s.mon[1], "t"), "in"), "OPEN");
+    close(fds[0]);
+    close(fds[1]);
+    free((char *)line[0]);
+    free((char *)line[1]);
+    scene_end(&s);
+}
+END_TEST
+
+/* A client that doesn't read: bytes wait at its side, credit ends opposite. */
+START_TEST(waiting_figures)
+{
+    static unsigned char bulk[64 * 1024];
+    int64_t end = now_ms() + WAIT_MS;
+    uint64_t waiting, credit, sent, received, total = 0;
+    ssize_t n;
+    int fds[2];
+    Scene s;
+
+    scene_start(&s, "", "");
+    through(&s, s.where, fds);
+    set_nonblocking(fds[1]);
+    do {
+        ck_assert_msg(now_ms() < end, "nothing ever waits");
+        while ((n = send(fds[1], bulk, sizeof(bulk), MSG_NOSIGNAL)) > 0) {
+            total += (uint64_t)n;
+        }
+        flow(&s);
+        waiting = number(conn_line(s.mon[0], "t"), "waiting");
+        received = number(conn_line(s.mon[0], "t"), "received_bytes");
+        credit = number(conn_line(s.mon[1], "t"), "credit");
+        sent = number(conn_line(s.mon[1], "t"), "sent_bytes");
+    } while (waiting == 0 || credit > 0 || sent != received + waiting);
+    ck_assert_uint_le(sent, total);
+    ck_assert_uint_ge(number(monitor_ask(s.mon[0], "info stats -k"),
+                             "memory"), waiting);
+    for (uint64_t left = total; left > 0; left -= (uint64_t)n) {
+        n = recv(fds[0], bulk, sizeof(bulk), 0);
+        ck_assert_msg(n > 0, "recv: %s", strerror(errno));
+    }
+    ck_assert_uint_eq(number(conn_line(s.mon[0], "t"), "received_bytes"),
+                      total);
+    ck_assert_uint_eq(number(conn_line(s.mon[0], "t"), "waiting"), 0);
+    close(fds[0]);
+    close(fds[1]);
+    scene_end(&s);
+}
+END_TEST
+
+/* Figures of a channel that works, of the daemon, and of its memory. */
+START_TEST(channel_figures)
+{
+    const char *line;
+    uint64_t age, bytes[2], limit;
+    Scene s;
+
+    scene_start(&s, "", "");
+    for (int k = 0; k < 2; k++) {
+        line = monitor_ask(s.mon[k], "info status -k");
+        ck_assert_int_eq((int)number(line, "pid"), s.daemon[k]->pid);
+        ck_assert_uint_eq(number(line, "channels"), 1);
+        ck_assert_uint_eq(number(line, "up"), 1);
+        ck_assert_uint_eq(number(line, "forwards"), 2);
+        ck_assert_uint_eq(number(line, "conns"), 3);
+        ck_assert_str_eq(value(line, "log"), "info");
+        ck_assert_uint_lt(number(line, "age"), 2 * WAIT_MS / 1000);
+
+        line = monitor_ask(s.mon[k], "info channels -k");
+        ck_assert_uint_eq(line_count(line, "channel"), 1);
+        ck_assert_uint_eq(number(line, "id"), 0);
+        ck_assert_str_eq(value(line, "state"), "up");
+        ck_assert(strstr(value(line, "spec"), s.channel) != NULL);
+        ck_assert_uint_eq(number(line, "resyncs"), 0);
+        ck_assert_uint_eq(number(line, "reconnects"), 0);
+        ck_assert_str_eq(value(line, "last_error"), "");
+        ck_assert_uint_ge(number(line, "rtt_us"), 1);
+        ck_assert_uint_ge(number(line, "rate"), 1000);
+        limit = number(line, "limit");
+        ck_assert_uint_ge(limit, 1);
+        ck_assert_uint_le(number(line, "in_flight"),
+                          limit > 65536 ? limit : 65536);
+        for (int i = 0; i < 2; i++) {
+            bytes[i] = number(line, i ? "out_bytes" : "in_bytes");
+            ck_assert_uint_ge(bytes[i], 20 * number(line, i ? "out_packets"
+                                                    : "in_packets"));
+        }
+        age = number(line, "session_us");
+        ck_assert_uint_ge(age, 1);
+        flow(&s);
+        line = monitor_ask(s.mon[k], "info channels -k");
+        ck_assert_uint_gt(number(line, "session_us"), age);
+        /* Some flows go one way only, in sum both ways are used. */
+        ck_assert_uint_ge(number(line, "in_bytes") +
+                          number(line, "out_bytes"),
+                          bytes[0] + bytes[1] + 256 * KIB);
+
+        line = monitor_ask(s.mon[k], "info stats -k");
+        ck_assert_uint_eq(number(line, "conns"), 3);
+        ck_assert_uint_ge(number(line, "max_conns"), 1000);
+        ck_assert_uint_ge(number(line, "memory"), 1000);
+        ck_assert_uint_le(number(line, "memory"), number(line, "max_memory"));
+    }
+    scene_end(&s);
+}
+END_TEST
+
+/* wait_state() - until channel 0 has it; the line, as long as the answer */
+static const char *wait_state(int mon, const char *state)
+{
+    int64_t end = now_ms() + WAIT_MS;
+    const char *line;
+
+    do {
+        ck_assert_msg(now_ms() < end, "the channel is never %s", state);
+        sleep_ms(10);
+        line = monitor_ask(mon, "info channels -k");
+    } while (strcmp(value(line, "state"), state) != 0);
+    return line;
+}
+
+/* A channel that comes late, is cut, and is away: with connections open. */
+START_TEST(channel_history)
+{
+    RelayEnd ends[2] = { { .kind = RELAY_LISTEN }, { .kind = RELAY_CONNECT } };
+    char path[PATH_LEN], target[TEXT_LEN];
+    int listener = listen_any(target), mon, fds[2];
+    int64_t start, cut;
+    const char *line;
+    Daemon *host;
+    Relay relay;
+
+    file_path(ends[0].path, "near");
+    file_path(ends[1].path, "far");
+    file_path(path, "monitor");
+    host = daemon_start("host", "-c unix-connect:%s:- -o s:127.0.0.1:0 -m %s",
+                        ends[0].path, path);
+    daemon_start("guest", "-c unix-listen:%s:- -i s:%s", ends[1].path, target);
+    mon = monitor_batch(path);
+    line = wait_state(mon, "down");
+    ck_assert_uint_eq(number(line, "session_us"), 0);
+    ck_assert_uint_eq(number(line, "reconnects"), 0);
+    ck_assert_msg(strstr(value(line, "last_error"), "No such file"),
+                  "nothing tells why the channel can't be opened: %s", line);
+
+    relay_start(&relay, ends);
+    line = wait_state(mon, "up");
+    start = now_ms();
+    ck_assert_uint_eq(number(line, "reconnects"), 0);
+    fds[0] = dial(daemon_listens(host, "s"), true);
+    fds[1] = accept_one(listener);
+    talk(fds);
+    cut = now_ms();
+    relay_tell(&relay, RELAY_AWAY);
+    line = wait_state(mon, "down");
+    ck_assert_str_ne(value(line, "last_error"), "");
+    ck_assert_uint_le(number(line, "last_error_us"),
+                      (uint64_t)(now_ms() - cut + 2) * 1000);
+    ck_assert_uint_ge(number(line, "session_us") + 1000000,
+                      (uint64_t)(cut - start) * 1000);
+    ck_assert_uint_eq(number(monitor_ask(mon, "info status -k"), "up"), 0);
+    ck_assert_str_eq(value(conn_line(mon, "s"), "out"), "OPEN");
+    relay_tell(&relay, RELAY_GO);
+    line = wait_state(mon, "up");
+    ck_assert_uint_eq(number(line, "reconnects"), 1);
+    ck_assert_str_ne(value(line, "last_error"), "");
+    talk(fds);
+    close(fds[0]);
+    close(fds[1]);
+    close(listener);
+    close(mon);
+}
+END_TEST
+
+/* --- for people --------------------------------------------------------- */
+
+/* ask_by_socat() - send lines to the monitor as the README says */
+static const char *ask_by_socat(const Scene *s, const char *lines)
+{
+    static char answer[65536];
+    char path[PATH_LEN];
+    FILE *f;
+
+    file_path(path, "socat.out");
+    command_wait(command_start("socat", "printf '%s' | socat -t %d - "
+                               "UNIX-CONNECT:%s > %s", lines, WAIT_MS / 1000,
+                               s->path[0], path));
+    f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    answer[fread(answer, 1, sizeof(answer) - 1, f)] = '\0';
+    fclose(f);
+    return answer;
+}
+
+/* Nothing but socat: help on each command, answers, errors and prompts. */
+START_TEST(by_socat)
+{
+    static const char *const commands[] = {
+        "help", "info", "channel_add", "channel_del", "oforward_add",
+        "oforward_del", "iforward_add", "iforward_del", "conn_reset", "log",
+        "quit",
+    };
+    char lines[TEXT_LEN], head[TEXT_LEN];
+    const char *answer;
+    Scene s;
+
+    scene_start(&s, "", "");
+    answer = ask_by_socat(&s, "help\\n");
+    for (int i = 0; i < N(commands); i++) {
+        const char *line = line_find(answer, commands[i], 0);
+
+        ck_assert_msg(line != NULL, "help doesn't know %s:\n%s", commands[i],
+                      answer);
+        text_format(head, sizeof(head), "%.*s", (int)strcspn(line, "\n"),
+                    line);
+        ck_assert_msg(strstr(head, " -- ") != NULL, "no words on %s: %s",
+                      commands[i], head);
+        text_format(lines, sizeof(lines), "help %s\\n", commands[i]);
+        ck_assert_msg(strstr(ask_by_socat(&s, lines), head) != NULL,
+                      "help %s", commands[i]);
+        flow(&s);
+        answer = ask_by_socat(&s, "help\\n");
+    }
+    answer = ask_by_socat(&s, "info status\\n\\n  info\\tstatus  \\r\\nwhat\\n"
+                          "help what\\ninfo conns\\n");
+    ck_assert_msg(strstr(answer, "channels: 1, of these up: 1"), "%s", answer);
+    ck_assert_msg(strstr(answer, "error: 'what'"), "%s", answer);
+    ck_assert_msg(strstr(answer, "(qemu-vp) "), "no prompt: %s", answer);
+    ck_assert_msg(strstr(answer, "\nok\n") == NULL, "%s", answer);
+    scene_end(&s);
+}
+END_TEST
+
+/* A word of a table's line */
+typedef struct Word {
+    size_t start;
+    size_t end;
+} Word;
+
+static size_t words_of(const char *line, Word words[], size_t room)
+{
+    size_t len = strcspn(line, "\n"), n = 0, at = strspn(line, " ");
+
+    while (at < len && n < room) {
+        words[n].start = at;
+        at += strcspn(line + at, " \n");
+        words[n++].end = at;
+        at += strspn(line + at, " ");
+    }
+    return n;
+}
+
+/* slash_in() - where it is in a word; its length if it has none */
+static size_t slash_in(const char *line, Word w)
+{
+    return strcspn(line + w.start, "/") < w.end - w.start
+           ? w.start + strcspn(line + w.start, "/") : w.end;
+}
+
+/* check_table() - each line's words stand below the first line's */
+static void check_table(const char *table, size_t columns, size_t lines)
+{
+    Word head[16], row[16];
+    size_t n, seen = 0;
+
+    n = words_of(table, head, 16);
+    ck_assert_msg(n >= columns, "%zu columns, not %zu: %s", n, columns,
+                  table);
+    for (const char *p = strchr(table, '\n') + 1; *p;
+         p = strchr(p, '\n') + 1) {
+        if (strncmp(p, "     ", 5) == 0 && (isalpha((unsigned char)p[5]))) {
+            continue;           /* more about the line before */
+        }
+        ck_assert_uint_ge(words_of(p, row, 16), columns);
+        for (size_t i = 0; i < columns; i++) {
+            ck_assert_msg(row[i].start == head[i].start ||
+                          row[i].end == head[i].end ||
+                          slash_in(p, row[i]) == slash_in(table, head[i]),
+                          "column %zu doesn't line up:\n%s", i + 1, table);
+        }
+        seen++;
+    }
+    ck_assert_msg(seen == lines, "%zu lines, not %zu:\n%s", seen, lines,
+                  table);
+}
+
+/* Tables line up, whatever is in them: long names, high ids, big numbers. */
+START_TEST(tables)
+{
+    static unsigned char bulk[100000];
+    char path[PATH_LEN];
+    int fds[3][2];
+    Scene s;
+
+    scene_start(&s, "", "");
+    file_path(path, "another");
+    monitor_ask(s.mon[0], "channel_add unix-connect:%s:-:65535", path);
+    monitor_ask(s.mon[1], "channel_add unix-listen:%s:-:65535", path);
+    file_path(path, "unix-service");
+    monitor_ask(s.mon[0], "oforward_add " ID_32 ":%s:-:65535", path);
+    monitor_ask(s.mon[0], "oforward_add x:127.0.0.1:0:65535");
+    monitor_ask(s.mon[1], "iforward_add " ID_32 ":%s:65535", s.target);
+    monitor_ask(s.mon[1], "iforward_add x:%s:65535", s.target);
+    through(&s, path, fds[0]);
+    through(&s, s.where, fds[1]);
+    through(&s, s.where, fds[2]);
+    for (int i = 0; i < 100; i++) {
+        send_all(fds[0][i & 1], bulk, sizeof(bulk));
+        recv_all(fds[0][!(i & 1)], bulk, sizeof(bulk));
+    }
+    flow(&s);
+    shutdown(fds[1][0], SHUT_WR);
+    expect_eof(fds[1][1]);
+    shutdown(fds[2][1], SHUT_WR);
+    expect_eof(fds[2][0]);
+    for (int k = 0; k < 2; k++) {
+        check_table(monitor_ask(s.mon[k], "info channels"), 10, 2);
+        check_table(monitor_ask(s.mon[k], "info oforwards"), 3, k ? 0 : 4);
+        check_table(monitor_ask(s.mon[k], "info iforwards"), 3, k ? 4 : 0);
+        check_table(monitor_ask(s.mon[k], "info conns"), 10, 6);
+        check_table(monitor_ask(s.mon[k], "info stats"), 3, 2);
+        ck_assert(strchr(monitor_ask(s.mon[k], "info status"), '\n'));
+    }
+    for (int i = 0; i < 3; i++) {
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    scene_end(&s);
+}
+END_TEST
+
+/* --- what is wrong ------------------------------------------------------ */
+
+/* A command that must be refused */
+typedef struct BadCommand {
+    const char *command;        /* %s: an address that is taken */
+    const char *names;          /* must be in the answer */
+} BadCommand;
+
+static const BadCommand bad_commands[] = {
+    { "nonsense", "'nonsense'" },
+    { "INFO status", "'INFO'" },
+    { "info", "status|channels|" },
+    { "info nothing", "'nothing'" },
+    { "info conn", "'conn'" },
+    { "info status -x", "-x" },
+    { "info status -k -k", "-k -k" },
+    { "info status k", "'k'" },
+    { "help nonsense", "'nonsense'" },
+    { "quit now", "'now'" },
+    { "quit -k", "'-k'" },
+    { "batch mode", "'mode'" },
+    { "log", "error|warn|info|debug" },
+    { "log loud", "'loud'" },
+    { "log info debug", "'info debug'" },
+    { "log 2", "'2'" },
+
+    { "channel_add", "METHOD:ADDR:PORT" },
+    { "channel_add x", "x" },
+    { "channel_add :::::", ":::::" },
+    { "channel_add unix-connect:/x:-", "already" },
+    { "channel_add unix-connect:/x:-:0", "already" },
+    { "channel_add unix-connect:/x:-:65536", "'65536'" },
+    { "channel_add unix-connect:/x:-:1 and more", "'1 and more'" },
+    { "channel_add unix-connect::-:1", "ADDR" },
+    { "channel_add unix-connect:/x:5:1", "'5'" },
+    { "channel_add udp-listen:127.0.0.1:5:1", "'udp-listen'" },
+    { "channel_add unix-listen:/nonexistent/x:-:1", "No such file" },
+    { "channel_add unix-listen:/dev/null:-:1", "not a socket" },
+    { "channel_add tcp-listen:%s:1", "in use" },
+    { "channel_add tcp-listen:192.0.2.1:5:1", "192.0.2.1" },
+    { "channel_add isaserial-open:/x:7:1", "'7'" },
+    { "channel_add fd:99:-:1", "99" },
+    { "channel_add fd:x:-:1", "'x'" },
+    { "channel_del", "METHOD:ADDR:PORT" },
+    { "channel_del 0", "'0'" },
+    { "channel_del unix-connect:/x:-", "not there" },
+    { "channel_del unix-connect:/x:-:7", "not there" },
+
+    { "oforward_add", "SERVICE_ID:ADDR:PORT" },
+    { "oforward_add s", "'s'" },
+    { "oforward_add s:127.0.0.1", "PORT" },
+    { "oforward_add s:127.0.0.1:0", "already" },
+    { "oforward_add s:127.0.0.1:65536", "'65536'" },
+    { "oforward_add s:127.0.0.1:80:1", "no such channel" },
+    { "oforward_add s:%s", "in use" },
+    { "oforward_add s:[::1:80", "']'" },
+    { "oforward_add s:/nonexistent/x:-", "No such file" },
+    { "oforward_add s:/dev/null:-", "not a socket" },
+    { "oforward_add " ID_32 "6:127.0.0.1:0", "SERVICE_ID" },
+    { "oforward_add a b:127.0.0.1:0", "SERVICE_ID" },
+    { "oforward_add \xc3\xa4:127.0.0.1:0", "SERVICE_ID" },
+    { "oforward_add :127.0.0.1:0", "SERVICE_ID" },
+    { "oforward_del", "SERVICE_ID:ADDR:PORT" },
+    { "oforward_del s", "'s'" },
+    { "oforward_del s:127.0.0.1:1", "not there" },
+    { "oforward_del nobody:127.0.0.1:0", "not there" },
+    { "oforward_del s:127.0.0.1:0:5", "not there" },
+
+    { "iforward_add", "SERVICE_ID:ADDR:PORT" },
+    { "iforward_add r", "'r'" },
+    { "iforward_add r:127.0.0.1:0", "'0'" },
+    { "iforward_add r:127.0.0.1:nonsense", "'nonsense'" },
+    { "iforward_add there:127.0.0.1:80", "already" },
+    { "iforward_add r:127.0.0.1:80:1", "no such channel" },
+    { "iforward_del", "SERVICE_ID:ADDR:PORT" },
+    { "iforward_del there", "'there'" },
+    { "iforward_del there:127.0.0.1:80", "not there" },
+    { "iforward_del r:127.0.0.1:80", "not there" },
+
+    { "conn_reset", "ID" },
+    { "conn_reset x", "'x'" },
+    { "conn_reset 0", "'0'" },
+    { "conn_reset 0o", "'0o'" },
+    { "conn_reset o1", "'o1'" },
+    { "conn_reset 0x1", "'0x1'" },
+    { "conn_reset -1o1", "'-1o1'" },
+    { "conn_reset 0o-1", "'0o-1'" },
+    { "conn_reset 0o1 0o2", "'0o1 0o2'" },
+    { "conn_reset 0o99999999999999999999", "'0o99999999999999999999'" },
+    { "conn_reset 99999999999999999999o1", "'99999999999999999999o1'" },
+    { "conn_reset 0i4000000000", "'0i4000000000'" },
+    { "conn_reset 9o1", "'9o1'" },
+};
+
+/* Each says what was wrong, and all is as it was. */
+START_TEST(bad_command)
+{
+    char command[TEXT_LEN], taken[TEXT_LEN];
+    int holder = listen_any(taken), fds;
+    char *before, *after;
+    Scene s;
+
+    scene_start(&s, "-i there:127.0.0.1:79", "");
+    before = monitor_state(s.mon[0]);
+    fds = daemon_fds(s.daemon[0]);
+    for (int i = 0; i < N(bad_commands); i++) {
+        const BadCommand *bad = &bad_commands[i];
+        const char *gap = strstr(bad->command, "%s");
+
+        text_format(command, sizeof(command), "%.*s%s%s",
+                    gap ? (int)(gap - bad->command) : TEXT_LEN, bad->command,
+                    gap ? taken : "", gap ? gap + 2 : "");
+        monitor_refuses(s.mon[0], command, bad->names);
+        after = monitor_state(s.mon[0]);
+        ck_assert_msg(strcmp(before, after) == 0,
+                      "'%s' changed this\n%s\nto this\n%s", command, before,
+                      after);
+        free(after);
+        if (i % 10 == 0) {
+            flow(&s);
+        }
+    }
+    ck_assert_int_eq(daemon_fds(s.daemon[0]), fds);
+    check_works(&s, s.where);
+    free(before);
+    close(holder);
+    scene_end(&s);
+}
+END_TEST
+
+/* A channel can't be made of what the daemon has opened for itself. */
+START_TEST(own_descriptors)
+{
+    char command[TEXT_LEN], *before, *after;
+    Scene s;
+
+    scene_start(&s, "", "");
+    before = monitor_state(s.mon[0]);
+    for (int fd = 0; fd < 40; fd++) {
+        text_format(command, sizeof(command), "channel_add fd:%d:-:7", fd);
+        monitor_refuses(s.mon[0], command, "fd:");
+    }
+    after = monitor_state(s.mon[0]);
+    ck_assert_str_eq(before, after);
+    check_works(&s, s.where);
+    free(before);
+    free(after);
+    scene_end(&s);
+}
+END_TEST
+
+/* --- changes ------------------------------------------------------------ */
+
+/* Forwards come and go; the connections they made stay. */
+START_TEST(change_forwards)
+{
+    char where[2][TEXT_LEN], path[PATH_LEN], more[TEXT_LEN];
+    int before[2][2], after[2];
+    Scene s;
+
+    scene_start(&s, "", "");
+    file_path(path, "service");
+    monitor_ask(s.mon[0], "oforward_add u:%s:-", path);
+    monitor_ask(s.mon[0], "oforward_add v:127.0.0.1:0");
+    flow(&s);
+    expect_reset(dial(daemon_listens(s.daemon[0], "v"), true));
+    monitor_ask(s.mon[1], "iforward_add v:%s", s.target);
+    monitor_ask(s.mon[1], "iforward_add u:%s", s.target);
+    oforward_where(s.mon[0], "v", where[0]);
+    oforward_where(s.mon[0], "u", where[1]);
+    ck_assert_str_eq(where[1], path);
+    for (int i = 0; i < 2; i++) {
+        through(&s, where[i], before[i]);
+        talk(before[i]);
+    }
+    flow(&s);
+
+    /* Deleted where the clients come in */
+    monitor_ask(s.mon[0], "oforward_del v:127.0.0.1:0");
+    monitor_ask(s.mon[0], "oforward_del u:%s:-:0", path);
+    check_refused(where[0]);
+    ck_assert_msg(access(path, F_OK) < 0, "%s is left", path);
+    flow(&s);
+    for (int i = 0; i < 2; i++) {
+        talk(before[i]);
+    }
+
+    /* The same addresses can be taken again at once */
+    text_format(more, sizeof(more), "oforward_add v:%s", where[0]);
+    monitor_ask(s.mon[0], "%s", more);
+    monitor_ask(s.mon[0], "oforward_add v:%s:-", path);
+    check_works(&s, where[0]);
+    check_works(&s, path);
+
+    /* Deleted where the targets are */
+    through(&s, path, after);
+    monitor_ask(s.mon[1], "iforward_del v:%s", s.target);
+    expect_reset(dial(where[0], true));
+    daemon_wait(s.daemon[0], "v: connection from .* refused: ");
+    flow(&s);
+    talk(after);
+    for (int i = 0; i < 2; i++) {
+        talk(before[i]);
+        close(before[i][0]);
+        expect_eof(before[i][1]);
+        close(before[i][1]);
+    }
+    monitor_ask(s.mon[1], "iforward_add v:%s", s.target);
+    check_works(&s, where[0]);
+    close(after[0]);
+    close(after[1]);
+    ck_assert_int_eq(daemon_count(s.daemon[0], "monitor: .*v:127.0.0.1"), 3);
+    scene_end(&s);
+}
+END_TEST
+
+/* An iforward goes while a target has not answered yet: refused at once. */
+START_TEST(delete_while_connecting)
+{
+    char mute[TEXT_LEN];
+    int full = listen_on("127.0.0.1:0", 0), fds[16], n = 0, client;
+    struct pollfd pfd = { .events = POLLOUT };
+    int64_t start;
+    Scene s;
+
+    name_of(full, false, mute);
+    do {
+        ck_assert(n < 16);
+        pfd.fd = fds[n++] = dial(mute, false);
+    } while (poll(&pfd, 1, 300) == 1);
+    scene_start(&s, "", "");
+    monitor_ask(s.mon[1], "iforward_add mute:%s", mute);
+    monitor_ask(s.mon[0], "oforward_add mute:127.0.0.1:0");
+    start = now_ms();
+    client = dial(daemon_listens(s.daemon[0], "mute"), true);
+    send_all(client, "early", 5);
+    while (number(conn_line(s.mon[0], "mute"), "sent_bytes") < 5 ||
+           number(monitor_ask(s.mon[1], "info stats -k"), "conns") < 4) {
+        ck_assert(now_ms() < start + WAIT_MS);
+        sleep_ms(5);
+    }
+    monitor_ask(s.mon[1], "iforward_del mute:%s", mute);
+    expect_reset(client);
+    close(client);
+    ck_assert_int_eq(daemon_count(s.daemon[1], "mute.*timed out"), 0);
+    while (n > 0) {
+        close(fds[--n]);
+    }
+    close(full);
+    scene_end(&s);
+}
+END_TEST
+
+/* channel_ends() - -c of both ends for a kind of channel that can be added */
+static void channel_ends(Channel *c, int round)
+{
+    static const ChannelKind kinds[] = {
+        CHANNEL_UNIX, CHANNEL_TCP, CHANNEL_VIRTSERIAL, CHANNEL_ISASERIAL,
+    };
+    char name[32];
+
+    text_format(name, sizeof(name), "added%d", round);
+    channel_make(c, kinds[round], name);
+}
+
+/*
+ * A further channel of each kind comes, carries connections and goes, while
+ * channel 0 is busy: its connections are reset at both ends, no others.
+ */
+START_TEST(change_channels)
+{
+    char where[TEXT_LEN], added[TEXT_LEN];
+    const int id = _i + 10, which = _i % 2; /* who deletes it first */
+    int fds[2][2], before[2];
+    Channel c;
+    Scene s;
+
+    scene_start(&s, "", "");
+    channel_ends(&c, _i);
+    for (int k = 0; k < 2; k++) {
+        before[k] = daemon_fds(s.daemon[k]);
+        monitor_ask(s.mon[k], "channel_add %s:%d", c.option[k], id);
+        flow(&s);
+    }
+    monitor_ask(s.mon[0], "oforward_add t:127.0.0.1:0:%d", id);
+    monitor_ask(s.mon[1], "iforward_add t:%s:%d", s.target, id);
+    text_format(added, sizeof(added), "ch%d: channel up: new session", id);
+    daemon_wait(s.daemon[0], "%s", added);
+    text_format(where, sizeof(where), "%s",
+                value(line_find(monitor_ask(s.mon[0], "info oforwards -k"),
+                                "oforward", 2), "listening"));
+    for (int i = 0; i < 2; i++) {
+        through(&s, where, fds[i]);
+        talk(fds[i]);
+    }
+    shutdown(fds[1][0], SHUT_WR);
+    expect_eof(fds[1][1]);
+    flow(&s);
+    monitor_ask(s.mon[which], "channel_del %s:%d", c.option[which], id);
+    for (int i = 0; i < 2; i++) {
+        expect_reset(fds[i][0]);
+        expect_reset(fds[i][1]);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    flow(&s);
+    monitor_ask(s.mon[!which], "channel_del %s:%d", c.option[!which], id);
+    check_refused(where);
+    for (int k = 0; k < 2; k++) {
+        ck_assert_uint_eq(line_count(monitor_ask(s.mon[k],
+                                                 "info channels -k"),
+                                     "channel"), 1);
+        ck_assert_int_eq(daemon_fds(s.daemon[k]), before[k]);
+    }
+    check_works(&s, s.where);
+    scene_end(&s);
+}
+END_TEST
+
+/* Changes by the hundred: nothing is left behind, nobody notices. */
+START_TEST(many_changes)
+{
+    char path[PATH_LEN];
+    int before[2];
+    Scene s;
+
+    scene_start(&s, "", "");
+    file_path(path, "brief");
+    for (int k = 0; k < 2; k++) {
+        before[k] = daemon_fds(s.daemon[k]);
+    }
+    for (int round = 0; round < 100; round++) {
+        int fds[2];
+
+        monitor_ask(s.mon[1], "channel_add unix-listen:%s:-:1", path);
+        monitor_ask(s.mon[0], "channel_add unix-connect:%s:-:1", path);
+        monitor_ask(s.mon[0], "oforward_add r:127.0.0.1:0:1");
+        monitor_ask(s.mon[1], "iforward_add r:%s:1", s.target);
+        monitor_ask(s.mon[0], "oforward_add r%d:127.0.0.1:0", round);
+        monitor_ask(s.mon[1], "iforward_add r%d:%s", round, s.target);
+        if (round % 10 == 0) {
+            through(&s, value(line_find(monitor_ask(s.mon[0],
+                "info oforwards -k"), "oforward", 2), "listening"), fds);
+            talk(fds);
+            flow(&s);
+        }
+        monitor_ask(s.mon[0], "oforward_del r%d:127.0.0.1:0", round);
+        monitor_ask(s.mon[1], "iforward_del r%d:%s", round, s.target);
+        monitor_ask(s.mon[0], "channel_del unix-connect:%s:-:1", path);
+        monitor_ask(s.mon[1], "channel_del unix-listen:%s:-:1", path);
+        if (round % 10 == 0) {
+            expect_reset(fds[0]);
+            expect_reset(fds[1]);
+            close(fds[0]);
+            close(fds[1]);
+        }
+    }
+    flow(&s);
+    for (int k = 0; k < 2; k++) {
+        ck_assert_int_eq(daemon_fds(s.daemon[k]), before[k]);
+    }
+    check_works(&s, s.where);
+    scene_end(&s);
+}
+END_TEST
+
+/* conn_reset, from either side: both ends get a reset, nobody else. */
+START_TEST(conn_reset)
+{
+    char id[TEXT_LEN];
+    int fds[2], other[2];
+    Scene s;
+
+    scene_start(&s, "", "");
+    monitor_ask(s.mon[0], "oforward_add other:127.0.0.1:0");
+    monitor_ask(s.mon[1], "iforward_add other:%s", s.target);
+    through(&s, daemon_listens(s.daemon[0], "other"), other);
+    through(&s, s.where, fds);
+    talk(fds);
+    talk(other);
+    if (_i & 2) {               /* one that is half closed */
+        shutdown(fds[_i & 1], SHUT_WR);
+        expect_eof(fds[!(_i & 1)]);
+    }
+    text_format(id, sizeof(id), "%s", value(conn_line(s.mon[_i & 1], "t"),
+                                            "id"));
+    flow(&s);
+    monitor_ask(s.mon[_i & 1], "conn_reset %s", id);
+    expect_reset(fds[0]);
+    expect_reset(fds[1]);
+    flow(&s);
+    monitor_refuses(s.mon[_i & 1], "conn_reset 0o99", "'0o99'");
+    text_format(id, sizeof(id), "conn_reset %s", id);
+    talk(other);
+    for (int k = 0; k < 2; k++) {
+        ck_assert_uint_eq(line_count(monitor_ask(s.mon[k], "info conns -k"),
+                                     "conn"), 4);
+        close(fds[k]);
+        close(other[k]);
+    }
+    scene_end(&s);
+}
+END_TEST
+
+/* What is logged can be changed while it runs. */
+START_TEST(log_level)
+{
+    Daemon *d;
+    Scene s;
+
+    scene_start(&s, "", "");
+    d = s.daemon[0];
+    ck_assert_int_eq(daemon_count(d, " debug "), 0);
+    monitor_ask(s.mon[0], "log debug");
+    ck_assert_str_eq(value(monitor_ask(s.mon[0], "info status -k"), "log"),
+                     "debug");
+    check_works(&s, s.where);
+    daemon_wait(d, "^[0-9-]+ [0-9:.]+ debug ");
+    for (int i = 0; i < 2; i++) {
+        monitor_ask(s.mon[0], i ? "log error" : "log warn");
+        daemon_mark(d);
+        check_works(&s, s.where);
+        monitor_ask(s.mon[0], "oforward_add x:127.0.0.1:0");
+        monitor_ask(s.mon[0], "oforward_del x:127.0.0.1:0");
+        ck_assert_int_eq(daemon_count(d, "."), 0);
+    }
+    monitor_ask(s.mon[0], "log info");
+    monitor_ask(s.mon[0], "oforward_add x:127.0.0.1:0");
+    daemon_wait(d, "monitor: added -o x:127");
+    ck_assert_int_eq(daemon_count(d, " debug "), 0);
+    scene_end(&s);
+}
+END_TEST
+
+/* The end by command: as by signal, and the answer still comes. */
+START_TEST(quit)
+{
+    Scene s;
+
+    scene_start(&s, "", "");
+    traffic_free(&s.traffic);
+    if (_i) {
+        ck_assert_int_eq(execute(s.path[0], "quit"), 0);
+    } else {
+        monitor_ask(s.mon[0], "quit");
+    }
+    ck_assert_int_eq(daemon_exit(s.daemon[0]), 0);
+    ck_assert_msg(access(s.path[0], F_OK) < 0, "%s is left", s.path[0]);
+    daemon_wait(s.daemon[1], "channel down");
+}
+END_TEST
+
+/* --- clients that misbehave --------------------------------------------- */
+
+/* A megabyte without a newline: said, and shown the door. */
+START_TEST(endless_line)
+{
+    static char line[MIB];
+    size_t sent = 0;
+    char *answer;
+    ssize_t n;
+    int fd;
+    Scene s;
+
+    scene_start(&s, "", "");
+    memset(line, _i ? '\0' : 'x', sizeof(line));
+    fd = monitor_batch(s.path[0]);
+    while (sent < sizeof(line) &&
+           (n = send(fd, line + sent, sizeof(line) - sent,
+                     MSG_NOSIGNAL)) > 0) {
+        sent += (size_t)n;
+    }
+    ck_assert_msg(sent < sizeof(line), "all of it was taken");
+    answer = monitor_answer(fd);
+    ck_assert_msg(strstr(answer, "longer"), "%s", answer);
+    free(answer);
+    close(fd);
+    flow(&s);
+    monitor_ask(s.mon[0], "info status");
+    scene_end(&s);
+}
+END_TEST
+
+/* Half a command is none, whether its client waits or dies. */
+START_TEST(half_command)
+{
+    static const char *const halves[] = {
+        "quit", "oforward_add r:127.0.0.1:0", "log debug\nquit", "\0\0quit",
+    };
+    char *before, *after;
+    int fds[N(halves)][2];
+    Scene s;
+
+    scene_start(&s, "", "");
+    monitor_ask(s.mon[0], "log debug");
+    before = monitor_state(s.mon[0]);
+    for (int i = 0; i < N(halves); i++) {
+        for (int k = 0; k < 2; k++) {
+            fds[i][k] = monitor_batch(s.path[0]);
+            send_all(fds[i][k], halves[i], strlen(halves[i]) + (i == 3 ? 6
+                                                                : 0));
+        }
+        close(fds[i][0]);
+        shutdown(fds[i][1], SHUT_WR);
+        flow(&s);
+    }
+    for (int i = 0; i < N(halves); i++) {
+        char c;
+
+        while (recv(fds[i][1], &c, 1, 0) > 0) {
+        }
+        close(fds[i][1]);
+    }
+    after = monitor_state(s.mon[0]);
+    ck_assert_str_eq(before, after);
+    free(before);
+    free(after);
+    scene_end(&s);
+}
+END_TEST
+
+/* Byte by byte, or a thousand in one go: each is answered, in order. */
+START_TEST(odd_pieces)
+{
+    static const char slowly[] = "info status -k\n";
+    static char many[40 * 1000];
+    size_t len = 0;
+    char *answer;
+    int fd;
+    Scene s;
+
+    scene_start(&s, "", "");
+    for (const char *p = slowly; *p; p++) {
+        flow(&s);
+        send_all(s.mon[0], p, 1);
+    }
+    answer = monitor_answer(s.mon[0]);
+    ck_assert(line_find(answer, "status", 0) != NULL);
+    free(answer);
+    for (int i = 0; i < 1000; i++) {
+        len += (size_t)snprintf(many + len, sizeof(many) - len,
+                                i % 3 ? "conn_reset 7o%d\n" : "help quit\n",
+                                i);
+    }
+    fd = monitor_batch(s.path[0]);
+    send_all(fd, many, len);
+    for (int i = 0; i < 1000; ) {
+        char expected[TEXT_LEN], got[TEXT_LEN];
+
+        text_format(expected, sizeof(expected), i % 3 ?
+                    "error: there is no connection '7o%d'\n" :
+                    "quit -- end the daemon\nok\n", i);
+        recv_all(fd, got, strlen(expected));
+        got[strlen(expected)] = '\0';
+        ck_assert_str_eq(got, expected);
+        i++;
+    }
+    close(fd);
+    scene_end(&s);
+}
+END_TEST
+
+/* rss() - memory a process has, in KiB */
+static long rss(pid_t pid)
+{
+    char path[64], line[256];
+    long kib = -1;
+    FILE *f;
+
+    text_format(path, sizeof(path), "/proc/%d/status", (int)pid);
+    f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    while (kib < 0 && fgets(line, sizeof(line), f)) {
+        sscanf(line, "VmRSS: %ld", &kib);
+    }
+    fclose(f);
+    return kib;
+}
+
+/*
+ * Clients that ask for 2,000 connections again and again and never read: they
+ * are held up, nobody else is, and what is kept for them has a bound.  In the
+ * end one of them reads it all, the others just die.
+ */
+START_TEST(deaf_client)
+{
+    enum { CONNS = 2000, DEAF = 8, TIMES = 100 };
+    static const char question[] = "info conns -k\n";
+    static int conns[CONNS][2];
+    int deaf[DEAF];
+    long before;
+    Scene s;
+
+    scene_start(&s, "", "");
+    for (int i = 0; i < CONNS; i++) {
+        through(&s, s.where, conns[i]);
+    }
+    ck_assert_uint_eq(line_count(monitor_ask(s.mon[0], "info conns -k"),
+                                 "conn"), CONNS + 3);
+    before = rss(s.daemon[0]->pid);
+    for (int i = 0; i < DEAF; i++) {
+        deaf[i] = monitor_batch(s.path[0]);
+        for (int n = 0; n < TIMES; n++) {
+            send_all(deaf[i], question, sizeof(question) - 1);
+        }
+        flow(&s);
+    }
+    /* One answer has some 400 KB, all of them together 320 MB. */
+    ck_assert_int_le(rss(s.daemon[0]->pid) - before, 40 * 1024);
+    ck_assert_uint_eq(line_count(monitor_ask(s.mon[0], "info conns -k"),
+                                 "conn"), CONNS + 3);
+    ck_assert_int_eq(execute(s.path[0], "info status"), 0);
+    talk(conns[0]);
+    talk(conns[CONNS - 1]);
+    flow(&s);
+    for (int i = 1; i < DEAF; i++) {
+        close(deaf[i]);
+    }
+    for (int n = 0; n < TIMES; n++) {
+        char *answer = monitor_answer(deaf[0]);
+
+        ck_assert_uint_eq(line_count(answer, "conn"), CONNS + 3);
+        free(answer);
+    }
+    close(deaf[0]);
+    for (int i = 0; i < CONNS; i++) {
+        close(conns[i][0]);
+        close(conns[i][1]);
+    }
+    scene_end(&s);
+}
+END_TEST
+
+/* A deaf client, and one that hangs in mid-command, cost no CPU time. */
+START_TEST(deaf_client_idle)
+{
+    static const char question[] = "help\n";
+    struct pollfd pfd = { .events = POLLOUT };
+    int half;
+    Scene s;
+
+    scene_start(&s, "", "");
+    traffic_free(&s.traffic);
+    half = monitor_batch(s.path[0]);
+    send_all(half, "inf", 3);
+    pfd.fd = monitor_batch(s.path[0]);
+    set_nonblocking(pfd.fd);
+    for (int n = 0; poll(&pfd, 1, 300) == 1 && n < 1000000; n++) {
+        if (send(pfd.fd, question, sizeof(question) - 1, MSG_NOSIGNAL) < 0) {
+            ck_assert(errno == EAGAIN);
+        }
+    }
+    monitor_ask(s.mon[0], "info status");
+    daemons_idle(s.daemon, 2);
+    shutdown(half, SHUT_WR);
+    shutdown(pfd.fd, SHUT_WR);
+    daemons_idle(s.daemon, 2);
+    monitor_ask(s.mon[0], "info status");
+    close(half);
+    close(pfd.fd);
+    close(s.mon[0]);
+    close(s.mon[1]);
+}
+END_TEST
+
+/* 40 clients at once, some change things, some die: all get answers. */
+START_TEST(many_clients)
+{
+    enum { CLIENTS = 40 };
+    int fds[CLIENTS];
+    Scene s;
+
+    scene_start(&s, "", "");
+    for (int i = 0; i < CLIENTS; i++) {
+        fds[i] = monitor_batch(s.path[0]);
+    }
+    for (int round = 0; round < 5; round++) {
+        for (int i = 0; i < CLIENTS; i++) {
+            char command[TEXT_LEN];
+
+            text_format(command, sizeof(command), i % 4 ? "info conns -k\n" :
+                        round % 2 ? "oforward_del c%d:127.0.0.1:0\n" :
+                        "oforward_add c%d:127.0.0.1:0\n", i);
+            send_all(fds[i], command, strlen(command));
+        }
+        flow(&s);
+        for (int i = CLIENTS - 1; i >= 0; i--) {
+            char *answer = monitor_answer(fds[i]);
+
+            ck_assert_msg(strcmp(answer + strlen(answer) - 3, "ok\n") == 0,
+                          "client %d: %s", i, answer);
+            ck_assert(i % 4 == 0 || line_count(answer, "conn") == 3);
+            free(answer);
+            if (i % 7 == round) {       /* dies in the middle of an answer */
+                send_all(fds[i], "help\ninfo con", 13);
+                close(fds[i]);
+                fds[i] = monitor_batch(s.path[0]);
+            }
+        }
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        close(fds[i]);
+    }
+    scene_end(&s);
+}
+END_TEST
+
+/* However many have come and hang, there is room for one who asks. */
+START_TEST(crowd)
+{
+    enum { CROWD = 600 };
+    static int fds[CROWD];
+    int before;
+    Scene s;
+
+    scene_start(&s, "", "");
+    before = daemon_fds(s.daemon[0]);
+    for (int i = 0; i < CROWD; i++) {
+        fds[i] = dial(s.path[0], true);
+        if (i % 20 == 0) {
+            flow(&s);
+        }
+    }
+    ck_assert_int_eq(execute(s.path[0], "info status -k"), 0);
+    ck_assert_uint_eq(number(executed(1), "channels"), 1);
+    ck_assert_int_le(daemon_fds(s.daemon[0]), before + CROWD);
+    for (int i = 0; i < CROWD; i++) {
+        close(fds[i]);
+    }
+    for (int64_t end = now_ms() + WAIT_MS;
+         daemon_fds(s.daemon[0]) > before;) {
+        ck_assert_msg(now_ms() < end, "clients that left keep descriptors");
+        flow(&s);
+    }
+    close(s.mon[0]);
+    s.mon[0] = monitor_batch(s.path[0]);
+    scene_end(&s);
+}
+END_TEST
+
+/* --- the client --------------------------------------------------------- */
+
+/* -x: what is answered is printed, the status is the command's. */
+START_TEST(executes)
+{
+    char path[PATH_LEN];
+    Scene s;
+
+    scene_start(&s, "", "");
+    ck_assert_int_eq(execute(s.path[0], "info conns -k"), 0);
+    ck_assert_uint_eq(line_count(executed(1), "conn"), 3);
+    ck_assert_msg(strstr(executed(1), "ok\n") == NULL &&
+                  strstr(executed(1), "(qemu-vp)") == NULL, "%s", executed(1));
+    ck_assert_str_eq(executed(2), "");
+    flow(&s);
+    ck_assert_int_eq(execute(s.path[0], "oforward_add x:127.0.0.1:0"), 0);
+    ck_assert_str_eq(executed(1), "");
+    check_refused("127.0.0.1:1");
+    ck_assert_int_eq(execute(s.path[0], "oforward_add x:127.0.0.1:0"), 1);
+    ck_assert_msg(strstr(executed(2), "already"), "%s", executed(2));
+    ck_assert_str_eq(executed(1), "");
+    ck_assert_int_eq(execute(s.path[0], "nonsense"), 1);
+    ck_assert_msg(strstr(executed(2), "'nonsense'"), "%s", executed(2));
+    ck_assert_int_eq(execute(s.path[0], "oforward_del x:127.0.0.1:0"), 0);
+    file_path(path, "nobody");
+    ck_assert_int_eq(execute(path, "info status"), 1);
+    ck_assert_msg(strstr(executed(2), path) &&
+                  strstr(executed(2), "No such file"), "%s", executed(2));
+    ck_assert_int_eq(execute(s.channel, "info status"), 1);
+    scene_end(&s);
+}
+END_TEST
+
+/* Only its owner can use it, and one that somebody serves is not taken. */
+START_TEST(monitor_socket)
+{
+    char path[PATH_LEN];
+    struct stat st;
+    Daemon *second;
+    mode_t mask = umask(0);
+    Scene s;
+
+    scene_start(&s, "", "");
+    umask(mask);
+    for (int k = 0; k < 2; k++) {
+        ck_assert(stat(s.path[k], &st) == 0);
+        ck_assert_int_eq(st.st_mode & 0777, 0600);
+    }
+    second = daemon_start("second", "-m %s", s.path[0]);
+    ck_assert_int_eq(daemon_exit(second), 1);
+    ck_assert(daemon_saw(second, "host.monitor.*in use"));
+    file_path(path, "file");
+    file_write(path, "text", 4);
+    second = daemon_start("third", "-m %s", path);
+    ck_assert_int_eq(daemon_exit(second), 1);
+    ck_assert(daemon_saw(second, "/file.*not a socket"));
+    ck_assert(access(path, F_OK) == 0);
+    ck_assert_int_eq(execute(s.path[0], "info status"), 0);
+    daemon_kill(s.daemon[1]);           /* its socket's file stays */
+    second = daemon_start("fourth", "-m %s", s.path[1]);
+    close(monitor_batch(s.path[1]));
+    daemon_stop(second);
+    ck_assert_msg(access(s.path[1], F_OK) < 0, "%s is left", s.path[1]);
+    traffic_free(&s.traffic);
+}
+END_TEST
+
+/* With a monitor alone it starts: all else can come later. */
+START_TEST(from_nothing)
+{
+    char path[2][PATH_LEN], channel[PATH_LEN], target[TEXT_LEN];
+    int mon[2], fds[2], listener = listen_any(target);
+
+    file_path(channel, "channel");
+    for (int k = 0; k < 2; k++) {
+        file_path(path[k], k ? "b" : "a");
+        daemon_start(k ? "b" : "a", "-m %s", path[k]);
+        mon[k] = monitor_batch(path[k]);
+        ck_assert_uint_eq(number(monitor_ask(mon[k], "info status -k"),
+                                 "channels"), 0);
+        monitor_ask(mon[k], "channel_add %s:%s:-:3", k ? "unix-connect" :
+                    "unix-listen", channel);
+    }
+    monitor_ask(mon[0], "oforward_add s:127.0.0.1:0:3");
+    monitor_ask(mon[1], "iforward_add s:%s:3", target);
+    fds[0] = dial(value(monitor_ask(mon[0], "info oforwards -k"),
+                        "listening"), true);
+    fds[1] = accept_one(listener);
+    talk(fds);
+    for (int k = 0; k < 2; k++) {
+        close(fds[k]);
+        close(mon[k]);
+    }
+    close(listener);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("monitor");
+
+    HARNESS_ADD(s, documented_keys, 1);
+    HARNESS_ADD(s, connection_figures, 1);
+    HARNESS_ADD(s, waiting_figures, 1);
+    HARNESS_ADD(s, channel_figures, 1);
+    HARNESS_ADD(s, channel_history, 1);
+    HARNESS_ADD(s, by_socat, 1);
+    HARNESS_ADD(s, tables, 1);
+    HARNESS_ADD(s, bad_command, 1);
+    HARNESS_ADD(s, own_descriptors, 1);
+    HARNESS_ADD(s, change_forwards, 1);
+    HARNESS_ADD(s, delete_while_connecting, 1);
+    HARNESS_ADD(s, change_channels, 4);
+    HARNESS_ADD(s, many_changes, 1);
+    HARNESS_ADD(s, conn_reset, 4);
+    HARNESS_ADD(s, log_level, 1);
+    HARNESS_ADD(s, quit, 2);
+    HARNESS_ADD(s, endless_line, 2);
+    HARNESS_ADD(s, half_command, 1);
+    HARNESS_ADD(s, odd_pieces, 1);
+    HARNESS_ADD(s, deaf_client, 1);
+    HARNESS_ADD(s, deaf_client_idle, 1);
+    HARNESS_ADD(s, many_clients, 1);
+    HARNESS_ADD(s, crowd, 1);
+    HARNESS_ADD(s, executes, 1);
+    HARNESS_ADD(s, monitor_socket, 1);
+    HARNESS_ADD(s, from_nothing, 1);
+    return harness_run(s);
+}
