@@ -519,7 +519,7 @@ static const char usage_text[] =
 "      --max-conns N     connections per channel at once [16384]\n"
 "      --max-half-open N of these, to targets that don't answer [4096]\n"
 "      --max-opens N     the other side's connections per second [20000]\n"
-"      --max-memory MIB  memory per channel; lowers --max-conns [512]\n"
+"      --max-memory MIB  memory per channel; lowers --max-conns [1024]\n"
 "  -C, --config FILE     init file: a long option and its value on each line\n"
 "  -d, --daemonize       go to the background once all is open\n"
 "  -f, --pidfile FILE    write the process id to FILE, and lock it\n"
@@ -547,7 +547,7 @@ static const struct {
     [MAX_CONNS] = { OPT_MAX_CONNS, "max-conns", 1, 1000000, 16384 },
     [MAX_HALF_OPEN] = { OPT_MAX_HALF_OPEN, "max-half-open", 1, 1000000, 4096 },
     [MAX_OPENS] = { OPT_MAX_OPENS, "max-opens", 1, 1000000, 20000 },
-    [MAX_MEMORY] = { OPT_MAX_MEMORY, "max-memory", 16, 1000000, 512 },
+    [MAX_MEMORY] = { OPT_MAX_MEMORY, "max-memory", 16, 1000000, 1024 },
 };
 
 typedef struct Settings {
@@ -647,6 +647,8 @@ static bool key_read(VPKey *key, const char *path, Error *err)
         wrong = strerror(errno);
     } else if (!S_ISREG(st.st_mode)) {
         wrong = "not a file";
+    } else if (st.st_uid != 0 && st.st_uid != geteuid()) {
+        wrong = "it belongs to another user";
     } else if (st.st_mode & (S_IRWXG | S_IRWXO)) {
         wrong = "others can read or write it; chmod 600 it and, if it was "
                 "read, make a new one";
@@ -1517,6 +1519,12 @@ static void channel_listen_again(void *opaque)
     }
 }
 
+/* accept_starved() - the listener would stay readable, and we'd spin */
+static bool accept_starved(int err)
+{
+    return err == EMFILE || err == ENFILE || err == ENOBUFS || err == ENOMEM;
+}
+
 static void channel_accept(void *opaque, int fd, int events)
 {
     Channel *ch = opaque;
@@ -1530,8 +1538,7 @@ static void channel_accept(void *opaque, int fd, int events)
         } else {
             vp_offer(ch->drv, peer);
         }
-    } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
-               errno == ENOMEM) {
+    } else if (accept_starved(errno)) {
         if (!ch->starved) {
             ch->starved = true;
             vp_log(VP_LOG_WARN, (int)ch->spec.channel_id,
@@ -2607,14 +2614,26 @@ static void mon_ready(void *opaque, int fd, int events)
     }
 }
 
+static void monitor_accept_again(void *opaque)
+{
+    (void)opaque;
+    vp_watch_set(loop, monitor_fd, VP_READ);
+}
+
 static void monitor_accept(void *opaque, int fd, int events)
 {
+    static VPTimer pause;
     int client = accept(fd, NULL, NULL);
     Mon *mon = monitors;
 
     (void)opaque;
     (void)events;
     if (client < 0) {
+        if (accept_starved(errno)) {
+            vp_watch_set(loop, fd, 0);
+            vp_timer_start(loop, &pause, ACCEPT_PAUSE, monitor_accept_again,
+                           NULL);
+        }
         return;
     }
     if (nmonitors == MON_CLIENTS) {

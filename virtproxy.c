@@ -65,8 +65,12 @@
  *
  *   VP_STORE_LEN + VP_RX_LEN_MAX                        send store, receive
  *   + VP_STORE_PKTS * sizeof(VPSent)
- *   + max_conns * (2 * sizeof(VPConn) + VP_WINDOW_INIT)   refused ones too
  *   + VP_WINDOW_BUDGET                                  grown windows
+ *   + 2 * max_conns * (VP_WINDOW_INIT + ...)            see VP_MEMORY_CONN
+ *
+ * since max_conns bounds those that come from here and those that the peer
+ * opens, each.  Beyond its own the peer gets refusals, of which as many again
+ * may wait to be sent.
  */
 #include "virtproxy.h"
 
@@ -1161,8 +1165,9 @@ typedef struct VPStore {
 /* How fast the channel is, and how much may be on its way; see flow_acked(). */
 typedef struct VPFlow {
     double rate;          /* bytes per us; 0: not known yet */
-    double rate_max[2];   /* of this span of rounds and the one before */
-    unsigned rounds;      /* in this span */
+    double rate_max[2];   /* the best of this span of time and the last */
+    unsigned rounds;      /* in this span, which began at */
+    uint64_t span_at;
     uint64_t round_at;    /* when it began, and "delivered" at that time */
     uint64_t round_start;
     uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
@@ -1367,9 +1372,12 @@ struct VPDriver {
 
     VPNode conns;
     size_t nconns;
+    size_t nclients;       /* of these, accepted here */
     size_t nannounced[2];  /* by the peer to us, by us to the peer */
+    size_t nreap;          /* of the peer's, over but not freed yet */
     VPConn **hash;
     size_t hash_size;
+    uint64_t hash_seed;
     uint32_t next_id;
     VPNode fresh;          /* scheduler: were quiet, go first */
     VPNode turns;          /* the others, round robin */
@@ -1560,8 +1568,8 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * packets where that is more.  The rate is measured from acks (as in BBR,
  * draft-cardwell-iccrg-bbr-congestion-control): the bytes acked in a round
  * trip, or in VP_ROUND_US where that is longer, since a few packets that go
- * through while both ends have the CPU say little; the largest value of some
- * rounds counts.  At first the bound is twice that product: while the
+ * through while both ends have the CPU say little; the best of the last second
+ * or two counts.  At first the bound is twice that product: while the
  * channel is not full this is twice what is on its way, so the bound doubles
  * each round trip; once the rate no longer follows, the channel is full and
  * the queue is cut to VP_QUEUE_US.  From time to time the bound is cut
@@ -1578,7 +1586,8 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_SLACK_US 100            /* for the peers' scheduling */
 #define VP_QUEUE_US 10000          /* queue to keep a full channel busy */
 #define VP_ROUND_US 1000           /* a round is no shorter */
-#define VP_RATE_ROUNDS 4
+#define VP_RATE_ROUNDS 4           /* and time for which the best one counts */
+#define VP_RATE_US SECOND
 #define VP_FULL_ROUNDS 3           /* without growth: the channel is full */
 #define VP_MIN_RTT_US (10 * SECOND)
 
@@ -1625,7 +1634,7 @@ static void flow_update(VPFlow *f, uint64_t now)
 }
 
 /* flow_busy_round() - a round in which the channel was kept busy is over */
-static void flow_busy_round(VPFlow *f)
+static void flow_busy_round(VPFlow *f, uint64_t now)
 {
     if (f->rate > 1.25 * f->full_rate) {
         f->full_rate = f->rate;
@@ -1633,8 +1642,9 @@ static void flow_busy_round(VPFlow *f)
     } else if (++f->full_rounds >= VP_FULL_ROUNDS) {
         f->full = true;
     }
-    if (++f->rounds >= VP_RATE_ROUNDS) {
+    if (++f->rounds >= VP_RATE_ROUNDS && now - f->span_at >= VP_RATE_US) {
         f->rounds = 0;
+        f->span_at = now;
         f->rate_max[1] = f->rate_max[0];
         f->rate_max[0] = 0;
     }
@@ -1658,7 +1668,7 @@ static void flow_end_round(VPFlow *f, bool app_limited, uint64_t now)
     f->rate = MAX(f->rate_max[0], f->rate_max[1]);
     f->filled |= !app_limited;
     if (!app_limited) {
-        flow_busy_round(f);
+        flow_busy_round(f, now);
     }
     flow_begin_round(f, now);
 }
@@ -1730,15 +1740,15 @@ static void link_ping_start(VPDriver *drv, uint64_t wait);
 static uint64_t random64(void)
 {
     static uint64_t counter;
+    static int fd = -1; /* kept: later there may be no descriptor left */
     struct timespec ts;
     uint64_t r = 0;
-    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
 
-    if (fd >= 0) {
-        if (read(fd, &r, sizeof(r)) != (ssize_t)sizeof(r)) {
-            r = 0;
-        }
-        close(fd);
+    if (fd < 0) {
+        fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    }
+    if (fd < 0 || read(fd, &r, sizeof(r)) != (ssize_t)sizeof(r)) {
+        r = 0;
     }
     /* a guest thrown back in time would draw the same numbers again */
     clock_gettime(CLOCK_REALTIME, &ts);
@@ -1860,7 +1870,7 @@ static void link_down(VPDriver *drv, const char *reason)
     snprintf(l->last_error, sizeof(l->last_error), "%s", reason);
     l->last_error_at = drv->loop->now;
     if (l->state == LINK_UP || (l->heard && !l->named_stranger)) {
-        vp_log(VP_LOG_INFO, drv->id, "channel down: %s", reason);
+        provoked_log(drv, VP_LOG_INFO, "channel down: %s", reason);
     }
     if (l->state == LINK_UP || l->epoch[0] != 0) {
         drv->down_at = drv->loop->now;
@@ -2357,7 +2367,7 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
 
     if (h->version != VP_VERSION) {
         if (!l->named_stranger) {
-            vp_log(VP_LOG_WARN, drv->id, "the other end speaks version %u of "
+            provoked_log(drv, VP_LOG_WARN, "the other end speaks version %u of "
                    "the protocol, this one %u", h->version, VP_VERSION);
             l->named_stranger = true;
         }
@@ -2365,7 +2375,7 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
     }
     if (h->token == l->hello.token) {
         if (!l->named_stranger) {
-            vp_log(VP_LOG_WARN, drv->id, "the channel echoes what is sent "
+            provoked_log(drv, VP_LOG_WARN, "the channel echoes what is sent "
                    "(a tty that is not raw, or a loop?)");
             l->named_stranger = true;
         }
@@ -2403,7 +2413,7 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
     if (wrong == NULL) {
         link_agree(drv, h);
     } else if (!l->named_stranger) {
-        vp_log(VP_LOG_WARN, drv->id, "%s", wrong);
+        provoked_log(drv, VP_LOG_WARN, "%s", wrong);
         l->named_stranger = true;
     }
 }
@@ -2775,7 +2785,8 @@ static bool conn_set_out(VPConn *c, VPOut to)
 
 static VPConn **conn_slot(VPDriver *drv, uint32_t id, bool client)
 {
-    size_t h = (size_t)mix64((uint64_t)id << 1 | client);
+    /* seeded: the peer chooses ids, and could choose them for one slot */
+    size_t h = (size_t)mix64(drv->hash_seed ^ ((uint64_t)id << 1 | client));
 
     return &drv->hash[h & (drv->hash_size - 1)];
 }
@@ -2848,6 +2859,7 @@ static VPConn *conn_new(VPDriver *drv, uint32_t id, bool client,
     c->hash_next = *slot;
     *slot = c;
     drv->nconns++;
+    drv->nclients += client;
     return c;
 }
 
@@ -2866,6 +2878,7 @@ static void conn_free(VPConn *c)
     node_remove(&c->due_node);
     drv->window_grown -= c->window - VP_WINDOW_INIT;
     drv->nconns--;
+    drv->nclients -= c->client;
     free(c->buf);
     free(c);
 }
@@ -2894,13 +2907,18 @@ static void conn_announced(VPConn *c, bool announced)
 /* conn_dead() - nothing is left to be done; the reaper frees it */
 static void conn_dead(VPConn *c)
 {
+    VPDriver *drv = c->drv;
+
     if (!c->dead) {
+        if (!c->client) {
+            drv->nreap++;
+        }
         conn_announced(c, false);
         c->dead = c->gone = true;
         node_remove(&c->turn);
         conn_wait(c, false);
         node_remove(&c->due_node);
-        node_append(&c->drv->dead, &c->due_node);
+        node_append(&drv->dead, &c->due_node);
     }
 }
 
@@ -3081,6 +3099,13 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
 {
     ssize_t len = 0;
 
+    if (c->out == OUT_BROKEN) {
+        for (int i = 1; i <= n; i++) {
+            c->rx_taken += iov[i].iov_len;
+        }
+        conn_credit(c);
+        return;
+    }
     if (!c->blocked && c->buf_len + (unsigned)n > 0 &&
         c->out != OUT_WAIT && c->out != OUT_WAIT_DRAIN) {
         iov[0].iov_base = c->buf + c->buf_off;
@@ -3482,7 +3507,8 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
         link_refuse(drv, "CONNECT_INIT with an id in use");
         return;
     }
-    if (drv->nannounced[false] >= 2 * (size_t)drv->link.hello.max_conns) {
+    if (drv->nannounced[false] + drv->nreap >=
+        2 * (size_t)drv->link.hello.max_conns) {
         link_refuse(drv, "many more connections than HELLO allowed");
         return;
     }
@@ -3625,12 +3651,7 @@ static const char *vp_handle_data_packet(VPDriver *drv, const VPPacket *pkt,
     if (c->rx_count > c->rx_limit) {
         return "more data than credit";
     }
-    if (c->out == OUT_BROKEN) {
-        c->rx_taken += pkt->bytes;
-        conn_credit(c);
-    } else {
-        batch_add(c, payload, pkt->bytes);
-    }
+    batch_add(c, payload, pkt->bytes);
     return NULL;
 }
 
@@ -3894,7 +3915,7 @@ static void oforward_accepted(VPOForward *f, int fd, int family)
     const char *wrong = NULL;
     VPConn *c;
 
-    if (socket_setup(fd, family) < 0 || drv->nconns >= drv->config.max_conns) {
+    if (socket_setup(fd, family) < 0 || drv->nclients >= drv->config.max_conns) {
         wrong = reason_str(VP_REASON_LIMIT);
     } else {
         while (conn_find(drv, drv->next_id, true) != NULL) {
@@ -4064,6 +4085,7 @@ int vp_set_iforward(VPDriver *drv, const char *service_id,
 
 static void driver_reap(VPDriver *drv)
 {
+    drv->nreap = 0;
     while (node_linked(&drv->dead)) {
         conn_free(container_of(drv->dead.next, VPConn, due_node));
     }
@@ -4101,6 +4123,7 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     drv->loop = loop;
     drv->id = channel_id;
     drv->config = *config;
+    drv->hash_seed = random64();
     drv->opens_at = loop->now;
     drv->opens = config->max_opens;
     drv->lost = lost;
@@ -4314,8 +4337,8 @@ void vp_del_iforward(VPDriver *drv, const char *service_id)
 /* What a driver needs without connections, and for each of them. */
 #define VP_MEMORY_FIXED (VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) + \
                          VP_RX_LEN_MAX + VP_WINDOW_BUDGET)
-#define VP_MEMORY_CONN (2 * sizeof(VPConn) + 4 * sizeof(VPConn *) + \
-                        VP_WINDOW_INIT)
+#define VP_MEMORY_CONN (3 * sizeof(VPConn) + 8 * sizeof(VPConn *) + \
+                        2 * VP_WINDOW_INIT)
 
 size_t vp_max_conns(size_t memory)
 {
