@@ -3915,7 +3915,8 @@ static void oforward_accepted(VPOForward *f, int fd, int family)
     const char *wrong = NULL;
     VPConn *c;
 
-    if (socket_setup(fd, family) < 0 || drv->nclients >= drv->config.max_conns) {
+    if (socket_setup(fd, family) < 0 ||
+        drv->nclients >= drv->config.max_conns) {
         wrong = reason_str(VP_REASON_LIMIT);
     } else {
         while (conn_find(drv, drv->next_id, true) != NULL) {
