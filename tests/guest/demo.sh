@@ -19,18 +19,24 @@ top=$(cd "$here/../.." && pwd)
 
 say() { printf '\n# %s\n' "$*"; }
 
-# show() - a command as one could type it, in lines that fit
+# show() - a command as one could type it, options with their values in lines
+# that fit
 show() {
-    local word line=
-    for word in "$@"; do
+    local word line=$1 group=
+    shift
+    for word in "$@" -; do
         case $word in
+        -*)
+            if [ $((${#line} + ${#group})) -gt 76 ]; then
+                printf '%s \\\n' "$line"
+                line="   "
+            fi
+            line=$line$group
+            group=
+            ;;
         *[\;\ ]*) word="'$word'" ;;
         esac
-        if [ $((${#line} + ${#word})) -gt 74 ]; then
-            printf '%s \\\n' "$line"
-            line="   "
-        fi
-        line=$line${line:+ }$word
+        group="$group $word"
     done
     printf '%s\n' "$line"
 }

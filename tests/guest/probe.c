@@ -170,7 +170,7 @@ static struct sockaddr *parse_addr(const char *addr, socklen_t *len)
     const char *colon = strrchr(addr, ':');
     char host[64];
 
-    if (addr[0] == '/') {
+    if (strchr(addr, '/')) {
         if (strlen(addr) >= sizeof(un.sun_path)) {
             die("path too long: %s", addr);
         }
@@ -199,7 +199,7 @@ static bool is_device(const char *addr)
 {
     struct stat st;
 
-    return addr[0] == '/' && stat(addr, &st) == 0 && S_ISCHR(st.st_mode);
+    return strchr(addr, '/') && stat(addr, &st) == 0 && S_ISCHR(st.st_mode);
 }
 
 /* open_addr() - a connected descriptor, or -1 with errno */
@@ -967,6 +967,7 @@ static void pump(int from, bool from_device, int to)
         if (n == 0 && from_device) {
             sleep_ms(2);
         } else if (n <= 0 || !write_all(to, buf, (size_t)n)) {
+            tcdrain(to);    /* what a tty holds when we die is lost */
             kill(0, SIGTERM);
         }
     }

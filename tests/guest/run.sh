@@ -29,6 +29,7 @@ limit=${GUEST_LIMIT:-300}
 one() {
     local name=$1
     D=$2
+    vm=$D
     trap end_all EXIT
     trap 'exit 1' TERM INT
     channel "${name##*-}"

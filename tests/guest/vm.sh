@@ -167,7 +167,7 @@ channel() {
         ;;
     isa)
         guest_channel=isaserial-open:${device[isa]}:-
-        big=1000000 mid=250000 small=20000
+        big=700000 mid=120000 small=20000
         ;;
     esac
 }
