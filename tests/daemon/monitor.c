@@ -224,26 +224,37 @@ const char *executed(int stream)
 
 /* --- "info ... -k" ------------------------------------------------------ */
 
-const char *line_find(const char *answer, const char *words, size_t nth)
+/* line_next() - the first line from p on that begins with words, or NULL */
+static const char *line_next(const char *p, const char *words)
 {
     size_t len = strlen(words);
 
-    for (const char *p = answer; *p; p++) {
-        if (strncmp(p, words, len) == 0 && (p[len] == ' ' || p[len] == '\n') &&
-            nth-- == 0) {
+    for (; *p; p++) {
+        if (strncmp(p, words, len) == 0 && (p[len] == ' ' || p[len] == '\n')) {
             return p;
         }
         p = strchr(p, '\n');
-        ck_assert_msg(p != NULL, "no newline at the end of: %s", answer);
+        ck_assert_msg(p != NULL, "no newline at the end");
     }
     return NULL;
+}
+
+const char *line_find(const char *answer, const char *words, size_t nth)
+{
+    const char *p = line_next(answer, words);
+
+    while (p && nth-- > 0) {
+        p = line_next(strchr(p, '\n') + 1, words);
+    }
+    return p;
 }
 
 size_t line_count(const char *answer, const char *words)
 {
     size_t n = 0;
 
-    while (line_find(answer, words, n)) {
+    for (const char *p = line_next(answer, words); p;
+         p = line_next(strchr(p, '\n') + 1, words)) {
         n++;
     }
     return n;
