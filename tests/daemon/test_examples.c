@@ -59,83 +59,80 @@ static const char *program(const char *name, const char *package)
 /* --- http server -------------------------------------------------------- */
 
 /* http_fail() - the request is answered with an error */
-static void http_fail(FILE *f, const char *why)
+static void http_fail(FILE *out, const char *why)
 {
-    fprintf(f, "HTTP/1.1 500 %s\r\nContent-Length: 0\r\n\r\n", why);
-    fflush(f);
+    fprintf(out, "HTTP/1.1 500 %s\r\nContent-Length: 0\r\n\r\n", why);
+    fflush(out);
     _exit(1);
 }
 
-static void http_get(FILE *f, const char *path)
+static void http_get(FILE *out, const char *path)
 {
     static unsigned char body[65536];
     unsigned long size, stream;
 
     if (sscanf(path, "/%lu/%lu", &size, &stream) != 2) {
-        http_fail(f, "bad path");
+        http_fail(out, "bad path");
     }
-    fprintf(f, "HTTP/1.1 200 OK\r\nContent-Length: %lu\r\n"
+    fprintf(out, "HTTP/1.1 200 OK\r\nContent-Length: %lu\r\n"
             "Connection: close\r\n\r\n", size);
     for (unsigned long pos = 0; pos < size; pos += sizeof(body)) {
         size_t n = size - pos < sizeof(body) ? size - pos : sizeof(body);
 
         pattern_fill(body, n, stream, pos);
-        fwrite(body, 1, n, f);
+        fwrite(body, 1, n, out);
     }
-    fflush(f);
+    fflush(out);
 }
 
 /* http_put() - take a file and say whether it came whole */
-static void http_put(FILE *f, unsigned long size)
+static void http_put(FILE *in, FILE *out, unsigned long size)
 {
     static unsigned char body[65536];
 
     for (unsigned long pos = 0; pos < size; pos += sizeof(body)) {
         size_t n = size - pos < sizeof(body) ? size - pos : sizeof(body);
 
-        if (fread(body, 1, n, f) != n) {
-            http_fail(f, "short body");
+        if (fread(body, 1, n, in) != n) {
+            http_fail(out, "short body");
         }
         if (pattern_check(body, n, UPLOAD_STREAM, pos) != n) {
-            http_fail(f, "wrong byte");
+            http_fail(out, "wrong byte");
         }
     }
-    fseek(f, 0, SEEK_CUR);              /* from reading to writing */
-    fprintf(f, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"
+    fprintf(out, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"
             "Connection: close\r\n\r\nwhole");
-    fflush(f);
+    fflush(out);
 }
 
 /* http_serve() - one request, in a process of its own */
 static void http_serve(int fd)
 {
-    FILE *f = fdopen(fd, "r+");
+    FILE *in = fdopen(fd, "r");
+    FILE *out = fdopen(dup(fd), "w");
     char line[TEXT_LEN], method[16] = "", path[TEXT_LEN] = "";
     unsigned long size = 0;
     bool expects = false;
 
-    if (!f || !fgets(line, sizeof(line), f) ||
+    if (!in || !out || !fgets(line, sizeof(line), in) ||
         sscanf(line, "%15s %511s", method, path) != 2) {
         _exit(1);
     }
-    while (fgets(line, sizeof(line), f) && line[0] != '\r') {
+    while (fgets(line, sizeof(line), in) && line[0] != '\r') {
         sscanf(line, "Content-Length: %lu", &size);
         expects = expects || strncmp(line, "Expect: 100", 11) == 0;
     }
-    fseek(f, 0, SEEK_CUR);
     if (strcmp(method, "GET") == 0) {
-        http_get(f, path);
+        http_get(out, path);
     } else if (strcmp(method, "PUT") == 0) {
         if (expects) {
-            fprintf(f, "HTTP/1.1 100 Continue\r\n\r\n");
-            fflush(f);
-            fseek(f, 0, SEEK_CUR);
+            fprintf(out, "HTTP/1.1 100 Continue\r\n\r\n");
+            fflush(out);
         }
-        http_put(f, size);
+        http_put(in, out, size);
     } else {
-        http_fail(f, "bad method");
+        http_fail(out, "bad method");
     }
-    fclose(f);
     _exit(0);
 }
 

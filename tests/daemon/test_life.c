@@ -632,7 +632,7 @@ START_TEST(slammed_door)
         }
     }
     ck_assert_msg(tries >= 2, "tried again %d times in 3 s", tries);
-    ck_assert_msg(tries <= 30, "tried again %d times in 3 s", tries);
+    ck_assert_msg(tries <= 15, "tried again %d times in 3 s", tries);
     ck_assert_int_le(daemon_count(d, "."), FEW_LINES);
     ck_assert_int_lt(daemon_cpu_ms(d) - cpu, 300);
 }

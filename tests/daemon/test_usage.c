@@ -22,6 +22,7 @@
 #define ID_32 "abcdefghijklmnopqrstuvwxyz012345"
 #define PATH_50 "/aaaaaaaaabbbbbbbbbcccccccccdddddddddeeeeeeeeefffff"
 #define LONG_PATH PATH_50 PATH_50 PATH_50
+#define NAMED_PATH PATH_50 PATH_50      /* as much of it as must be shown */
 
 /* An option that must be refused */
 typedef struct BadOption {
@@ -46,11 +47,11 @@ static const BadOption bad_options[] = {
     { "-c", "unix-connect:/x:-:1x", NULL },
     { "-c", "unix-connect:/x:-:99999999999999999999", NULL },
     { "-c", "unix-connect:/x:-:0:more", NULL },
-    { "-c", "unix-connect:" LONG_PATH ":-", LONG_PATH },
+    { "-c", "unix-connect:" LONG_PATH ":-", NAMED_PATH },
     { "-c", "unix-listen:", NULL },
     { "-c", "unix-listen::-", NULL },
     { "-c", "unix-listen:/x:80", NULL },
-    { "-c", "unix-listen:" LONG_PATH ":-", LONG_PATH },
+    { "-c", "unix-listen:" LONG_PATH ":-", NAMED_PATH },
     { "--channel", ":/x:-", NULL },
     { "--channel", "unix:/x:-", NULL },
     { "--channel", "udp-connect:127.0.0.1:9000", NULL },
@@ -112,7 +113,7 @@ static const BadOption bad_options[] = {
     { "-o", "http:127.0.0.1:80:-1", NULL },
     { "-o", "http:127.0.0.1:80:0:0", NULL },
     { "-o", "http:127.0.0.1:0:7", NULL },       /* there is no channel 7 */
-    { "-o", "http:" LONG_PATH ":-", LONG_PATH },
+    { "-o", "http:" LONG_PATH ":-", NAMED_PATH },
     { "--oforward", "ht\ttp:127.0.0.1:80", "" },
     { "--oforward", "http\n:127.0.0.1:80", "" },
     { "--oforward", "http\x7f:127.0.0.1:80", "" },
@@ -135,7 +136,7 @@ static const BadOption bad_options[] = {
     { "-i", "http:127.0.0.1:80:", NULL },
     { "-i", "http:127.0.0.1:80:1", NULL },
     { "-i", "http:127.0.0.1:80:0:0", NULL },
-    { "-i", "http:" LONG_PATH ":-", LONG_PATH },
+    { "-i", "http:" LONG_PATH ":-", NAMED_PATH },
     { "--iforward", "\x01:127.0.0.1:80", "" },
     { "--iforward", "\xff\xfe:127.0.0.1:80", "" },
     { "-i", NULL, "" },
@@ -158,7 +159,7 @@ typedef struct BadLine {
 
 static const BadLine bad_lines[] = {
     { { NULL }, { "-c", "channel" } },
-    { { "-o", "http:127.0.0.1:0", NULL }, { "-c", "channel" } },
+    { { "-o", "http:127.0.0.1:0", NULL }, { "http:127.0.0.1:0", "channel" } },
     { { "-c", CHANNEL, "-c", "unix-connect:/other:-", NULL },
       { "-c", "unix-connect:/other:-" } },
     { { "-c", CHANNEL ":5", "-c", "fd:9:-:5", NULL },
