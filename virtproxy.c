@@ -1177,9 +1177,11 @@ typedef struct VPFlow {
     bool full;            /* its rate was found */
     unsigned full_rounds; /* without growth beyond full_rate */
     double full_rate;
+    double start_limit;   /* until then, doubled while the rate follows */
     bool probing;         /* holding back to see min_rtt again */
     uint64_t probe_at;    /* since when */
     uint64_t delivered;   /* bytes acked */
+    uint64_t acked_at;    /* when some were, last */
     uint64_t app_limited; /* "delivered" up to which samples say little */
     uint32_t limit;       /* bytes in flight, at most */
     uint32_t pkt_len;     /* of a packet, at most */
@@ -1569,10 +1571,9 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * draft-cardwell-iccrg-bbr-congestion-control): the bytes acked in a round
  * trip, or in VP_ROUND_US where that is longer, since a few packets that go
  * through while both ends have the CPU say little; the best of the last second
- * or two counts.  At first the bound is twice that product: while the
- * channel is not full this is twice what is on its way, so the bound doubles
- * each round trip; once the rate no longer follows, the channel is full and
- * the queue is cut to VP_QUEUE_US.  From time to time the bound is cut
+ * or two counts.  At first the bound doubles each round for which the rate
+ * has followed the last doubling; once it no longer does, the channel is full
+ * and the queue is cut to VP_QUEUE_US.  From time to time the bound is cut
  * further to let the queue drain and see the shortest round trip again.
  *
  * Since acks bound what the channel holds, its socket's send buffer may be
@@ -1616,7 +1617,11 @@ static void flow_update(VPFlow *f, uint64_t now)
 
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
     limit = f->rate * (rtt + queue + VP_SLACK_US);
-    limit = MIN(MAX(limit, 2 * pkt), VP_LIMIT_MAX);
+    limit = MAX(limit, 2 * pkt);
+    if (!f->full) {
+        limit = MAX(limit, f->start_limit);
+    }
+    limit = MIN(limit, VP_LIMIT_MAX);
     if (!f->filled) { /* little was sent: that it took its time says nothing */
         pkt = MAX(pkt, VP_LIMIT_START / 4);
         limit = MAX(limit, VP_LIMIT_START);
@@ -1639,6 +1644,7 @@ static void flow_busy_round(VPFlow *f, uint64_t now)
     if (f->rate > 1.25 * f->full_rate) {
         f->full_rate = f->rate;
         f->full_rounds = 0;
+        f->start_limit = 2.0 * f->limit;
     } else if (++f->full_rounds >= VP_FULL_ROUNDS) {
         f->full = true;
     }
@@ -1676,7 +1682,7 @@ static void flow_end_round(VPFlow *f, bool app_limited, uint64_t now)
 /* flow_sent() - a packet leaves; @idle: nothing else is on its way */
 static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
 {
-    if (idle) {
+    if (idle && now - f->acked_at >= VP_ROUND_US) {
         flow_begin_round(f, now); /* the time before was no transfer's */
     }
     sent->sent_at = now;
@@ -1695,6 +1701,7 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
     uint64_t rtt = now - sent->sent_at;
 
     f->delivered += bytes;
+    f->acked_at = now;
     if (!prompt) {
         return;
     }
@@ -2291,6 +2298,7 @@ static void link_begin(VPDriver *drv, uint64_t mine, uint64_t peers)
     VPLink *l = &drv->link;
 
     link_forget(drv);
+    vp_timer_stop(&drv->grace_timer);
     l->epoch[0] = mine;
     l->epoch[1] = peers;
     l->session_at = drv->loop->now;
@@ -3108,8 +3116,10 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
     }
     if (!c->blocked && c->buf_len + (unsigned)n > 0 &&
         c->out != OUT_WAIT && c->out != OUT_WAIT_DRAIN) {
-        iov[0].iov_base = c->buf + c->buf_off;
-        iov[0].iov_len = c->buf_len;
+        if (c->buf_len > 0) {
+            iov[0].iov_base = c->buf + c->buf_off;
+            iov[0].iov_len = c->buf_len;
+        }
         do {
             len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
                                  : writev(c->fd, iov + 1, n);
