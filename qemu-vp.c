@@ -1161,17 +1161,27 @@ static int exit_status;
 
 static void channel_open(void *opaque);
 
+/* channel_wait() - longer each time, until a session came up */
+static void channel_wait(Channel *ch)
+{
+    vp_timer_start(loop, &ch->timer, ch->wait, channel_open, ch);
+    ch->wait = ch->wait * 2 < RETRY_MAX ? ch->wait * 2 : RETRY_MAX;
+}
+
 /* channel_retry() - it can't be opened now; log that once, try later */
 static void channel_retry(Channel *ch, const char *what, int err)
 {
+    char text[128];
+
+    snprintf(text, sizeof(text), "%.90s: %s", what, strerror(err));
+    vp_note_error(ch->drv, text);
     if (err != ch->said) {
         ch->said = err;
         vp_log(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
                "trying again", method_name[ch->spec.method], what,
                strerror(err));
     }
-    vp_timer_start(loop, &ch->timer, ch->wait, channel_open, ch);
-    ch->wait = ch->wait * 2 < RETRY_MAX ? ch->wait * 2 : RETRY_MAX;
+    channel_wait(ch);
 }
 
 static void channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
@@ -1481,7 +1491,7 @@ static void channel_open(void *opaque)
 }
 
 /* channel_lost() - the engine has closed the channel's descriptor */
-static void channel_lost(void *opaque, const char *reason)
+static void channel_lost(void *opaque, const char *reason, bool was_up)
 {
     Channel *ch = opaque;
 
@@ -1504,8 +1514,10 @@ static void channel_lost(void *opaque, const char *reason)
         vp_loop_stop(loop);
         return;
     }
-    ch->wait = RETRY_MIN;
-    vp_timer_start(loop, &ch->timer, ch->wait, channel_open, ch);
+    if (was_up) {
+        ch->wait = RETRY_MIN;
+    }
+    channel_wait(ch);
 }
 
 /* ---- listening channels ----------------------------------------------- */
@@ -1571,6 +1583,16 @@ static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
                                 strerror(-rc));
 }
 
+/* Which descriptors were open when we began, and are not taken yet. */
+static bool inherited[1024];
+
+static void inherited_find(void)
+{
+    for (int fd = 0; fd < (int)COUNT(inherited); fd++) {
+        inherited[fd] = fcntl(fd, F_GETFD) >= 0;
+    }
+}
+
 /*
  * standard_dup() - a descriptor that is stdin, stdout or stderr would be
  * logged to, or replaced when we go to the background: move it
@@ -1596,13 +1618,19 @@ static int standard_dup(int fd)
 /* channel_inherit() - a descriptor somebody opened for us */
 static bool channel_inherit(Channel *ch, Error *err)
 {
-    int given = atoi(ch->spec.addr), fd = standard_dup(given), listening = 0;
+    int given = atoi(ch->spec.addr), fd = -1, listening = 0;
     socklen_t len = sizeof(listening);
     VPChannelKind kind = VP_CHN_SOCKET;
     const char *wrong = NULL;
     struct stat st;
 
-    if (fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+    if (given < (int)COUNT(inherited) && inherited[given]) {
+        fd = standard_dup(given);
+        inherited[given] = false;
+    }
+    if (fd < 0) {
+        wrong = "it was not open at the start, or is taken";
+    } else if (fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
         wrong = strerror(errno);
     } else if (S_ISSOCK(st.st_mode)) {
         getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len);
@@ -2105,7 +2133,7 @@ static void info_channels(Mon *mon, bool keys)
     char a[16], b[16], c[16], d[16];
 
     if (!keys) {
-        mon_printf(mon, "%4s %-5s %9s %7s %7s %8s %7s %7s %7s  %s\n", "ID",
+        mon_printf(mon, "%5s %-5s %9s %7s %7s %8s %7s %7s %7s  %s\n", "ID",
                    "STATE", "SESSION", "IN", "OUT", "RTT", "RATE/s", "RESYNCS",
                    "RECONN", "CHANNEL");
     }
@@ -2117,7 +2145,7 @@ static void info_channels(Mon *mon, bool keys)
             info_channels_keys(mon, ch, &i);
             continue;
         }
-        mon_printf(mon, "%4u %-5s %9s %7s %7s %6lluus", ch->spec.channel_id,
+        mon_printf(mon, "%5u %-5s %9s %7s %7s %6lluus", ch->spec.channel_id,
                    i.state, seconds(i.session_age, a),
                    human((double)i.bytes[0], b), human((double)i.bytes[1], c),
                    (unsigned long long)i.rtt);
@@ -2218,7 +2246,7 @@ static void info_conn(const VPConnInfo *c, void *opaque)
                    (unsigned long long)c->credit, c->waiting);
         return;
     }
-    mon_printf(in->mon, "%-16s %-10s %6s/%-10s %8s %8s %7s %7s %7s %7s  "
+    mon_printf(in->mon, "%-16s %-32s %6s/%-10s %8s %8s %7s %7s %7s %7s  "
                "%s > %s\n", id, c->service_id, c->in, c->out,
                seconds(c->age, a), seconds(c->idle, b),
                human((double)c->bytes[1], d), human((double)c->bytes[0], e),
@@ -2229,7 +2257,7 @@ static void info_conn(const VPConnInfo *c, void *opaque)
 static void info_conns(Mon *mon, bool keys)
 {
     if (!keys) {
-        mon_printf(mon, "%-16s %-10s %6s/%-10s %8s %8s %7s %7s %7s %7s  %s\n",
+        mon_printf(mon, "%-16s %-32s %6s/%-10s %8s %8s %7s %7s %7s %7s  %s\n",
                    "ID", "SERVICE", "IN", "OUT", "AGE", "IDLE", "SENT",
                    "RECVD", "CREDIT", "WAITING", "FROM > TO");
     }
@@ -2245,7 +2273,7 @@ static void info_stats(Mon *mon, bool keys)
     char a[16], b[16];
 
     if (!keys) {
-        mon_printf(mon, "%4s %11s %11s %8s %8s\n", "ID", "CONNECTIONS",
+        mon_printf(mon, "%5s %11s %11s %8s %8s\n", "ID", "CONNECTIONS",
                    "AT MOST", "MEMORY", "AT MOST");
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
@@ -2257,7 +2285,7 @@ static void info_stats(Mon *mon, bool keys)
                        "memory=%zu max_memory=%zu\n", ch->spec.channel_id,
                        i.conns, i.max_conns, i.memory, i.memory_max);
         } else {
-            mon_printf(mon, "%4u %11zu %11zu %8s %8s\n", ch->spec.channel_id,
+            mon_printf(mon, "%5u %11zu %11zu %8s %8s\n", ch->spec.channel_id,
                        i.conns, i.max_conns, human((double)i.memory, a),
                        human((double)i.memory_max, b));
         }
@@ -3081,6 +3109,7 @@ int main(int argc, char **argv)
     Error err;
     int rc;
 
+    inherited_find();
     standard_fds();
     signal(SIGPIPE, SIG_IGN);
     started_at = time(NULL);

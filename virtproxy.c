@@ -848,6 +848,7 @@ enum {
     VP_HELLO_KEYED = 2,     /* I have a key, and you must prove that you do */
     VP_HELLO_LISTENER = 4,  /* I was connected to */
     VP_HELLO_CONNECTOR = 8, /* I made the connection */
+    VP_HELLO_BYE = 16,      /* the session I name is over */
 };
 
 /* Two 64-bit words at once; gcc and clang have it on every machine. */
@@ -1250,7 +1251,7 @@ typedef struct VPLink {
     uint64_t packets[2];
     uint64_t resyncs;
     uint64_t attaches;
-    char last_error[64];
+    char last_error[128];
     uint64_t last_error_at;
 } VPLink;
 
@@ -1361,7 +1362,7 @@ struct VPDriver {
     VPLoop *loop;
     int id;
     VPConfig config;
-    void (*lost)(void *opaque, const char *reason);
+    VPLostHandler *lost;
     void *opaque;
 
     VPLink link;
@@ -1874,8 +1875,7 @@ static void link_down(VPDriver *drv, const char *reason)
 {
     VPLink *l = &drv->link;
 
-    snprintf(l->last_error, sizeof(l->last_error), "%s", reason);
-    l->last_error_at = drv->loop->now;
+    vp_note_error(drv, reason);
     if (l->state == LINK_UP || (l->heard && !l->named_stranger)) {
         provoked_log(drv, VP_LOG_INFO, "channel down: %s", reason);
     }
@@ -1899,9 +1899,11 @@ static void link_down(VPDriver *drv, const char *reason)
 /* link_lost() - the descriptor is of no use any more */
 static void link_lost(VPDriver *drv, const char *reason)
 {
+    bool was_up = drv->link.named_up;
+
     link_close(drv);
     link_down(drv, reason);
-    drv->lost(drv->opaque, reason);
+    drv->lost(drv->opaque, reason, was_up);
 }
 
 /* link_new_token() - what I hold now is what I claim in this handshake */
@@ -2306,6 +2308,13 @@ static void link_begin(VPDriver *drv, uint64_t mine, uint64_t peers)
     l->rx_digest = 0;
 }
 
+/* link_names_session() - does @h name the session I hold? */
+static bool link_names_session(const VPLink *l, const VPHello *h)
+{
+    return l->epoch[0] != 0 && h->my_epoch == l->epoch[1] &&
+           h->peer_epoch == l->epoch[0];
+}
+
 /* link_can_resume() - is what the peer claims possible? */
 static bool link_can_resume(VPLink *l, const VPHello *h)
 {
@@ -2325,8 +2334,7 @@ static void link_agree(VPDriver *drv, const VPHello *h)
 
     l->peer_window = h->window;
     l->peer_max_conns = h->max_conns;
-    if (l->epoch[0] == 0 || h->my_epoch != l->epoch[1] ||
-        h->peer_epoch != l->epoch[0]) {
+    if (!link_names_session(l, h)) {
         link_begin(drv, l->hello.token, l->peer_token);
         link_up(drv, false);
     } else if (link_can_resume(l, h)) {
@@ -2391,6 +2399,12 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
     }
     l->heard = true;
     if (l->penalty) {
+        return;
+    }
+    if ((h->flags & VP_HELLO_BYE) && link_names_session(l, h)) {
+        provoked_log(drv, VP_LOG_INFO, "the other end ends the session");
+        link_forget(drv);
+        link_hello(drv, 0);
         return;
     }
     if (l->state == LINK_UP) {
@@ -4124,7 +4138,7 @@ static bool driver_run(VPDriver *drv)
 }
 
 VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
-                 void (*lost)(void *opaque, const char *reason), void *opaque)
+                 VPLostHandler *lost, void *opaque)
 {
     VPDriver *drv = calloc(1, sizeof(*drv));
 
@@ -4249,8 +4263,7 @@ static void candidate_ready(void *opaque, int fd, int events)
         candidate_close(drv, "it is not qemu-vp, or of another version");
         return;
     }
-    if (l->state == LINK_UP &&
-        !(h.my_epoch == l->epoch[1] && h.peer_epoch == l->epoch[0]) &&
+    if (l->state == LINK_UP && !link_names_session(l, &h) &&
         (l->asked_at == 0 || drv->loop->now - l->asked_at < VP_DEAD_US)) {
         candidate_close(drv, "the channel is in use");
         return;
@@ -4263,7 +4276,7 @@ static void candidate_ready(void *opaque, int fd, int events)
         link_down(drv, "replaced by a new connection");
     }
     if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
-        drv->lost(drv->opaque, strerror(ENOMEM));
+        drv->lost(drv->opaque, strerror(ENOMEM), false);
         return;
     }
     link_handle_hello(drv, &h, k->buf);
@@ -4454,12 +4467,40 @@ void vp_reset_all(VPDriver *drv)
     }
 }
 
+/* link_bye() - tell the peer, if it can be told at once */
+static void link_bye(VPDriver *drv)
+{
+    VPLink *l = &drv->link;
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    size_t len;
+
+    if (!link_has_fd(l) || l->away || l->epoch[0] == 0 || l->ctl_len > 0 ||
+        l->store.unsent_off > 0) {
+        return;
+    }
+    link_new_token(drv);
+    l->hello.flags = VP_HELLO_BYE;
+    len = wire_put_hello(buf, &l->hello, NULL);
+    if (write(l->wfd, buf, len) < 0) {
+        /* it will find out by itself, some time later */
+    }
+}
+
+void vp_note_error(VPDriver *drv, const char *text)
+{
+    VPLink *l = &drv->link;
+
+    snprintf(l->last_error, sizeof(l->last_error), "%s", text);
+    l->last_error_at = drv->loop->now;
+}
+
 void vp_free(VPDriver *drv)
 {
     VPLink *l = &drv->link;
     VPDriver **at = &drv->loop->drivers;
     VPNode *n;
 
+    link_bye(drv);
     for (n = drv->conns.next; n != &drv->conns; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 

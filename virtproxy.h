@@ -141,19 +141,28 @@ typedef struct VPConfig {
 } VPConfig;
 
 /*
+ * The channel's descriptor is of no use any more and has been closed; the
+ * program then opens another and calls vp_attach().
+ * @reason:  for the log
+ * @was_up:  a session came up on it; else there's no hurry to try again
+ */
+typedef void VPLostHandler(void *opaque, const char *reason, bool was_up);
+
+/*
  * vp_new() - a driver without a channel; NULL when out of memory
- * @lost:  called from the loop when the channel's descriptor is of no use
- *         any more and has been closed; the program then opens another and
- *         calls vp_attach().  @reason is for the log.
+ * @lost:  called from the loop
  */
 VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
-                 void (*lost)(void *opaque, const char *reason),
-                 void *opaque);
+                 VPLostHandler *lost, void *opaque);
 
 /* vp_set_config() - takes effect from now on; HELLO tells the peer later */
 void vp_set_config(VPDriver *drv, const VPConfig *config);
 
-/* vp_free() - reset every connection, close everything handed over */
+/*
+ * vp_free() - reset every connection, close everything handed over
+ *
+ * The peer is told that the session is over, if it can be told at once.
+ */
 void vp_free(VPDriver *drv);
 
 /*
@@ -250,6 +259,9 @@ typedef struct VPConnInfo {
     uint64_t credit;          /* bytes the peer still lets us send */
     size_t waiting;           /* bytes the local socket has not taken */
 } VPConnInfo;
+
+/* vp_note_error() - why there is no channel, for vp_channel_info() */
+void vp_note_error(VPDriver *drv, const char *text);
 
 /* vp_conns() - call @each for every connection, oldest first */
 void vp_conns(const VPDriver *drv,
