@@ -1240,6 +1240,7 @@ typedef struct VPLink {
     bool ack_now;
     VPTimer ack_timer;
     VPTimer ping_timer;
+    bool ping_waits;       /* the timer runs since packets wait for an ack */
     uint64_t ping_wait;
     uint32_t ping_base;    /* store.base when the timer was started */
     uint64_t asked_at;     /* PING not answered since; 0: none */
@@ -2176,8 +2177,8 @@ static void link_flush(VPDriver *drv)
             link_lost(drv, strerror(errno));
         }
     }
-    if (l->state == LINK_UP && l->store.bytes > 0 &&
-        !timer_running(&l->ping_timer)) {
+    if (l->state == LINK_UP && l->store.bytes > 0 && !l->ping_waits) {
+        l->ping_waits = true;
         link_ping_start(drv, VP_PING_WAIT_MIN);
     }
 }
@@ -2235,6 +2236,7 @@ static void link_ping_timer(void *opaque)
     bool waiting = l->store.bytes > 0;
     uint64_t wait = VP_PING_IDLE;
 
+    l->ping_waits = waiting;
     if (waiting && l->store.base != l->ping_base) {
         wait = VP_PING_WAIT_MIN;
     } else if (waiting || l->ping_wait == VP_PING_IDLE) {
@@ -2288,6 +2290,7 @@ static void link_up(VPDriver *drv, bool resumed)
     flow_rtt(&l->flow, drv->loop->now - l->hello_at, drv->loop->now);
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&drv->grace_timer);
+    l->ping_waits = true;
     link_ping_start(drv, VP_PING_WAIT_MIN);
     provoked_log(drv, quiet ? VP_LOG_DEBUG : VP_LOG_INFO, "channel up: %s",
                  resumed ? "session resumed" : "new session");
