@@ -1298,6 +1298,7 @@ typedef struct VPConn {
     bool dead;         /* to be freed */
     bool blocked;      /* the local socket takes no more for the moment */
     bool retry;        /* connect() must be called again */
+    bool doomed;       /* the sweep saw that it was reset */
     bool broken;       /* a write failed: RESET follows what can be read */
     VPIn in;
     VPOut out;
@@ -1313,7 +1314,9 @@ typedef struct VPConn {
     uint64_t rx_taken; /* of these, taken by the local socket */
     uint64_t rx_limit; /* what we let the peer send */
     uint32_t window;
-    int32_t deficit;   /* scheduler */
+    int32_t deficit;   /* scheduler: what is left of the quantum */
+    uint64_t refilled_at; /* drv->sched_bytes when it was given */
+    bool in_turns;     /* "turn" is in drv->turns, not in drv->fresh */
 
     uint8_t *buf;      /* what the local socket has not taken yet */
     uint32_t buf_off;
@@ -1385,6 +1388,8 @@ struct VPDriver {
     uint32_t next_id;
     VPNode fresh;          /* scheduler: were quiet, go first */
     VPNode turns;          /* the others, round robin */
+    size_t nturns;
+    uint64_t sched_bytes;  /* read from all local sockets */
     VPNode due;
     VPNode dead;
     VPNode connecting;
@@ -2899,13 +2904,20 @@ static void conn_free(VPConn *c)
     }
     *slot = c->hash_next;
     node_remove(&c->all);
-    node_remove(&c->turn);
     node_remove(&c->due_node);
     drv->window_grown -= c->window - VP_WINDOW_INIT;
     drv->nconns--;
     drv->nclients -= c->client;
     free(c->buf);
     free(c);
+}
+
+/* sched_leave() - it isn't its turn, now or later */
+static void sched_leave(VPConn *c)
+{
+    node_remove(&c->turn);
+    c->drv->nturns -= c->in_turns;
+    c->in_turns = false;
 }
 
 /* conn_wait() - is it among those that wait for their target? */
@@ -2940,7 +2952,7 @@ static void conn_dead(VPConn *c)
         }
         conn_announced(c, false);
         c->dead = c->gone = true;
-        node_remove(&c->turn);
+        sched_leave(c);
         conn_wait(c, false);
         node_remove(&c->due_node);
         node_append(&drv->dead, &c->due_node);
@@ -3005,7 +3017,7 @@ static void conn_abort(VPConn *c, VPReason reason)
     c->gone = true;
     conn_close_fd(c);
     conn_drop_buf(c);
-    node_remove(&c->turn);
+    sched_leave(c);
     conn_wait(c, false);
     conn_set_in(c, IN_CLOSED);
     conn_set_out(c, OUT_CLOSED);
@@ -3462,7 +3474,12 @@ static void connect_timer(void *opaque)
     }
 }
 
-/* sweep_timer() - a reset is seen by reading, but after EOF none reads */
+/*
+ * sweep_timer() - a reset is seen by reading, but who reads?
+ *
+ * Nobody does after EOF, and when a connection waits long for its turn or
+ * for credit.  What it still has to be read gets another second then.
+ */
 static void sweep_timer(void *opaque)
 {
     VPDriver *drv = opaque;
@@ -3471,14 +3488,20 @@ static void sweep_timer(void *opaque)
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
         struct pollfd pfd = { .fd = c->fd };
+        bool half = c->out == OUT_OPEN &&
+                    (c->in == IN_EOF || c->in == IN_CLOSED);
+        bool waits = c->in == IN_OPEN &&
+                     (node_linked(&c->turn) || c->tx_count == c->tx_limit);
 
-        if (c->fd < 0 || c->out != OUT_OPEN ||
-            (c->in != IN_EOF && c->in != IN_CLOSED)) {
+        if (c->fd < 0 || (!half && !waits)) {
             continue;
         }
         any = true;
         if (poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLERR)) {
-            conn_abort(c, VP_REASON_NONE);
+            if (half || c->doomed) {
+                conn_abort(c, VP_REASON_NONE);
+            }
+            c->doomed = true;
         }
     }
     if (any) {
@@ -3747,18 +3770,34 @@ static int32_t sched_quantum(const VPDriver *drv)
 
 static void sched_end_turn(VPConn *c)
 {
-    node_remove(&c->turn);
+    sched_leave(c);
     while (c->deficit <= 0) {
         c->deficit += sched_quantum(c->drv);
     }
+    c->refilled_at = c->drv->sched_bytes;
+    c->in_turns = true;
+    c->drv->nturns++;
     node_append(&c->drv->turns, &c->turn);
 }
 
 /* sched_ready() - the local socket has something to read */
 static void sched_ready(VPConn *c)
 {
+    VPDriver *drv = c->drv;
+    int32_t quantum = sched_quantum(drv);
+
     if (node_linked(&c->turn) || c->in != IN_OPEN) {
         return;
+    }
+    if (drv->sched_bytes - c->refilled_at >
+        (drv->nturns + 1) * (uint64_t)quantum) {
+        /* the others had a round meanwhile, this one's share is due */
+        c->deficit = quantum;
+        c->refilled_at = drv->sched_bytes;
+    }
+    if (!timer_running(&drv->sweep_timer)) {
+        vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,
+                       drv);
     }
     if (c->deficit > 0) {
         node_append(&c->drv->fresh, &c->turn);
@@ -3771,7 +3810,7 @@ static void sched_ready(VPConn *c)
 /* sched_idle() - nothing more to read for now: select() tells when */
 static void sched_idle(VPConn *c)
 {
-    node_remove(&c->turn);
+    sched_leave(c);
     conn_interest(c);
 }
 
@@ -3780,7 +3819,7 @@ static void conn_eof(VPConn *c)
 {
     VPDriver *drv = c->drv;
 
-    node_remove(&c->turn);
+    sched_leave(c);
     if (c->broken) {
         conn_abort(c, VP_REASON_NONE);
         return;
@@ -3861,6 +3900,7 @@ static bool conn_read(VPConn *c)
         done += len;
     }
     c->tx_count += (uint64_t)n;
+    c->drv->sched_bytes += (uint64_t)n;
     c->moved = c->drv->loop->now;
     c->deficit -= (int32_t)n;
     if ((uint32_t)n < asked || c->tx_count == c->tx_limit) {
