@@ -142,6 +142,19 @@ static void check_refused(const char *where)
     close(fd);
 }
 
+/* expect_broken() - the same as a reset, after the end of data was seen */
+static void expect_broken(int fd)
+{
+    int64_t end = now_ms() + WAIT_MS;
+
+    while (send(fd, "x", 1, MSG_NOSIGNAL) == 1) {
+        ck_assert_msg(now_ms() < end, "no reset");
+        sleep_ms(5);
+    }
+    ck_assert_msg(errno == EPIPE || errno == ECONNRESET, "send: %s",
+                  strerror(errno));
+}
+
 /* name_of() - of a socket's own end or of its peer, ADDR:PORT */
 static void name_of(int fd, bool peer, char *name)
 {
@@ -928,7 +941,8 @@ START_TEST(change_channels)
     Channel c;
     Scene s;
 
-    scene_start(&s, "", "");
+    /* The channel's end is no reset: that would only come after the grace. */
+    scene_start(&s, "--grace 1000", "--grace 1000");
     channel_ends(&c, _i);
     for (int k = 0; k < 2; k++) {
         before[k] = daemon_fds(s.daemon[k]);
@@ -950,9 +964,11 @@ START_TEST(change_channels)
     expect_eof(fds[1][1]);
     flow(&s);
     monitor_ask(s.mon[which], "channel_del %s:%d", c.option[which], id);
+    expect_reset(fds[0][0]);
+    expect_reset(fds[0][1]);
+    expect_reset(fds[1][0]);
+    expect_broken(fds[1][1]);
     for (int i = 0; i < 2; i++) {
-        expect_reset(fds[i][0]);
-        expect_reset(fds[i][1]);
         close(fds[i][0]);
         close(fds[i][1]);
     }
@@ -1016,19 +1032,6 @@ START_TEST(many_changes)
     scene_end(&s);
 }
 END_TEST
-
-/* expect_broken() - the same as a reset, after the end of data was seen */
-static void expect_broken(int fd)
-{
-    int64_t end = now_ms() + WAIT_MS;
-
-    while (send(fd, "x", 1, MSG_NOSIGNAL) == 1) {
-        ck_assert_msg(now_ms() < end, "no reset");
-        sleep_ms(5);
-    }
-    ck_assert_msg(errno == EPIPE || errno == ECONNRESET, "send: %s",
-                  strerror(errno));
-}
 
 /* conn_reset, from either side: both ends get a reset, nobody else. */
 START_TEST(conn_reset)
