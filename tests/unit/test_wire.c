@@ -489,7 +489,8 @@ static bool same_hello(const VPHello *a, const VPHello *b)
            a->echo == b->echo && a->my_epoch == b->my_epoch &&
            a->peer_epoch == b->peer_epoch && a->digest == b->digest &&
            a->expect == b->expect && a->base == b->base &&
-           a->next == b->next && a->max_conns == b->max_conns;
+           a->next == b->next && a->max_conns == b->max_conns &&
+           memcmp(a->proof, b->proof, sizeof(a->proof)) == 0;
 }
 
 START_TEST(hello_layout)
@@ -504,17 +505,17 @@ START_TEST(hello_layout)
         0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67,
         0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f,
     };
-    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN + 8];
+    uint8_t p[HELLO_TOTAL + 8];
     VPPacket pkt;
 
     memset(p, 0xee, sizeof(p));
-    ck_assert_uint_eq(wire_put_hello(p, &full_hello), 96);
+    ck_assert_uint_eq(wire_put_hello(p, &full_hello, NULL), HELLO_TOTAL);
     ck_assert_mem_eq(p + VP_PKT_HDR_LEN, layout, sizeof(layout));
-    ck_assert_int_eq(p[96], 0xee);
+    ck_assert_int_eq(p[HELLO_TOTAL], 0xee);
     ck_assert_uint_eq(VP_MAGIC, 0x71656d752d767031); /* "qemu-vp1" */
     ck_assert(wire_get(p, &pkt, VP_MAGIC));
     ck_assert_int_eq(pkt.type, 4);
-    ck_assert_int_eq(pkt.bytes, 64);
+    ck_assert_int_eq(pkt.bytes, 96);
     ck_assert_int_eq(pkt.flags + pkt.conn + pkt.seq + pkt.ack, 0);
 }
 END_TEST
@@ -525,7 +526,7 @@ START_TEST(hello_fields)
         0, 1, 0x8000, 0xffff, 0x80000000, 0xffffffff, 0x8000000000000000,
         UINT64_MAX,
     };
-    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    uint8_t p[HELLO_TOTAL];
     VPHello got;
 
     for (int i = 0; i < COUNT_OF(values); i++) {
@@ -545,9 +546,10 @@ START_TEST(hello_fields)
             } else {
                 h.flags = (uint16_t)values[i];
             }
-            wire_put_hello(p, &h);
+            wire_put_hello(p, &h, NULL);
             memset(&got, 0xee, sizeof(got));
-            ck_assert_int_eq(wire_get_hello(p, sizeof(p), &got), 96);
+            ck_assert_int_eq(wire_get_hello(p, sizeof(p), &got),
+                             HELLO_TOTAL);
             ck_assert(same_hello(&h, &got));
         }
     }
@@ -557,16 +559,16 @@ END_TEST
 /* Never an answer before it is all there, never a byte looked at beyond */
 START_TEST(hello_truncated)
 {
-    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    uint8_t p[HELLO_TOTAL];
     VPHello got;
 
-    wire_put_hello(p, &full_hello);
+    wire_put_hello(p, &full_hello, NULL);
     for (size_t len = 0; len <= sizeof(p); len++) {
         uint8_t *part = malloc(len > 0 ? len : 1);
 
         memcpy(part, p, len);
         ck_assert_int_eq(wire_get_hello(part, len, &got),
-                         len < sizeof(p) ? 0 : 96);
+                         len < sizeof(p) ? 0 : (int)HELLO_TOTAL);
         free(part);
     }
 }
@@ -574,10 +576,10 @@ END_TEST
 
 START_TEST(hello_damage)
 {
-    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    uint8_t p[HELLO_TOTAL];
     VPHello got;
 
-    wire_put_hello(p, &full_hello);
+    wire_put_hello(p, &full_hello, NULL);
     for (size_t a = 0; a < 8 * sizeof(p); a++) {
         flip(p, a);
         check_that(wire_get_hello(p, sizeof(p), &got) == -1, "bit %zu", a);
@@ -598,7 +600,7 @@ static size_t put_hello_of(uint8_t *p, uint16_t version, size_t len)
     VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = (uint16_t)len };
     uint8_t *d = p + VP_PKT_HDR_LEN;
 
-    wire_put_hello(p, &full_hello);
+    wire_put_hello(p, &full_hello, NULL);
     for (size_t i = VP_HELLO_LEN; i < len; i++) {
         d[i] = (uint8_t)i;
     }
@@ -638,20 +640,214 @@ END_TEST
 /* Any other packet is no HELLO, whatever key it has */
 START_TEST(hello_other_types)
 {
-    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    uint8_t p[HELLO_TOTAL];
     VPPacket pkt;
     VPHello got;
 
-    wire_put_hello(p, &full_hello);
+    wire_put_hello(p, &full_hello, NULL);
     ck_assert(wire_get(p, &pkt, VP_MAGIC));
     for (int type = 0; type < 256; type++) {
         pkt.type = (uint8_t)type;
         wire_put(p, &pkt, VP_MAGIC);
         ck_assert_int_eq(wire_get_hello(p, sizeof(p), &got),
-                         type == VP_PKT_HELLO ? 96 : -1);
+                         type == VP_PKT_HELLO ? (int)HELLO_TOTAL : -1);
         wire_put(p, &pkt, KEY);
         ck_assert_int_eq(wire_get_hello(p, sizeof(p), &got), -1);
     }
+}
+END_TEST
+
+/* ---- the key ---------------------------------------------------------- */
+
+/* hex() - @len bytes as text; the same room is used again */
+static const char *hex(const uint8_t *p, size_t len)
+{
+    static char text[2 * 64 + 1];
+
+    for (size_t i = 0; i < len; i++) {
+        snprintf(text + 2 * i, 3, "%02x", p[i]);
+    }
+    return text;
+}
+
+static const char *sha256_hex(const void *data, size_t len, size_t piece)
+{
+    const uint8_t *p = data;
+    uint8_t out[SHA256_LEN];
+    Sha256 s;
+
+    sha256_start(&s);
+    for (size_t at = 0; at < len; at += piece) {
+        sha256_add(&s, p + at, MIN(piece, len - at));
+    }
+    sha256_end(&s, out);
+    return hex(out, sizeof(out));
+}
+
+/* FIPS 180-4's examples, and lengths around a block's end, from elsewhere */
+START_TEST(sha256)
+{
+    static const struct {
+        size_t len;
+        const char *hash;
+    } pinned[] = {
+        { 0, "e3b0c44298fc1c149afbf4c8996fb924"
+               "27ae41e4649b934ca495991b7852b855" },
+        { 1, "4bf5122f344554c53bde2ebb8cd2b7e3"
+               "d1600ad631c385a5d7cce23c7785459a" },
+        { 55, "16fa57a0a3423a715d594516339f3618"
+               "9d6b5f93754a9714fef202616a9fabfe" },
+        { 56, "c37b44e5f1b18554b36966f4f8e08bfb"
+               "f3164c4b6c10374d12d89850892073c5" },
+        { 57, "12b234922502022f755ab8550a3d4e20"
+               "2ad39c81d961a4f59ec39d5fd83d15a7" },
+        { 63, "bbba992d2c85af960fb2987a1fd05e0a"
+               "a82a3db3c740dd8982a9e273b75e36a3" },
+        { 64, "66bd4633ed6f71c4ecfa4763bf7ba1c8"
+               "ec7612de9aa6c0578a7b675207c71e0b" },
+        { 65, "9f7dc47107b750a1f3d35db5d9547f24"
+               "ef40da5b731b9540d4f43710a154f6c9" },
+        { 119, "a3ed307b730fa77c07531300c6e4a282"
+               "330011d4d4caf6bb7b63ae05950f4b66" },
+        { 120, "8e3b15d9fea7472655aa069620b7f8c2"
+               "e55ee1499f763200a7515fe826e99d20" },
+        { 121, "a8320d9736c8a5a7445c87c4d18c0da2"
+               "fa8fb3b323ed8318c724a5b3e230f87b" },
+        { 128, "e462c130fef8c97e34f7dc3ff3ad2f8b"
+               "3533ab849af21c10531552a2852387a4" },
+        { 1000, "39d3566b9a6c489bce1273002b94d358"
+               "dbe4960e16089e10d406182772921a51" },
+    };
+    static uint8_t p[1000000];
+
+    ck_assert_str_eq(sha256_hex("abc", 3, 3),
+                     "ba7816bf8f01cfea414140de5dae2223"
+                     "b00361a396177a9cb410ff61f20015ad");
+    ck_assert_str_eq(sha256_hex("abcdbcdecdefdefgefghfghighijhijkijkljklmklm"
+                                "nlmnomnopnopq", 56, 56),
+                     "248d6a61d20638b8e5c026930c3e6039"
+                     "a33ce45964ff2167f6ecedd419db06c1");
+    memset(p, 'a', sizeof(p));
+    ck_assert_str_eq(sha256_hex(p, sizeof(p), 997),
+                     "cdc76e5c9914fb9281a1c7e284d73e67"
+                     "f1809a48a497200e046d39ccc7112cd0");
+    for (size_t i = 0; i < 1000; i++) {
+        p[i] = (uint8_t)(i * 7 + i / 256 + 1);
+    }
+    for (int i = 0; i < COUNT_OF(pinned); i++) {
+        for (size_t piece = 1; piece < 130; piece += 43) {
+            ck_assert_str_eq(sha256_hex(p, pinned[i].len, piece),
+                             pinned[i].hash);
+        }
+    }
+}
+END_TEST
+
+/* RFC 4231, but for the case that truncates */
+START_TEST(hmac)
+{
+    static const struct {
+        uint8_t fill; /* the key is @key_len of these; 0: it is @key */
+        size_t key_len;
+        const char *key;
+        uint8_t data_fill;
+        size_t data_len;
+        const char *data;
+        const char *hmac;
+    } cases[] = {
+        { 0x0b, 20, NULL, 0, 8, "Hi There",
+          "b0344c61d8db38535ca8afceaf0bf12b"
+          "881dc200c9833da726e9376c2e32cff7" },
+        { 0, 4, "Jefe", 0, 28, "what do ya want for nothing?",
+          "5bdcc146bf60754e6a042426089575c7"
+          "5a003f089d2739839dec58b964ec3843" },
+        { 0xaa, 20, NULL, 0xdd, 50, NULL,
+          "773ea91e36800e46854db8ebd09181a7"
+          "2959098b3ef8c122d9635514ced565fe" },
+        { 0xaa, 131, NULL, 0, 54,
+          "Test Using Larger Than Block-Size Key - Hash Key First",
+          "60e431591ee0b67f0d8a26aacbf5b77f"
+          "8e0bc6213728c5140546040f0ee37f54" },
+        { 0xaa, 131, NULL, 0, 152,
+          "This is a test using a larger than block-size key and a larger "
+          "than block-size data. The key needs to be hashed before being "
+          "used by the HMAC algorithm.",
+          "9b09ffa71b942fcb27635fbcd5b0e944"
+          "bfdc63644f0713938a7f51535c3a35e2" },
+    };
+
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        uint8_t key[200], data[200], out[SHA256_LEN];
+
+        memset(key, cases[i].fill, sizeof(key));
+        memset(data, cases[i].data_fill, sizeof(data));
+        if (cases[i].key != NULL) {
+            memcpy(key, cases[i].key, cases[i].key_len);
+        }
+        if (cases[i].data != NULL) {
+            memcpy(data, cases[i].data, cases[i].data_len);
+        }
+        hmac_sha256(key, cases[i].key_len, "", data, cases[i].data_len, out);
+        ck_assert_str_eq(hex(out, sizeof(out)), cases[i].hmac);
+        /* in two pieces it is the same */
+        memcpy(data, "what do ", 8);
+        if (i == 1) {
+            hmac_sha256(key, 4, "what do ", data + 8, 20, out);
+            ck_assert_str_eq(hex(out, sizeof(out)), cases[i].hmac);
+        }
+    }
+}
+END_TEST
+
+static const VPKey test_key = { .bytes = "a secret of the test", .len = 20 };
+
+START_TEST(keys_with_secret)
+{
+    const uint64_t a = 0x0102030405060708, b = 0x1112131415161718;
+    VPKey other = test_key;
+
+    ck_assert_uint_eq(wire_key(a, b, &test_key), 0x1542a6098fb5633b);
+    ck_assert_uint_ne(wire_key(a, b, &test_key), wire_key(a, b, NULL));
+    ck_assert_uint_ne(wire_key(a, b, &test_key), wire_key(b, a, &test_key));
+    other.bytes[0] ^= 1;
+    ck_assert_uint_ne(wire_key(a, b, &test_key), wire_key(a, b, &other));
+}
+END_TEST
+
+/* A HELLO is proved as a whole, and by one key. */
+START_TEST(hello_proof)
+{
+    uint8_t p[HELLO_TOTAL], before[HELLO_TOTAL];
+    VPKey other = test_key;
+    VPHello h;
+
+    wire_put_hello(before, &full_hello, NULL);
+    wire_put_hello(p, &full_hello, &test_key);
+    ck_assert_int_eq(wire_get_hello(p, sizeof(p), &h), HELLO_TOTAL);
+    ck_assert_mem_eq(h.proof, p + HELLO_TOTAL - 32, 32);
+    ck_assert_mem_eq(p + VP_PKT_HDR_LEN, before + VP_PKT_HDR_LEN,
+                     VP_HELLO_PROVED);
+    ck_assert_str_eq(hex(h.proof, 32), "751e747f82564ad1f0f98cc315c6b970"
+                     "a5b3a745fe3028e48764c7d9e3710ebf");
+    ck_assert(hello_proved(&h, p, &test_key));
+    other.bytes[19] ^= 0x80;
+    ck_assert(!hello_proved(&h, p, &other));
+    other = test_key;
+    other.len--;
+    ck_assert(!hello_proved(&h, p, &other));
+    for (size_t bit = 0; bit < 8 * VP_HELLO_PROVED; bit++) {
+        flip(p + VP_PKT_HDR_LEN, bit);
+        ck_assert(!hello_proved(&h, p, &test_key));
+        flip(p + VP_PKT_HDR_LEN, bit);
+    }
+    for (size_t bit = 0; bit < 8 * sizeof(h.proof); bit++) {
+        flip(h.proof, bit);
+        ck_assert(!hello_proved(&h, p, &test_key));
+        flip(h.proof, bit);
+    }
+    /* none is not a proof */
+    ck_assert_int_eq(wire_get_hello(before, sizeof(before), &h), HELLO_TOTAL);
+    ck_assert(!hello_proved(&h, before, &test_key));
 }
 END_TEST
 
@@ -697,10 +893,10 @@ START_TEST(keys)
     for (uint64_t i = 1; i < 1000; i++) {
         uint64_t a = mix64(i), b = mix64(i + 1000);
 
-        ck_assert_uint_ne(wire_key(a, b), wire_key(b, a));
-        ck_assert_uint_ne(wire_key(a, b), wire_key(a + 1, b));
-        ck_assert_uint_ne(wire_key(a, b), wire_key(a, b + 1));
-        ck_assert_uint_ne(wire_key(a, b), VP_MAGIC);
+        ck_assert_uint_ne(wire_key(a, b, NULL), wire_key(b, a, NULL));
+        ck_assert_uint_ne(wire_key(a, b, NULL), wire_key(a + 1, b, NULL));
+        ck_assert_uint_ne(wire_key(a, b, NULL), wire_key(a, b + 1, NULL));
+        ck_assert_uint_ne(wire_key(a, b, NULL), VP_MAGIC);
         ck_assert_uint_ne(mix64(i), i);
     }
 }
@@ -758,6 +954,10 @@ int main(void)
     UNIT_ADD(s, hello_damage, 1);
     UNIT_ADD(s, hello_versions, 1);
     UNIT_ADD(s, hello_other_types, 1);
+    UNIT_ADD(s, sha256, 1);
+    UNIT_ADD(s, hmac, 1);
+    UNIT_ADD(s, keys_with_secret, 1);
+    UNIT_ADD(s, hello_proof, 1);
     UNIT_ADD(s, numbers, 1);
     UNIT_ADD(s, sequence_numbers, 1);
     UNIT_ADD(s, keys, 1);

@@ -1,0 +1,1500 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_link.c - what the link makes of the bytes on a channel
+ *
+ * Whatever comes, a packet is delivered once, whole and in order, or not at
+ * all; and after any damage a handshake puts both sides in step again.
+ */
+#include <sys/stat.h>
+
+#include "engine.h"
+
+/* What a whole exchange is made of, for tests that damage it */
+typedef struct Tape {
+    uint8_t data[8192];
+    size_t len;
+    size_t at[32];  /* where each packet begins, and the end */
+    int n;
+} Tape;
+
+/* tape_add() - a packet of the peer */
+static void tape_add(Tape *t, Rig *r, int type, int flags, uint32_t conn,
+                     const void *data, size_t len)
+{
+    ck_assert(t->len + VP_PKT_HDR_LEN + len <= sizeof(t->data));
+    t->at[t->n++] = t->len;
+    t->len += peer_make(r, t->data + t->len, type, flags, conn, data, len);
+    t->at[t->n] = t->len;
+}
+
+/* tape_exchange() - a connection that brings 300 bytes, in all sorts */
+static void tape_exchange(Tape *t, Rig *r, uint32_t conn)
+{
+    uint8_t msg[32], data[300];
+
+    *t = (Tape){ .n = 0 };
+    msg[0] = VP_MSG_CONNECT_INIT;
+    put64(msg + 1, 1u << 20);
+    msg[9] = 4;
+    memcpy(msg + 10, "echo", 4);
+    bytes_fill(data, sizeof(data), 1, 0);
+    tape_add(t, r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg, 14);
+    tape_add(t, r, VP_PKT_CLIENT, 0, conn, data, 1);
+    tape_add(t, r, VP_PKT_PING, 0, 0, NULL, 0);
+    tape_add(t, r, VP_PKT_CLIENT, VP_FLAG_ACK_NOW, conn, data + 1, 219);
+    tape_add(t, r, VP_PKT_ACK, 0, 0, NULL, 0);
+    tape_add(t, r, VP_PKT_CLIENT, 0, conn, data + 220, 80);
+    msg[0] = VP_MSG_CLOSE;
+    tape_add(t, r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg, 1);
+}
+
+/* tape_replay() - the sequenced packets from number @seq on, sent again */
+static void tape_replay(const Tape *t, Rig *r, uint32_t seq)
+{
+    uint32_t number = VP_SEQ_FIRST;
+
+    for (int i = 0; i < t->n; i++) {
+        const uint8_t *p = t->data + t->at[i];
+        VPPacket pkt = { .type = p[16] };
+
+        if (pkt.type >= VP_PKT_HELLO || seq_diff(number++, seq) < 0) {
+            continue;
+        }
+        pkt.flags = p[17];
+        r->peer.next = number - 1;
+        peer_send(r, pkt.type, pkt.flags, get32(p + 20), p + VP_PKT_HDR_LEN,
+                  get16(p + 18));
+    }
+}
+
+/* A session, a target behind the service "echo", and the tape to play */
+typedef struct Scene {
+    Rig r;
+    Tape t;
+    int listener;
+    int target;
+} Scene;
+
+static void scene_new(Scene *s)
+{
+    rig_new(&s->r, &rig_config);
+    s->listener = rig_target(&s->r, "echo");
+    s->target = -1;
+    peer_session(&s->r);
+    tape_exchange(&s->t, &s->r, 5);
+    log_clear();
+}
+
+/* scene_check() - all 300 bytes have come, once, and the end of data */
+static void scene_check(Scene *s)
+{
+    uint64_t got = 0;
+    int tries = 0;
+
+    if (s->target < 0) {
+        s->target = rig_accept(&s->r, s->listener);
+    }
+    box_settle(s->r.loop);
+    while (fd_drain(s->target, 1, &got) != FD_EOF) {
+        box_pause(&tries);
+        box_settle(s->r.loop);
+    }
+    ck_assert_uint_eq(got, 300);
+    log_quiet("error");
+}
+
+static void scene_free(Scene *s)
+{
+    close(s->listener);
+    close(s->target);
+    rig_free(&s->r);
+}
+
+/*
+ * scene_resume() - the engine asks for a handshake; play what it misses
+ *
+ * Its session must go on.
+ */
+static void scene_resume(Scene *s)
+{
+    Peer *p = &s->r.peer;
+
+    peer_drain(&s->r);
+    peer_claim(&s->r);
+    p->hello.base = VP_SEQ_FIRST;
+    p->hello.next = VP_SEQ_FIRST + 5;
+    if (s->r.drv->link.state == LINK_UP) {
+        return; /* the damage was in what doesn't matter */
+    }
+    ck_assert_msg(peer_shake(&s->r), "no handshake; in the log:\n%s",
+                  box.log);
+    ck_assert_msg(log_count("session ended") == 0, "%s", box.log);
+    peer_drain(&s->r);
+    ck_assert_uint_eq(p->heard.my_epoch, p->hello.peer_epoch);
+    tape_replay(&s->t, &s->r, p->heard.expect);
+}
+
+/* ---- the handshake ---------------------------------------------------- */
+
+START_TEST(first_hello)
+{
+    static Rig r;
+    VPHello h;
+
+    rig_new(&r, &rig_config);
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    h = r.peer.heard;
+    ck_assert_int_eq(h.version, VP_VERSION);
+    ck_assert_int_eq(h.flags, VP_HELLO_LISTENER);
+    ck_assert_uint_eq(h.window, VP_WINDOW_INIT);
+    ck_assert_uint_ne(h.token, 0);
+    ck_assert_uint_eq(h.echo, 0);
+    ck_assert_uint_eq(h.my_epoch | h.peer_epoch, 0);
+    ck_assert_uint_eq(h.base, VP_SEQ_FIRST);
+    ck_assert_uint_eq(h.next, VP_SEQ_FIRST);
+    ck_assert_uint_eq(h.max_conns, rig_config.max_conns);
+    /* unanswered: 0.1 s, then slower, 1 s at last; the token stays */
+    box_run(r.loop, 50 * MS);
+    ck_assert_int_eq(peer_next(&r), 0);
+    box_run(r.loop, 60 * MS);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    box_run(r.loop, 20 * SECOND);
+    peer_drain(&r);
+    ck_assert_int_ge(r.peer.hellos, 20);
+    ck_assert_int_le(r.peer.hellos, 26);
+    ck_assert_uint_eq(r.peer.heard.token, h.token);
+    /* what the peer said is echoed at once, but only an echo makes us up */
+    r.peer.hello.token = 0xabcdef;
+    r.peer.heard.token = 0;
+    peer_say(&r, 0xabcdef, 0);
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    ck_assert_uint_eq(r.peer.heard.echo, 0xabcdef);
+    ck_assert_int_eq(r.peer.heard.flags & VP_HELLO_UP, 0);
+    peer_say(&r, 0xabcdef, 0);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    ck_assert(r.peer.heard.flags & VP_HELLO_UP);
+    log_expect("channel up: new session", 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* Once up, only a peer that isn't is told so again. */
+START_TEST(hello_when_up)
+{
+    static Rig r;
+    uint64_t token;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    token = r.peer.heard.token;
+    peer_say(&r, r.peer.hello.token, VP_HELLO_UP);
+    ck_assert_int_eq(peer_next(&r), 0);
+    peer_say(&r, r.peer.hello.token, 0);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    ck_assert_uint_eq(r.peer.heard.token, token);
+    ck_assert(r.peer.heard.flags & VP_HELLO_UP);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    rig_free(&r);
+}
+END_TEST
+
+/* Nobody answers: one who made the connection makes it again. */
+START_TEST(no_answer)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    box_run(r.loop, 60 * SECOND);
+    ck_assert_int_eq(r.lost, 0);
+    log_expect("the other end is silent", 1);
+    rig_unplug(&r);
+    ck_assert_int_eq(r.lost, 1);
+    rig_plug(&r, VP_CHN_SOCKET, VP_CONNECTED);
+    box_run(r.loop, 9 * SECOND);
+    ck_assert_int_eq(r.lost, 1);
+    box_run(r.loop, 3 * SECOND);
+    ck_assert_int_eq(r.lost, 2);
+    ck_assert_str_eq(r.reason, "no answer");
+    ck_assert_int_eq(fd_state(r.peer.fd) == FD_OPEN, true); /* its HELLOs */
+    rig_free(&r);
+}
+END_TEST
+
+START_TEST(other_version)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_drain(&r);
+    r.peer.hello.version = VP_VERSION + 1;
+    for (int i = 0; i < 20; i++) {
+        peer_say(&r, 1000 + (unsigned)i, 0);
+        box_run(r.loop, SECOND);
+    }
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    log_expect("speaks version 2 of the protocol, this one 1", 1);
+    rig_unplug(&r);
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_drain(&r);
+    peer_say(&r, 1, 0);
+    log_expect("version", 0); /* that is known */
+    r.peer.hello.version = VP_VERSION;
+    peer_session(&r);
+    log_expect("channel up: new session", 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* A tty that is not raw sends back what it got. */
+START_TEST(echoing_line)
+{
+    static uint8_t own[HELLO_TOTAL];
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    for (int i = 0; i < 5; i++) {
+        box_run(r.loop, 2 * SECOND);
+        ck_assert_int_eq(recv(r.peer.fd, own, sizeof(own), 0), sizeof(own));
+        peer_write(&r, own, sizeof(own));
+        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    }
+    log_expect("the channel echoes what is sent", 1);
+    peer_session(&r); /* it was a passing trouble */
+    rig_free(&r);
+}
+END_TEST
+
+/* Up already, and every packet of ours comes back: none is taken. */
+START_TEST(echo_when_up)
+{
+    static uint8_t own[4096];
+    static Rig r;
+    ssize_t n;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_client(&r, "s");
+    box_run(r.loop, 20 * MS);
+    n = recv(r.peer.fd, own, sizeof(own), 0);
+    ck_assert_int_gt(n, VP_PKT_HDR_LEN);
+    peer_write(&r, own, (size_t)n);
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_uint_eq(r.drv->link.rx_expect, VP_SEQ_FIRST);
+    ck_assert_ptr_null(conn_find(r.drv, VP_CONN_FIRST, false));
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- garbage ---------------------------------------------------------- */
+
+/* hello_put() - one that says nothing but a token */
+static void hello_put(uint8_t *p, uint64_t token)
+{
+    VPHello hello = { .version = VP_VERSION, .token = token };
+
+    wire_put_hello(p, &hello, NULL);
+}
+
+/* stranger() - things that come before the first HELLO; 0: no more */
+static size_t stranger(int i, uint8_t *p)
+{
+    static const char http[] = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    size_t len = (size_t)i % 200;
+
+    switch (i / 200) {
+    case 0:
+        memset(p, 0, len);
+        return len;
+    case 1:
+        memset(p, VP_PKT_HELLO, len);
+        return len;
+    case 2:
+        for (size_t k = 0; k < len; k++) {
+            p[k] = (uint8_t)rnd(256);
+        }
+        return len;
+    case 3:
+        /* a HELLO that breaks off anywhere, up to the whole */
+        hello_put(p, 99);
+        return MIN(len, HELLO_TOTAL);
+    case 4:
+        /* yesterday's HELLO, damaged in one byte */
+        hello_put(p, 98);
+        p[len % HELLO_TOTAL] ^= (uint8_t)(1 + rnd(255));
+        return HELLO_TOTAL;
+    default:
+        memcpy(p, http, sizeof(http));
+        return sizeof(http);
+    }
+}
+
+START_TEST(garbage_before)
+{
+    uint8_t p[512];
+
+    for (int i = _i * 200; i < _i * 200 + 200; i++) {
+        static Rig r;
+
+        rig_new(&r, &rig_config);
+        peer_drain(&r);
+        peer_write(&r, p, stranger(i, p));
+        ck_assert_int_ne(r.drv->link.state, LINK_UP);
+        peer_session(&r);
+        peer_init(&r, 1, "nobody", 0);
+        peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+        rig_free(&r);
+    }
+}
+END_TEST
+
+/* A peer that is none of ours is named, with what it sent, and once. */
+START_TEST(stranger_named)
+{
+    static Rig r;
+    char noise[1000];
+
+    memset(noise, 'x', sizeof(noise));
+    rig_new(&r, &rig_config);
+    peer_write(&r, noise, sizeof(noise));
+    box_run(r.loop, SECOND);
+    log_expect("qemu-vp", 0);
+    for (int i = 0; i < 10; i++) {
+        box_run(r.loop, SECOND);
+        peer_write(&r, noise, sizeof(noise));
+    }
+    log_expect("the other end is not qemu-vp", 1);
+    /* one that hangs up is named at once, but it is the same one */
+    rig_unplug(&r);
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_write(&r, "SSH-2.0\r\n", 9);
+    rig_unplug(&r);
+    log_expect("the other end is not qemu-vp", 0);
+    rig_free(&r);
+}
+END_TEST
+
+/* It may have read our HELLO or not: then the end is an error. */
+START_TEST(stranger_hangs_up)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_write(&r, "SSH-2.0\r\n", 9);
+    if (_i == 0) {
+        peer_drain(&r);
+    }
+    rig_unplug(&r);
+    log_expect("not qemu-vp: 9 bytes", 1);
+    ck_assert_int_eq(r.lost, 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* Packets of an earlier session are none in this one. */
+START_TEST(old_session_packets)
+{
+    static Scene s;
+    Peer *p = &s.r.peer;
+
+    scene_new(&s);
+    rig_unplug(&s.r);
+    rig_plug(&s.r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_drain(&s.r);
+    peer_write(&s.r, s.t.data, s.t.len);
+    ck_assert_int_eq(s.r.drv->link.state, LINK_HELLO);
+    ck_assert_ptr_null(conn_find(s.r.drv, 5, false));
+    p->next = p->expect = VP_SEQ_FIRST;
+    scene_resume(&s);
+    scene_check(&s);
+    ck_assert_int_eq(fd_state(s.listener) == FD_OPEN, false);
+    scene_free(&s);
+}
+END_TEST
+
+/* The same, after the handshake: they lead to another one. */
+START_TEST(old_session_packets_late)
+{
+    static Scene s;
+
+    scene_new(&s);
+    rig_unplug(&s.r);
+    rig_plug(&s.r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_session(&s.r);
+    log_clear();
+    peer_write(&s.r, s.t.data, s.t.len);
+    log_expect("out of step (no packet where one should begin)", 1);
+    ck_assert_ptr_null(conn_find(s.r.drv, 5, false));
+    scene_resume(&s);
+    scene_check(&s);
+    scene_free(&s);
+}
+END_TEST
+
+/* ---- in pieces -------------------------------------------------------- */
+
+/* peer_feed() - @len bytes in pieces of @piece, or of any size if 0 */
+static void peer_feed(Rig *r, const uint8_t *p, size_t len, size_t piece)
+{
+    while (len > 0) {
+        size_t n = piece > 0 ? piece : 1 + rnd(60);
+
+        n = MIN(n, len);
+        peer_write(r, p, n);
+        p += n;
+        len -= n;
+    }
+}
+
+START_TEST(byte_by_byte)
+{
+    static Scene s;
+    uint8_t hello[HELLO_TOTAL];
+    uint32_t seq = VP_SEQ_FIRST;
+    VPLink *l = &s.r.drv->link;
+
+    rig_new(&s.r, &rig_config);
+    s.listener = rig_target(&s.r, "echo");
+    s.target = -1;
+    l = &s.r.drv->link;
+    peer_drain(&s.r);
+    s.r.peer.hello.token = 4711;
+    s.r.peer.hello.echo = s.r.peer.heard.token;
+    s.r.peer.next = s.r.peer.expect = VP_SEQ_FIRST;
+    peer_keys(&s.r.peer);
+    wire_put_hello(hello, &s.r.peer.hello, NULL);
+    peer_feed(&s.r, hello, sizeof(hello) - 1, 1);
+    ck_assert_int_eq(l->state, LINK_HELLO);
+    peer_feed(&s.r, hello + sizeof(hello) - 1, 1, 1);
+    ck_assert_int_eq(l->state, LINK_UP);
+    tape_exchange(&s.t, &s.r, 5);
+    for (int i = 0; i < s.t.n; i++) {
+        const uint8_t *p = s.t.data + s.t.at[i];
+        size_t len = s.t.at[i + 1] - s.t.at[i];
+
+        ck_assert_uint_eq(l->rx_expect, seq);
+        peer_feed(&s.r, p, len - 1, 1);
+        ck_assert_uint_eq(l->rx_expect, seq);
+        peer_feed(&s.r, p + len - 1, 1, 1);
+        seq += p[16] < VP_PKT_HELLO;
+    }
+    ck_assert_uint_eq(l->rx_expect, seq);
+    ck_assert_uint_eq(l->resyncs, 0);
+    scene_check(&s);
+    scene_free(&s);
+}
+END_TEST
+
+START_TEST(any_pieces)
+{
+    for (int i = 0; i < 100; i++) {
+        static Scene s;
+
+        scene_new(&s);
+        peer_feed(&s.r, s.t.data, s.t.len, 0);
+        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        scene_check(&s);
+        scene_free(&s);
+    }
+}
+END_TEST
+
+/* Reads and writes of a few bytes, and EINTR and EAGAIN at any call */
+START_TEST(poor_io)
+{
+    for (unsigned i = 0; i < 40; i++) {
+        static Scene s;
+
+        box.io_max = 1 + i / 4;
+        box.io_fail = 2 + i % 7;
+        scene_new(&s);
+        peer_feed(&s.r, s.t.data, s.t.len, 0);
+        scene_check(&s);
+        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        ck_assert_int_eq(s.r.lost, 0);
+        scene_free(&s);
+    }
+}
+END_TEST
+
+/* ---- damage ----------------------------------------------------------- */
+
+/*
+ * scene_recover() - after damage: what a real peer does
+ *
+ * It hears a HELLO, or after a while it asks where its packets are.
+ */
+static void scene_recover(Scene *s)
+{
+    VPLink *l = &s->r.drv->link;
+
+    for (int i = 0; i < 5 && l->state == LINK_UP &&
+         l->rx_expect != VP_SEQ_FIRST + 5; i++) {
+        box_run(s->r.loop, 400 * MS);
+        peer_send(&s->r, VP_PKT_PING, 0, 0, NULL, 0);
+    }
+    scene_resume(s);
+    scene_check(s);
+    ck_assert_int_eq(s->r.lost, 0);
+}
+
+/* Each bit of the exchange is wrong once. */
+START_TEST(flipped_bit)
+{
+    static Scene s;
+    size_t len = 0;
+
+    for (size_t at = 0; at == 0 || at < len; at++) {
+        scene_new(&s);
+        len = s.t.len;
+        s.t.data[at] ^= (uint8_t)(1 << _i);
+        peer_write(&s.r, s.t.data, len);
+        ck_assert_msg(s.r.drv->link.resyncs == 1, "byte %zu", at);
+        s.t.data[at] ^= (uint8_t)(1 << _i);
+        scene_recover(&s);
+        scene_free(&s);
+    }
+}
+END_TEST
+
+enum { DROPPED, DOUBLED, NOISE, CUT, DAMAGES };
+
+/* A byte is lost or comes twice, noise comes, or all the rest is lost. */
+START_TEST(bytes_lost_or_added)
+{
+    static uint8_t noise[4096];
+    static Scene s;
+    size_t len = 0;
+
+    for (size_t at = 0; at == 0 || at < len; at++) {
+        scene_new(&s);
+        len = s.t.len;
+        peer_write(&s.r, s.t.data, at + (_i == DOUBLED));
+        if (_i == NOISE) {
+            for (size_t i = 0; i < sizeof(noise); i++) {
+                noise[i] = (uint8_t)rnd(256);
+            }
+            peer_write(&s.r, noise, 1 + rnd(sizeof(noise)));
+        }
+        if (_i != CUT) {
+            size_t from = at + (_i == DROPPED);
+
+            peer_write(&s.r, s.t.data + from, len - from);
+        }
+        scene_recover(&s);
+        scene_free(&s);
+    }
+}
+END_TEST
+
+/* The peer breaks off anywhere, and says hello again. */
+START_TEST(hello_in_packet)
+{
+    static Scene s;
+    Peer *p = &s.r.peer;
+    size_t len = 0;
+
+    for (size_t at = 0; at == 0 || at < len; at++) {
+        VPLink *l;
+
+        scene_new(&s);
+        l = &s.r.drv->link;
+        len = s.t.len;
+        peer_write(&s.r, s.t.data, at);
+        peer_drain(&s.r);
+        peer_claim(&s.r);
+        p->hello.base = VP_SEQ_FIRST;
+        p->hello.next = VP_SEQ_FIRST + 5;
+        for (int i = 0; i < 10 && (l->state != LINK_UP ||
+                                   l->peer_token != 31337); i++) {
+            peer_say(&s.r, 31337, 0);
+            box_run(s.r.loop, i == 0 ? 100 * MS : 300 * MS);
+            peer_drain(&s.r);
+        }
+        peer_keys(p);
+        ck_assert_int_eq(l->state, LINK_UP);
+        tape_replay(&s.t, &s.r, p->heard.expect);
+        scene_check(&s);
+        scene_free(&s);
+    }
+}
+END_TEST
+
+/* Half a packet, a very long pause, the other half: nothing is wrong. */
+START_TEST(paused_in_packet)
+{
+    static Scene s;
+    size_t len = 0;
+
+    for (size_t at = 0; at == 0 || at < len; at++) {
+        scene_new(&s);
+        len = s.t.len;
+        peer_write(&s.r, s.t.data, at);
+        box_run(s.r.loop, 100 * SECOND);
+        peer_write(&s.r, s.t.data + at, len - at);
+        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        scene_check(&s);
+        scene_free(&s);
+    }
+}
+END_TEST
+
+/*
+ * A payload may contain a HELLO (a tunnel in the tunnel).  If its packet
+ * stops arriving just then, that costs a handshake, no more.
+ */
+START_TEST(hello_in_payload)
+{
+    static Scene s;
+    uint8_t packet[1024], inner[HELLO_TOTAL + 8] = { 0 };
+    size_t len;
+
+    scene_new(&s);
+    s.t.len = s.t.at[1];
+    peer_write(&s.r, s.t.data, s.t.len);
+    s.target = rig_accept(&s.r, s.listener);
+    hello_put(inner, 5);
+    s.r.peer.next = VP_SEQ_FIRST + 1;
+    len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner, sizeof(inner));
+    for (int pause = 0; pause < 2; pause++) {
+        peer_write(&s.r, packet, len - 1);
+        if (pause) {
+            box_run(s.r.loop, 400 * MS);
+        }
+        peer_write(&s.r, packet + len - 1, 1);
+        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        box_wait(s.r.loop, fd_state(s.target) == FD_OPEN &&
+                 recv(s.target, inner, sizeof(inner), 0) == sizeof(inner));
+        len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner,
+                        sizeof(inner));
+    }
+    peer_write(&s.r, packet, len - 4);
+    box_run(s.r.loop, 400 * MS);
+    peer_write(&s.r, packet + len - 4, 1);
+    log_expect("a packet breaks off", 1);
+    peer_drain(&s.r);
+    peer_claim(&s.r);
+    s.r.peer.hello.base = s.r.peer.next - 1;
+    s.r.peer.hello.next = s.r.peer.next;
+    ck_assert(peer_shake(&s.r));
+    s.r.peer.next--;
+    peer_send(&s.r, VP_PKT_CLIENT, 0, 5, inner, sizeof(inner));
+    box_wait(s.r.loop, recv(s.target, inner, sizeof(inner), 0) ==
+             sizeof(inner));
+    log_expect("session ended", 0);
+    scene_free(&s);
+}
+END_TEST
+
+/* ---- numbers that don't fit ------------------------------------------- */
+
+START_TEST(gap)
+{
+    static Scene s;
+
+    scene_new(&s);
+    peer_write(&s.r, s.t.data, s.t.at[1]);
+    peer_write(&s.r, s.t.data + s.t.at[3], s.t.at[4] - s.t.at[3]);
+    log_expect("out of step (packets are missing)", 1);
+    ck_assert_uint_eq(s.r.drv->link.rx_expect, VP_SEQ_FIRST + 1);
+    scene_recover(&s);
+    scene_free(&s);
+}
+END_TEST
+
+START_TEST(duplicate)
+{
+    static Scene s;
+
+    scene_new(&s);
+    peer_write(&s.r, s.t.data, s.t.at[2]);
+    peer_write(&s.r, s.t.data + s.t.at[1], s.t.at[2] - s.t.at[1]);
+    ck_assert_uint_eq(s.r.drv->link.resyncs, 1);
+    ck_assert_uint_eq(s.r.drv->link.rx_expect, VP_SEQ_FIRST + 2);
+    scene_recover(&s);
+    scene_free(&s);
+}
+END_TEST
+
+/* A number is said by packets of every type, and must be right in all. */
+START_TEST(number_of_unsequenced)
+{
+    static const int types[] = { VP_PKT_PING, VP_PKT_ACK };
+
+    for (int i = 0; i < COUNT_OF(types); i++) {
+        for (int off = -1; off <= 1; off++) {
+            static Rig r;
+
+            rig_new(&r, &rig_config);
+            peer_session(&r);
+            r.peer.next += (uint32_t)off;
+            peer_send(&r, types[i], 0, 0, NULL, 0);
+            ck_assert_uint_eq(r.drv->link.resyncs, off != 0);
+            rig_free(&r);
+        }
+    }
+}
+END_TEST
+
+/* An ack of what was never sent, or of less than was acked before */
+START_TEST(ack_makes_no_sense)
+{
+    static const struct {
+        int off;
+        bool good;
+    } acks[] = {
+        { -1, false }, { 0, true }, { 1, true }, { 2, true }, { 3, false },
+        { INT_MAX, false }, { INT_MIN, false },
+    };
+
+    for (int i = 0; i < COUNT_OF(acks); i++) {
+        static Rig r;
+        int client[3];
+
+        rig_new(&r, &rig_config);
+        peer_session(&r);
+        client[0] = rig_client(&r, "a");
+        peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        ck_assert_uint_eq(r.drv->link.store.bytes, 0);
+        client[1] = rig_client(&r, "b");
+        client[2] = rig_client(&r, "c");
+        peer_drain(&r);
+        ck_assert_uint_eq(r.drv->link.store.bytes, 2 * (32 + 11));
+        r.peer.expect = VP_SEQ_FIRST + 1 + (uint32_t)acks[i].off;
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        ck_assert_int_eq(r.drv->link.state,
+                         acks[i].good ? LINK_UP : LINK_HELLO);
+        if (acks[i].good) {
+            ck_assert_uint_eq(r.drv->link.store.bytes,
+                              (uint32_t)(2 - acks[i].off) * (32 + 11));
+        } else {
+            log_expect("an ack makes no sense", 1);
+            ck_assert_uint_eq(r.drv->link.store.bytes, 2 * (32 + 11));
+        }
+        for (int k = 0; k < 3; k++) {
+            close(client[k]);
+        }
+        rig_free(&r);
+    }
+}
+END_TEST
+
+/* ---- what we send ----------------------------------------------------- */
+
+/* A client that sends 200 bytes into a channel that is full */
+typedef struct Sender {
+    Rig r;
+    int client;
+} Sender;
+
+/* The packet they make */
+#define SENDER_LEN (VP_PKT_HDR_LEN + 200u)
+
+/* sender_new() - the channel takes @room bytes of the packet */
+static void sender_new(Sender *s, size_t room)
+{
+    uint8_t data[200];
+
+    rig_new(&s->r, &rig_config);
+    peer_session(&s->r);
+    s->client = rig_client(&s->r, "sink");
+    peer_expect(&s->r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    peer_send(&s->r, VP_PKT_ACK, 0, 0, NULL, 0);
+    box.write_fd = s->r.drv->link.wfd;
+    box.write_left = room;
+    bytes_fill(data, sizeof(data), 2, 0);
+    fd_write(s->client, data, sizeof(data));
+    box_wait(s->r.loop, s->r.drv->link.store.bytes == SENDER_LEN);
+}
+
+static void sender_free(Sender *s)
+{
+    box.write_fd = 0;
+    close(s->client);
+    rig_free(&s->r);
+}
+
+/* sender_check() - what came of the 200 bytes, from @got on */
+static size_t sender_check(Sender *s, size_t got)
+{
+    Peer *p = &s->r.peer;
+    int type;
+
+    while ((type = peer_next(&s->r)) != 0) {
+        if (type == VP_PKT_CLIENT) {
+            bytes_check(p->data, p->pkt.bytes, 2, got);
+            got += p->pkt.bytes;
+        }
+    }
+    return got;
+}
+
+/*
+ * The channel is full anywhere in a packet, and the peer begins a handshake:
+ * first the packet is finished, then comes our HELLO; and what was not
+ * received is sent again.
+ */
+START_TEST(hello_while_blocked)
+{
+    for (size_t room = 0; room <= SENDER_LEN; room++) {
+        static Sender s;
+        Peer *p = &s.r.peer;
+        size_t got;
+
+        sender_new(&s, room);
+        got = sender_check(&s, 0);
+        peer_claim(&s.r);
+        peer_say(&s.r, 1000 + room, 0);
+        ck_assert_int_eq(s.r.drv->link.state, LINK_HELLO);
+        box.write_fd = 0;
+        s.r.drv->link.blocked = false;
+        got = sender_check(&s, got);
+        ck_assert_uint_eq(p->heard.echo, 1000 + room);
+        peer_claim(&s.r);
+        peer_say(&s.r, 1000 + room, 0);
+        peer_keys(p);
+        got = sender_check(&s, got);
+        ck_assert_uint_eq(got, 200);
+        log_expect("info ch7: channel up: session resumed", 0); /* no news */
+        sender_free(&s);
+    }
+}
+END_TEST
+
+/* The descriptor is lost anywhere in a packet. */
+START_TEST(cut_while_blocked)
+{
+    for (size_t room = 0; room <= SENDER_LEN; room++) {
+        static Sender s;
+        size_t got;
+
+        sender_new(&s, room);
+        got = sender_check(&s, 0);
+        box.write_fd = 0;
+        rig_unplug(&s.r);
+        rig_plug(&s.r, VP_CHN_SOCKET, VP_ACCEPTED);
+        peer_claim(&s.r);
+        ck_assert(peer_shake(&s.r));
+        log_expect("channel up: session resumed", 1);
+        got = sender_check(&s, got);
+        ck_assert_uint_eq(got, 200);
+        sender_free(&s);
+    }
+}
+END_TEST
+
+/* What is not handed over whole can't be acked. */
+START_TEST(ack_of_half_a_packet)
+{
+    static Sender s;
+
+    sender_new(&s, 100);
+    ck_assert_uint_eq(s.r.drv->link.store.unsent_off, 100);
+    peer_send(&s.r, VP_PKT_ACK, 0, 0, NULL, 0);
+    ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+    s.r.peer.expect++;
+    peer_send(&s.r, VP_PKT_ACK, 0, 0, NULL, 0);
+    log_expect("an ack makes no sense", 1);
+    sender_free(&s);
+}
+END_TEST
+
+/*
+ * A virtio-serial port takes 32 KiB at a time, and a reboot of the guest
+ * drops what lies there: no packet spans two writes.
+ */
+START_TEST(virtio_writes)
+{
+    static uint8_t data[300000], buf[65536];
+    static Rig r;
+    int fd[2], client, writes = 0;
+    ssize_t n;
+
+    rig_new(&r, &rig_config);
+    rig_unplug(&r);
+    /* this kind of socket shows where each write begins and ends */
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fd), 0);
+    fd_nonblock(fd[0]);
+    fd_nonblock(fd[1]);
+    r.peer.fd = fd[1];
+    ck_assert_int_eq(vp_attach(r.drv, fd[0], fd[0], VP_CHN_VIRTSERIAL,
+                               VP_OPENED), 0);
+    peer_session(&r);
+    client = rig_client(&r, "s");
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    peer_credit(&r, 0, VP_CONN_FIRST, VP_MSG_CONNECT_ACK, UINT64_MAX);
+    r.drv->link.flow.limit = VP_LIMIT_MAX;
+    r.drv->link.flow.pkt_len = VP_PKT_LEN_MAX;
+    for (int i = 0; i < 20; i++) {
+        send(client, data, sizeof(data), MSG_NOSIGNAL);
+        box_run(r.loop, MS);
+        while ((n = recv(r.peer.fd, buf, sizeof(buf), 0)) > 0) {
+            size_t at = 0;
+
+            writes++;
+            ck_assert_int_le(n, VP_VIRTIO_WRITE_MAX);
+            while (at < (size_t)n) {
+                VPPacket pkt;
+
+                ck_assert(wire_get(buf + at, &pkt, r.peer.rx_key));
+                at += VP_PKT_HDR_LEN + pkt.bytes;
+            }
+            ck_assert_uint_eq(at, (size_t)n);
+        }
+    }
+    ck_assert_int_gt(writes, 20);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- acks and pings --------------------------------------------------- */
+
+/* peer_service() - a connection to a target that reads; its socket */
+static int peer_service(Rig *r, uint32_t conn)
+{
+    int listener = rig_target(r, "svc"), fd;
+
+    peer_init(r, conn, "svc", 1 << 20);
+    fd = rig_accept(r, listener);
+    close(listener);
+    peer_expect(r, conn, VP_MSG_CONNECT_ACK);
+    box_run(r->loop, 50 * MS);
+    peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
+    peer_drain(r);
+    ck_assert_uint_eq(r->drv->link.store.bytes, 0);
+    return fd;
+}
+
+START_TEST(ack_in_time)
+{
+    static Rig r;
+    int target;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    target = peer_service(&r, 1);
+    /* at leisure, one for all that came */
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "a", 1);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "b", 1);
+    ck_assert_int_eq(peer_next(&r), 0);
+    box_run(r.loop, VP_ACK_DELAY + MS);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_ACK);
+    ck_assert_uint_eq(r.peer.ack, r.peer.next);
+    ck_assert_int_eq(peer_next(&r), 0);
+    /* at once, where it was asked for */
+    peer_send(&r, VP_PKT_CLIENT, VP_FLAG_ACK_NOW, 1, "c", 1);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_ACK);
+    ck_assert_uint_eq(r.peer.ack, r.peer.next);
+    peer_send(&r, VP_PKT_PING, 0, 0, NULL, 0);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_ACK);
+    box_run(r.loop, 100 * MS);
+    ck_assert_int_eq(peer_next(&r), 0);
+    /* with a packet that goes out anyway */
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "d", 1);
+    fd_write(target, "e", 1);
+    box_wait(r.loop, r.drv->link.store.bytes > 0);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_SERVER);
+    ck_assert_uint_eq(r.peer.ack, r.peer.next);
+    box_run(r.loop, 100 * MS);
+    ck_assert_int_eq(peer_next(&r), 0);
+    close(target);
+    rig_free(&r);
+}
+END_TEST
+
+/* Much data is acked on the way, asked for or not. */
+START_TEST(ack_much)
+{
+    static uint8_t data[16000];
+    static Rig r;
+    uint32_t last = VP_SEQ_FIRST;
+    int acks = 0;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    box.pass_us = 1; /* no time for a timer */
+    for (int i = 0; i < 200; i++) {
+        /* of a connection that is gone: it takes no credit */
+        peer_send(&r, VP_PKT_CLIENT, 0, 99, data, sizeof(data));
+        while (peer_next(&r) == VP_PKT_ACK) {
+            acks++;
+            last = r.peer.ack;
+        }
+        ck_assert_uint_lt((r.peer.next - last) * sizeof(data),
+                          VP_ACK_BYTES + sizeof(data));
+    }
+    ck_assert_int_gt(acks, 10);
+    ck_assert_int_lt(acks, 14);
+    rig_free(&r);
+}
+END_TEST
+
+/* While packets wait for an ack, PING asks: 0.2 s, then more rarely. */
+START_TEST(ping_for_ack)
+{
+    static Rig r;
+    uint64_t at[12] = { 0 }, start;
+    int n = 0, client;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    client = rig_client(&r, "s");
+    box_settle(r.loop);
+    start = box.now;
+    while (n < 12) {
+        box_run(r.loop, 10 * MS);
+        while (peer_next(&r) != 0) {
+            if (r.peer.pkt.type == VP_PKT_PING) {
+                ck_assert_uint_eq(r.peer.pkt.seq, VP_SEQ_FIRST + 1);
+                at[n++] = box.now - start;
+            }
+        }
+        ck_assert_uint_lt(box.now - start, 100 * SECOND);
+    }
+    ck_assert_uint_ge(at[0], VP_PING_WAIT_MIN);
+    ck_assert_uint_le(at[0], VP_PING_WAIT_MIN + 30 * MS);
+    for (int i = 2; i < n; i++) {
+        ck_assert_uint_ge(at[i] - at[i - 1] + 30 * MS,
+                          at[i - 1] - at[i - 2]);
+        ck_assert_uint_le(at[i] - at[i - 1], VP_PING_IDLE + 30 * MS);
+    }
+    ck_assert_uint_ge(at[n - 1] - at[n - 2], VP_PING_IDLE - 30 * MS);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP); /* never given up */
+    ck_assert_uint_ne(r.drv->link.asked_at, 0);
+    r.peer.expect = VP_SEQ_FIRST + 1;
+    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    ck_assert_uint_eq(r.drv->link.asked_at, 0);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* An idle link says every 5 s that it lives, and gives its memory back. */
+START_TEST(ping_idle)
+{
+    static Rig r;
+    int pings = 0, target;
+    size_t idle;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    idle = box.allocated + sizeof(VPConn) + 4096;
+    target = peer_service(&r, 1);
+    for (int i = 0; i < 600; i++) {
+        box_run(r.loop, 100 * MS);
+        while (peer_next(&r) == VP_PKT_PING) {
+            pings++;
+            peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        }
+    }
+    ck_assert_int_ge(pings, 11);
+    ck_assert_int_le(pings, 13);
+    ck_assert_ptr_null(r.drv->link.store.ring);
+    ck_assert_uint_lt(box.allocated, idle);
+    /* and it still works */
+    fd_write(target, "x", 1);
+    box_wait(r.loop, r.drv->link.store.bytes > 0);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_SERVER);
+    close(target);
+    rig_free(&r);
+}
+END_TEST
+
+/* However much the peer asks, there is one answer at a time. */
+START_TEST(ping_flood)
+{
+    static uint8_t buf[32 * 1000];
+    static Rig r;
+    size_t len = 0;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (int i = 0; i < 1000; i++) {
+        len += peer_make(&r, buf + len, VP_PKT_PING, 0, 0, NULL, 0);
+    }
+    box.write_fd = r.drv->link.wfd; /* and the channel is full */
+    for (int i = 0; i < 20; i++) {
+        peer_write(&r, buf, len);
+    }
+    ck_assert_uint_le(r.drv->link.ctl_len, 128);
+    box.write_fd = 0;
+    r.drv->link.blocked = false;
+    ck_assert_int_eq(peer_next(&r), VP_PKT_ACK);
+    peer_drain(&r);
+    ck_assert_uint_lt(box.passes, 1000);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- a peer that breaks the protocol ---------------------------------- */
+
+START_TEST(unknown_types)
+{
+    static const int types[] = { 0, VP_PKT_PING + 1, 100, 255 };
+
+    for (int i = 0; i < COUNT_OF(types); i++) {
+        static Rig r;
+
+        rig_new(&r, &rig_config);
+        peer_session(&r);
+        peer_send(&r, types[i], 0, 0, NULL, 0);
+        log_expect("breaks the protocol (unknown type of packet)", 1);
+        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+        ck_assert_uint_eq(r.drv->link.epoch[0], 0);
+        rig_free(&r);
+    }
+}
+END_TEST
+
+/* HELLO has a key of its own; with the session's it is no packet. */
+START_TEST(hello_with_session_key)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    peer_send(&r, VP_PKT_HELLO, 0, 0, NULL, 0);
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    log_quiet("error");
+    rig_free(&r);
+}
+END_TEST
+
+/* For a second we don't listen to it, then it gets another chance. */
+START_TEST(penalty)
+{
+    static Rig r;
+    uint64_t from, waited;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (int i = 0; i < 5; i++) {
+        peer_send(&r, 200, 0, 0, NULL, 0);
+        log_expect("breaks the protocol", 1);
+        peer_drain(&r);
+        from = box.now;
+        r.peer.hellos = 0;
+        while (r.peer.hellos == 0) {
+            ck_assert_uint_lt(box.now - from, 3 * SECOND);
+            peer_say(&r, 1000000 + (unsigned)i, 0);
+            box_run(r.loop, 10 * MS);
+            peer_drain(&r);
+        }
+        waited = box.now - from;
+        ck_assert_uint_ge(waited, VP_PENALTY_US - 20 * MS);
+        ck_assert_uint_le(waited, VP_PENALTY_US + 50 * MS);
+        peer_session(&r);
+        log_clear();
+    }
+    rig_free(&r);
+}
+END_TEST
+
+/* Whatever the peer does, in 10 s it gets no more than so much logged. */
+START_TEST(log_flood)
+{
+    static Rig r;
+    uint64_t from;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    log_clear();
+    from = box.now;
+    for (int i = 0; i < 3000; i++) {
+        switch (_i) {
+        case 0: /* services that don't exist */
+            peer_init(&r, (uint32_t)i, "none", 0);
+            break;
+        case 1: /* one session after the other */
+            peer_say(&r, 50000 + (unsigned)i, 0);
+            peer_drain(&r);
+            peer_session(&r);
+            break;
+        case 2: /* out of step all the time */
+            peer_write(&r, "12345678901234567890123456789012", 32);
+            peer_drain(&r);
+            peer_claim(&r);
+            peer_shake(&r);
+            break;
+        case 3: /* claims that can't be true */
+            r.peer.hello.expect = VP_SEQ_FIRST + 1000;
+            peer_shake(&r);
+            peer_drain(&r);
+            peer_session(&r);
+            break;
+        }
+        peer_drain(&r);
+        if (box.now - from > 9 * SECOND) {
+            break;
+        }
+    }
+    ck_assert_msg(log_count("\n") - log_count("debug ch") <=
+                  3 * VP_LOG_LINES, "%d lines", log_count("\n"));
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- the descriptor --------------------------------------------------- */
+
+START_TEST(reason_of_loss)
+{
+    static Rig r;
+    int target;
+
+    rig_new(&r, &rig_config);
+    rig_unplug(&r);
+    rig_plug(&r, VP_CHN_TTY, VP_OPENED);
+    peer_session(&r);
+    target = peer_service(&r, 1);
+    close(target); /* so that work on the data fails in ways of its own */
+    log_clear();
+    box.read_errno = EIO;
+    for (int i = 0; i < 3 && r.drv->link.rfd >= 0; i++) {
+        peer_send(&r, VP_PKT_CLIENT, 0, 1, "abc", 3);
+    }
+    box.read_errno = 0;
+    log_expect("channel down: Input/output error", 1);
+    ck_assert_str_eq(r.reason, strerror(EIO));
+    rig_free(&r);
+}
+END_TEST
+
+START_TEST(closed_by_peer)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    shutdown(r.peer.fd, SHUT_WR);
+    box_settle(r.loop);
+    ck_assert_int_eq(r.lost, 1);
+    log_expect("channel down: closed by the other end", 1);
+    box_run(r.loop, 10 * SECOND);
+    ck_assert_int_eq(r.lost, 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* The last packets before the end of the channel are taken. */
+START_TEST(data_before_close)
+{
+    static Scene s;
+
+    scene_new(&s);
+    ck_assert_int_eq(send(s.r.peer.fd, s.t.data, s.t.len, 0),
+                     (ssize_t)s.t.len);
+    shutdown(s.r.peer.fd, SHUT_WR);
+    box_settle(s.r.loop);
+    ck_assert_int_eq(s.r.lost, 1);
+    scene_check(&s);
+    scene_free(&s);
+}
+END_TEST
+
+START_TEST(no_memory)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    box.allocs_left = 0;
+    peer_say(&r, 1, 0);
+    box.allocs_left = -1;
+    ck_assert_int_eq(r.lost, 1);
+    ck_assert_str_eq(r.reason, "out of memory");
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_session(&r);
+    rig_free(&r);
+}
+END_TEST
+
+/* The receive buffer grows while reads fill it, up to its bound. */
+START_TEST(receive_buffer)
+{
+    static uint8_t buf[VP_PKT_LEN_MAX], data[VP_PKT_DATA_LEN];
+    static Rig r;
+    size_t len;
+    uint32_t packets;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    ck_assert_uint_eq(r.drv->link.rx_cap, VP_RX_LEN_MIN);
+    packets = r.peer.next;
+    for (int i = 0; i < 300; i++) {
+        len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 99, data, sizeof(data));
+        while (len > 0) {
+            ssize_t n = send(r.peer.fd, buf + sizeof(buf) - len, len, 0);
+
+            if (n < 0) {
+                box_settle(r.loop);
+                n = 0;
+            }
+            len -= (size_t)n;
+        }
+    }
+    box_settle(r.loop);
+    ck_assert_uint_eq(r.drv->link.rx_expect, packets + 300);
+    ck_assert_uint_le(r.drv->link.rx_cap, VP_RX_LEN_MAX);
+    box_run(r.loop, 20 * SECOND);
+    ck_assert_uint_eq(r.drv->link.rx_cap, 0);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- a port with nobody at the other side ----------------------------- */
+
+typedef struct Fifos {
+    char dir[64];
+    char in[80];
+    char out[80];
+    int rfd;  /* the peer's ends */
+    int wfd;
+} Fifos;
+
+static void fifos_come(Fifos *f)
+{
+    f->wfd = open(f->in, O_WRONLY | O_NONBLOCK);
+    f->rfd = open(f->out, O_RDONLY | O_NONBLOCK);
+    ck_assert_int_ge(f->wfd, 0);
+    ck_assert_int_ge(f->rfd, 0);
+}
+
+static void fifos_go(Fifos *f)
+{
+    close(f->wfd);
+    close(f->rfd);
+}
+
+static void fifos_new(Fifos *f, Rig *r)
+{
+    int rfd, wfd;
+
+    strcpy(f->dir, "/tmp/vp-unit-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(f->dir));
+    snprintf(f->in, sizeof(f->in), "%s/in", f->dir);
+    snprintf(f->out, sizeof(f->out), "%s/out", f->dir);
+    ck_assert_int_eq(mkfifo(f->in, 0600), 0);
+    ck_assert_int_eq(mkfifo(f->out, 0600), 0);
+    rfd = open(f->in, O_RDONLY | O_NONBLOCK);
+    f->rfd = open(f->out, O_RDONLY | O_NONBLOCK);
+    wfd = open(f->out, O_WRONLY | O_NONBLOCK);
+    close(f->rfd);
+    ck_assert_int_eq(vp_attach(r->drv, rfd, wfd, VP_CHN_VIRTSERIAL, VP_OPENED),
+                     0);
+}
+
+static void fifos_free(Fifos *f)
+{
+    unlink(f->in);
+    unlink(f->out);
+    rmdir(f->dir);
+}
+
+/*
+ * The peer comes and goes.  While it is away the descriptors stay, nothing
+ * spins, and when it is back the session goes on.
+ */
+START_TEST(port_away)
+{
+    VPConfig config = rig_config;
+    static Rig r;
+    unsigned long passes;
+    uint8_t hello[HELLO_TOTAL];
+    Fifos f;
+
+    config.grace = 100;
+    rig_new(&r, &config);
+    rig_unplug(&r);
+    r.lost = 0;
+    fifos_new(&f, &r);
+    box_run(r.loop, SECOND);
+    ck_assert(r.drv->link.away);
+    ck_assert_int_eq(r.drv->link.state, LINK_DOWN);
+    for (int i = 0; i < 3; i++) {
+        passes = box.passes;
+        box_run(r.loop, 60 * SECOND);
+        ck_assert_uint_le(box.passes - passes, 60 * 5);
+        fifos_come(&f);
+        box_run(r.loop, SECOND);
+        ck_assert(!r.drv->link.away);
+        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+        /* old ones may lie there, too */
+        while (read(f.rfd, hello, sizeof(hello)) == sizeof(hello)) {
+            ck_assert_int_eq(wire_get_hello(hello, sizeof(hello),
+                                            &r.peer.heard), sizeof(hello));
+        }
+        r.peer.hello.token = 100 + (unsigned)i;
+        r.peer.hello.echo = r.peer.heard.token;
+        wire_put_hello(hello, &r.peer.hello, NULL);
+        ck_assert_int_eq(write(f.wfd, hello, sizeof(hello)), sizeof(hello));
+        box_settle(r.loop);
+        ck_assert_int_eq(r.drv->link.state, LINK_UP);
+        if (i == 0) {
+            log_expect("channel up: new session", 1);
+            r.peer.hello.my_epoch = r.peer.hello.token;
+            r.peer.hello.peer_epoch = r.peer.heard.token;
+        } else {
+            log_expect("channel up: session resumed", 1);
+        }
+        fifos_go(&f);
+        box_settle(r.loop);
+        ck_assert_int_eq(r.drv->link.state, LINK_DOWN);
+        log_expect("channel down: nobody at the other side", 1);
+    }
+    ck_assert_int_eq(r.lost, 0);
+    fifos_free(&f);
+    rig_free(&r);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("link");
+
+    UNIT_ADD(s, first_hello, 1);
+    UNIT_ADD(s, hello_when_up, 1);
+    UNIT_ADD(s, no_answer, 1);
+    UNIT_ADD(s, other_version, 1);
+    UNIT_ADD(s, echoing_line, 1);
+    UNIT_ADD(s, echo_when_up, 1);
+    UNIT_ADD(s, garbage_before, 6);
+    UNIT_ADD(s, stranger_named, 1);
+    UNIT_ADD(s, stranger_hangs_up, 2);
+    UNIT_ADD(s, old_session_packets, 1);
+    UNIT_ADD(s, old_session_packets_late, 1);
+    UNIT_ADD(s, byte_by_byte, 1);
+    UNIT_ADD(s, any_pieces, 1);
+    UNIT_ADD(s, poor_io, 1);
+    UNIT_ADD(s, flipped_bit, 8);
+    UNIT_ADD(s, bytes_lost_or_added, DAMAGES);
+    UNIT_ADD(s, hello_in_packet, 1);
+    UNIT_ADD(s, paused_in_packet, 1);
+    UNIT_ADD(s, hello_in_payload, 1);
+    UNIT_ADD(s, gap, 1);
+    UNIT_ADD(s, duplicate, 1);
+    UNIT_ADD(s, number_of_unsequenced, 1);
+    UNIT_ADD(s, ack_makes_no_sense, 1);
+    UNIT_ADD(s, hello_while_blocked, 1);
+    UNIT_ADD(s, cut_while_blocked, 1);
+    UNIT_ADD(s, ack_of_half_a_packet, 1);
+    UNIT_ADD(s, virtio_writes, 1);
+    UNIT_ADD(s, ack_in_time, 1);
+    UNIT_ADD(s, ack_much, 1);
+    UNIT_ADD(s, ping_for_ack, 1);
+    UNIT_ADD(s, ping_idle, 1);
+    UNIT_ADD(s, ping_flood, 1);
+    UNIT_ADD(s, unknown_types, 1);
+    UNIT_ADD(s, hello_with_session_key, 1);
+    UNIT_ADD(s, penalty, 1);
+    UNIT_ADD(s, log_flood, 4);
+    UNIT_ADD(s, reason_of_loss, 1);
+    UNIT_ADD(s, closed_by_peer, 1);
+    UNIT_ADD(s, data_before_close, 1);
+    UNIT_ADD(s, no_memory, 1);
+    UNIT_ADD(s, receive_buffer, 1);
+    UNIT_ADD(s, port_away, 1);
+    return unit_run(s);
+}

@@ -1,0 +1,1420 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_session.c - what survives a channel, and what must not
+ *
+ * A session goes on over any number of channels, as long as both sides are
+ * what they were.  If one isn't, every connection of it is reset, and none of
+ * its bytes is delivered.
+ */
+#include "engine.h"
+
+/* ---- two engines and the line between them ---------------------------- */
+
+typedef struct Pair Pair;
+
+/* An end of the line, where one of the engines is */
+typedef struct End {
+    Pair *pair;
+    int fd;             /* -1: cut */
+    uint8_t buf[65536 + 1]; /* for the engine at this end */
+    size_t len;
+    uint64_t moved;     /* bytes that came from it */
+} End;
+
+struct Pair {
+    VPLoop *loop;
+    VPDriver *drv[2];   /* the clients' side, the targets' side */
+    End end[2];
+    int listener;       /* the target behind the service "s" */
+    VPAddr addr;
+    bool tcp;           /* clients and targets: they can be reset then */
+    /* what the line does to @len bytes at @data from @from; there is room */
+    void (*line)(Pair *p, int from, uint8_t *data, size_t *len);
+    int pieces;         /* that the line carried so far */
+    unsigned mask;      /* of these, for line_mask() */
+    int bad_from;       /* for line_damage() */
+    int bad_how;
+    uint64_t bad_at;
+    bool cut;           /* the line is about to be cut: all is lost */
+};
+
+static void pair_lost(void *opaque, const char *reason)
+{
+    (void)opaque;
+    (void)reason;
+}
+
+/* line_interest() - an end is read when the other one has room */
+static void line_interest(Pair *p)
+{
+    for (int i = 0; i < 2; i++) {
+        vp_watch_set(p->loop, p->end[i].fd,
+                     (p->end[1 - i].len == 0 ? VP_READ : 0) |
+                     (p->end[i].len > 0 ? VP_WRITE : 0));
+    }
+}
+
+static void line_ready(void *opaque, int fd, int events)
+{
+    End *from = opaque;
+    Pair *p = from->pair;
+    End *to = &p->end[from == &p->end[0]];
+    ssize_t n;
+
+    if (events & VP_READ) {
+        n = recv(fd, to->buf, sizeof(to->buf) - 1, 0);
+        if (n <= 0) {
+            vp_watch_set(p->loop, fd, 0); /* pair_cut() will follow */
+            return;
+        }
+        to->len = p->cut ? 0 : (size_t)n;
+        if (p->line != NULL) {
+            p->line(p, from == &p->end[1], to->buf, &to->len);
+        }
+        from->moved += (uint64_t)n;
+        p->pieces++;
+    }
+    for (int i = 0; i < 2; i++) {
+        End *e = &p->end[i];
+
+        n = e->len > 0 ? send(e->fd, e->buf, e->len, MSG_NOSIGNAL) : 0;
+        if (n > 0) {
+            e->len -= (size_t)n;
+            memmove(e->buf, e->buf + n, e->len);
+        }
+    }
+    line_interest(p);
+}
+
+static void pair_plug(Pair *p)
+{
+    p->cut = false;
+    for (int i = 0; i < 2; i++) {
+        End *e = &p->end[i];
+        int fd[2];
+
+        fd_pair(fd);
+        e->pair = p;
+        e->fd = fd[1];
+        e->len = 0;
+        ck_assert_int_eq(vp_watch(p->loop, e->fd, line_ready, e), 0);
+        ck_assert_int_eq(vp_attach(p->drv[i], fd[0], fd[0], VP_CHN_SOCKET,
+                                   i == 0 ? VP_CONNECTED : VP_ACCEPTED), 0);
+    }
+    line_interest(p);
+}
+
+/* pair_cut() - what is on the line is lost */
+static void pair_cut(Pair *p)
+{
+    for (int i = 0; i < 2; i++) {
+        vp_unwatch(p->loop, p->end[i].fd);
+        close(p->end[i].fd);
+        p->end[i].fd = -1;
+    }
+    box_settle(p->loop);
+}
+
+static void pair_start(Pair *p, int which)
+{
+    p->drv[which] = vp_new(p->loop, which, &rig_config, pair_lost, p);
+    ck_assert_ptr_nonnull(p->drv[which]);
+    if (which == 1) {
+        ck_assert_int_eq(vp_set_iforward(p->drv[1], "s", &p->addr, 1), 0);
+    }
+}
+
+static void pair_new(Pair *p, bool tcp)
+{
+    signal(SIGPIPE, SIG_IGN);
+    memset(p, 0, sizeof(*p));
+    p->loop = vp_loop_new();
+    p->tcp = tcp;
+    p->listener = tcp ? tcp_listen(&p->addr, 100)
+                      : unix_listen(&p->addr, 100);
+    fd_nonblock(p->listener);
+    pair_start(p, 0);
+    pair_start(p, 1);
+    pair_plug(p);
+}
+
+static void pair_free(Pair *p)
+{
+    for (int i = 0; i < 2; i++) {
+        vp_free(p->drv[i]);
+        vp_unwatch(p->loop, p->end[i].fd);
+        close(p->end[i].fd);
+    }
+    vp_loop_free(p->loop);
+    ck_assert_uint_eq(box.allocated, 0);
+    close(p->listener);
+}
+
+static bool pair_up(const Pair *p)
+{
+    return p->drv[0]->link.state == LINK_UP &&
+           p->drv[1]->link.state == LINK_UP;
+}
+
+/* pair_wait() - until both are up; what a handshake may take at most */
+static void pair_wait(Pair *p)
+{
+    uint64_t end = box.now + 8 * SECOND;
+
+    box_settle(p->loop);
+    while (!pair_up(p)) {
+        ck_assert_msg(box.now < end, "no handshake; in the log:\n%s",
+                      box.log);
+        box_run(p->loop, 20 * MS);
+    }
+}
+
+static void pair_check(Pair *p)
+{
+    const VPLink *a = &p->drv[0]->link, *b = &p->drv[1]->link;
+
+    ck_assert(pair_up(p));
+    ck_assert_uint_ne(a->epoch[0], 0);
+    ck_assert_uint_eq(a->epoch[0], b->epoch[1]);
+    ck_assert_uint_eq(a->epoch[1], b->epoch[0]);
+    ck_assert_uint_eq(a->tx_key, b->rx_key);
+    ck_assert_uint_eq(a->rx_key, b->tx_key);
+}
+
+/* ---- a connection through them ---------------------------------------- */
+
+typedef struct Stream {
+    int fd[2];        /* client, target; -1: not there yet */
+    uint64_t sent[2];
+    uint64_t got[2];
+} Stream;
+
+static void stream_new(Stream *s, Pair *p)
+{
+    VPOForward f = { .drv = p->drv[0], .service_id = "s" };
+    int fd[2];
+
+    if (p->tcp) {
+        tcp_pair(fd);
+    } else {
+        fd_pair(fd);
+    }
+    oforward_accepted(&f, fd[0], p->tcp ? AF_INET : AF_UNIX);
+    *s = (Stream){ .fd = { fd[1], -1 } };
+}
+
+/* stream_accept() - take the target's end once the engine makes it */
+static void stream_accept(Stream *s, Pair *p)
+{
+    if (s->fd[1] < 0) {
+        s->fd[1] = accept(p->listener, NULL, NULL);
+        if (s->fd[1] >= 0) {
+            fd_nonblock(s->fd[1]);
+        }
+    }
+}
+
+static void stream_send(Stream *s, int side, size_t len)
+{
+    uint8_t data[4096];
+
+    ck_assert_uint_le(len, sizeof(data));
+    bytes_fill(data, len, (unsigned)side, s->sent[side]);
+    fd_write(s->fd[side], data, len);
+    s->sent[side] += len;
+}
+
+static void stream_read(Stream *s, Pair *p)
+{
+    stream_accept(s, p);
+    for (int i = 0; i < 2; i++) {
+        if (s->fd[i] >= 0) {
+            fd_drain(s->fd[i], (unsigned)(1 - i), &s->got[i]);
+        }
+    }
+}
+
+/* stream_wait() - until all that was sent has come */
+static void stream_wait(Stream *s, Pair *p)
+{
+    uint64_t end = box.now + 20 * SECOND;
+    int tries = 0;
+
+    for (;;) {
+        box_settle(p->loop);
+        stream_read(s, p);
+        if (s->got[0] == s->sent[1] && s->got[1] == s->sent[0] &&
+            s->fd[1] >= 0) {
+            break;
+        }
+        ck_assert_msg(box.now < end, "%llu of %llu there, %llu of %llu back; "
+                      "in the log:\n%s", (unsigned long long)s->got[1],
+                      (unsigned long long)s->sent[0],
+                      (unsigned long long)s->got[0],
+                      (unsigned long long)s->sent[1], box.log);
+        if (pair_up(p) && p->drv[0]->link.store.bytes +
+            p->drv[1]->link.store.bytes == 0) {
+            box_pause(&tries); /* it is in the kernel's hands */
+        }
+        box_run(p->loop, 10 * MS);
+    }
+}
+
+/* stream_end() - both sides shut down, and both see the end */
+static void stream_end(Stream *s, Pair *p)
+{
+    int tries = 0;
+
+    for (int i = 0; i < 2; i++) {
+        shutdown(s->fd[i], SHUT_WR);
+    }
+    box_run(p->loop, 5 * MS);
+    while (fd_state(s->fd[0]) != FD_EOF || fd_state(s->fd[1]) != FD_EOF) {
+        box_pause(&tries);
+        box_run(p->loop, 50 * MS);
+    }
+    close(s->fd[0]);
+    close(s->fd[1]);
+}
+
+/* stream_reset() - after what came, its client and its target see a reset */
+static void stream_reset(Stream *s, Pair *p)
+{
+    int tries = 0;
+
+    for (int i = 0; i < 2; i++) {
+        int state;
+
+        while ((state = fd_drain(s->fd[i], (unsigned)(1 - i),
+                                 &s->got[i])) == FD_OPEN) {
+            box_pause(&tries);
+            box_settle(p->loop);
+        }
+        ck_assert_int_eq(state, ECONNRESET);
+        close(s->fd[i]);
+    }
+}
+
+START_TEST(pair_works)
+{
+    static Pair p;
+    Stream s;
+
+    pair_new(&p, true);
+    pair_wait(&p);
+    pair_check(&p);
+    log_expect("channel up: new session", 2);
+    stream_new(&s, &p);
+    stream_send(&s, 0, 1000);
+    stream_wait(&s, &p);
+    stream_send(&s, 1, 4000);
+    stream_wait(&s, &p);
+    stream_end(&s, &p);
+    box_run(p.loop, SECOND);
+    ck_assert_uint_eq(p.drv[0]->nconns + p.drv[1]->nconns, 0);
+    log_quiet("warn");
+    log_quiet("error");
+    pair_free(&p);
+}
+END_TEST
+
+/* An hour of nothing: the session is there, and the loop slept. */
+START_TEST(pair_idle)
+{
+    static Pair p;
+    unsigned long passes;
+    Stream s;
+
+    pair_new(&p, false);
+    stream_new(&s, &p);
+    stream_send(&s, 0, 10);
+    stream_wait(&s, &p);
+    box_run(p.loop, 20 * SECOND);
+    passes = box.passes;
+    for (int i = 0; i < 720; i++) {
+        box_run(p.loop, 5 * SECOND);
+        box_settle(p.loop);
+    }
+    /* both sides PING and ACK; two passes for each of these, and ours */
+    ck_assert_uint_le(box.passes - passes, 720 * 16);
+    ck_assert(pair_up(&p));
+    log_quiet("warn");
+    stream_send(&s, 1, 10);
+    stream_wait(&s, &p);
+    stream_end(&s, &p);
+    pair_free(&p);
+}
+END_TEST
+
+/* ---- handshakes ------------------------------------------------------- */
+
+/* line_mask() - lose the pieces whose bits are set, in order of arrival */
+static void line_mask(Pair *p, int from, uint8_t *data, size_t *len)
+{
+    (void)from;
+    (void)data;
+    if (p->pieces < 10 && (p->mask >> p->pieces & 1)) {
+        *len = 0;
+    }
+}
+
+/*
+ * Any of the first ten things said on the line is lost, and then, in half of
+ * the tests, the line is cut.  As neither side was restarted, no connection
+ * may notice; not even where only one side saw a handshake completed.
+ */
+START_TEST(handshake_losses)
+{
+    for (unsigned mask = 0; mask < 1024; mask++) {
+        static Pair p;
+        Stream old, young;
+
+        log_clear();
+        pair_new(&p, false);
+        if (_i & 1) {
+            stream_new(&old, &p);
+            stream_send(&old, 0, 100);
+            stream_wait(&old, &p);
+            pair_cut(&p);
+            stream_send(&old, 0, 100);
+            stream_send(&old, 1, 50);
+            pair_plug(&p);
+        }
+        stream_new(&young, &p);
+        stream_send(&young, 0, 77);
+        p.pieces = 0;
+        p.mask = mask;
+        p.line = line_mask;
+        for (int i = 0; i < 50 && p.pieces < 10; i++) {
+            box_run(p.loop, 100 * MS);
+        }
+        if (_i & 2) {
+            pair_cut(&p);
+            pair_plug(&p);
+        }
+        p.line = NULL;
+        pair_wait(&p);
+        pair_check(&p);
+        ck_assert_msg(log_count("session ended") == 0, "%s", box.log);
+        stream_wait(&young, &p);
+        stream_end(&young, &p);
+        if (_i & 1) {
+            stream_wait(&old, &p);
+            stream_end(&old, &p);
+        }
+        pair_free(&p);
+    }
+}
+END_TEST
+
+/* Both lose track at the same moment. */
+START_TEST(both_resync)
+{
+    static Pair p;
+    Stream s;
+
+    pair_new(&p, false);
+    stream_new(&s, &p);
+    stream_send(&s, 0, 500);
+    stream_wait(&s, &p);
+    for (int i = 0; i < 50; i++) {
+        uint8_t noise[40];
+
+        memset(noise, i, sizeof(noise));
+        stream_send(&s, 0, 100);
+        stream_send(&s, 1, 100);
+        fd_write(p.end[0].fd, noise, sizeof(noise));
+        fd_write(p.end[1].fd, noise, sizeof(noise));
+        stream_wait(&s, &p);
+        pair_check(&p);
+    }
+    ck_assert_uint_ge(p.drv[0]->link.resyncs, 50);
+    stream_end(&s, &p);
+    pair_free(&p);
+}
+END_TEST
+
+/* ---- damage on the line ----------------------------------------------- */
+
+enum { FLIP, DROP, DOUBLE, RECONNECT };
+
+/* line_damage() - once, at byte p->bad_at of one direction */
+static void line_damage(Pair *p, int from, uint8_t *data, size_t *len)
+{
+    uint64_t at = p->bad_at - p->end[from].moved;
+
+    if (from != p->bad_from || p->bad_at < p->end[from].moved || at >= *len) {
+        return;
+    }
+    switch (p->bad_how) {
+    case FLIP:
+        data[at] ^= (uint8_t)(1u << at % 8);
+        break;
+    case DROP:
+        memmove(data + at, data + at + 1, *len - at - 1);
+        --*len;
+        break;
+    case DOUBLE:
+        memmove(data + at + 1, data + at, *len - at);
+        ++*len;
+        break;
+    case RECONNECT:
+        *len = at; /* the rest is lost, and so is what follows */
+        p->cut = true;
+        break;
+    }
+}
+
+/*
+ * One exchange, with the handshake before it, is damaged at each byte that
+ * one side says.  All bytes arrive, once, and no connection is reset.
+ */
+START_TEST(damage)
+{
+    uint64_t total = UINT64_MAX;
+
+    for (uint64_t at = 0; at < total; at++) {
+        static Pair p;
+        Stream s;
+
+        log_clear();
+        pair_new(&p, false);
+        p.line = line_damage;
+        p.bad_from = _i % 2;
+        p.bad_how = _i / 2;
+        p.bad_at = at;
+        stream_new(&s, &p);
+        stream_send(&s, 0, 150);
+        for (int i = 0; i < 4; i++) {
+            box_run(p.loop, 15 * MS);
+            if (p.cut) {
+                pair_cut(&p);
+                pair_plug(&p);
+            }
+            stream_accept(&s, &p);
+            if (s.fd[1] >= 0 && s.sent[1] == 0) {
+                stream_send(&s, 1, 100);
+            }
+        }
+        p.line = NULL;
+        total = MIN(total, p.end[_i % 2].moved);
+        stream_wait(&s, &p);
+        stream_end(&s, &p);
+        ck_assert_msg(log_count("session ended") == 0, "%s", box.log);
+        pair_free(&p);
+    }
+    ck_assert_uint_gt(total, 400);
+}
+END_TEST
+
+/* A channel that is made anew all the time under load, at any byte */
+START_TEST(cut_under_load)
+{
+    static Pair p;
+    Stream s[5];
+
+    pair_new(&p, false);
+    for (int i = 0; i < 5; i++) {
+        stream_new(&s[i], &p);
+        stream_send(&s[i], 0, 1);
+        stream_wait(&s[i], &p);
+    }
+    for (int round = 0; round < 300; round++) {
+        for (int i = 0; i < 5; i++) {
+            if (s[i].sent[0] - s[i].got[1] < 100000) {
+                stream_send(&s[i], 0, 1 + rnd(4096));
+            }
+            if (s[i].sent[1] - s[i].got[0] < 100000) {
+                stream_send(&s[i], 1, 1 + rnd(4096));
+            }
+        }
+        box.io_max = 1 + rnd(5000);
+        box_step(p.loop, 1 + rnd(20));
+        for (int i = 0; i < 5; i++) {
+            stream_read(&s[i], &p);
+        }
+        if (rnd(2) == 0) {
+            pair_cut(&p);
+            box_run(p.loop, rnd(SECOND));
+            pair_plug(&p);
+        }
+    }
+    box.io_max = 0;
+    for (int i = 0; i < 5; i++) {
+        stream_wait(&s[i], &p);
+        stream_end(&s[i], &p);
+    }
+    log_expect("session ended", 0);
+    pair_free(&p);
+}
+END_TEST
+
+/* Numbers of packets and of connections pass 0 without being noticed. */
+START_TEST(wrap_around)
+{
+    static Pair p;
+    Stream s, one;
+    uint32_t packets[2] = { 0, 0 };
+
+    pair_new(&p, false);
+    stream_new(&s, &p);
+    ck_assert_uint_eq(p.drv[0]->next_id, VP_CONN_FIRST + 1);
+    stream_send(&s, 0, 1);
+    stream_wait(&s, &p);
+    for (int i = 0; i < 250; i++) {
+        stream_new(&one, &p);
+        stream_send(&one, 0, 5);
+        stream_wait(&one, &p);
+        stream_send(&one, 1, 6);
+        stream_wait(&one, &p);
+        stream_send(&s, 0, 7);
+        stream_send(&s, 1, 8);
+        stream_wait(&s, &p);
+        if (i % 50 == 0) {
+            pair_cut(&p);
+            pair_plug(&p);
+        }
+        stream_end(&one, &p);
+    }
+    for (int i = 0; i < 2; i++) {
+        packets[i] = p.drv[i]->link.store.next - VP_SEQ_FIRST;
+        ck_assert_uint_gt(packets[i], 1000);
+    }
+    ck_assert_uint_eq(p.drv[0]->next_id, VP_CONN_FIRST + 251);
+    ck_assert_uint_lt(p.drv[0]->next_id, 1000);
+    log_expect("session ended", 0);
+    stream_end(&s, &p);
+    pair_free(&p);
+}
+END_TEST
+
+/* An id that is in use after all others were is left out. */
+START_TEST(ids_in_use)
+{
+    static Pair p;
+    Stream s[4];
+
+    pair_new(&p, false);
+    for (int i = 0; i < 4; i++) {
+        stream_new(&s[i], &p);
+        stream_send(&s[i], 0, 1);
+        stream_wait(&s[i], &p);
+        if (i == 2) {
+            p.drv[0]->next_id = VP_CONN_FIRST; /* once around */
+        }
+    }
+    ck_assert_uint_eq(p.drv[0]->next_id, VP_CONN_FIRST + 4);
+    log_quiet("warn");
+    for (int i = 0; i < 4; i++) {
+        stream_end(&s[i], &p);
+    }
+    pair_free(&p);
+}
+END_TEST
+
+/* One side is restarted, again and again, under load: resets, no lies. */
+START_TEST(restarts)
+{
+    static Pair p;
+
+    pair_new(&p, true);
+    for (int round = 0; round < 100; round++) {
+        int which = _i == 2 ? round % 2 : _i;
+        Stream s;
+
+        stream_new(&s, &p);
+        stream_send(&s, 0, 1 + rnd(1000));
+        stream_wait(&s, &p);
+        stream_send(&s, 1, 1 + rnd(4000));
+        stream_send(&s, 0, 1 + rnd(4000));
+        box_step(p.loop, 1 + rnd(10));
+        vp_free(p.drv[which]);
+        pair_start(&p, which);
+        pair_cut(&p);
+        pair_plug(&p);
+        pair_wait(&p);
+        pair_check(&p);
+        stream_reset(&s, &p);
+    }
+    log_expect("set back in time", 0);
+    pair_free(&p);
+}
+END_TEST
+
+/* ---- resume or not ---------------------------------------------------- */
+
+/*
+ * A session in which both sides sent something: the engine 5 packets, of
+ * which 2 are acked, the peer 4.
+ */
+typedef struct Held {
+    Rig r;
+    int client[5];
+    int listener;
+    int target[4];
+} Held;
+
+static void held_new(Held *h, const VPConfig *config)
+{
+    Rig *r = &h->r;
+
+    rig_new(r, config);
+    r->tcp = true;
+    h->listener = rig_target(r, "svc");
+    peer_session(r);
+    for (int i = 0; i < 2; i++) {
+        h->client[i] = rig_client(r, "c");
+        peer_expect(r, VP_CONN_FIRST + (uint32_t)i, VP_MSG_CONNECT_INIT);
+    }
+    peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
+    for (int i = 2; i < 5; i++) {
+        h->client[i] = rig_client(r, "c");
+        peer_expect(r, VP_CONN_FIRST + (uint32_t)i, VP_MSG_CONNECT_INIT);
+    }
+    r->peer.expect = VP_SEQ_FIRST + 2; /* as acked; "expect" is really + 5 */
+    for (int i = 0; i < 4; i++) {
+        /* no answer yet: to a service that is connecting it would come */
+        peer_send(r, VP_PKT_CLIENT, 0, 1000, "late", 4);
+    }
+    r->peer.expect = VP_SEQ_FIRST + 5;
+    ck_assert_uint_eq(r->drv->link.store.base, VP_SEQ_FIRST + 2);
+    ck_assert_uint_eq(r->drv->link.store.next, VP_SEQ_FIRST + 5);
+    ck_assert_uint_eq(r->drv->link.rx_expect, VP_SEQ_FIRST + 4);
+    log_clear();
+}
+
+static void held_free(Held *h)
+{
+    for (int i = 0; i < 5; i++) {
+        close(h->client[i]);
+    }
+    close(h->listener);
+    rig_free(&h->r);
+}
+
+typedef enum Verdict { RESUMED, SET_BACK, OTHER_SESSION } Verdict;
+
+/* What the peer claims, off from the truth, and what comes of it */
+static const struct {
+    int my_epoch, peer_epoch, digest, expect, base, next;
+    Verdict verdict;
+} claims[] = {
+    { 0, 0, 0, 0, 0, 0, RESUMED },
+    { 0, 0, 0, 0, -2, 0, RESUMED },       /* it can still send those */
+    { 0, 0, 0, 0, -4, 0, RESUMED },
+    { 0, 0, 0, 0, 0, 3, RESUMED },        /* it has more for us */
+    { 0, 0, 0, 0, 0, 1000, RESUMED },
+    { 0, 0, 1, 0, 0, 0, SET_BACK },       /* got other packets than ours */
+    { 0, 0, 0, -1, 0, 0, SET_BACK },      /* digest of 5, but expects 4 */
+    { 0, 0, 0, -4, 0, 0, SET_BACK },      /* expects what was acked */
+    { 0, 0, 0, 1, 0, 0, SET_BACK },       /* expects what comes after next */
+    { 0, 0, 0, INT_MAX, 0, 0, SET_BACK },
+    { 0, 0, 0, INT_MIN, 0, 0, SET_BACK },
+    { 0, 0, 0, 0, -4, -1, SET_BACK },     /* never sent what we received */
+    { 0, 0, 0, 0, -4, -4, SET_BACK },
+    { 0, 0, 0, 0, 0, INT_MIN, SET_BACK },
+    { 0, 0, 0, 0, 1, 1, SET_BACK },       /* can't send what we miss */
+    { 0, 0, 0, 0, INT_MIN, 0, SET_BACK },
+    { 1, 0, 0, 0, 0, 0, OTHER_SESSION },
+    { 0, 1, 0, 0, 0, 0, OTHER_SESSION },
+    { 1, 1, 0, 0, 0, 0, OTHER_SESSION },
+};
+
+START_TEST(resume)
+{
+    static Held h;
+    Peer *p = &h.r.peer;
+    VPLink *l;
+    bool up;
+
+    held_new(&h, &rig_config);
+    l = &h.r.drv->link;
+    if (_i % 2) {
+        rig_unplug(&h.r);
+        rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
+    }
+    peer_claim(&h.r);
+    p->hello.my_epoch += (uint64_t)claims[_i / 2].my_epoch;
+    p->hello.peer_epoch += (uint64_t)claims[_i / 2].peer_epoch;
+    p->hello.digest += (uint64_t)claims[_i / 2].digest;
+    p->hello.expect += (uint32_t)claims[_i / 2].expect;
+    p->hello.base += (uint32_t)claims[_i / 2].base;
+    p->hello.next += (uint32_t)claims[_i / 2].next;
+    up = peer_shake(&h.r);
+    ck_assert(up);
+    switch (claims[_i / 2].verdict) {
+    case RESUMED:
+        ck_assert_int_eq(log_count("channel up: session resumed"), 1);
+        ck_assert_uint_eq(l->epoch[1], p->hello.my_epoch);
+        for (int i = 0; i < 5; i++) {
+            ck_assert_int_eq(fd_state(h.client[i]), FD_OPEN);
+        }
+        break;
+    case SET_BACK:
+    case OTHER_SESSION:
+        ck_assert_int_eq(log_count("session ended"),
+                         claims[_i / 2].verdict == SET_BACK);
+        log_expect("channel up: new session", 1);
+        ck_assert_uint_eq(l->epoch[1], p->hello.token);
+        ck_assert_uint_eq(l->epoch[0], p->heard.token);
+        ck_assert_uint_eq(l->rx_expect, VP_SEQ_FIRST);
+        ck_assert_uint_eq(l->store.next, VP_SEQ_FIRST);
+        for (int i = 0; i < 5; i++) {
+            fd_wait(h.r.loop, h.client[i], ECONNRESET);
+        }
+        ck_assert_uint_eq(h.r.drv->nconns, 0);
+        break;
+    }
+    held_free(&h);
+}
+END_TEST
+
+/* What was not received is sent again from there on, and nothing else. */
+START_TEST(replay)
+{
+    for (uint32_t from = 2; from <= 5; from++) {
+        static Held h;
+        Peer *p = &h.r.peer;
+
+        held_new(&h, &rig_config);
+        rig_unplug(&h.r);
+        rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
+        peer_claim(&h.r);
+        p->expect = p->hello.expect = VP_SEQ_FIRST + from;
+        p->hello.digest = store_digest(&h.r.drv->link.store, p->expect);
+        ck_assert(peer_shake(&h.r));
+        for (uint32_t i = from; i < 5; i++) {
+            peer_expect(&h.r, VP_CONN_FIRST + i, VP_MSG_CONNECT_INIT);
+            ck_assert(p->pkt.flags & VP_FLAG_ACK_NOW);
+        }
+        while (peer_next(&h.r) != 0) {
+            ck_assert_int_ge(p->pkt.type, VP_PKT_HELLO);
+        }
+        log_expect("channel up: session resumed", 1);
+        held_free(&h);
+    }
+}
+END_TEST
+
+/*
+ * The session was ended here, and the peer, which knows nothing of that, got
+ * nothing from us: to it, going on from the first packet looks possible.
+ * But what it sends again was delivered once.
+ */
+START_TEST(forgotten_session)
+{
+    VPConfig config = rig_config;
+    int listener, target;
+    char paid[8];
+    static Rig r;
+
+    config.grace = 0;
+    rig_new(&r, &config);
+    listener = rig_target(&r, "s");
+    peer_session(&r);
+    peer_init(&r, 1, "s", 1000);
+    target = rig_accept(&r, listener);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "pay 100", 7);
+    box_wait(r.loop, recv(target, paid, sizeof(paid), 0) == 7);
+    log_clear();
+    if (_i == 0) {
+        rig_unplug(&r);
+        box_run(r.loop, MS);
+        ck_assert_int_eq(log_count("session ended"), 1);
+        rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    } else {
+        peer_send(&r, 99, 0, 0, NULL, 0); /* an offence */
+        ck_assert_int_eq(log_count("session ended"), 1);
+        box_run(r.loop, 2 * SECOND);
+    }
+    log_clear();
+    r.peer.hello.next = r.peer.next;
+    ck_assert(peer_shake(&r));
+    log_expect("channel up: new session", 1);
+    ck_assert_uint_eq(r.drv->link.epoch[1], r.peer.hello.token);
+    close(target);
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* The other end of that: a handshake that only the peer saw completed */
+START_TEST(unseen_session)
+{
+    static Rig r;
+    VPHello *h = &r.peer.hello;
+    uint64_t ours;
+
+    rig_new(&r, &rig_config);
+    peer_drain(&r);
+    r.peer.heard.token = 0;
+    peer_say(&r, 500, 0); /* it hears us, and is up; its echo is lost */
+    peer_drain(&r);
+    ck_assert_uint_eq(r.peer.heard.echo, 500);
+    ours = r.peer.heard.token;
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    if (_i == 1) {
+        rig_unplug(&r);
+        rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    }
+    h->my_epoch = 500;
+    h->peer_epoch = ours;
+    h->next = VP_SEQ_FIRST + 3; /* it has sent already */
+    ck_assert(peer_shake(&r));
+    log_expect("channel up: session resumed", 1);
+    ck_assert_uint_eq(r.drv->link.epoch[0], ours);
+    ck_assert_uint_eq(r.drv->link.epoch[1], 500);
+    ck_assert_uint_eq(r.drv->link.rx_expect, VP_SEQ_FIRST);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- with a key ------------------------------------------------------- */
+
+static const VPKey key = { .bytes = "open sesame", .len = 11 };
+static const VPKey other_key = { .bytes = "open barley", .len = 11 };
+
+static void keyed_new(Rig *r, const VPKey *ours, const VPKey *theirs)
+{
+    VPConfig config = rig_config;
+
+    if (ours != NULL) {
+        config.key = *ours;
+    }
+    rig_new(r, &config);
+    r->peer.key = theirs;
+}
+
+START_TEST(key_fits)
+{
+    static Rig r;
+
+    keyed_new(&r, &key, &key);
+    peer_session(&r);
+    ck_assert(r.peer.heard.flags & VP_HELLO_KEYED);
+    peer_init(&r, 1, "none", 0);
+    peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+    /* the tokens alone, which anybody can read, are no key to the packets */
+    r.peer.tx_key = wire_key(r.peer.hello.token, r.peer.heard.token, NULL);
+    peer_init(&r, 2, "none", 0);
+    log_expect("out of step", 1);
+    r.peer.next--; /* it was not taken */
+    peer_claim(&r);
+    ck_assert(peer_shake(&r));
+    log_expect("session ended", 0);
+    rig_free(&r);
+}
+END_TEST
+
+static const struct {
+    const VPKey *ours, *theirs;
+    const char *why;
+} misfits[] = {
+    { &key, NULL, "the other end has no key" },
+    { &key, &other_key, "the other end has a different key" },
+    { NULL, &key, "the other end wants a key" },
+};
+
+/* No channel, however often it is tried, and one line says why. */
+START_TEST(key_misfits)
+{
+    static Rig r;
+
+    keyed_new(&r, misfits[_i].ours, misfits[_i].theirs);
+    for (int i = 0; i < 5; i++) {
+        ck_assert(!peer_shake(&r));
+        box_run(r.loop, 5 * SECOND);
+        peer_drain(&r);
+        rig_unplug(&r);
+        rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    }
+    ck_assert_int_eq(log_count(misfits[_i].why), 1);
+    log_expect("warn ch", 1);
+    ck_assert_uint_eq(r.drv->link.epoch[0], 0);
+    r.peer.key = misfits[_i].ours;
+    peer_session(&r);
+    log_expect("channel up: new session", 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* A misfit doesn't end a session either: its HELLO could be anybody's. */
+START_TEST(key_misfit_later)
+{
+    static Rig r;
+    int client;
+
+    keyed_new(&r, &key, &key);
+    r.tcp = true;
+    peer_session(&r);
+    client = rig_client(&r, "c");
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    r.peer.key = &other_key;
+    peer_claim(&r);
+    ck_assert(!peer_shake(&r));
+    r.peer.hello.my_epoch = 0;
+    ck_assert(!peer_shake(&r));
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    r.peer.key = &key;
+    r.peer.hello.my_epoch = r.drv->link.epoch[1];
+    ck_assert(peer_shake(&r));
+    log_expect("session ended", 0);
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* A proof that was recorded proves nothing: it holds another token. */
+START_TEST(key_replayed)
+{
+    uint8_t hello[HELLO_TOTAL];
+    static Rig r;
+    VPHello h;
+
+    keyed_new(&r, &key, &key);
+    peer_session(&r);
+    h = r.peer.hello;
+    h.flags |= VP_HELLO_CONNECTOR | VP_HELLO_KEYED;
+    h.my_epoch = h.peer_epoch = 0;
+    wire_put_hello(hello, &h, &key); /* as it was said */
+    rig_unplug(&r);
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_drain(&r);
+    for (int i = 0; i < 3; i++) {
+        peer_write(&r, hello, sizeof(hello));
+        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    }
+    rig_free(&r);
+}
+END_TEST
+
+/* Nor does one that we made ourselves, on this channel or another. */
+START_TEST(key_reflected)
+{
+    static Rig r;
+    VPHello *h = &r.peer.hello;
+    uint8_t hello[HELLO_TOTAL];
+
+    keyed_new(&r, &key, NULL);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    h->token = 4711;
+    h->echo = r.peer.heard.token;
+    h->flags = VP_HELLO_LISTENER | VP_HELLO_KEYED;
+    wire_put_hello(hello, h, &key);
+    peer_write(&r, hello, sizeof(hello));
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    log_expect("this daemon itself, or poses as it", 1);
+    h->flags = VP_HELLO_KEYED; /* a device has no sides */
+    wire_put_hello(hello, h, &key);
+    peer_write(&r, hello, sizeof(hello));
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- without a channel ------------------------------------------------ */
+
+START_TEST(grace_expires)
+{
+    static Held h;
+
+    held_new(&h, &rig_config);
+    rig_unplug(&h.r);
+    box_run(h.r.loop, 29 * SECOND);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    log_expect("session ended", 0);
+    box_run(h.r.loop, 2 * SECOND);
+    log_expect("no channel for 30 s: session ended", 1);
+    for (int i = 0; i < 5; i++) {
+        fd_wait(h.r.loop, h.client[i], ECONNRESET);
+    }
+    ck_assert_uint_eq(h.r.drv->nconns, 0);
+    ck_assert_uint_eq(h.r.drv->link.epoch[0], 0);
+    rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_claim(&h.r);
+    ck_assert(peer_shake(&h.r));
+    log_expect("channel up: new session", 1);
+    held_free(&h);
+}
+END_TEST
+
+/* The channel comes back in time, several times. */
+START_TEST(grace_not_reached)
+{
+    static Held h;
+
+    held_new(&h, &rig_config);
+    for (int i = 0; i < 5; i++) {
+        rig_unplug(&h.r);
+        box_run(h.r.loop, 25 * SECOND);
+        rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
+        peer_claim(&h.r);
+        ck_assert(peer_shake(&h.r));
+        box_run(h.r.loop, 25 * SECOND);
+        peer_drain(&h.r);
+    }
+    log_expect("session ended", 0);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    held_free(&h);
+}
+END_TEST
+
+START_TEST(grace_zero)
+{
+    VPConfig config = rig_config;
+    static Held h;
+    int client;
+
+    config.grace = 0;
+    held_new(&h, &config);
+    rig_unplug(&h.r);
+    box_run(h.r.loop, MS);
+    log_expect("session ended", 1);
+    for (int i = 0; i < 5; i++) {
+        fd_wait(h.r.loop, h.client[i], ECONNRESET);
+    }
+    /* and who comes now isn't kept waiting */
+    client = rig_client(&h.r, "c");
+    box_run(h.r.loop, MS);
+    fd_wait(h.r.loop, client, ECONNRESET);
+    close(client);
+    held_free(&h);
+}
+END_TEST
+
+/* Each client waits for its own time. */
+START_TEST(grace_of_each)
+{
+    static Rig r;
+    int client[3];
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    rig_unplug(&r);
+    box_run(r.loop, 1000 * SECOND);
+    for (int i = 0; i < 3; i++) {
+        client[i] = rig_client(&r, "c");
+        box_run(r.loop, 10 * SECOND);
+    }
+    for (int i = 0; i < 3; i++) {
+        box_run(r.loop, SECOND);
+        fd_wait(r.loop, client[i], ECONNRESET);
+        for (int k = i + 1; k < 3; k++) {
+            ck_assert_int_eq(fd_state(client[k]), FD_OPEN);
+        }
+        box_run(r.loop, 9 * SECOND);
+        close(client[i]);
+    }
+    ck_assert_uint_eq(r.drv->nconns, 0);
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    peer_session(&r);
+    ck_assert_int_eq(peer_next(&r), 0); /* nothing of them is left */
+    rig_free(&r);
+}
+END_TEST
+
+/* Clients that came before there was a channel are served in order. */
+START_TEST(clients_wait)
+{
+    static Rig r;
+    int client[5];
+
+    rig_new(&r, &rig_config);
+    rig_unplug(&r);
+    for (int i = 0; i < 5; i++) {
+        client[i] = rig_client(&r, "c");
+        fd_write(client[i], "early", 5);
+    }
+    box_run(r.loop, 10 * SECOND);
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    r.peer.hello.window = 3; /* the first credit is in the peer's HELLO */
+    peer_session(&r);
+    for (uint32_t i = 0; i < 5; i++) {
+        peer_expect(&r, VP_CONN_FIRST + i, VP_MSG_CONNECT_INIT);
+    }
+    for (int i = 0; i < 5; i++) {
+        ck_assert_int_eq(peer_next(&r), VP_PKT_CLIENT);
+        ck_assert_uint_eq(r.peer.pkt.bytes, 3);
+        ck_assert_mem_eq(r.peer.data, "ear", 3);
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- a further peer on a listening channel ---------------------------- */
+
+/* offer() - one more peer comes; returns its end of the socket */
+static int offer(Rig *r)
+{
+    int fd[2];
+
+    fd_pair(fd);
+    vp_offer(r->drv, fd[0]);
+    box_settle(r->loop);
+    return fd[1];
+}
+
+/* offer_hello() - it says hello, in pieces of @piece */
+static void offer_hello(Rig *r, int fd, uint64_t token, size_t piece)
+{
+    uint8_t buf[HELLO_TOTAL];
+    VPHello h = r->peer.hello;
+    size_t len;
+
+    h.token = token;
+    h.echo = 0;
+    len = wire_put_hello(buf, &h, r->peer.key);
+    for (size_t at = 0; at < len; at += piece) {
+        send(fd, buf + at, MIN(piece, len - at), MSG_NOSIGNAL);
+        box_settle(r->loop);
+    }
+}
+
+/* The same session over a new connection: the old one is dead to us. */
+START_TEST(offer_same_session)
+{
+    static Held h;
+    int fd;
+
+    held_new(&h, &rig_config);
+    peer_claim(&h.r);
+    fd = offer(&h.r);
+    ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
+    offer_hello(&h.r, fd, 777, _i == 0 ? HELLO_TOTAL : 7);
+    log_expect("channel down: replaced by a new connection", 1);
+    ck_assert_int_eq(fd_state(h.r.peer.fd), FD_EOF);
+    ck_assert_int_eq(h.r.lost, 0);
+    close(h.r.peer.fd);
+    h.r.peer.fd = fd;
+    h.r.peer.len = 0;
+    h.r.peer.heard = (VPHello){ 0 };
+    ck_assert_int_eq(peer_next(&h.r), VP_PKT_HELLO);
+    ck_assert_uint_eq(h.r.peer.heard.echo, 777); /* heard at once */
+    ck_assert(peer_shake(&h.r));
+    log_expect("channel up: session resumed", 1);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    held_free(&h);
+}
+END_TEST
+
+/* Even with no patience at all a take-over ends no session. */
+START_TEST(offer_without_grace)
+{
+    VPConfig config = rig_config;
+    static Held h;
+    int fd;
+
+    config.grace = 0;
+    held_new(&h, &config);
+    peer_claim(&h.r);
+    fd = offer(&h.r);
+    offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+    box_run(h.r.loop, SECOND);
+    log_expect("session ended", 0);
+    ck_assert_uint_ne(h.r.drv->link.epoch[0], 0);
+    close(fd);
+    held_free(&h);
+}
+END_TEST
+
+static const struct {
+    const char *why;
+    int how;
+} strangers[] = {
+    { "the channel is in use", 0 },
+    { "it is not qemu-vp", 1 },
+    { "it left", 2 },
+    { "it said no hello", 3 },
+    { "it is not qemu-vp, or of another version", 4 },
+    { "the channel is in use", 5 },
+    { "a newer one came", 6 },
+    { "it left", 7 },
+};
+
+/* Others are turned away, and the present peer doesn't notice. */
+START_TEST(offer_stranger)
+{
+    static Held h;
+    Peer *p = &h.r.peer;
+    VPHello truth;
+    char noise[200];
+    int fd, other;
+
+    held_new(&h, &rig_config);
+    memset(noise, 'n', sizeof(noise));
+    fd = offer(&h.r);
+    truth = p->hello;
+    switch (strangers[_i].how) {
+    case 0:
+        p->hello.my_epoch = p->hello.peer_epoch = 0;
+        offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        break;
+    case 1:
+        fd_write(fd, noise, sizeof(noise));
+        break;
+    case 2:
+        shutdown(fd, SHUT_WR);
+        break;
+    case 3:
+        box_run(h.r.loop, VP_CANDIDATE_US - MS);
+        ck_assert_int_eq(log_count("turned away"), 0);
+        box_run(h.r.loop, 2 * MS);
+        break;
+    case 4:
+        p->hello.version++;
+        offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        break;
+    case 5: /* half of the session's name is not enough */
+        p->hello.my_epoch++;
+        offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        break;
+    case 6:
+        other = offer(&h.r);
+        ck_assert_int_eq(fd_state(other), FD_OPEN);
+        close(other);
+        box_settle(h.r.loop);
+        break;
+    case 7: /* in the middle of a word */
+        fd_write(fd, noise, 20);
+        box_settle(h.r.loop);
+        shutdown(fd, SHUT_WR);
+        break;
+    }
+    box_settle(h.r.loop);
+    ck_assert_msg(log_count("another peer was turned away") >= 1 &&
+                  log_count(strangers[_i].why) == 1, "%s", box.log);
+    ck_assert_int_ne(fd_state(fd), FD_OPEN);
+    ck_assert_int_eq(h.r.drv->candidate.fd, -1);
+    ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
+    p->hello = truth;
+    peer_send(&h.r, VP_PKT_PING, 0, 0, NULL, 0);
+    peer_drain(&h.r);
+    ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
+    ck_assert_uint_eq(h.r.drv->link.resyncs, 0);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    close(fd);
+    held_free(&h);
+}
+END_TEST
+
+/* A present peer that answers nothing for long enough may be replaced. */
+START_TEST(offer_over_dead)
+{
+    static Held h;
+    int fd;
+
+    held_new(&h, &rig_config);
+    h.r.peer.hello.my_epoch = h.r.peer.hello.peer_epoch = 0;
+    box_run(h.r.loop, 9 * SECOND);
+    fd = offer(&h.r);
+    offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+    log_expect("turned away: the channel is in use", 1);
+    close(fd);
+    box_run(h.r.loop, 9 * SECOND);
+    fd = offer(&h.r);
+    offer_hello(&h.r, fd, 778, HELLO_TOTAL);
+    log_expect("channel down: replaced by a new connection", 1);
+    ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
+    ck_assert_uint_eq(h.r.drv->link.peer_token, 778);
+    close(fd);
+    held_free(&h);
+}
+END_TEST
+
+/* One that is there but never said hello is replaced at once. */
+START_TEST(offer_over_silent)
+{
+    static Rig r;
+    int fd;
+
+    rig_new(&r, &rig_config);
+    fd = offer(&r);
+    ck_assert_int_eq(r.drv->candidate.fd >= 0, true);
+    offer_hello(&r, fd, 779, HELLO_TOTAL);
+    ck_assert_int_eq(r.drv->candidate.fd, -1);
+    ck_assert_uint_eq(r.drv->link.peer_token, 779);
+    /* and without any channel the first one who comes is taken */
+    close(fd);
+    box_settle(r.loop);
+    ck_assert_int_eq(r.lost, 1);
+    fd = offer(&r);
+    ck_assert_int_eq(r.drv->candidate.fd, -1);
+    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    close(fd);
+    rig_free(&r);
+}
+END_TEST
+
+/*
+ * While the present peer is only being put in step again, a stranger doesn't
+ * get the channel, and no connection is lost to it.
+ */
+START_TEST(offer_during_resync)
+{
+    static Held h;
+    int fd;
+
+    held_new(&h, &rig_config);
+    fd = offer(&h.r);
+    peer_write(&h.r, "noise noise noise noise noise noise", 35);
+    ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
+    h.r.peer.hello.my_epoch = h.r.peer.hello.peer_epoch = 0;
+    offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+    log_expect("turned away: the channel is in use", 1);
+    close(fd);
+    held_free(&h);
+}
+END_TEST
+
+/* The driver goes while somebody waits. */
+START_TEST(offer_and_free)
+{
+    static Rig r;
+    int fd;
+
+    rig_new(&r, &rig_config);
+    fd = offer(&r);
+    rig_free(&r);
+    ck_assert_int_eq(fd_state(fd), FD_EOF);
+    close(fd);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("session");
+
+    UNIT_ADD(s, pair_works, 1);
+    UNIT_ADD(s, pair_idle, 1);
+    UNIT_ADD(s, handshake_losses, 4);
+    UNIT_ADD(s, both_resync, 1);
+    UNIT_ADD(s, damage, 8);
+    UNIT_ADD(s, cut_under_load, 1);
+    UNIT_ADD(s, wrap_around, 1);
+    UNIT_ADD(s, ids_in_use, 1);
+    UNIT_ADD(s, restarts, 3);
+    UNIT_ADD(s, resume, 2 * COUNT_OF(claims));
+    UNIT_ADD(s, replay, 1);
+    UNIT_ADD(s, forgotten_session, 2);
+    UNIT_ADD(s, unseen_session, 2);
+    UNIT_ADD(s, key_fits, 1);
+    UNIT_ADD(s, key_misfits, COUNT_OF(misfits));
+    UNIT_ADD(s, key_misfit_later, 1);
+    UNIT_ADD(s, key_replayed, 1);
+    UNIT_ADD(s, key_reflected, 1);
+    UNIT_ADD(s, grace_expires, 1);
+    UNIT_ADD(s, grace_not_reached, 1);
+    UNIT_ADD(s, grace_zero, 1);
+    UNIT_ADD(s, grace_of_each, 1);
+    UNIT_ADD(s, clients_wait, 1);
+    UNIT_ADD(s, offer_same_session, 2);
+    UNIT_ADD(s, offer_without_grace, 1);
+    UNIT_ADD(s, offer_stranger, COUNT_OF(strangers));
+    UNIT_ADD(s, offer_over_dead, 1);
+    UNIT_ADD(s, offer_over_silent, 1);
+    UNIT_ADD(s, offer_during_resync, 1);
+    UNIT_ADD(s, offer_and_free, 1);
+    return unit_run(s);
+}
