@@ -10,6 +10,7 @@
 #   check-guest             in real guests, under QEMU (tests/guest)
 #   demo [GUEST=1]          see it work, or see it work with a guest
 #   bench                   how fast it is (tests/bench)
+#   fuzz                    fuzzers, FUZZ_SECONDS each (tests/fuzz)
 #   lint                    what compilers and linters have to say
 #   clean distclean         away with what was built; with all that was made
 
@@ -44,7 +45,7 @@ build/%.o: %.c config.mak
 
 # In a directory of suites every test_*.c is a program, and the other sources
 # are linked into each of them.
-suite_dirs = tests/unit tests/daemon tests/chaos
+suite_dirs = tests/unit tests/daemon tests/chaos tests/rogue tests/fuzz
 suites =
 define suite_dir
 suites += $$(patsubst %.c,build/%,$$(wildcard $(1)/test_*.c))
@@ -77,6 +78,9 @@ demo: all
 
 bench: all
 	tests/bench/run.sh
+
+fuzz:
+	tests/fuzz/run.sh
 
 # The linters come with the machine, whatever CC is. Of gcc's analyzer, two
 # warnings are left out: gcc 12 takes what is kept in a structure for a leak,
@@ -113,7 +117,7 @@ clean:
 distclean: clean
 	rm -rf config.mak tests/guest/cache
 
-.PHONY: all check check-guest demo bench lint $(sources:%=lint-%) \
+.PHONY: all check check-guest demo bench fuzz lint $(sources:%=lint-%) \
     lint-cppcheck lint-scripts install uninstall clean distclean
 
 -include $(wildcard build/*.d build/tests/*/*.d)

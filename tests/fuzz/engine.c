@@ -1,0 +1,1194 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * engine.c - the engine in a box: the targets "packet" and "engine"
+ *
+ * The engine is included here with some of its system calls replaced: time
+ * stands still unless an input says otherwise, random numbers are no longer
+ * random, memory is counted, and calls fail when told to.  Sockets are real.
+ *
+ * A fuzzer would never guess a packet's check, so an input isn't what goes
+ * over the channel but a list of what to do, and whoever reads it makes the
+ * packets: right ones, and ones that are wrong in the way the input says.
+ * What is right is read out of the engine (the number it expects next, its
+ * token, its keys), so that an input goes on making sense after a handshake.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "virtproxy.h"
+#include "fuzz.h"
+
+#define START_US 1000000000
+
+/* A loop that passes more often than that without sleeping spins. */
+#define PASSES 3000
+
+Box box;
+static VPLoop *box_loop;
+
+void box_reset(void)
+{
+    box = (Box){ .now = START_US };
+}
+
+bool box_fails(unsigned call)
+{
+    if (!(box.calls & call)) {
+        return false;
+    }
+    if (box.after > 0) {
+        box.after--;
+        return false;
+    }
+    if (box.fails == 0) {
+        return false;
+    }
+    box.fails--;
+    errno = box.err;
+    return true;
+}
+
+static int box_clock_gettime(clockid_t clock, struct timespec *ts)
+{
+    (void)clock;
+    ts->tv_sec = (time_t)(box.now / 1000000);
+    ts->tv_nsec = (long)(box.now % 1000000) * 1000;
+    return 0;
+}
+
+static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
+                      struct timeval *tv)
+{
+    struct timeval zero = { 0, 0 };
+    uint64_t wait = UINT64_MAX;
+    int n;
+
+    do { /* fuzzers use signals */
+        n = select(nfds, r, w, x, &zero);
+    } while (n < 0 && errno == EINTR);
+    fuzz_require(n >= 0);
+    box.passes++;
+    box.now += 20;
+    if (tv != NULL) {
+        wait = (uint64_t)tv->tv_sec * 1000000 + (uint64_t)tv->tv_usec;
+    }
+    if (n > 0 || wait == 0) {
+        fuzz_require(box.passes < PASSES);
+    } else if (box.until <= box.now || wait > box.until - box.now) {
+        box.now = box.until > box.now ? box.until : box.now;
+        vp_loop_stop(box_loop);
+    } else {
+        box.now += wait;
+        box.passes = 0;
+    }
+    return n;
+}
+
+static void box_count(void *p, bool here)
+{
+    size_t size = p != NULL ? malloc_usable_size(p) : 0;
+
+    box.allocated += here ? size : 0 - size;
+    box.blocks += p == NULL ? 0 : here ? 1 : (size_t)-1;
+}
+
+/*
+ * Large blocks are kept from one input to the next: to have the kernel give
+ * and clear them would take most of the time.
+ */
+#define LARGE 65536
+static void *spare[8];
+
+void box_free(void *p)
+{
+    box_count(p, false);
+    if (p != NULL && malloc_usable_size(p) >= LARGE) {
+        for (size_t i = 0; i < sizeof(spare) / sizeof(spare[0]); i++) {
+            if (spare[i] == NULL) {
+                spare[i] = p;
+                return;
+            }
+        }
+    }
+    free(p);
+}
+
+static void *box_new(size_t size)
+{
+    for (size_t i = 0; size >= LARGE && i < sizeof(spare) / sizeof(spare[0]);
+         i++) {
+        if (spare[i] != NULL && malloc_usable_size(spare[i]) >= size &&
+            malloc_usable_size(spare[i]) < size + 4096) {
+            void *p = spare[i];
+
+            spare[i] = NULL;
+            return p;
+        }
+    }
+    return malloc(size);
+}
+
+void *box_realloc(void *old, size_t size)
+{
+    size_t had = old != NULL ? malloc_usable_size(old) : 0;
+    void *p;
+
+    if (box_fails(CALL_ALLOC)) {
+        return NULL;
+    }
+    p = box_new(size);
+    fuzz_require(p != NULL);
+    box_count(p, true);
+    if (old != NULL) {
+        memcpy(p, old, had < size ? had : size);
+        box_free(old);
+    }
+    return p;
+}
+
+void *box_malloc(size_t size)
+{
+    void *p = box_realloc(NULL, size);
+
+    if (p != NULL) {
+        memset(p, 0xa5, size < 4096 ? size : 4096);
+    }
+    return p;
+}
+
+void *box_calloc(size_t n, size_t size)
+{
+    void *p = box_realloc(NULL, n * size);
+
+    if (p != NULL) {
+        memset(p, 0, n * size);
+    }
+    return p;
+}
+
+/* box_short() - a read or write that moves less than it could */
+static bool box_short(unsigned call)
+{
+    return (box.calls & call) && box.err == 0 && box_fails(call);
+}
+
+static ssize_t box_read(int fd, void *buf, size_t len)
+{
+    if (box_short(CALL_READ)) {
+        return read(fd, buf, len < 7 ? len : 7);
+    }
+    return box_fails(CALL_READ) ? -1 : read(fd, buf, len);
+}
+
+static ssize_t box_readv(int fd, const struct iovec *iov, int n)
+{
+    if (box_short(CALL_READ)) {
+        return read(fd, iov[0].iov_base, iov[0].iov_len < 7 ? iov[0].iov_len
+                                                            : 7);
+    }
+    return box_fails(CALL_READ) ? -1 : readv(fd, iov, n);
+}
+
+static ssize_t box_writev(int fd, const struct iovec *iov, int n)
+{
+    if (box_short(CALL_WRITE)) {
+        return write(fd, iov[0].iov_base, iov[0].iov_len < 7 ? iov[0].iov_len
+                                                             : 7);
+    }
+    return box_fails(CALL_WRITE) ? -1 : writev(fd, iov, n);
+}
+
+#define box_call(call, real) (box_fails(call) ? -1 : real)
+
+#define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
+#define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
+#define getpid() 1
+#define open(...) -1 /* no random numbers */
+#define malloc(size) box_malloc(size)
+#define calloc(n, size) box_calloc(n, size)
+#define realloc(old, size) box_realloc(old, size)
+#define free(p) box_free(p)
+#define read(fd, buf, len) box_read(fd, buf, len)
+#define readv(fd, iov, n) box_readv(fd, iov, n)
+#define writev(fd, iov, n) box_writev(fd, iov, n)
+#define socket(family, type, protocol) \
+    box_call(CALL_SOCKET, socket(family, type, protocol))
+#define accept(fd, addr, len) box_call(CALL_ACCEPT, accept(fd, addr, len))
+#define connect(fd, addr, len) box_call(CALL_CONNECT, connect(fd, addr, len))
+#define fcntl(...) box_call(CALL_FCNTL, fcntl(__VA_ARGS__))
+
+#include "virtproxy.c"
+
+#undef clock_gettime
+#undef select
+#undef getpid
+#undef open
+#undef malloc
+#undef calloc
+#undef realloc
+#undef free
+#undef read
+#undef readv
+#undef writev
+#undef socket
+#undef accept
+#undef connect
+#undef fcntl
+
+void box_run(VPLoop *loop, uint64_t us)
+{
+    box_loop = loop;
+    box.until = us > 0 ? box.now + us : 0;
+    box.passes = 0;
+    fuzz_require(vp_loop_run(loop) == 0);
+}
+
+/* ---- a driver and its peer -------------------------------------------- */
+
+#define APPS 12
+#define SERVICES 4
+#define MAX_CONNS 8
+
+typedef struct Rig {
+    VPLoop *loop;
+    VPDriver *drv;
+    VPConfig config;
+    Input in;
+    int rd, wr;         /* our end of the channel; -1: closed */
+    bool deaf;          /* the peer doesn't read */
+    uint64_t token;     /* the last one it said */
+    VPAddr oforward;
+    int oforward_fd;
+    int apps[APPS];     /* clients and targets; -1: none */
+    unsigned next_app;
+} Rig;
+
+static const char *const services[SERVICES] = { "unix", "full", "tcp", "gone" };
+
+/* The targets' listeners and addresses, made once: making them takes long. */
+static int listeners[SERVICES];
+static VPAddr addrs[SERVICES];
+static uint8_t pattern[VP_PKT_LEN_MAX];
+
+static void rig_lost(void *opaque, const char *reason, bool was_up)
+{
+    (void)opaque;
+    (void)reason;
+    (void)was_up;
+}
+
+static void nonblock(int fd)
+{
+    fuzz_require(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+}
+
+/* listener_new() - the kernel picks an address */
+static int listener_new(int family, int backlog, VPAddr *addr)
+{
+    int fd = socket(family, SOCK_STREAM, 0);
+
+    fuzz_require(fd >= 0);
+    memset(addr, 0, sizeof(*addr));
+    addr->ss.ss_family = (sa_family_t)family;
+    if (family == AF_INET) {
+        ((struct sockaddr_in *)&addr->ss)->sin_addr.s_addr =
+            htonl(INADDR_LOOPBACK);
+    }
+    fuzz_require(bind(fd, (struct sockaddr *)&addr->ss,
+                      family == AF_INET ? sizeof(struct sockaddr_in)
+                                        : sizeof(sa_family_t)) == 0);
+    fuzz_require(listen(fd, backlog) == 0);
+    addr->len = sizeof(addr->ss);
+    fuzz_require(getsockname(fd, (struct sockaddr *)&addr->ss,
+                             &addr->len) == 0);
+    nonblock(fd);
+    return fd;
+}
+
+static void world_new(void)
+{
+    static bool done;
+
+    if (done) {
+        return;
+    }
+    done = true;
+    signal(SIGPIPE, SIG_IGN);
+    listeners[0] = listener_new(AF_UNIX, 16, &addrs[0]);
+    listeners[1] = listener_new(AF_UNIX, 0, &addrs[1]);
+    listeners[2] = listener_new(AF_INET, 16, &addrs[2]);
+    listeners[3] = listener_new(AF_UNIX, 1, &addrs[3]);
+    close(listeners[3]);
+    for (size_t i = 0; i < sizeof(pattern); i++) {
+        pattern[i] = (uint8_t)mix64(i);
+    }
+}
+
+static void rig_unplug(Rig *r)
+{
+    if (r->wr >= 0 && r->wr != r->rd) {
+        close(r->wr);
+    }
+    if (r->rd >= 0) {
+        close(r->rd);
+    }
+    r->rd = r->wr = -1;
+}
+
+/* channel_new() - the engine's end in @fds, ours in the rig */
+static void channel_new(Rig *r, bool pipes, int fds[2])
+{
+    int a[2], b[2];
+
+    rig_unplug(r);
+    if (pipes) {
+        fuzz_require(pipe(a) == 0 && pipe(b) == 0);
+        r->rd = b[0];
+        r->wr = a[1];
+        fds[0] = a[0];
+        fds[1] = b[1];
+    } else {
+        fuzz_require(socketpair(AF_UNIX, SOCK_STREAM, 0, a) == 0);
+        r->rd = r->wr = a[0];
+        fds[0] = fds[1] = a[1];
+    }
+    nonblock(r->rd);
+    nonblock(r->wr);
+    nonblock(fds[0]);
+    nonblock(fds[1]);
+}
+
+/* rig_plug() - a new channel, if the driver has none */
+static void rig_plug(Rig *r, uint8_t how)
+{
+    int fds[2];
+
+    if (!link_has_fd(&r->drv->link)) {
+        channel_new(r, how & 1, fds);
+        vp_attach(r->drv, fds[0], fds[1], (VPChannelKind)(how / 2 % 3),
+                  (VPChannelRole)(how / 8 % 3));
+    }
+}
+
+/* rig_listen() - an oforward */
+static void rig_listen(Rig *r)
+{
+    int fd = listener_new(AF_UNIX, 16, &r->oforward);
+
+    if (vp_set_oforward(r->drv, fd, "out") == 0) {
+        r->oforward_fd = fd;
+    }
+}
+
+static void rig_new(Rig *r, const uint8_t *data, size_t len)
+{
+    static const uint8_t key[] = "sixteen bytes and some more";
+    uint8_t how;
+
+    world_new();
+    box_reset();
+    memset(r, 0, sizeof(*r));
+    r->in = (Input){ data, len };
+    r->rd = r->wr = r->oforward_fd = -1;
+    for (int i = 0; i < APPS; i++) {
+        r->apps[i] = -1;
+    }
+    how = in8(&r->in);
+    r->config = (VPConfig){
+        .grace = how & 1 ? 30 : 0,
+        .max_conns = how & 2 ? 2 : MAX_CONNS,
+        .max_half_open = how & 4 ? 1 : MAX_CONNS,
+        .max_opens = how & 8 ? 3 : 1000,
+    };
+    if (how & 16) {
+        memcpy(r->config.key.bytes, key, sizeof(key));
+        r->config.key.len = sizeof(key);
+    }
+    r->loop = vp_loop_new();
+    r->drv = vp_new(r->loop, 3, &r->config, rig_lost, r);
+    for (int i = 0; i < SERVICES; i++) {
+        vp_set_iforward(r->drv, services[i], &addrs[i], 1);
+    }
+    vp_set_iforward(r->drv, "both", &addrs[2], 2);
+    rig_listen(r);
+    rig_plug(r, how >> 5);
+}
+
+/* rig_free() - nothing must be left */
+static void rig_free(Rig *r)
+{
+    box.calls = 0;
+    vp_free(r->drv);
+    fuzz_require(r->loop->nfds == 0 && r->loop->nwatched == 0);
+    fuzz_require(r->loop->timers == NULL);
+    vp_loop_free(r->loop);
+    fuzz_require(box.blocks == 0 && box.allocated == 0);
+    rig_unplug(r);
+    for (int i = 0; i < APPS; i++) {
+        if (r->apps[i] >= 0) {
+            close(r->apps[i]);
+        }
+    }
+    for (int i = 0; i < SERVICES - 1; i++) {
+        int fd;
+
+        while ((fd = accept(listeners[i], NULL, NULL)) >= 0) {
+            close(fd);
+        }
+    }
+}
+
+/* rig_check() - what must hold at any time between two passes */
+static void rig_check(Rig *r)
+{
+    const VPDriver *drv = r->drv;
+    size_t n = 0, announced[2] = { 0, 0 }, connecting = 0;
+    uint32_t grown = 0;
+    VPChannelInfo info;
+
+    for (VPNode *node = drv->conns.next; node != &drv->conns;
+         node = node->next) {
+        const VPConn *c = container_of(node, VPConn, all);
+
+        n++;
+        fuzz_require(!c->dead);
+        announced[c->client] += c->announced;
+        connecting += node_linked(&c->wait);
+        grown += c->window - VP_WINDOW_INIT;
+        fuzz_require(c->buf_len <= c->window && c->buf_cap <= c->window);
+        fuzz_require(c->rx_count - c->rx_taken <= c->window || c->gone);
+        fuzz_require(c->tx_count <= c->tx_limit);
+    }
+    fuzz_require(n == drv->nconns && connecting == drv->nconnecting);
+    fuzz_require(announced[0] == drv->nannounced[0] &&
+                 announced[1] == drv->nannounced[1]);
+    fuzz_require(grown == drv->window_grown && grown <= VP_WINDOW_BUDGET);
+    fuzz_require(drv->link.store.bytes <= VP_STORE_LEN);
+    vp_channel_info(drv, &info);
+    fuzz_require(info.memory <= box.allocated);
+}
+
+/* ---- the peer --------------------------------------------------------- */
+
+/* peer_read() - all there is, unless it is deaf */
+static void peer_read(Rig *r)
+{
+    uint8_t buf[65536];
+
+    for (int i = 0; i < 64 && !r->deaf && r->rd >= 0; i++) {
+        ssize_t n = read(r->rd, buf, sizeof(buf));
+
+        if (n <= 0) {
+            break;
+        }
+        box_run(r->loop, 0);
+    }
+}
+
+static void peer_write(Rig *r, const void *data, size_t len)
+{
+    const uint8_t *p = data;
+
+    for (int i = 0; i < 64 && len > 0 && r->wr >= 0; i++) {
+        ssize_t n = write(r->wr, p, len);
+
+        p += n > 0 ? n : 0;
+        len -= n > 0 ? (size_t)n : 0;
+        box_run(r->loop, 0);
+    }
+}
+
+/*
+ * peer_packet() - the next one, its payload of @len bytes at @data
+ * @wrong:  what not to get right
+ */
+enum {
+    WRONG_SEQ = 1,
+    WRONG_ACK = 2,
+    WRONG_CHECK = 4,
+    WRONG_DATA = 8,
+    WRONG_LEN = 16,
+    WRONG_CUT = 32,
+    OLD_ACK = 64,
+};
+
+static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
+                        const void *data, size_t len, unsigned wrong)
+{
+    static uint8_t buf[VP_PKT_HDR_LEN + UINT16_MAX];
+    const VPLink *l = &r->drv->link;
+    VPPacket pkt = {
+        .type = (uint8_t)type,
+        .flags = (uint8_t)flags,
+        .bytes = (uint16_t)len,
+        .conn = id,
+        .seq = l->rx_expect + !!(wrong & WRONG_SEQ),
+        .ack = wrong & WRONG_ACK ? l->store.next + 1
+               : wrong & OLD_ACK ? l->store.base : l->store.unsent,
+        .data_check = wire_sum(data, len) + !!(wrong & WRONG_DATA),
+    };
+    size_t total = VP_PKT_HDR_LEN + len;
+
+    if (wrong & WRONG_LEN) {
+        pkt.bytes = (uint16_t)(pkt.bytes + 1 + in8(&r->in));
+    }
+    if (wrong & WRONG_CUT) {
+        total -= total * in8(&r->in) / 256;
+    }
+    if (len > 0) {
+        memcpy(buf + VP_PKT_HDR_LEN, data, len);
+    }
+    wire_put(buf, &pkt, l->rx_key + !!(wrong & WRONG_CHECK));
+    peer_write(r, buf, total);
+}
+
+/* peer_token() - one it has not said yet */
+static uint64_t peer_token(Rig *r)
+{
+    r->token++;
+    return mix64(r->token + 0xface);
+}
+
+/* hello_true() - what a peer that got everything would say */
+static VPHello hello_true(Rig *r, uint64_t token)
+{
+    VPLink *l = &r->drv->link;
+
+    return (VPHello){
+        .version = VP_VERSION,
+        .flags = r->config.key.len > 0 ? VP_HELLO_KEYED : 0,
+        .window = VP_WINDOW_INIT,
+        .token = token,
+        .echo = l->hello.token,
+        .my_epoch = l->epoch[1],
+        .peer_epoch = l->epoch[0],
+        .digest = store_digest(&l->store, l->store.unsent),
+        .expect = l->store.unsent,
+        .base = l->rx_expect,
+        .next = l->rx_expect,
+        .max_conns = MAX_CONNS,
+    };
+}
+
+static void peer_hello(Rig *r, const VPHello *h, bool proved)
+{
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPKey other = r->config.key;
+
+    other.bytes[0] ^= !proved;
+    peer_write(r, buf, wire_put_hello(buf, h, other.len > 0 ? &other : NULL));
+}
+
+/* peer_shake() - hands, as a good peer does; with @fresh as a new one */
+static void peer_shake(Rig *r, bool fresh)
+{
+    uint64_t token = peer_token(r);
+
+    rig_plug(r, 0);
+    if (r->drv->link.penalty) {
+        box_run(r->loop, VP_PENALTY_US + 1);
+    }
+    for (int i = 0; i < 3; i++) {
+        VPHello h = hello_true(r, token);
+
+        if (fresh) {
+            h.my_epoch = h.peer_epoch = 0;
+        }
+        peer_hello(r, &h, true);
+        peer_read(r);
+        if (r->drv->link.state == LINK_UP &&
+            r->drv->link.peer_token == token) {
+            break;
+        }
+    }
+}
+
+/* ---- what an input can say -------------------------------------------- */
+
+static uint32_t in_id(Input *in)
+{
+    uint8_t b = in8(in);
+
+    return b < 128 ? b % 16 : VP_CONN_FIRST + b % 16;
+}
+
+static uint64_t in_count(Input *in)
+{
+    static const uint64_t count[] = {
+        0, 1, VP_WINDOW_INIT - 1, VP_WINDOW_INIT, VP_WINDOW_INIT + 1,
+        1u << 20, UINT32_MAX, 1ull << 32, INT64_MAX, UINT64_MAX,
+    };
+    uint8_t b = in8(in);
+
+    return b < 10 ? count[b] : (uint64_t)b << b % 57;
+}
+
+static size_t in_len(Input *in)
+{
+    static const uint16_t len[] = {
+        0, 1, 31, 32, 33, 736, 4096, 16383, 16384, 16385, 32736, 65503,
+        VP_PKT_DATA_LEN,
+    };
+    uint8_t b = in8(in);
+
+    return b < 13 ? len[b] : b;
+}
+
+/* do_packet() - any, mostly in the right form */
+static void do_packet(Rig *r)
+{
+    uint8_t type = in8(&r->in), flags = in8(&r->in), wrong = in8(&r->in);
+    uint32_t id = in_id(&r->in);
+    size_t len = in_len(&r->in);
+
+    peer_packet(r, type % 16 < 8 ? type % 8 : type, flags, id,
+                pattern + (id & 255), MIN(len, sizeof(pattern) - 256), wrong);
+}
+
+static void do_data(Rig *r)
+{
+    uint8_t how = in8(&r->in);
+    uint32_t id = in_id(&r->in);
+    VPConn *c = conn_find(r->drv, id, how & 1);
+    size_t len = in_len(&r->in);
+
+    if (how & 2 && c != NULL) { /* all of its credit, or one more */
+        len = c->rx_limit - c->rx_count + !!(how & 4);
+    }
+    peer_packet(r, how & 1 ? VP_PKT_SERVER : VP_PKT_CLIENT, VP_FLAG_ACK_NOW,
+                id, pattern, MIN(len, (size_t)VP_PKT_DATA_LEN), how & 64);
+}
+
+static void do_control(Rig *r)
+{
+    uint8_t msg[64], how = in8(&r->in), which = in8(&r->in);
+    uint32_t id = in_id(&r->in);
+    size_t len = 1;
+
+    memset(msg, 0x20 + which, sizeof(msg));
+    msg[0] = how & 7;
+    switch (msg[0]) {
+    case VP_MSG_CONNECT_INIT:
+        put64(msg + 1, in_count(&r->in));
+        msg[9] = which < 8 ? (uint8_t)strlen(services[which % SERVICES])
+                           : which % 40;
+        if (which < 8) {
+            memcpy(msg + 10, services[which % SERVICES], msg[9]);
+        }
+        len = 10u + msg[9];
+        break;
+    case VP_MSG_CONNECT_ACK:
+    case VP_MSG_WINDOW:
+        put64(msg + 1, in_count(&r->in));
+        len = 9;
+        break;
+    case VP_MSG_CONNECT_REFUSED:
+    case VP_MSG_RESET:
+        msg[1] = which;
+        len = 2;
+        break;
+    }
+    if (how & 32) {
+        len = in8(&r->in) % sizeof(msg);
+    }
+    peer_packet(r, VP_PKT_CONTROL, how & 16 ? 0 : VP_FLAG_CLIENT, id, msg,
+                len, how & 64);
+}
+
+/* do_open() - a connection, without ceremony */
+static void do_open(Rig *r)
+{
+    uint8_t msg[64];
+    uint8_t which = in8(&r->in), len;
+    const char *service = which % 8 < SERVICES ? services[which % 8] : "both";
+
+    len = (uint8_t)strlen(service);
+    msg[0] = VP_MSG_CONNECT_INIT;
+    put64(msg + 1, 1u << 20);
+    msg[9] = len;
+    memcpy(msg + 10, service, len);
+    peer_packet(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, in_id(&r->in), msg,
+                10u + len, 0);
+}
+
+static void do_raw(Rig *r)
+{
+    size_t len = in8(&r->in);
+
+    len = MIN(len, r->in.left);
+    peer_write(r, r->in.at, len);
+    r->in.at += len;
+    r->in.left -= len;
+}
+
+static uint32_t in_delta(Input *in)
+{
+    uint8_t b = in8(in);
+
+    return b < 240 ? (uint32_t)(int8_t)(b - 120) : (uint32_t)b << 24;
+}
+
+static void do_hello(Rig *r)
+{
+    uint8_t how = in8(&r->in), what = in8(&r->in);
+    VPHello h = hello_true(r, how & 1 ? peer_token(r)
+                                      : mix64(r->token + 0xface));
+
+    if (how & 2) {
+        h.echo = how & 4 ? 0 : h.echo + 1;
+    }
+    if (how & 8) {
+        h.my_epoch = how & 16 ? 0 : r->drv->link.try_epoch[1];
+        h.peer_epoch = how & 32 ? 0 : r->drv->link.try_epoch[0];
+    }
+    if (how & 64) {
+        h.expect += in_delta(&r->in);
+        h.base += in_delta(&r->in);
+        h.next += in_delta(&r->in);
+    }
+    if (what & 1) {
+        h.flags ^= in8(&r->in);
+    }
+    if (what & 2) {
+        h.version = in8(&r->in);
+    }
+    if (what & 4) {
+        h.window = (uint32_t)in_count(&r->in);
+        h.max_conns = in8(&r->in);
+    }
+    if (what & 8) {
+        h.token = what & 16 ? r->drv->link.hello.token : 0;
+    }
+    h.digest += !!(what & 32);
+    peer_hello(r, &h, !(what & 64));
+}
+
+static int *in_app(Rig *r)
+{
+    return &r->apps[in8(&r->in) % APPS];
+}
+
+static void app_add(Rig *r, int fd)
+{
+    int *app = &r->apps[r->next_app++ % APPS];
+
+    if (*app >= 0) {
+        close(*app);
+    }
+    *app = fd;
+    nonblock(fd);
+}
+
+static void do_client(Rig *r)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    fuzz_require(fd >= 0);
+    nonblock(fd);
+    if (r->oforward_fd >= 0 &&
+        connect(fd, (struct sockaddr *)&r->oforward.ss,
+                r->oforward.len) == 0) {
+        app_add(r, fd);
+    } else {
+        close(fd);
+    }
+}
+
+static void do_accept(Rig *r)
+{
+    uint8_t which = in8(&r->in) % (SERVICES - 1);
+    int fd = accept(listeners[which], NULL, NULL);
+
+    if (fd >= 0) {
+        app_add(r, fd);
+    }
+}
+
+static void do_app_write(Rig *r)
+{
+    int fd = *in_app(r);
+    size_t len = in_len(&r->in);
+
+    if (fd >= 0 && send(fd, pattern, len, MSG_NOSIGNAL) < 0) {
+        return; /* it takes no more, or the engine reset it */
+    }
+}
+
+/* do_pump() - one that sends a lot, and a peer that acks it in time */
+static void do_pump(Rig *r)
+{
+    int fd = *in_app(r);
+    uint8_t how = in8(&r->in);
+
+    for (int i = 0; i < how % 16 && fd >= 0; i++) {
+        if (send(fd, pattern, sizeof(pattern), MSG_NOSIGNAL) < 0) {
+            break;
+        }
+        box_run(r->loop, how & 16 ? 5 * MS : 300);
+        peer_read(r);
+        peer_packet(r, VP_PKT_ACK, 0, 0, NULL, 0, 0);
+    }
+}
+
+static void do_app_read(Rig *r)
+{
+    uint8_t buf[65536];
+    int fd = *in_app(r);
+
+    if (fd >= 0 && recv(fd, buf, in_len(&r->in), 0) < 0) {
+        return;
+    }
+}
+
+static void do_app_end(Rig *r)
+{
+    struct linger reset = { 1, 0 };
+    int *app = in_app(r);
+    uint8_t how = in8(&r->in) % 4;
+
+    if (*app < 0) {
+        return;
+    }
+    if (how == 0) {
+        shutdown(*app, SHUT_WR);
+        return;
+    }
+    if (how == 1) {
+        shutdown(*app, SHUT_RD);
+        return;
+    }
+    if (how == 2) {
+        setsockopt(*app, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    }
+    close(*app);
+    *app = -1;
+}
+
+static void do_time(Rig *r)
+{
+    static const uint64_t us[] = {
+        100, MS, 11 * MS, 50 * MS, 310 * MS, SECOND, 5 * SECOND, 31 * SECOND,
+    };
+
+    box_run(r->loop, us[in8(&r->in) % 8]);
+}
+
+static void do_channel(Rig *r)
+{
+    uint8_t how = in8(&r->in);
+    char path[32];
+
+    switch (how % 5) {
+    case 0:
+        rig_unplug(r);
+        box_run(r->loop, 0);
+        break;
+    case 1: /* only what we say ends */
+        if (r->wr >= 0 && r->wr == r->rd) {
+            shutdown(r->wr, SHUT_WR);
+        } else if (r->wr >= 0) {
+            close(r->wr);
+            r->wr = -1;
+        }
+        box_run(r->loop, 0);
+        break;
+    case 2: /* a pipe that is written again */
+        if (r->wr < 0 && r->rd >= 0 && link_has_fd(&r->drv->link)) {
+            snprintf(path, sizeof(path), "/proc/self/fd/%d",
+                     r->drv->link.rfd);
+            r->wr = open(path, O_WRONLY | O_NONBLOCK);
+        }
+        break;
+    default:
+        rig_plug(r, how / 5);
+        break;
+    }
+}
+
+/* do_offer() - a further peer, which says hello or something else */
+static void do_offer(Rig *r)
+{
+    uint8_t how = in8(&r->in), buf[VP_PKT_HDR_LEN + VP_HELLO_LEN] = { how };
+    int fds[2];
+    Rig other = { .loop = r->loop, .rd = -1, .wr = -1 };
+    VPHello h = hello_true(r, peer_token(r));
+
+    channel_new(&other, false, fds);
+    vp_offer(r->drv, fds[0]);
+    if (how & 1) {
+        h.my_epoch = 0;
+    }
+    if (how & 2) {
+        h.version++;
+    }
+    wire_put_hello(buf, &h, NULL);
+    buf[3] ^= !!(how & 4);
+    peer_write(&other, buf, how & 8 ? how / 2u : sizeof(buf));
+    if (how & 16) {
+        rig_unplug(r);
+        r->rd = r->wr = other.rd;
+    } else {
+        rig_unplug(&other);
+    }
+}
+
+static void do_settings(Rig *r)
+{
+    uint8_t how = in8(&r->in);
+    VPConfig *c = &r->config;
+
+    switch (how % 8) {
+    case 0:
+        c->max_conns = 1 + how % 7;
+        break;
+    case 1:
+        c->key.len = c->key.len > 0 ? 0 : 20;
+        break;
+    case 2:
+        c->grace = how % 3;
+        break;
+    case 3:
+        vp_del_iforward(r->drv, services[how / 8 % SERVICES]);
+        break;
+    case 4:
+        vp_set_iforward(r->drv, "later", &addrs[how / 8 % SERVICES], 1);
+        break;
+    case 5:
+        vp_conn_reset(r->drv, in_id(&r->in), how & 8);
+        break;
+    case 6:
+        if (r->oforward_fd >= 0) {
+            vp_del_oforward(r->drv, r->oforward_fd);
+            r->oforward_fd = -1;
+        } else {
+            rig_listen(r);
+        }
+        break;
+    case 7:
+        if (how & 8) {
+            vp_reset_all(r->drv);
+        } else {
+            vp_stop_listening(r->drv);
+            r->oforward_fd = -1;
+        }
+        break;
+    }
+    vp_set_config(r->drv, c);
+}
+
+static void do_fail(Rig *r)
+{
+    static const int errors[] = {
+        0, ENOMEM, EMFILE, EINTR, EAGAIN, ECONNRESET, EPIPE, EIO,
+    };
+
+    box.calls = in8(&r->in) & 127;
+    box.after = in8(&r->in);
+    box.fails = 1 + in8(&r->in) % 32;
+    box.err = errors[in8(&r->in) % 8];
+    if (box.err == 0) {
+        box.calls &= CALL_READ | CALL_WRITE; /* these can be short */
+    }
+}
+
+static void count_conn(const VPConnInfo *info, void *opaque)
+{
+    size_t *n = opaque;
+
+    *n += info->in[0] != '\0' && info->out[0] != '\0';
+}
+
+static void do_info(Rig *r)
+{
+    VPChannelInfo info;
+    size_t n = 0;
+
+    vp_channel_info(r->drv, &info);
+    vp_conns(r->drv, count_conn, &n);
+    fuzz_require(n <= info.conns);
+    vp_busy(r->drv);
+}
+
+static void do_shake(Rig *r)
+{
+    peer_shake(r, in8(&r->in) & 1);
+}
+
+static void do_deaf(Rig *r)
+{
+    r->deaf = !r->deaf;
+}
+
+static void (*const ops[])(Rig *) = {
+    do_open, do_data, do_control, do_packet, do_client, do_accept,
+    do_app_write, do_app_read, do_app_end, do_time, do_shake, do_hello,
+    do_deaf, do_channel, do_fail, do_settings, do_offer, do_raw, do_info,
+    do_pump,
+};
+
+void fuzz_engine(const uint8_t *data, size_t len)
+{
+    Rig r;
+
+    rig_new(&r, data, len);
+    peer_shake(&r, true);
+    for (int i = 0; i < 100 && r.in.left > 0; i++) {
+        ops[in8(&r.in) % (sizeof(ops) / sizeof(ops[0]))](&r);
+        box_run(r.loop, 0);
+        peer_read(&r);
+        rig_check(&r);
+    }
+    rig_free(&r);
+}
+
+/* ---- the parser ------------------------------------------------------- */
+
+/* A driver that is up, and takes bytes without a channel. */
+typedef struct Parser {
+    VPLoop *loop;
+    VPDriver *drv;
+    int fd;
+} Parser;
+
+static void parser_new(Parser *p, bool up)
+{
+    static const VPConfig config = {
+        .grace = 30, .max_conns = 4, .max_half_open = 4, .max_opens = 1000,
+    };
+    VPLink *l;
+    int fds[2];
+
+    fuzz_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+    nonblock(fds[0]);
+    p->fd = fds[1];
+    p->loop = vp_loop_new();
+    p->drv = vp_new(p->loop, 1, &config, rig_lost, NULL);
+    fuzz_require(vp_attach(p->drv, fds[0], fds[0], VP_CHN_SOCKET,
+                           VP_OPENED) == 0);
+    l = &p->drv->link;
+    l->hello.token = 0x1111;
+    if (up) {
+        l->peer_token = 0x2222;
+        link_begin(p->drv, 0x1111, 0x2222);
+        link_up(p->drv, false);
+    }
+    fuzz_require(link_rx_grow(l));
+}
+
+static void parser_free(Parser *p)
+{
+    vp_free(p->drv);
+    vp_loop_free(p->loop);
+    close(p->fd);
+}
+
+static void parser_take(Parser *p, const uint8_t *data, size_t len)
+{
+    VPLink *l = &p->drv->link;
+
+    fuzz_require(l->rx_cap - l->rx_len >= len);
+    memcpy(l->rx + l->rx_len, data, len);
+    l->rx_len += len;
+    link_process(p->drv);
+}
+
+/* headers_mend() - give what looks like packets checks that are right */
+static void headers_mend(uint8_t *p, size_t len, uint64_t key)
+{
+    uint32_t seq = VP_SEQ_FIRST;
+
+    while (len >= VP_PKT_HDR_LEN) {
+        bool hello = p[16] == VP_PKT_HELLO;
+        VPPacket pkt = {
+            .type = p[16],
+            .flags = p[17],
+            .bytes = get16(p + 18) & (p[0] & 1 ? 0xffff : 0x7f),
+            .conn = get32(p + 20),
+            .seq = p[0] & 2 ? get32(p + 24) : seq,
+            .ack = p[0] & 4 ? get32(p + 28) : VP_SEQ_FIRST,
+            .data_check = get64(p + 8),
+        };
+        size_t total = VP_PKT_HDR_LEN + pkt.bytes;
+
+        if (!(p[0] & 8) && len >= total) {
+            pkt.data_check = wire_sum(p + VP_PKT_HDR_LEN, pkt.bytes);
+        }
+        seq += pkt.type >= VP_PKT_CONTROL && pkt.type <= VP_PKT_SERVER;
+        if (!(p[0] & 16)) {
+            wire_put(p, &pkt, hello ? VP_MAGIC : key);
+        }
+        p += MIN(total, len);
+        len -= MIN(total, len);
+    }
+}
+
+/* headers_round() - what was read is what would have been written */
+static void headers_round(const uint8_t *p, size_t len, uint64_t key)
+{
+    uint8_t again[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPPacket pkt;
+    VPHello h;
+    int n;
+
+    if (len >= VP_PKT_HDR_LEN && wire_get(p, &pkt, key)) {
+        wire_put(again, &pkt, key);
+        fuzz_require(memcmp(again, p, VP_PKT_HDR_LEN) == 0);
+    }
+    n = wire_get_hello(p, len, &h);
+    fuzz_require(n <= (int)len && n <= VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX);
+    if (n > 0 && h.version == VP_VERSION) {
+        wire_put_hello(again, &h, NULL);
+        fuzz_require(memcmp(again + VP_PKT_HDR_LEN, p + VP_PKT_HDR_LEN,
+                            VP_HELLO_PROVED) == 0);
+    }
+}
+
+/*
+ * fuzz_packet() - the same bytes in one piece and in small ones
+ *
+ * Where they are cut must make no difference to what is understood.
+ */
+void fuzz_packet(const uint8_t *data, size_t len)
+{
+    static uint8_t stream[VP_RX_LEN_MIN / 2];
+    uint8_t how = len > 0 ? data[0] : 0;
+    size_t step = (size_t)(how >> 3) + 1;
+    Parser whole, pieces;
+    const VPLink *a, *b;
+    uint64_t key;
+
+    world_new();
+    box_reset();
+    parser_new(&whole, how & 1);
+    parser_new(&pieces, how & 1);
+    a = &whole.drv->link;
+    b = &pieces.drv->link;
+    key = a->rx_key;
+    len = len > 0 ? MIN(len - 1, sizeof(stream)) : 0;
+    memcpy(stream, data + 1, len);
+    if (how & 2) {
+        headers_mend(stream, len, key);
+    }
+    headers_round(stream, len, key);
+    parser_take(&whole, stream, len);
+    for (size_t at = 0; at < len; at += step) {
+        parser_take(&pieces, stream + at, MIN(step, len - at));
+    }
+    fuzz_require(a->state == b->state && a->rx_expect == b->rx_expect &&
+                 a->rx_digest == b->rx_digest && a->heard == b->heard &&
+                 a->store.base == b->store.base);
+    parser_free(&whole);
+    parser_free(&pieces);
+    fuzz_require(box.blocks == 0);
+}
