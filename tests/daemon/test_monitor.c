@@ -21,6 +21,7 @@
 
 #include "channel.h"
 #include "monitor.h"
+#include "talk.h"
 #include "traffic.h"
 
 #define KIB UINT64_C(1024)
@@ -98,61 +99,6 @@ static void scene_end(Scene *s)
     close(s->mon[0]);
     close(s->mon[1]);
     close(s->listener);
-}
-
-/* through() - connect to where: [0] is the client's end, [1] the target's */
-static void through(const Scene *s, const char *where, int fds[2])
-{
-    fds[0] = dial(where, true);
-    fds[1] = accept_one(s->listener);
-}
-
-/* talk() - both ways, over what through() made */
-static void talk(const int fds[2])
-{
-    send_all(fds[0], "question", 8);
-    expect_bytes(fds[1], "question");
-    send_all(fds[1], "answer", 6);
-    expect_bytes(fds[0], "answer");
-}
-
-/* check_works() - a new connection to where does */
-static void check_works(const Scene *s, const char *where)
-{
-    int fds[2];
-
-    through(s, where, fds);
-    talk(fds);
-    close(fds[0]);
-    expect_eof(fds[1]);
-    close(fds[1]);
-}
-
-/* check_refused() - nobody listens at where any more */
-static void check_refused(const char *where)
-{
-    int fd = dial(where, false), error = 0;
-    struct pollfd pfd = { .fd = fd, .events = POLLOUT };
-    socklen_t len = sizeof(error);
-
-    ck_assert(poll(&pfd, 1, WAIT_MS) == 1);
-    ck_assert(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0);
-    ck_assert_msg(error == ECONNREFUSED, "connecting to %s: %s", where,
-                  strerror(error));
-    close(fd);
-}
-
-/* expect_broken() - the same as a reset, after the end of data was seen */
-static void expect_broken(int fd)
-{
-    int64_t end = now_ms() + WAIT_MS;
-
-    while (send(fd, "x", 1, MSG_NOSIGNAL) == 1) {
-        ck_assert_msg(now_ms() < end, "no reset");
-        sleep_ms(5);
-    }
-    ck_assert_msg(errno == EPIPE || errno == ECONNRESET, "send: %s",
-                  strerror(errno));
 }
 
 /* name_of() - of a socket's own end or of its peer, ADDR:PORT */
@@ -299,7 +245,7 @@ START_TEST(connection_figures)
     Scene s;
 
     scene_start(&s, "", "");
-    through(&s, s.where, fds);
+    through(s.where, s.listener, fds);
     send_all(fds[0], bulk, sizeof(bulk));
     recv_all(fds[1], bulk, sizeof(bulk));
     send_all(fds[1], bulk, 6789);
@@ -356,7 +302,7 @@ START_TEST(waiting_figures)
     Scene s;
 
     scene_start(&s, "", "");
-    through(&s, s.where, fds);
+    through(s.where, s.listener, fds);
     set_nonblocking(fds[1]);
     do {
         ck_assert_msg(now_ms() < end, "nothing ever waits");
@@ -636,9 +582,9 @@ START_TEST(tables)
     monitor_ask(s.mon[0], "oforward_add x:127.0.0.1:0:65535");
     monitor_ask(s.mon[1], "iforward_add " ID_32 ":%s:65535", s.target);
     monitor_ask(s.mon[1], "iforward_add x:%s:65535", s.target);
-    through(&s, path, fds[0]);
-    through(&s, s.where, fds[1]);
-    through(&s, s.where, fds[2]);
+    through(path, s.listener, fds[0]);
+    through(s.where, s.listener, fds[1]);
+    through(s.where, s.listener, fds[2]);
     for (int i = 0; i < 100; i++) {
         send_all(fds[0][i & 1], bulk, sizeof(bulk));
         recv_all(fds[0][!(i & 1)], bulk, sizeof(bulk));
@@ -787,7 +733,7 @@ START_TEST(bad_command)
         }
     }
     ck_assert_int_eq(daemon_fds(s.daemon[0]), fds);
-    check_works(&s, s.where);
+    check_works(s.where, s.listener);
     free(before);
     close(holder);
     scene_end(&s);
@@ -808,7 +754,7 @@ START_TEST(own_descriptors)
     }
     after = monitor_state(s.mon[0]);
     ck_assert_str_eq(before, after);
-    check_works(&s, s.where);
+    check_works(s.where, s.listener);
     free(before);
     free(after);
     scene_end(&s);
@@ -836,7 +782,7 @@ START_TEST(change_forwards)
     oforward_where(s.mon[0], "u", where[1]);
     ck_assert_str_eq(where[1], path);
     for (int i = 0; i < 2; i++) {
-        through(&s, where[i], before[i]);
+        through(where[i], s.listener, before[i]);
         talk(before[i]);
     }
     flow(&s);
@@ -855,11 +801,11 @@ START_TEST(change_forwards)
     text_format(more, sizeof(more), "oforward_add v:%s", where[0]);
     monitor_ask(s.mon[0], "%s", more);
     monitor_ask(s.mon[0], "oforward_add v:%s:-", path);
-    check_works(&s, where[0]);
-    check_works(&s, path);
+    check_works(where[0], s.listener);
+    check_works(path, s.listener);
 
     /* Deleted where the targets are */
-    through(&s, path, after);
+    through(path, s.listener, after);
     monitor_ask(s.mon[1], "iforward_del v:%s", s.target);
     expect_reset(dial(where[0], true));
     daemon_wait(s.daemon[0], "v: connection from .* refused: ");
@@ -872,7 +818,7 @@ START_TEST(change_forwards)
         close(before[i][1]);
     }
     monitor_ask(s.mon[1], "iforward_add v:%s", s.target);
-    check_works(&s, where[0]);
+    check_works(where[0], s.listener);
     close(after[0]);
     close(after[1]);
     ck_assert_int_eq(daemon_count(s.daemon[0], "monitor: .*v:127.0.0.1"), 3);
@@ -957,7 +903,7 @@ START_TEST(change_channels)
                 value(line_find(monitor_ask(s.mon[0], "info oforwards -k"),
                                 "oforward", 2), "listening"));
     for (int i = 0; i < 2; i++) {
-        through(&s, where, fds[i]);
+        through(where, s.listener, fds[i]);
         talk(fds[i]);
     }
     shutdown(fds[1][0], SHUT_WR);
@@ -981,7 +927,7 @@ START_TEST(change_channels)
                                      "channel"), 1);
         ck_assert_int_eq(daemon_fds(s.daemon[k]), before[k]);
     }
-    check_works(&s, s.where);
+    check_works(s.where, s.listener);
     scene_end(&s);
 }
 END_TEST
@@ -1008,8 +954,9 @@ START_TEST(many_changes)
         monitor_ask(s.mon[0], "oforward_add r%d:127.0.0.1:0", round);
         monitor_ask(s.mon[1], "iforward_add r%d:%s", round, s.target);
         if (round % 10 == 0) {
-            through(&s, value(line_find(monitor_ask(s.mon[0],
-                "info oforwards -k"), "oforward", 2), "listening"), fds);
+            through(value(line_find(monitor_ask(s.mon[0],
+                "info oforwards -k"), "oforward", 2), "listening"),
+                s.listener, fds);
             talk(fds);
             flow(&s);
         }
@@ -1028,7 +975,7 @@ START_TEST(many_changes)
     for (int k = 0; k < 2; k++) {
         ck_assert_int_eq(daemon_fds(s.daemon[k]), before[k]);
     }
-    check_works(&s, s.where);
+    check_works(s.where, s.listener);
     scene_end(&s);
 }
 END_TEST
@@ -1043,8 +990,8 @@ START_TEST(conn_reset)
     scene_start(&s, "", "");
     monitor_ask(s.mon[0], "oforward_add other:127.0.0.1:0");
     monitor_ask(s.mon[1], "iforward_add other:%s", s.target);
-    through(&s, daemon_listens(s.daemon[0], "other"), other);
-    through(&s, s.where, fds);
+    through(daemon_listens(s.daemon[0], "other"), s.listener, other);
+    through(s.where, s.listener, fds);
     talk(fds);
     talk(other);
     if (_i & 2) {               /* one that is half closed */
@@ -1094,7 +1041,7 @@ START_TEST(log_level)
     for (int i = 0; i < 2; i++) {
         monitor_ask(s.mon[0], i ? "log error" : "log warn");
         daemon_mark(d);
-        check_works(&s, s.where);
+        check_works(s.where, s.listener);
         monitor_ask(s.mon[0], "oforward_add x:127.0.0.1:0");
         monitor_ask(s.mon[0], "oforward_del x:127.0.0.1:0");
         ck_assert_int_eq(daemon_count(d, "."), 0);
@@ -1275,7 +1222,7 @@ START_TEST(deaf_client)
             conns[1][n] = accept_one(s.listener);
         }
     }
-    through(&s, s.where, last);
+    through(s.where, s.listener, last);
     ck_assert_uint_eq(line_count(monitor_ask(s.mon[0], "info conns -k"),
                                  "conn"), CONNS + 4);
     before = rss(s.daemon[0]->pid);
