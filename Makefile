@@ -62,8 +62,11 @@ $(suites): build/%: build/%.o
 ifeq ($(HAVE_CHECK),yes)
 check: all $(suites)
 	tests/check.sh $(suites)
+
+chaos: build/tests/chaos/test_chaos
+	$<
 else
-check:
+check chaos:
 	@echo 'The tests need libcheck; configure found none for $(CC).' >&2
 	@echo 'Debian and Ubuntu: apt-get install check; Fedora: dnf install' \
 	    'check-devel; Alpine: apk add check-dev.' >&2
@@ -82,9 +85,6 @@ bench: all
 
 fuzz:
 	tests/fuzz/run.sh
-
-chaos: build/tests/chaos/test_chaos
-	$<
 
 # The linters come with the machine, whatever CC is. Three warnings of gcc 12's
 # analyzer are left out: it takes what is kept in a structure for a leak, a
