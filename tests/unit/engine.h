@@ -557,6 +557,7 @@ typedef struct Rig {
     VPDriver *drv;
     bool tcp;        /* clients and targets: they can be reset then */
     int lost;        /* times the engine gave up a channel */
+    bool was_up;     /* what it said of the last one */
     char reason[100];
     Peer peer;
 } Rig;
@@ -565,11 +566,12 @@ static const VPConfig rig_config = {
     .grace = 30, .max_conns = 100, .max_half_open = 100, .max_opens = 1000000,
 };
 
-static inline void rig_lost(void *opaque, const char *reason)
+static inline void rig_lost(void *opaque, const char *reason, bool was_up)
 {
     Rig *r = opaque;
 
     r->lost++;
+    r->was_up = was_up;
     snprintf(r->reason, sizeof(r->reason), "%s", reason);
 }
 
