@@ -1,0 +1,1481 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_init.c - what init does with daemons: start, signal, reload and end
+ *
+ * A daemon that goes to the background is nobody's child; here the test takes
+ * the place of init, so that its exit status is seen and none is left.
+ */
+#define _XOPEN_SOURCE 700
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "channel.h"
+#include "monitor.h"
+#include "talk.h"
+#include "traffic.h"
+
+#define KIB UINT64_C(1024)
+#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
+#define NOBODY 65534
+
+/* --- files -------------------------------------------------------------- */
+
+/* file_text() - all of vp_dir/name; each result is good until the next call */
+static const char *file_text(const char *name)
+{
+    static char text[65536];
+    char path[PATH_LEN];
+    FILE *f;
+
+    file_path(path, name);
+    f = fopen(path, "r");
+    ck_assert_msg(f != NULL, "%s: %s", path, strerror(errno));
+    text[fread(text, 1, sizeof(text) - 1, f)] = '\0';
+    fclose(f);
+    return text;
+}
+
+/* write_file() - a text into vp_dir/name */
+static void write_file(const char *name, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void write_file(const char *name, const char *fmt, ...)
+{
+    char path[PATH_LEN], text[8 * TEXT_LEN];
+    va_list ap;
+    int n;
+
+    file_path(path, name);
+    va_start(ap, fmt);
+    n = vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    ck_assert(n >= 0 && (size_t)n < sizeof(text));
+    file_write(path, text, (size_t)n);
+}
+
+static bool is_log(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+
+    return dot && strcmp(dot, ".log") == 0;
+}
+
+/* files() - names of all but the logs in vp_dir, to be compared and freed */
+static char *files(void)
+{
+    struct dirent **list;
+    char *text = calloc(1, 4096);
+    int n = scandir(vp_dir, &list, NULL, alphasort);
+
+    ck_assert(n >= 0 && text != NULL);
+    for (int i = 0; i < n; i++) {
+        if (!is_log(list[i]->d_name)) {
+            size_t len = strlen(text);
+
+            text_format(text + len, 4096 - len, "%s\n", list[i]->d_name);
+        }
+        free(list[i]);
+    }
+    free(list);
+    return text;
+}
+
+/* check_files() - they are the same as before, which is freed */
+static void check_files(char *before)
+{
+    char *now = files();
+
+    ck_assert_msg(strcmp(before, now) == 0, "there were\n%s\nnow there are\n%s",
+                  before, now);
+    free(before);
+    free(now);
+}
+
+/* pid_in() - the number in a pid file, which must be there */
+static pid_t pid_in(const char *name)
+{
+    const char *text = file_text(name);
+    char *end;
+    long pid = strtol(text, &end, 10);
+
+    ck_assert_msg(pid > 1 && strcmp(end, "\n") == 0, "pid file: '%s'", text);
+    return (pid_t)pid;
+}
+
+/* --- starting ----------------------------------------------------------- */
+
+/*
+ * background() - start a daemon with -d and these options too
+ *
+ * Its pid file is NAME.pid, it logs to NAME.log.
+ */
+static Daemon *background(const char *name, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static Daemon *background(const char *name, const char *fmt, ...)
+{
+    char options[4 * TEXT_LEN], path[PATH_LEN], pid[40];
+    Daemon *launcher;
+    va_list ap;
+    int n;
+
+    va_start(ap, fmt);
+    n = vsnprintf(options, sizeof(options), fmt, ap);
+    va_end(ap);
+    ck_assert(n >= 0 && (size_t)n < sizeof(options));
+    daemons_adopt();
+    text_format(pid, sizeof(pid), "%s.pid", name);
+    launcher = daemon_start(name, "-d -f %s/%s -l %s/%s.log %s", vp_dir, pid,
+                            vp_dir, name, options);
+    ck_assert_int_eq(daemon_exit(launcher), 0);
+    text_format(path, sizeof(path), "%s/%s.log", vp_dir, name);
+    return daemon_adopted(name, pid_in(pid), path);
+}
+
+/* no_process() - nothing that was started, by whomever, lives on */
+static void no_process(void)
+{
+    int64_t end = now_ms() + WAIT_MS;
+    int status;
+
+    while (waitpid(-1, &status, WNOHANG) >= 0) {
+        ck_assert_msg(now_ms() < end, "a process is left");
+        sleep_ms(5);
+    }
+}
+
+/* Two daemons with a service s between them, as most tests here need them */
+typedef struct Couple {
+    Daemon *daemon[2];          /* host, guest */
+    char monitor[2][PATH_LEN];
+    char channel[PATH_LEN];     /* unix socket: the guest listens */
+    char target[TEXT_LEN];      /* what the guest connects s to */
+    int listener;
+    char where[TEXT_LEN];       /* oforward s */
+} Couple;
+
+/* couple_paths() - choose the files and open the target */
+static void couple_paths(Couple *c)
+{
+    file_path(c->channel, "channel");
+    file_path(c->monitor[0], "host.monitor");
+    file_path(c->monitor[1], "guest.monitor");
+    c->listener = listen_any(c->target);
+}
+
+/* couple_guest() - start that end, and wait until the channel is up */
+static void couple_guest(Couple *c)
+{
+    c->daemon[1] = daemon_start("guest", "-c unix-listen:%s:- -m %s -i s:%s",
+                                c->channel, c->monitor[1], c->target);
+    daemon_up(c->daemon[1]);
+}
+
+/* couple_start() - both, the host with further options */
+static void couple_start(Couple *c, const char *more)
+{
+    couple_paths(c);
+    c->daemon[0] = daemon_start("host", "-c unix-connect:%s:- -m %s "
+                                "-o s:127.0.0.1:0 %s", c->channel,
+                                c->monitor[0], more);
+    couple_guest(c);
+    text_format(c->where, TEXT_LEN, "%s", daemon_listens(c->daemon[0], "s"));
+}
+
+/* The command returns when all is there, and lets go of what it was given. */
+START_TEST(daemonize)
+{
+    char path[PATH_LEN], link[64], to[64], *before;
+    Daemon *host, *guest;
+    int early;
+    Couple c;
+    ssize_t n;
+
+    couple_paths(&c);
+    daemons_adopt();
+    file_path(path, "service");
+    before = files();
+    command_wait(command_start("start", "cd %s && said=$(%s -d -f host.pid "
+        "-l host.log -m %s -c unix-connect:%s:- -o s:%s:- -o s:127.0.0.1:0 "
+        "2>&1) && test -z \"$said\"", vp_dir, vp_program, c.monitor[0],
+        c.channel, path));
+    close(dial(path, true));
+    close(dial(c.monitor[0], true));
+    file_path(path, "host.log");
+    host = daemon_adopted("host", pid_in("host.pid"), path);
+    ck_assert_int_eq(getsid(host->pid), host->pid);
+    for (int fd = 0; fd <= 2; fd++) {
+        text_format(link, sizeof(link), "/proc/%d/fd/%d", (int)host->pid, fd);
+        n = readlink(link, to, sizeof(to) - 1);
+        ck_assert(n > 0);
+        to[n] = '\0';
+        ck_assert_str_eq(to, "/dev/null");
+    }
+    guest = background("guest", "-c unix-listen:%s:- -i s:%s", c.channel,
+                       c.target);
+    early = accept_one(c.listener);
+    expect_eof(early);
+    close(early);
+    check_works(daemon_listens(host, "s"), c.listener);
+    file_path(path, "service");
+    check_works(path, c.listener);
+    daemon_stop(host);
+    daemon_stop(guest);
+    check_files(before);
+}
+END_TEST
+
+/* --- what can't be started ---------------------------------------------- */
+
+#define HOLDER "(who holds it)"  /* stands for the words with the process id */
+
+/* Options that must make the start fail with status 1 */
+typedef struct BadStart {
+    const char *options;        /* %s: vp_dir */
+    const char *says[2];
+} BadStart;
+
+static const BadStart bad_starts[] = {
+    { "-o s:%s/taken:-", { "-o", "in use" } },
+    { "-o s:%s/no/dir:-", { "-o", "No such file" } },
+    { "-o s:%s/file:-", { "-o", "not a socket" } },
+    { "-c unix-listen:%s/no/dir:-:1", { "-c", "No such file" } },
+    { "-c fd:999:-:1", { "-c", "999" } },
+    { "-m %s/no/dir", { "-m", "No such file" } },
+    { "-m %s/file", { "-m", "not a socket" } },
+    { "-m %s/taken", { "-m", "in use" } },
+    { "-f %s", { "--pidfile", "Is a directory" } },
+    { "-f %s/no/dir", { "--pidfile", "No such file" } },
+    { "-f /dev/full", { "--pidfile", "/dev/full" } },
+    { "-f %s/held.pid", { "held.pid", HOLDER } },
+    { "-l %s", { "log file", "Is a directory" } },
+    { "-l %s/no/dir", { "log file", "No such file" } },
+    { "-u no-such-user", { "--user", "'no-such-user'" } },
+    { "-o s:127.0.0.1:0 -o r:%s/r:- -i q:%s/q:- -u no-such-user",
+      { "--user", "'no-such-user'" } },
+};
+
+/* says() - the daemon's stderr has that text */
+static bool says(const Daemon *d, const char *text)
+{
+    char *all = daemon_all(d);
+    bool found = strstr(all, text) != NULL;
+
+    free(all);
+    return found;
+}
+
+/* says_holder() - it says which process holds the pid file */
+static bool says_holder(const Daemon *d, pid_t holder)
+{
+    char text[TEXT_LEN];
+
+    text_format(text, sizeof(text), "process %d holds it", (int)holder);
+    return says(d, text);
+}
+
+/* expand() - each %s in a text becomes vp_dir */
+static void expand(char *to, size_t room, const char *text)
+{
+    size_t n = 0;
+
+    for (const char *p = text; *p; p++) {
+        if (strncmp(p, "%s", 2) == 0) {
+            text_format(to + n, room - n, "%s", vp_dir);
+            n += strlen(to + n);
+            p++;
+        } else {
+            ck_assert(n + 1 < room);
+            to[n++] = *p;
+        }
+    }
+    to[n] = '\0';
+}
+
+/* In the fore- and the background: said on stderr, status 1, nothing left. */
+START_TEST(bad_start)
+{
+    const bool behind = _i % 2;
+    const BadStart *bad = &bad_starts[_i / 2];
+    char options[4 * TEXT_LEN], taken[PATH_LEN], *before;
+    Daemon *d, *holder;
+    int listener;
+
+    file_path(taken, "taken");
+    listener = listen_on(taken, 5);
+    write_file("file", "a file");
+    file_path(taken, "channel");
+    holder = daemon_start("holder", "-f %s/held.pid -c unix-listen:%s:- "
+                          "-o s:127.0.0.1:0", vp_dir, taken);
+    daemon_listens(holder, "s");
+    daemons_adopt();
+    expand(options, sizeof(options), bad->options);
+    before = files();
+    d = daemon_start("bad", "-c unix-connect:/nonexistent:- %s %s", options,
+                     behind ? "-d" : "");
+    ck_assert_int_eq(daemon_exit(d), 1);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_msg(strcmp(bad->says[i], HOLDER) == 0
+                      ? says_holder(d, holder->pid) : says(d, bad->says[i]),
+                      "no '%s' in the message", bad->says[i]);
+    }
+    check_files(before);
+    ck_assert_int_eq(pid_in("held.pid"), holder->pid);
+    daemon_stop(holder);
+    no_process();
+    close(listener);
+}
+END_TEST
+
+/* What is wrong with the options is said before anything is done. */
+START_TEST(bad_usage)
+{
+    static const char *const options[] = {
+        "-c nonsense", "-c unix-listen:%s/x:- -o s:127.0.0.1:99999",
+        "-c unix-listen:%s/x:- -o r:%s/r:- -C %s/missing",
+        "-c unix-listen:%s/x:- -C %s", "-c unix-listen:%s/x:- --nonsense",
+        "-c unix-listen:%s/x:- -x", "-x status", "",
+    };
+    char text[4 * TEXT_LEN], *before;
+    Daemon *d;
+
+    daemons_adopt();
+    before = files();
+    expand(text, sizeof(text), options[_i]);
+    d = daemon_start("bad", "-d -f %s/pid %s", vp_dir, text);
+    ck_assert_int_eq(daemon_exit(d), 2);
+    check_files(before);
+    no_process();
+}
+END_TEST
+
+/* --- pid file ----------------------------------------------------------- */
+
+/* Locked, not just there: what a dead daemon left is no obstacle. */
+START_TEST(pid_file)
+{
+    char path[PATH_LEN], *before;
+    Daemon *first, *second;
+
+    file_path(path, "channel");
+    before = files();
+    write_file("pid", "1\n");           /* init's, and longer ones */
+    write_file("pid", "123456789012345678901234567890\n");
+    first = daemon_start("first", "-f %s/pid -c unix-listen:%s:-", vp_dir,
+                         path);
+    daemon_wait(first, "listening");
+    ck_assert_int_eq(pid_in("pid"), first->pid);
+    for (int i = 0; i < 2; i++) {
+        second = daemon_start("second", "%s -f %s/pid -m %s/mon",
+                              i ? "-d" : "", vp_dir, vp_dir);
+        ck_assert_int_eq(daemon_exit(second), 1);
+        ck_assert(says_holder(second, first->pid));
+        ck_assert_int_eq(pid_in("pid"), first->pid);
+    }
+    ck_assert_int_eq(pid_in("pid"), first->pid);
+    daemon_kill(first);
+    second = daemon_start("third", "-f %s/pid -c unix-listen:%s:-", vp_dir,
+                          path);
+    daemon_wait(second, "listening");
+    ck_assert_int_eq(pid_in("pid"), second->pid);
+    daemon_stop(second);
+    check_files(before);
+}
+END_TEST
+
+/* --- bare surroundings -------------------------------------------------- */
+
+/* Some inits start their daemons without stdin, stdout and stderr. */
+START_TEST(closed_stdio)
+{
+    static const char *const closed[] = { "<&- >&- 2>&-", "<&-", ">&-", "2>&-" };
+    char path[PATH_LEN];
+    Daemon *host;
+    Couple c;
+    pid_t pid = 0;
+
+    couple_paths(&c);
+    daemons_adopt();
+    file_path(path, "service");
+    if (_i % 2) {
+        command_wait(command_start("start", "%s -d -f %s/host.pid -l "
+            "%s/host.log -c unix-connect:%s:- -o s:%s:- -m %s %s", vp_program,
+            vp_dir, vp_dir, c.channel, path, c.monitor[0], closed[_i / 2]));
+        file_path(c.where, "host.log");
+        host = daemon_adopted("host", pid_in("host.pid"), c.where);
+    } else {
+        pid = command_start("start", "exec %s -f %s/host.pid -c "
+            "unix-connect:%s:- -o s:%s:- -m %s %s", vp_program, vp_dir,
+            c.channel, path, c.monitor[0], closed[_i / 2]);
+        host = NULL;
+    }
+    close(monitor_batch(c.monitor[0]));
+    couple_guest(&c);
+    for (int i = 0; i < 10; i++) {
+        check_works(path, c.listener);
+    }
+    ck_assert_int_eq(execute(c.monitor[0], "info status"), 0);
+    if (host) {
+        ck_assert_int_eq(daemon_count(host, "oforward s: listening"), 1);
+        daemon_stop(host);
+    } else {
+        kill(pid, SIGTERM);
+        command_wait(pid);
+    }
+}
+END_TEST
+
+/* A channel that is one of them survives the way to the background. */
+START_TEST(inherited_stdio)
+{
+    char target[TEXT_LEN], path[PATH_LEN];
+    int listener = listen_any(target), pair[2];
+    Daemon *host;
+
+    daemons_adopt();
+    ck_assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    fcntl(pair[1], F_SETFD, FD_CLOEXEC);
+    file_path(path, "service");
+    command_wait(command_start("start", "%s -d -f %s/host.pid -l %s/host.log "
+        "-c fd:%d:- -o s:%s:- %d<&%d", vp_program, vp_dir, vp_dir, _i, path,
+        _i, pair[0]));
+    close(pair[0]);
+    fcntl(pair[1], F_SETFD, 0);
+    command_start("guest", "exec %s -c fd:0:- -i s:%s <&%d", vp_program,
+                  target, pair[1]);
+    close(pair[1]);
+    check_works(path, listener);
+    file_path(path, "host.log");
+    host = daemon_adopted("host", pid_in("host.pid"), path);
+    host->inherited = true;             /* ends by itself when the guest does */
+    close(listener);
+}
+END_TEST
+
+/* --- log ---------------------------------------------------------------- */
+
+/* To a file, which may be moved away; SIGHUP makes another. */
+START_TEST(log_file)
+{
+    char log[PATH_LEN], aside[PATH_LEN], more[TEXT_LEN];
+    int fds[2];
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    file_path(log, "a.log");
+    file_path(aside, "b.log");
+    text_format(more, sizeof(more), "-c unix-connect:%s:- -m %s -l %s "
+                "-o s:%s/service:-", c.channel, c.monitor[0], log, vp_dir);
+    d = daemon_start("host", "%s", more);
+    couple_guest(&c);
+    file_wait("a.log", " info ch0: channel up: new session\n");
+    ck_assert_int_eq(daemon_count(d, "."), 0);  /* on stderr */
+    file_path(c.where, "service");
+    through(c.where, c.listener, fds);
+    ck_assert(rename(log, aside) == 0);
+    kill(d->pid, SIGHUP);
+    file_wait("a.log", " info reloaded\n");
+    ck_assert(strstr(file_text("b.log"), "reloaded") == NULL);
+    talk(fds);
+
+    /* One that can't be opened again: the old one goes on */
+    ck_assert(rename(log, aside) == 0 && mkdir(log, 0755) == 0);
+    for (int i = 0; i < 3; i++) {
+        kill(d->pid, SIGHUP);
+        file_wait("b.log", "a.log: Is a directory\n");
+    }
+    talk(fds);
+    ck_assert(rmdir(log) == 0);
+    kill(d->pid, SIGHUP);
+    file_wait("a.log", "reloaded\n");
+    talk(fds);
+    close(fds[0]);
+    close(fds[1]);
+    daemon_stop(d);
+}
+END_TEST
+
+/* Another file in the init file is taken at SIGHUP. */
+START_TEST(log_moves)
+{
+    char path[PATH_LEN];
+    Daemon *d;
+
+    file_path(path, "channel");
+    write_file("conf", "channel unix-listen:%s:-\nlogfile %s/a.log\n", path,
+               vp_dir);
+    d = daemon_start("host", "-C %s/conf", vp_dir);
+    file_wait("a.log", "listening on");
+    write_file("conf", "channel unix-listen:%s:-\nlogfile %s/b.log\n", path,
+               vp_dir);
+    kill(d->pid, SIGHUP);
+    file_wait("b.log", "reloaded");
+    kill(d->pid, SIGUSR1);
+    file_wait("b.log", "status version=");
+    ck_assert(strstr(file_text("a.log"), "status version=") == NULL);
+    daemon_stop(d);
+}
+END_TEST
+
+/* Full disks, and a stderr whose reader has gone: no line stops anything. */
+START_TEST(log_nowhere)
+{
+    static const char *const where[] = {
+        "-l /dev/full", "2>/dev/full", "2>&1 | head -c 1",
+    };
+    char path[PATH_LEN];
+    pid_t pid;
+    int fds[2];
+    Couple c;
+
+    couple_paths(&c);
+    file_path(path, "service");
+    pid = command_start("host", "echo $$ >%s/pid; exec %s -v -c unix-connect:"
+                        "%s:- -o s:%s:- -m %s %s", vp_dir, vp_program,
+                        c.channel, path, c.monitor[0], where[_i]);
+    close(monitor_batch(c.monitor[0]));
+    couple_guest(&c);
+    through(path, c.listener, fds);
+    for (int i = 0; i < 20; i++) {
+        ck_assert_int_eq(execute(c.monitor[0], "oforward_add r:127.0.0.1:0"),
+                         0);
+        ck_assert_int_eq(execute(c.monitor[0], "oforward_del r:127.0.0.1:0"),
+                         0);
+        talk(fds);
+    }
+    close(fds[0]);
+    close(fds[1]);
+    check_works(path, c.listener);
+    ck_assert_int_eq(execute(c.monitor[0], "quit"), 0);
+    command_wait(pid);
+}
+END_TEST
+
+/* syslog_open() - be the one who serves /dev/log, which is vp_dir/syslog */
+static int syslog_open(void)
+{
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    struct timeval tv = { WAIT_MS / 1000, 0 };
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+    ck_assert(fd >= 0);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    file_path(un.sun_path, "syslog");
+    ck_assert(bind(fd, (struct sockaddr *)&un, sizeof(un)) == 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+    return fd;
+}
+
+/* syslog_wait() - for a message with that text; the message */
+static const char *syslog_wait(int fd, const char *text)
+{
+    static char message[2048];
+
+    do {
+        ssize_t n = recv(fd, message, sizeof(message) - 1, 0);
+
+        ck_assert_msg(n > 0, "syslog is never told: %s", text);
+        message[n] = '\0';
+    } while (strstr(message, text) == NULL);
+    return message;
+}
+
+/* dev_with_log() - shell commands that give a process its own /dev */
+static const char *dev_with_log(void)
+{
+    static char setup[4 * TEXT_LEN];
+    char path[PATH_LEN];
+
+    file_path(path, "dev");
+    ck_assert(mkdir(path, 0755) == 0);
+    text_format(setup, sizeof(setup), "mount -t tmpfs dev %s && "
+                "for n in null zero full random urandom; do touch %s/$n && "
+                "mount --bind /dev/$n %s/$n || exit 1; done && "
+                "ln -s %s/syslog %s/log && mount --move %s /dev", path, path,
+                path, vp_dir, path, path);
+    return setup;
+}
+
+/* To syslog, which goes and comes back; with -d without being told to. */
+START_TEST(log_syslog)
+{
+    StartOptions o = { .setup = dev_with_log() };
+    char path[PATH_LEN], expected[TEXT_LEN];
+    int log = syslog_open(), fds[2], mon;
+    Couple c;
+
+    couple_paths(&c);
+    daemons_adopt();
+    file_path(path, "service");
+    c.daemon[0] = daemon_start_with(&o, "host", "%s -f %s/pid -c "
+        "unix-connect:%s:- -o s:%s:- -m %s", _i ? "-d" : "-l syslog", vp_dir,
+        c.channel, path, c.monitor[0]);
+    if (_i) {
+        ck_assert_int_eq(daemon_exit(c.daemon[0]), 0);
+        c.daemon[0] = daemon_adopted("host", pid_in("pid"),
+                                     c.daemon[0]->log);
+    }
+    mon = monitor_batch(c.monitor[0]);
+    couple_guest(&c);
+    text_format(expected, sizeof(expected), "qemu-vp[%d]: ch0: channel up",
+                (int)c.daemon[0]->pid);
+    /* facility daemon, level info */
+    ck_assert(strncmp(syslog_wait(log, expected), "<30>", 4) == 0);
+    ck_assert_int_eq(daemon_count(c.daemon[0], "."), 0);
+    through(path, c.listener, fds);
+
+    close(log);                         /* gone */
+    for (int i = 0; i < 20; i++) {
+        monitor_ask(mon, "oforward_add r:127.0.0.1:0");
+        monitor_ask(mon, "oforward_del r:127.0.0.1:0");
+        talk(fds);
+    }
+    file_path(expected, "syslog");
+    ck_assert(unlink(expected) == 0);
+    log = syslog_open();                /* back */
+    kill(c.daemon[0]->pid, SIGUSR1);
+    syslog_wait(log, "status version=");
+    talk(fds);
+    close(log);
+    close(fds[0]);
+    close(fds[1]);
+    close(mon);
+}
+END_TEST
+
+/* One that lives, but doesn't read its socket, doesn't stop the daemon. */
+START_TEST(log_syslog_hangs)
+{
+    StartOptions o = { .setup = dev_with_log() };
+    char path[PATH_LEN];
+    int log = syslog_open(), fds[2], mon;
+    Couple c;
+
+    couple_paths(&c);
+    file_path(path, "service");
+    c.daemon[0] = daemon_start_with(&o, "host", "-l syslog -c "
+        "unix-connect:%s:- -o s:%s:- -m %s", c.channel, path, c.monitor[0]);
+    mon = monitor_batch(c.monitor[0]);
+    couple_guest(&c);
+    through(path, c.listener, fds);
+    for (int i = 0; i < 300; i++) {
+        monitor_ask(mon, "oforward_add r:127.0.0.1:0");
+        monitor_ask(mon, "oforward_del r:127.0.0.1:0");
+    }
+    talk(fds);
+    syslog_wait(log, "channel up");
+    close(log);
+    close(fds[0]);
+    close(fds[1]);
+    close(mon);
+}
+END_TEST
+
+/* --- user --------------------------------------------------------------- */
+
+/* proc_ids() - a line of /proc/PID/status, without blanks at its end */
+static const char *proc_ids(pid_t pid, const char *name)
+{
+    static char line[TEXT_LEN];
+    char path[64];
+    FILE *f;
+
+    text_format(path, sizeof(path), "/proc/%d/status", (int)pid);
+    f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    do {
+        ck_assert_ptr_nonnull(fgets(line, sizeof(line), f));
+    } while (strncmp(line, name, strlen(name)) != 0);
+    fclose(f);
+    line[strcspn(line, "\n")] = '\0';
+    for (size_t n = strlen(line); n > 0 && line[n - 1] == ' '; n--) {
+        line[n - 1] = '\0';
+    }
+    return line;
+}
+
+/* What only root may open is open before root's rights are dropped. */
+START_TEST(drop_user)
+{
+    char path[PATH_LEN], log[PATH_LEN];
+    int fds[2];
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    file_path(path, "private");
+    ck_assert(mkdir(path, 0700) == 0);
+    if (geteuid() != 0) {               /* only root can become another */
+        d = daemon_start("host", "-u root -m %s", c.monitor[0]);
+        ck_assert_int_eq(daemon_exit(d), 1);
+        ck_assert(says(d, "--user 'root': "));
+        return;
+    }
+    text_format(log, sizeof(log), "%s/private/log", vp_dir);
+    text_format(path, sizeof(path), "%s/private/service", vp_dir);
+    text_format(c.monitor[0], PATH_LEN, "%s/private/monitor", vp_dir);
+    d = daemon_start("host", "-u nobody -f %s/private/pid -l %s -m %s "
+                     "-c unix-connect:%s:- -o s:%s:-", vp_dir, log,
+                     c.monitor[0], c.channel, path);
+    close(monitor_batch(c.monitor[0]));
+    for (int64_t end = now_ms() + WAIT_MS;
+         strcmp(proc_ids(d->pid, "Uid:"),
+                "Uid:\t65534\t65534\t65534\t65534") != 0;) {
+        ck_assert_msg(now_ms() < end, "the user stays %s",
+                      proc_ids(d->pid, "Uid:"));
+        sleep_ms(5);
+    }
+    ck_assert_str_eq(proc_ids(d->pid, "Gid:"),
+                     "Gid:\t65534\t65534\t65534\t65534");
+    ck_assert_str_eq(proc_ids(d->pid, "Groups:"), "Groups:\t65534");
+    ck_assert_int_eq(pid_in("private/pid"), d->pid);
+
+    /* The channel's socket is opened later, so as nobody */
+    c.daemon[1] = daemon_start("guest", "-c unix-listen:%s:- -i s:%s",
+                               c.channel, c.target);
+    for (int64_t end = now_ms() + WAIT_MS; chmod(c.channel, 0777) < 0;) {
+        ck_assert_msg(now_ms() < end, "chmod: %s", strerror(errno));
+        sleep_ms(5);
+    }
+    through(path, c.listener, fds);
+    talk(fds);
+    kill(d->pid, SIGHUP);
+    file_wait("private/log", "private/log: Permission denied");
+    file_wait("private/log", "reloaded");
+    talk(fds);
+    close(fds[0]);
+    close(fds[1]);
+    daemon_stop(d);
+    ck_assert_msg(strtol(file_text("private/pid"), NULL, 10) != d->pid,
+                  "the pid file still names a daemon that has ended");
+}
+END_TEST
+
+/* The socket files in a directory that the user owns are removed. */
+START_TEST(user_cleans_up)
+{
+    char path[PATH_LEN], *before;
+    Daemon *d;
+
+    if (geteuid() != 0) {
+        return;
+    }
+    before = files();
+    file_path(path, "own");
+    ck_assert(mkdir(path, 0700) == 0 && chown(path, NOBODY, NOBODY) == 0);
+    d = daemon_start("host", "-u nobody -f %s/pid -m %s/monitor -c "
+                     "unix-listen:%s/channel:- -o s:%s/s:-", path, path, path,
+                     path);
+    text_format(path, sizeof(path), "%s/own/monitor", vp_dir);
+    close(monitor_batch(path));
+    daemon_stop(d);
+    file_path(path, "own");
+    ck_assert_msg(rmdir(path) == 0, "%s: %s", path, strerror(errno));
+    check_files(before);
+}
+END_TEST
+
+/* --- systemd's protocol ------------------------------------------------- */
+
+/* notify_open() - the socket that NOTIFY_SOCKET names */
+static int notify_open(bool abstract)
+{
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    struct timeval tv = { WAIT_MS / 1000, 0 };
+    socklen_t len = sizeof(un);
+    char name[PATH_LEN];
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+    ck_assert(fd >= 0);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    file_path(name, "notify");
+    if (abstract) {
+        name[0] = '@';
+    }
+    memcpy(un.sun_path, name, sizeof(un.sun_path));
+    if (abstract) {
+        un.sun_path[0] = '\0';
+        len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+                          strlen(name));
+    }
+    ck_assert(bind(fd, (struct sockaddr *)&un, len) == 0);
+    ck_assert(setenv("NOTIFY_SOCKET", name, 1) == 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+    return fd;
+}
+
+static void expect_notice(int fd, const char *text)
+{
+    char got[TEXT_LEN];
+    ssize_t n = recv(fd, got, sizeof(got) - 1, 0);
+
+    ck_assert_msg(n > 0, "no notice of %s", text);
+    got[n] = '\0';
+    got[strcspn(got, "\n")] = '\0';
+    ck_assert_str_eq(got, text);
+}
+
+/* Readiness is told when all is open, the end when it begins. */
+START_TEST(notices)
+{
+    int fd = notify_open(_i & 1);
+    char path[PATH_LEN], channel[PATH_LEN];
+    Daemon *d;
+
+    file_path(path, "service");
+    file_path(channel, "channel");
+    if (_i & 2) {
+        d = background("host", "-c unix-listen:%s:- -o s:%s:-", channel,
+                       path);
+    } else {
+        d = daemon_start("host", "-c unix-listen:%s:- -o s:%s:- -f "
+                         "%s/host.pid", channel, path, vp_dir);
+    }
+    expect_notice(fd, "READY=1");
+    ck_assert_int_eq(pid_in("host.pid"), d->pid);
+    close(dial(path, true));
+    close(dial(channel, true));
+    kill(d->pid, SIGTERM);
+    expect_notice(fd, "STOPPING=1");
+    ck_assert_int_eq(daemon_exit(d), 0);
+    close(fd);
+}
+END_TEST
+
+/* No notice of what can't start; and nobody there to tell is no harm. */
+START_TEST(no_notices)
+{
+    static const char *const nobody[] = {
+        "", "@", "/nonexistent", "relative", "@no-one-listens-here",
+        "/dev/null", "/", NULL
+    };
+    int fd = notify_open(false);
+    char path[PATH_LEN], name[300];
+    Daemon *d;
+
+    file_path(path, "channel");
+    d = daemon_start("bad", "-c unix-listen:%s:- -o s:/nonexistent/x:-",
+                     path);
+    ck_assert_int_eq(daemon_exit(d), 1);
+    ck_assert(recv(fd, name, 1, MSG_DONTWAIT) < 0);
+    close(fd);
+    for (int i = 0; i < N(nobody); i++) {
+        memset(name, 'x', sizeof(name) - 1);
+        name[0] = '/';
+        name[sizeof(name) - 1] = '\0';
+        ck_assert(setenv("NOTIFY_SOCKET", nobody[i] ? nobody[i] : name, 1) ==
+                  0);
+        d = daemon_start("alone", "-c unix-listen:%s:- -o s:127.0.0.1:0",
+                         path);
+        close(dial(daemon_listens(d, "s"), true));
+        daemon_stop(d);
+    }
+}
+END_TEST
+
+/* --- signals ------------------------------------------------------------ */
+
+/* SIGUSR1: what there is to know goes into the log, again and again. */
+START_TEST(status_signal)
+{
+    Daemon *d;
+    Couple c;
+
+    couple_start(&c, "");
+    d = c.daemon[0];
+    for (int i = 0; i < 3; i++) {
+        daemon_mark(d);
+        kill(d->pid, SIGUSR1);
+        daemon_wait(d, " info status version=[^ ]+ pid=%d .* up=1 ",
+                    (int)d->pid);
+        daemon_wait(d, " info channel id=0 state=up ");
+        daemon_wait(d, " info stats channel=0 conns=0 ");
+        check_works(c.where, c.listener);
+    }
+}
+END_TEST
+
+/*
+ * deaf_target() - a connection whose target doesn't read, filled up
+ *
+ * The result is how much a daemon has taken from the client.
+ */
+static uint64_t deaf_target(const Couple *c, int fds[2])
+{
+    static unsigned char data[64 * 1024];
+    int64_t end = now_ms() + WAIT_MS;
+    uint64_t pos = 0, taken = 0, before;
+    int mon = monitor_batch(c->monitor[0]), queued;
+
+    through(c->where, c->listener, fds);
+    set_nonblocking(fds[0]);
+    do {
+        ssize_t n;
+
+        do {
+            pattern_fill(data, sizeof(data), 1, pos);
+            n = send(fds[0], data, sizeof(data), MSG_NOSIGNAL);
+            pos += n > 0 ? (uint64_t)n : 0;
+        } while (n > 0);
+        sleep_ms(200);
+        before = taken;
+        taken = number(monitor_ask(mon, "info conns -k"), "sent_bytes");
+        ck_assert(ioctl(fds[0], TIOCOUTQ, &queued) == 0);
+        ck_assert_msg(now_ms() < end, "it takes and takes");
+    } while (taken != before || taken == 0);
+    close(mon);
+    return taken;
+}
+
+/* read_all() - the pattern up to a reset: how much there was */
+static uint64_t read_all(int fd)
+{
+    static unsigned char data[64 * 1024];
+    uint64_t pos = 0;
+    ssize_t n;
+
+    while ((n = recv(fd, data, sizeof(data), 0)) > 0) {
+        ck_assert(pattern_check(data, (size_t)n, 1, pos) == (size_t)n);
+        pos += (uint64_t)n;
+    }
+    ck_assert_msg(n < 0 && errno == ECONNRESET, "%s where a reset was due",
+                  n == 0 ? "end of data" : strerror(errno));
+    return pos;
+}
+
+/*
+ * The end while much is queued, for a target that begins to read then: it gets
+ * all that was taken from the client, and then a reset, not an end of data.
+ */
+START_TEST(flush)
+{
+    uint64_t taken;
+    int fds[2];
+    Couple c;
+
+    couple_start(&c, "");
+    taken = deaf_target(&c, fds);
+    kill(c.daemon[_i]->pid, SIGTERM);
+    daemon_wait(c.daemon[_i], "ending on signal");
+    ck_assert_uint_ge(read_all(fds[1]), taken);
+    expect_reset(fds[0]);
+    ck_assert_int_eq(daemon_exit(c.daemon[_i]), 0);
+}
+END_TEST
+
+/*
+ * The end while much is queued for somebody who never reads: the listeners
+ * close, changes are refused, after 2 s all are reset; or at once, when it is
+ * told a second time.
+ */
+START_TEST(flush_in_vain)
+{
+    const bool twice = _i;
+    int64_t best = INT64_MAX;
+
+    for (int round = 0; round < 3 && best > (twice ? 1000 : 2500); round++) {
+        const char *listens;
+        char where[TEXT_LEN], answer[TEXT_LEN] = "", path[PATH_LEN];
+        int fds[2], mon;
+        int64_t start;
+        ssize_t n;
+        Couple c;
+
+        couple_start(&c, "");
+        deaf_target(&c, fds);
+        mon = monitor_batch(c.monitor[1]);
+        file_path(path, "further");
+        monitor_ask(mon, "oforward_add r:127.0.0.1:0");
+        monitor_ask(mon, "oforward_add u:%s:-", path);
+        listens = daemon_listens(c.daemon[1], "r");
+        text_format(where, sizeof(where), "%s", listens);
+        start = now_ms();
+        kill(c.daemon[1]->pid, SIGTERM);
+        daemon_wait(c.daemon[1], "ending on signal");
+        check_refused(where);
+        if (twice) {
+            kill(c.daemon[1]->pid, SIGINT);
+        } else {
+            send_all(mon, "oforward_add v:127.0.0.1:0\n", 27);
+            n = recv(mon, answer, sizeof(answer) - 1, 0);
+            ck_assert_msg(n <= 0 || strncmp(answer, "error: ", 7) == 0,
+                          "a listener is opened at the end: %s", answer);
+        }
+        ck_assert_int_eq(daemon_exit(c.daemon[1]), 0);
+        best = now_ms() - start < best ? now_ms() - start : best;
+        if (!twice) {
+            ck_assert_msg(now_ms() - start >= 1900, "ended after %d ms",
+                          (int)(now_ms() - start));
+        }
+        ck_assert_msg(access(path, F_OK) < 0, "%s is left", path);
+        expect_reset(fds[1]);
+        daemon_kill(c.daemon[0]);
+        expect_reset(fds[0]);
+        close(mon);
+        close(fds[0]);
+        close(fds[1]);
+        close(c.listener);
+        ck_assert(unlink(c.monitor[0]) == 0);
+    }
+    ck_assert_msg(best <= (twice ? 1900 : 4000), "ended only after %d ms",
+                  (int)best);
+}
+END_TEST
+
+/* --- init file ---------------------------------------------------------- */
+
+/* A line that must be refused */
+typedef struct BadLine {
+    const char *line;
+    const char *names;          /* must be in the message */
+} BadLine;
+
+static const BadLine bad_lines[] = {
+    { "nonsense", "'nonsense'" },
+    { "nonsense with value", "'nonsense'" },
+    { "-c unix-listen:/x:-:1", "'-c'" },
+    { "--grace 5", "'--grace'" },
+    { "c unix-listen:/x:-:1", "'c'" },
+    { "grace=5", "'grace=5'" },
+    { "channel", "'channel'" },
+    { "channel   ", "'channel'" },
+    { "channel nonsense", "nonsense" },
+    { "channel unix-connect:/x:-", "already" },
+    { "channel unix-connect:/x:-:x", "'x'" },
+    { "channel unix-connect:/x:- :1", "'- '" },
+    { "oforward", "'oforward'" },
+    { "oforward s", "'s'" },
+    { "oforward r:127.0.0.1:99999", "99999" },
+    { "oforward r:127.0.0.1:0:7", "7" },
+    { "iforward r:127.0.0.1:80 # comment", "comment" },
+    { "iforward r:127.0.0.1:80 r:127.0.0.1:81", "127.0.0.1:81" },
+    { "iforward r:127.0.0.1:80\niforward r:127.0.0.1:81", "already" },
+    { "grace", "'grace'" },
+    { "grace -1", "'-1'" },
+    { "grace soon", "'soon'" },
+    { "grace 99999999999999999999", "'99999999999999999999'" },
+    { "max-conns 0", "'0'" },
+    { "verbose 2", "'2'" },
+    { "daemonize yes", "'yes'" },
+    { "quiet no", "'no'" },
+    { "config other", "'config'" },
+    { "execute quit", "'execute'" },
+    { "help", "'help'" },
+    { "version", "'version'" },
+    { "dump-config", "'dump-config'" },
+    { "monitor", "'monitor'" },
+    { "\x1b[31mchannel", "[31mchannel" },
+};
+
+/* conf() - an init file: a channel, a service, the line on line 5, more */
+static void conf(const Couple *c, const char *line)
+{
+    write_file("conf", "# comment\n\n\tchannel\tunix-connect:%s:- \n"
+               "oforward s:%s/service:-\n%s\noforward last:%s/last:-\n",
+               c->channel, vp_dir, line, vp_dir);
+}
+
+/* A wrong line is named, in time: nothing has been opened then. */
+START_TEST(bad_config)
+{
+    char expected[TEXT_LEN], *before;
+    Couple c;
+    Daemon *d;
+
+    couple_paths(&c);
+    conf(&c, bad_lines[_i].line);
+    before = files();
+    d = daemon_start("bad", "-C %s/conf", vp_dir);
+    ck_assert_int_eq(daemon_exit(d), 2);
+    text_format(expected, sizeof(expected), "%s/conf:%d: ", vp_dir,
+                strchr(bad_lines[_i].line, '\n') ? 6 : 5);
+    ck_assert_msg(says(d, expected), "no '%s' in the message", expected);
+    ck_assert_msg(says(d, bad_lines[_i].names), "no '%s' in the message",
+                  bad_lines[_i].names);
+    check_files(before);
+}
+END_TEST
+
+/* The same at SIGHUP: nothing changes, whatever else is in the file. */
+START_TEST(bad_reload)
+{
+    char expected[TEXT_LEN], *before, *after;
+    int fds[2], mon;
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    conf(&c, "");
+    d = daemon_start("host", "-C %s/conf -m %s", vp_dir, c.monitor[0]);
+    couple_guest(&c);
+    mon = monitor_batch(c.monitor[0]);
+    text_format(c.where, TEXT_LEN, "%s/service", vp_dir);
+    through(c.where, c.listener, fds);
+    daemon_up(d);
+    before = monitor_state(mon);
+    for (int i = 0; i < N(bad_lines); i++) {
+        conf(&c, bad_lines[i].line);
+        if (i % 2) {            /* beside a change that would be fine */
+            write_file("conf", "channel unix-listen:%s/other:-:1\n\n\n\n%s\n"
+                       "%s", vp_dir, bad_lines[i].line,
+                       strstr(bad_lines[i].names, "already") ?
+                       "channel unix-listen:/x:-:1\n" : "");
+        }
+        daemon_mark(d);
+        kill(d->pid, SIGHUP);
+        daemon_wait(d, " error nothing reloaded: ");
+        text_format(expected, sizeof(expected), "%s/conf:[567]: ", vp_dir);
+        ck_assert_msg(daemon_saw(d, expected), "'%s': no file and line",
+                      bad_lines[i].line);
+        after = monitor_state(mon);
+        ck_assert_msg(strcmp(before, after) == 0,
+                      "'%s' changed this\n%s\nto this\n%s",
+                      bad_lines[i].line, before, after);
+        free(after);
+        talk(fds);
+    }
+    file_path(expected, "conf");
+    ck_assert(unlink(expected) == 0);
+    daemon_mark(d);
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "nothing reloaded: .*/conf.*No such file");
+    talk(fds);
+    conf(&c, "oforward more:127.0.0.1:0");
+    kill(d->pid, SIGHUP);
+    daemon_listens(d, "more");
+    talk(fds);
+    check_works(c.where, c.listener);
+    close(fds[0]);
+    close(fds[1]);
+    close(mon);
+    free(before);
+}
+END_TEST
+
+/* reload() - replace the init file and have it read */
+static void reload(Daemon *d, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void reload(Daemon *d, const char *fmt, ...)
+{
+    char text[4 * TEXT_LEN];
+    va_list ap;
+    int n;
+
+    va_start(ap, fmt);
+    n = vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    ck_assert(n >= 0 && (size_t)n < sizeof(text));
+    write_file("conf", "%s", text);
+    daemon_mark(d);
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, " (info|error) (reloaded|nothing reloaded)");
+}
+
+/* What didn't change isn't touched, under traffic. */
+START_TEST(reload_changes)
+{
+    char head[4 * TEXT_LEN], taken[TEXT_LEN], old[PATH_LEN];
+    int fds[2][2], holder, mon, open_before;
+    const char *line;
+    Traffic t;
+    Daemon *d;
+    Couple c;
+
+    traffic_init(&t);
+    couple_paths(&c);
+    daemon_start("guest", "-c unix-listen:%s:- -i s:%s -i changing:%s -i "
+                 "flow:%s", c.channel, c.target, c.target, traffic_listen(&t));
+    text_format(head, sizeof(head), "# generation\nchannel unix-connect:%s:-\n"
+                "oforward s:127.0.0.1:0\noforward flow:127.0.0.1:0\n",
+                c.channel);
+    write_file("conf", "%soforward changing:%s/a:-\n", head, vp_dir);
+    d = daemon_start("host", "-C %s/conf -m %s", vp_dir, c.monitor[0]);
+    daemon_up(d);
+    mon = monitor_batch(c.monitor[0]);
+    text_format(c.where, TEXT_LEN, "%s", daemon_listens(d, "s"));
+    file_path(old, "a");
+    through(c.where, c.listener, fds[0]);
+    through(old, c.listener, fds[1]);
+    t.hold = true;
+    for (int i = 0; i < 3; i++) {
+        traffic_add(&t, daemon_listens(d, "flow"), 0, FOREVER, FOREVER);
+    }
+    ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
+    traffic_run(&t, traffic_never, 100);
+
+    /* Changed: the new one works, the old one has gone, what it made lives */
+    reload(d, "%soforward changing:%s/b:-\n", head, vp_dir);
+    ck_assert_int_eq(daemon_count(d, "listening on"), 1);
+    ck_assert_msg(access(old, F_OK) < 0, "%s is left", old);
+    file_path(old, "b");
+    check_works(old, c.listener);
+    talk(fds[0]);
+    talk(fds[1]);
+    traffic_run(&t, traffic_never, 100);
+
+    /* What the monitor added stays */
+    monitor_ask(mon, "oforward_add s:%s/monitors:-", vp_dir);
+    reload(d, "%s", head);
+    ck_assert_msg(access(old, F_OK) < 0, "%s is left", old);
+    file_path(old, "monitors");
+    check_works(old, c.listener);
+    talk(fds[1]);
+
+    /* An address that is taken: the rest is done, later that one too */
+    holder = listen_any(taken);
+    reload(d, "%soforward changing:%s\noforward s:%s/c:-\n", head, taken,
+           vp_dir);
+    ck_assert(daemon_saw(d, "error reloaded, but: .*in use"));
+    file_path(old, "c");
+    check_works(old, c.listener);
+    close(holder);
+    reload(d, "%soforward changing:%s\n", head, taken);
+    check_works(taken, c.listener);
+
+    /* Order and comments mean nothing, numbers take effect */
+    open_before = daemon_fds(d);
+    for (int i = 0; i < 20; i++) {
+        reload(d, "oforward changing:%s\nmax-conns %d\n%s%s\n", taken,
+               1000 + i, i % 2 ? "#" : "", head);
+        if (i % 2) {
+            ck_assert(daemon_saw(d, "info reloaded"));
+        }
+        ck_assert_int_eq(daemon_count(d, "listening on"), 0);
+        traffic_run(&t, traffic_never, 10);
+    }
+    line = monitor_ask(mon, "info stats -k");
+    ck_assert_uint_eq(number(line, "max_conns"), 1019);
+    ck_assert_int_le(daemon_fds(d), open_before);
+    line = monitor_ask(mon, "info channels -k");
+    ck_assert_uint_eq(number(line, "reconnects"), 0);
+    ck_assert_str_eq(value(line, "state"), "up");
+    for (int i = 0; i < 2; i++) {
+        talk(fds[i]);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    ck_assert_str_eq(c.where, daemon_listens(d, "s"));
+    check_works(c.where, c.listener);
+    for (size_t i = 0; i < t.n_flows; i++) {
+        t.flows[i].side[0].to_send = t.flows[i].side[0].sent;
+        t.flows[i].side[1].to_send = t.flows[i].side[1].sent;
+    }
+    t.hold = false;
+    ck_assert(traffic_run(&t, traffic_done, WAIT_MS));
+    traffic_free(&t);
+    close(mon);
+}
+END_TEST
+
+/* Channels come and go by the init file too, and the level of the log. */
+START_TEST(reload_channels)
+{
+    char head[TEXT_LEN], where[2][TEXT_LEN];
+    int fds[2][2];
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    text_format(head, sizeof(head), "channel unix-connect:%s:-\n"
+                "oforward s:127.0.0.1:0\n", c.channel);
+    write_file("conf", "%s", head);
+    d = daemon_start("host", "-C %s/conf -m %s", vp_dir, c.monitor[0]);
+    couple_guest(&c);
+    text_format(where[0], TEXT_LEN, "%s", daemon_listens(d, "s"));
+    through(where[0], c.listener, fds[0]);
+    reload(d, "%schannel unix-listen:%s/second:-:2\noforward t:127.0.0.1:0:2\n"
+           "verbose\n", head, vp_dir);
+    daemon_start("third", "-c unix-connect:%s/second:- -i t:%s --grace 1000",
+                 vp_dir, c.target);
+    daemon_wait(d, "ch2: channel up");
+    ck_assert_int_eq(execute(c.monitor[0], "info status -k"), 0);
+    ck_assert_str_eq(value(executed(1), "log"), "debug");
+    text_format(where[1], TEXT_LEN, "%s", daemon_listens(d, "t"));
+    through(where[1], c.listener, fds[1]);
+    talk(fds[0]);
+    talk(fds[1]);
+    reload(d, "%s", head);
+    expect_reset(fds[1][0]);
+    expect_reset(fds[1][1]);
+    check_refused(where[1]);
+    talk(fds[0]);
+    check_works(where[0], c.listener);
+    reload(d, "channel unix-connect:%s:-:1\n", c.channel);
+    ck_assert_int_eq(execute(c.monitor[0], "info status -k"), 0);
+    ck_assert_str_eq(value(executed(1), "log"), "info");
+    expect_reset(fds[0][0]);
+    for (int i = 0; i < 2; i++) {
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    daemon_wait(d, "ch1: channel up");
+}
+END_TEST
+
+/* Without an init file, SIGHUP changes nothing but the log. */
+START_TEST(reload_nothing)
+{
+    char *before, *after;
+    int fds[2], mon;
+    Couple c;
+
+    couple_start(&c, "-o r:127.0.0.1:0");
+    mon = monitor_batch(c.monitor[0]);
+    through(c.where, c.listener, fds);
+    monitor_ask(mon, "oforward_add q:127.0.0.1:0");
+    before = monitor_state(mon);
+    for (int i = 0; i < 5; i++) {
+        daemon_mark(c.daemon[0]);
+        kill(c.daemon[0]->pid, SIGHUP);
+        daemon_wait(c.daemon[0], " info reloaded");
+        talk(fds);
+    }
+    after = monitor_state(mon);
+    ck_assert_str_eq(before, after);
+    free(before);
+    free(after);
+    close(mon);
+    close(fds[0]);
+    close(fds[1]);
+}
+END_TEST
+
+/* The pid file is the one of the start, whatever the init file says later. */
+START_TEST(reload_pid_file)
+{
+    char *before;
+    Daemon *d;
+
+    write_file("conf", "channel unix-listen:%s/channel:-\npidfile %s/pid\n",
+               vp_dir, vp_dir);
+    before = files();
+    d = daemon_start("host", "-C %s/conf", vp_dir);
+    daemon_wait(d, "listening");
+    reload(d, "channel unix-listen:%s/channel:-\n%s", vp_dir,
+           _i ? "pidfile /nonexistent/pid\n" : "");
+    ck_assert_int_eq(pid_in("pid"), d->pid);
+    daemon_stop(d);
+    check_files(before);
+}
+END_TEST
+
+/* --- what is in force --------------------------------------------------- */
+
+/* dump() - what --dump-config prints into vp_dir/name */
+static void dump(const char *name, const char *options)
+{
+    command_wait(command_start("dump", "%s %s --dump-config >%s/%s",
+                               vp_program, options, vp_dir, name));
+}
+
+/* --dump-config makes an init file of it all, which means the same. */
+START_TEST(dump_config)
+{
+    static const char *const lines[] = {
+        "channel unix-listen:%s/channel:-:7\n", "channel fd:0:-\n",
+        "oforward s:%s/with blanks in it:-:7\n", "oforward http:[::1]:0\n",
+        "iforward qga:%s/qga:-\n", "grace 5\n", "max-conns 77\n",
+        "monitor %s/monitor\n", "logfile %s/x.log\n", "pidfile %s/pid\n",
+        "user nobody\n", "daemonize\n", "verbose\n",
+    };
+    char options[4 * TEXT_LEN], line[TEXT_LEN], *first, *before;
+
+    write_file("conf", "channel unix-listen:%s/channel:-:7\ngrace 6\n"
+               "  oforward s:%s/with blanks in it:-:7  \n\t\n#x\n"
+               "max-conns 77\nmonitor /elsewhere\nuser nobody\ndaemonize\n"
+               "verbose\niforward qga:%s/qga:-", vp_dir, vp_dir, vp_dir);
+    text_format(options, sizeof(options), "-C %s/conf -c fd:0:- --grace 5 -m "
+                "%s/monitor --logfile %s/x.log -f %s/pid -o http:[::1]:0",
+                vp_dir, vp_dir, vp_dir, vp_dir);
+    before = files();
+    dump("dumped", options);
+    first = strdup(file_text("dumped"));
+    for (int i = 0; i < N(lines); i++) {
+        expand(line, sizeof(line), lines[i]);
+        ck_assert_msg(strstr(first, line) != NULL, "no %s in:\n%s", line,
+                      first);
+    }
+    text_format(options, sizeof(options), "-C %s/dumped", vp_dir);
+    dump("again", options);
+    ck_assert_str_eq(file_text("again"), first);
+    free(first);
+    file_path(line, "dumped");
+    ck_assert(unlink(line) == 0);
+    file_path(line, "again");
+    ck_assert(unlink(line) == 0);
+    check_files(before);                /* nothing else was made */
+}
+END_TEST
+
+/* A daemon that runs from what another's monitor shows is the same. */
+START_TEST(info_config)
+{
+    char *first;
+    int mon;
+    Daemon *d;
+    Couple c;
+
+    couple_start(&c, "-o r:127.0.0.1:0 --grace 7 -v");
+    mon = monitor_batch(c.monitor[0]);
+    monitor_ask(mon, "oforward_add added:%s/added:-", vp_dir);
+    monitor_ask(mon, "oforward_del r:127.0.0.1:0");
+    first = strdup(monitor_ask(mon, "info config"));
+    close(mon);
+    daemon_stop(c.daemon[0]);
+    write_file("conf", "%s", first);
+    d = daemon_start("host", "-C %s/conf", vp_dir);
+    check_works(daemon_listens(d, "s"), c.listener);
+    mon = monitor_batch(c.monitor[0]);
+    ck_assert_str_eq(monitor_ask(mon, "info config"), first);
+    close(mon);
+    free(first);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("init");
+
+    HARNESS_ADD(s, daemonize, 1);
+    HARNESS_ADD(s, bad_start, 2 * N(bad_starts));
+    HARNESS_ADD(s, bad_usage, 8);
+    HARNESS_ADD(s, pid_file, 1);
+    HARNESS_ADD(s, closed_stdio, 8);
+    HARNESS_ADD(s, inherited_stdio, 3);
+    HARNESS_ADD(s, log_file, 1);
+    HARNESS_ADD(s, log_moves, 1);
+    HARNESS_ADD(s, log_nowhere, 3);
+    HARNESS_ADD(s, log_syslog, 2);
+    HARNESS_ADD(s, log_syslog_hangs, 1);
+    HARNESS_ADD(s, drop_user, 1);
+    HARNESS_ADD(s, user_cleans_up, 1);
+    HARNESS_ADD(s, notices, 4);
+    HARNESS_ADD(s, no_notices, 1);
+    HARNESS_ADD(s, status_signal, 1);
+    HARNESS_ADD(s, flush, 2);
+    HARNESS_ADD(s, flush_in_vain, 2);
+    HARNESS_ADD(s, bad_config, N(bad_lines));
+    HARNESS_ADD(s, bad_reload, 1);
+    HARNESS_ADD(s, reload_changes, 1);
+    HARNESS_ADD(s, reload_channels, 1);
+    HARNESS_ADD(s, reload_nothing, 1);
+    HARNESS_ADD(s, reload_pid_file, 2);
+    HARNESS_ADD(s, dump_config, 1);
+    HARNESS_ADD(s, info_config, 1);
+    return harness_run(s);
+}
