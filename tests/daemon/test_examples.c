@@ -373,7 +373,8 @@ START_TEST(several_channels)
     for (int i = 0; i < 4; i++) {
         text_format(name, sizeof(name), "channel%d", i);
         channel_make(&channels[i], kinds[i], name);
-        text_format(id, sizeof(id), ids[i] ? ":%d" : "", ids[i]);
+        text_format(id, sizeof(id), ":%d", ids[i]);
+        id[ids[i] ? strlen(id) : 0] = '\0';     /* 0 need not be said */
         text_format(one, sizeof(one), "-c %s%s -o s%d:127.0.0.1:0%s "
                     "-o same:%s/s%d:-:%d ", channels[i].option[0], id, i, id,
                     vp_dir, i, ids[i]);

@@ -10,8 +10,10 @@
 #define _XOPEN_SOURCE 700
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -445,11 +447,41 @@ END_TEST
 /* A descriptor that isn't open, or is no channel, is named. */
 START_TEST(bad_descriptor)
 {
+    char option[32];
     Daemon *d = daemon_start("fd", "-c fd:777:-");
+    StartOptions o = { 0 };
 
     ck_assert_int_ne(daemon_exit(d), 0);
     ck_assert(says(d, "777"));
-    ck_assert(says(d, strerror(EBADF)));
+    ck_assert(says(d, "not open"));
+
+    o.keep_fd = open("/etc/passwd", O_RDONLY | O_CLOEXEC);
+    text_format(option, sizeof(option), "fd:%d:-", o.keep_fd);
+    d = daemon_start_with(&o, "fd", "-c %s", option);
+    ck_assert_int_ne(daemon_exit(d), 0);
+    ck_assert(says(d, option));
+    close(o.keep_fd);
+}
+END_TEST
+
+/* One that is of no use can't be opened again: it ends the daemon at once. */
+START_TEST(dead_descriptor)
+{
+    StartOptions o = { 0 };
+    int pair[2];
+    Daemon *d;
+
+    if (_i) {
+        o.keep_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    } else {
+        ck_assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+        close(pair[1]);
+        o.keep_fd = pair[0];
+    }
+    d = daemon_start_with(&o, "fd", "-c fd:%d:- -o s:127.0.0.1:0", o.keep_fd);
+    ck_assert_int_ne(daemon_exit(d), 0);
+    ck_assert(daemon_saw(d, "descriptor"));
+    close(o.keep_fd);
 }
 END_TEST
 
@@ -469,5 +501,6 @@ int main(void)
     HARNESS_ADD(s, not_a_socket, 1);
     HARNESS_ADD(s, nothing_left, 1);
     HARNESS_ADD(s, bad_descriptor, 1);
+    HARNESS_ADD(s, dead_descriptor, 2);
     return harness_run(s);
 }
