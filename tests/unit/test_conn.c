@@ -1,0 +1,1637 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_conn.c - the life of a connection: states, credit, control messages
+ *
+ * One engine, whose peer is played by the test; clients and targets are real
+ * sockets.
+ */
+#include <sys/resource.h>
+
+#include "engine.h"
+
+/* ---- the two state machines ------------------------------------------- */
+
+/* From each state (a line) to each state: is it legal? */
+static const char *const legal_in[] = {
+    [IN_WAIT]   = "-x-x",
+    [IN_OPEN]   = "--xx",
+    [IN_EOF]    = "---x",
+    [IN_CLOSED] = "---x",
+};
+
+static const char *const legal_out[] = {
+    [OUT_WAIT]       = "-xx--x",
+    [OUT_WAIT_DRAIN] = "---x-x",
+    [OUT_OPEN]       = "---xxx",
+    [OUT_DRAIN]      = "----xx",
+    [OUT_BROKEN]     = "-----x",
+    [OUT_CLOSED]     = "-----x",
+};
+
+START_TEST(transitions)
+{
+    static const char *const in[] = { "WAIT", "OPEN", "EOF", "CLOSED" };
+    static const char *const out[] = {
+        "WAIT", "WAIT_DRAIN", "OPEN", "DRAIN", "BROKEN", "CLOSED",
+    };
+    VPDriver drv = { .id = 3 };
+    VPConn c = { .drv = &drv, .id = 99 };
+    char line[100];
+
+    for (int from = 0; from < 4; from++) {
+        for (int to = 0; to < 4; to++) {
+            bool legal = legal_in[from][to] == 'x';
+
+            c.in = (VPIn)from;
+            ck_assert(conn_set_in(&c, (VPIn)to) == legal);
+            ck_assert_int_eq((int)c.in, legal ? to : from);
+            snprintf(line, sizeof(line), "error ch3: connection 99: in: %s "
+                     "after %s\n", in[to], in[from]);
+            log_expect(line, !legal);
+        }
+    }
+    for (int from = 0; from < 6; from++) {
+        for (int to = 0; to < 6; to++) {
+            bool legal = legal_out[from][to] == 'x';
+
+            c.out = (VPOut)from;
+            ck_assert(conn_set_out(&c, (VPOut)to) == legal);
+            ck_assert_int_eq((int)c.out, legal ? to : from);
+            snprintf(line, sizeof(line), "error ch3: connection 99: out: %s "
+                     "after %s\n", out[to], out[from]);
+            log_expect(line, !legal);
+        }
+    }
+}
+END_TEST
+
+/* ---- a connection to play with ---------------------------------------- */
+
+/* One that the peer opened to a target, or a client opened to the peer */
+typedef struct Play {
+    Rig r;
+    bool client;     /* the engine is its client side */
+    uint32_t id;
+    VPConn *c;       /* not to be used once it may be gone */
+    int fd;          /* the test's end of the local socket */
+    int mine;        /* flags of the peer's control packets */
+    int data;        /* type of the peer's data packets */
+} Play;
+
+static void play_new(Play *p, bool client, uint64_t credit)
+{
+    Rig *r = &p->r;
+    int listener;
+
+    rig_new(r, &rig_config);
+    r->tcp = true;
+    r->peer.hello.window = (uint32_t)credit;
+    peer_session(r);
+    p->client = client;
+    p->mine = client ? 0 : VP_FLAG_CLIENT;
+    p->data = client ? VP_PKT_SERVER : VP_PKT_CLIENT;
+    if (client) {
+        p->id = VP_CONN_FIRST;
+        p->fd = rig_client(r, "svc");
+        peer_expect(r, p->id, VP_MSG_CONNECT_INIT);
+        ck_assert_uint_eq(get64(r->peer.data + 1), VP_WINDOW_INIT);
+        ck_assert_int_eq(r->peer.data[9], 3);
+        ck_assert_mem_eq(r->peer.data + 10, "svc", 3);
+        ck_assert_int_eq(r->peer.pkt.bytes, 13);
+        peer_credit(r, 0, p->id, VP_MSG_CONNECT_ACK, credit);
+    } else {
+        p->id = 5;
+        listener = rig_target(r, "svc");
+        peer_init(r, p->id, "svc", credit);
+        p->fd = rig_accept(r, listener);
+        close(listener);
+        box_wait(r->loop, rig_conn(r, p->id, false)->in == IN_OPEN);
+        peer_expect(r, p->id, VP_MSG_CONNECT_ACK);
+        ck_assert_uint_eq(get64(r->peer.data + 1), VP_WINDOW_INIT);
+    }
+    p->c = rig_conn(r, p->id, client);
+    ck_assert_int_eq((int)p->c->in, IN_OPEN);
+    ck_assert_int_eq((int)p->c->out, OUT_OPEN);
+    log_clear();
+}
+
+static void play_send(Play *p, const void *data, size_t len)
+{
+    peer_send(&p->r, p->data, 0, p->id, data, len);
+}
+
+static void play_msg(Play *p, int msg, int arg)
+{
+    peer_msg(&p->r, p->mine, p->id, msg, arg);
+}
+
+/* play_expect() - a control message of this connection */
+static void play_expect(Play *p, int msg)
+{
+    peer_expect(&p->r, p->id, msg);
+    ck_assert_int_eq(p->r.peer.pkt.flags & VP_FLAG_CLIENT,
+                     p->client ? VP_FLAG_CLIENT : 0);
+}
+
+/* play_over() - nothing is left of it; the session goes on */
+static void play_over(Play *p)
+{
+    VPDriver *drv = p->r.drv;
+
+    box_run(p->r.loop, 20 * MS);
+    ck_assert_ptr_null(conn_find(drv, p->id, p->client));
+    ck_assert_uint_eq(drv->nconns, 0);
+    ck_assert_uint_eq(drv->nclients, 0);
+    ck_assert_uint_eq(drv->nannounced[0] + drv->nannounced[1], 0);
+    ck_assert_uint_eq(drv->window_grown, 0);
+    ck_assert_uint_eq(drv->nconnecting, 0);
+    ck_assert_uint_eq(drv->nturns, 0);
+    ck_assert(!node_linked(&drv->fresh) && !node_linked(&drv->turns) &&
+              !node_linked(&drv->due) && !node_linked(&drv->dead) &&
+              !node_linked(&drv->connecting));
+    ck_assert_int_eq(drv->link.state, LINK_UP);
+    ck_assert_uint_eq(drv->link.resyncs, 0);
+    log_quiet("warn");
+    log_quiet("error");
+}
+
+static void play_free(Play *p)
+{
+    close(p->fd);
+    rig_free(&p->r);
+}
+
+/* ---- the end of data, and resets -------------------------------------- */
+
+/* Either side ends first; the other goes on sending. */
+START_TEST(half_close)
+{
+    static Play p;
+    uint64_t got = 0;
+    uint8_t data[1000];
+    bool local_first = _i / 2;
+
+    play_new(&p, _i % 2, 1 << 20);
+    bytes_fill(data, sizeof(data), 1, 0);
+    if (local_first) {
+        fd_write(p.fd, data, 10);
+        shutdown(p.fd, SHUT_WR);
+        box_wait(p.r.loop, p.c->in == IN_CLOSED);
+        ck_assert_int_eq(peer_next(&p.r), p.client ? VP_PKT_CLIENT
+                                                   : VP_PKT_SERVER);
+        play_expect(&p, VP_MSG_CLOSE); /* never before the data */
+        box_run(p.r.loop, 5 * SECOND);
+        play_send(&p, data, sizeof(data));
+        box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_OPEN && got == 1000);
+        play_msg(&p, VP_MSG_CLOSE, 0);
+        fd_wait(p.r.loop, p.fd, FD_EOF);
+    } else {
+        play_send(&p, data, sizeof(data));
+        play_msg(&p, VP_MSG_CLOSE, 0);
+        box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_EOF);
+        ck_assert_uint_eq(got, 1000);
+        box_run(p.r.loop, 5 * SECOND);
+        ck_assert_int_eq((int)p.c->out, OUT_CLOSED);
+        ck_assert_int_eq((int)p.c->in, IN_OPEN);
+        fd_write(p.fd, data, sizeof(data));
+        shutdown(p.fd, SHUT_WR);
+        box_run(p.r.loop, MS);
+        for (got = 0; got < 1000; ) {
+            ck_assert_int_ne(peer_next(&p.r), 0);
+            if (p.r.peer.pkt.type < VP_PKT_HELLO) {
+                bytes_check(p.r.peer.data, p.r.peer.pkt.bytes, 1, got);
+                got += p.r.peer.pkt.bytes;
+            }
+        }
+        play_expect(&p, VP_MSG_CLOSE);
+    }
+    play_over(&p);
+    play_free(&p);
+}
+END_TEST
+
+START_TEST(reset_by_local)
+{
+    struct linger reset = { 1, 0 };
+    static Play p;
+
+    play_new(&p, _i, 1 << 20);
+    setsockopt(p.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    close(p.fd);
+    box_wait(p.r.loop, conn_find(p.r.drv, p.id, p.client) == NULL);
+    play_expect(&p, VP_MSG_RESET);
+    p.fd = -1;
+    play_over(&p);
+    /* whatever was under way to it */
+    play_send(&p, "late", 4);
+    play_msg(&p, VP_MSG_CLOSE, 0);
+    play_msg(&p, VP_MSG_RESET, 0);
+    play_over(&p);
+    rig_free(&p.r);
+}
+END_TEST
+
+START_TEST(reset_by_peer)
+{
+    static Play p;
+
+    play_new(&p, _i % 2, 1 << 20);
+    if (_i / 2) {
+        play_send(&p, "data first", 10);
+    }
+    play_msg(&p, VP_MSG_RESET, VP_REASON_NONE);
+    if (_i / 2) {
+        char data[10];
+
+        box_wait(p.r.loop, recv(p.fd, data, sizeof(data), 0) != -1 ||
+                 errno == ECONNRESET);
+    } else {
+        fd_wait(p.r.loop, p.fd, ECONNRESET);
+    }
+    while (peer_next(&p.r) != 0) {
+        ck_assert_int_ge(p.r.peer.pkt.type, VP_PKT_HELLO); /* no answer */
+    }
+    play_over(&p);
+    play_free(&p);
+}
+END_TEST
+
+/* Reset after having shut down: nobody reads there, so it is looked for. */
+START_TEST(reset_after_end)
+{
+    struct linger reset = { 1, 0 };
+    static Play p;
+    int tries = 0;
+
+    play_new(&p, _i, 1 << 20);
+    shutdown(p.fd, SHUT_WR);
+    box_wait(p.r.loop, p.c->in == IN_CLOSED);
+    play_expect(&p, VP_MSG_CLOSE);
+    setsockopt(p.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    close(p.fd);
+    p.fd = -1;
+    while (conn_find(p.r.drv, p.id, p.client) != NULL) {
+        box_pause(&tries);
+        box_run(p.r.loop, 1500 * MS);
+    }
+    play_expect(&p, VP_MSG_RESET);
+    rig_free(&p.r);
+}
+END_TEST
+
+/* The same where it has no credit: nobody reads there either. */
+START_TEST(reset_without_credit)
+{
+    struct linger reset = { 1, 0 };
+    static Play p;
+    int tries = 0;
+
+    play_new(&p, _i, 3);
+    fd_write(p.fd, "12345", 5);
+    box_wait(p.r.loop, p.c->tx_count == 3);
+    setsockopt(p.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    close(p.fd);
+    p.fd = -1;
+    while (conn_find(p.r.drv, p.id, p.client) != NULL) {
+        box_pause(&tries);
+        box_run(p.r.loop, 3 * SECOND);
+    }
+    ck_assert_int_eq(peer_next(&p.r), p.client ? VP_PKT_CLIENT
+                                               : VP_PKT_SERVER);
+    play_expect(&p, VP_MSG_RESET);
+    rig_free(&p.r);
+}
+END_TEST
+
+/* Refusals and their reasons, as the client's side tells them */
+START_TEST(refused)
+{
+    static const char *const text[] = {
+        "reset by the other side", "unknown service",
+        "connection refused by the target", "target unreachable",
+        "timed out", "too many connections", "out of memory or descriptors",
+        "failed", "failed",
+    };
+    static Play p;
+    char line[200];
+
+    play_new(&p, true, 1000);
+    play_msg(&p, VP_MSG_CONNECT_REFUSED, _i == 8 ? 255 : _i);
+    fd_wait(p.r.loop, p.fd, ECONNRESET);
+    snprintf(line, sizeof(line), "refused: %s\n", text[_i]);
+    ck_assert_int_eq(log_count("svc: connection from 127.0.0.1:"), 1);
+    log_expect(line, 1);
+    play_over(&p);
+    play_free(&p);
+}
+END_TEST
+
+/* ---- before the target has answered ----------------------------------- */
+
+/* A target whose queue is full: connect() has to wait. */
+typedef struct Busy {
+    int listener;
+    int filler;
+} Busy;
+
+static void busy_target(Busy *b, Rig *r, const char *service)
+{
+    VPAddr addr;
+
+    b->listener = unix_listen(&addr, 0);
+    fd_nonblock(b->listener);
+    b->filler = socket(AF_UNIX, SOCK_STREAM, 0);
+    ck_assert_int_eq(connect(b->filler, (struct sockaddr *)&addr.ss,
+                             addr.len), 0);
+    ck_assert_int_eq(vp_set_iforward(r->drv, service, &addr, 1), 0);
+}
+
+static void busy_no_more(Busy *b)
+{
+    close(accept(b->listener, NULL, NULL));
+    close(b->filler);
+}
+
+/* What comes before the target is there reaches it, and in order. */
+START_TEST(early)
+{
+    static Rig r;
+    uint8_t data[9000];
+    uint64_t got = 0;
+    VPConn *c;
+    Busy b;
+    int fd;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    peer_init(&r, 1, "busy", 1000);
+    c = rig_conn(&r, 1, false);
+    bytes_fill(data, sizeof(data), 1, 0);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, data, 4000);
+    box_run(r.loop, SECOND);
+    ck_assert_int_eq((int)c->in, IN_WAIT);
+    ck_assert_int_eq((int)c->out, OUT_WAIT);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, data + 4000, 5000);
+    ck_assert_uint_eq(c->buf_len, 9000);
+    ck_assert_uint_eq(c->rx_taken, 0);
+    if (_i & 1) {
+        peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_CLOSE, 0);
+        ck_assert_int_eq((int)c->out, OUT_WAIT_DRAIN);
+    }
+    ck_assert_uint_eq(r.drv->nconnecting, 1);
+    busy_no_more(&b);
+    box_run(r.loop, 100 * MS);
+    fd = accept(b.listener, NULL, NULL);
+    ck_assert_int_ge(fd, 0);
+    fd_nonblock(fd);
+    peer_expect(&r, 1, VP_MSG_CONNECT_ACK);
+    peer_expect(&r, 1, VP_MSG_WINDOW);
+    ck_assert_int_eq(fd_drain(fd, 1, &got), _i & 1 ? FD_EOF : FD_OPEN);
+    ck_assert_uint_eq(got, 9000);
+    ck_assert_int_eq((int)c->in, IN_OPEN);
+    ck_assert_int_eq((int)c->out, _i & 1 ? OUT_CLOSED : OUT_OPEN);
+    log_quiet("error");
+    close(fd);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* The peer gives up, or the session ends, before the target is there. */
+START_TEST(early_end)
+{
+    static Rig r;
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    peer_init(&r, 1, "busy", 1000);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "abc", 3);
+    switch (_i) {
+    case 0:
+        peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_RESET, 0);
+        break;
+    case 1:
+        link_forget(r.drv);
+        break;
+    case 2:
+        vp_reset_all(r.drv);
+        break;
+    case 3:
+        vp_del_iforward(r.drv, "busy");
+        peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+        ck_assert_int_eq(r.peer.data[1], VP_REASON_UNKNOWN_SERVICE);
+        break;
+    case 4:
+        box_run(r.loop, 9900 * MS);
+        ck_assert_uint_eq(r.drv->nconnecting, 1);
+        box_run(r.loop, 500 * MS);
+        peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+        ck_assert_int_eq(r.peer.data[1], VP_REASON_TIMEOUT);
+        log_expect("busy: cannot connect to", 1);
+        break;
+    }
+    box_run(r.loop, SECOND);
+    ck_assert_uint_eq(r.drv->nconns, 0);
+    ck_assert_uint_eq(r.drv->nconnecting, 0);
+    busy_no_more(&b);
+    box_run(r.loop, SECOND);
+    ck_assert_int_eq(accept(b.listener, NULL, NULL), -1);
+    log_quiet("error");
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* All addresses are tried, each in its share of the time. */
+START_TEST(addresses)
+{
+    static Rig r;
+    VPAddr addr[3];
+    int closed, fd;
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    closed = tcp_listen(&addr[0], 1);
+    close(closed); /* nobody answers there */
+    busy_target(&b, &r, "other");
+    addr[1].len = sizeof(addr[1].ss);
+    getsockname(b.listener, (struct sockaddr *)&addr[1].ss, &addr[1].len);
+    closed = tcp_listen(&addr[2], 5);
+    fd_nonblock(closed);
+    ck_assert_int_eq(vp_set_iforward(r.drv, "svc", addr, 3), 0);
+    peer_init(&r, 1, "svc", 1000);
+    box_run(r.loop, 4 * SECOND); /* half of 10 s for the second */
+    log_expect("svc: cannot connect to 127.0.0.1:", 1);
+    ck_assert_int_eq(accept(closed, NULL, NULL), -1);
+    box_run(r.loop, 2 * SECOND);
+    fd = rig_accept(&r, closed);
+    peer_expect(&r, 1, VP_MSG_CONNECT_ACK);
+    close(fd);
+    close(closed);
+    busy_no_more(&b);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+START_TEST(target_refuses)
+{
+    static Rig r;
+    VPAddr addr[2];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (int i = 0; i < 2; i++) {
+        close(tcp_listen(&addr[i], 1));
+    }
+    ck_assert_int_eq(vp_set_iforward(r.drv, "svc", addr, 2), 0);
+    peer_init(&r, 1, "svc", 1000);
+    box_wait(r.loop, conn_find(r.drv, 1, false) == NULL);
+    peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_REFUSED);
+    log_expect("svc: cannot connect to 127.0.0.1:", 2);
+    peer_init(&r, 1, "none", 1000);
+    peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_UNKNOWN_SERVICE);
+    log_expect("none: connection refused: unknown service", 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- credit ----------------------------------------------------------- */
+
+/* The counts are exact, also beyond 32 bits; a fast socket's window grows. */
+START_TEST(credit_given)
+{
+    static Play p;
+    static uint8_t data[60000];
+    uint64_t sent = 0, got = 0, limit = VP_WINDOW_INIT, base;
+    uint32_t window = VP_WINDOW_INIT;
+
+    play_new(&p, _i % 2, 1000);
+    base = _i / 2 ? UINT32_MAX - 200000ull : 0;
+    p.c->rx_count = p.c->rx_taken = base;
+    p.c->rx_limit += base;
+    limit += base;
+    for (int round = 0; round < 200; round++) {
+        size_t len = (size_t)MIN(1 + rnd(60000), limit - base - sent);
+
+        bytes_fill(data, len, 1, sent);
+        play_send(&p, data, len);
+        sent += len;
+        box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_OPEN && got == sent);
+        while (peer_next(&p.r) != 0) {
+            if (p.r.peer.pkt.type == VP_PKT_CONTROL) {
+                ck_assert_int_eq(p.r.peer.data[0], VP_MSG_WINDOW);
+                ck_assert_uint_gt(get64(p.r.peer.data + 1), limit);
+                limit = get64(p.r.peer.data + 1);
+            }
+        }
+        peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
+        ck_assert_uint_eq(p.c->rx_taken, base + sent);
+        ck_assert_uint_eq(p.c->rx_limit, limit);
+        ck_assert_uint_ge(p.c->window, window);
+        window = p.c->window;
+        ck_assert_uint_le(limit, base + sent + window);
+        ck_assert_uint_gt(limit, base + sent + window / 2 - 1);
+        ck_assert_uint_eq(p.r.drv->window_grown, window - VP_WINDOW_INIT);
+    }
+    ck_assert_uint_eq(window, VP_WINDOW_MAX);
+    vp_reset_all(p.r.drv);
+    play_expect(&p, VP_MSG_RESET);
+    play_over(&p);
+    play_free(&p);
+}
+END_TEST
+
+/* A target that takes nothing costs no more than its window. */
+START_TEST(credit_withheld)
+{
+    static Play p;
+    static uint8_t data[VP_WINDOW_INIT];
+    int small = 4096;
+    uint64_t sent = 0, got = 0;
+    int tries = 0;
+
+    play_new(&p, _i, 1000);
+    setsockopt(p.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+    setsockopt(p.c->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    for (int i = 0; i < 50; i++) {
+        size_t len = (size_t)MIN(sizeof(data), p.c->rx_limit - sent);
+
+        if (len > 0) {
+            bytes_fill(data, len, 1, sent);
+            play_send(&p, data, len);
+            sent += len;
+        }
+        box_run(p.r.loop, MS);
+        ck_assert_uint_le(p.c->buf_cap, p.c->window);
+        ck_assert_uint_eq(p.c->buf_len, p.c->rx_count - p.c->rx_taken);
+    }
+    ck_assert_uint_eq(sent, p.c->rx_limit); /* used up */
+    ck_assert_uint_gt(p.c->buf_len, p.c->window / 2);
+    while (got < sent) {
+        box_pause(&tries);
+        fd_drain(p.fd, 1, &got);
+        box_settle(p.r.loop);
+    }
+    ck_assert_uint_eq(p.c->buf_cap, 0);
+    ck_assert_uint_gt(p.c->rx_limit, sent);
+    peer_drain(&p.r);
+    log_quiet("warn");
+    play_free(&p);
+}
+END_TEST
+
+/* One byte beyond it ends the session; up to it is all right. */
+START_TEST(credit_overrun)
+{
+    static Play p;
+    static uint8_t data[VP_WINDOW_INIT + 1];
+
+    play_new(&p, _i % 2, 1000);
+    play_send(&p, data, VP_WINDOW_INIT + (size_t)(_i / 2));
+    if (_i / 2) {
+        log_expect("breaks the protocol (more data than credit)", 1);
+        fd_wait(p.r.loop, p.fd, ECONNRESET);
+    } else {
+        log_expect("breaks the protocol", 0);
+    }
+    play_free(&p);
+}
+END_TEST
+
+/* All windows together stay in their budget, and it comes back. */
+START_TEST(credit_budget)
+{
+    enum { MANY = 30 };
+    static uint8_t data[65000];
+    static Rig r;
+    int listener, fd[MANY];
+    uint64_t sent[MANY] = { 0 }, got[MANY] = { 0 };
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    listener = rig_target(&r, "svc");
+    for (unsigned i = 0; i < MANY; i++) {
+        peer_init(&r, i, "svc", 1000);
+        fd[i] = rig_accept(&r, listener);
+    }
+    for (int round = 0; round < 60; round++) {
+        for (unsigned i = 0; i < MANY; i++) {
+            VPConn *c = rig_conn(&r, i, false);
+            size_t len = (size_t)MIN(c->rx_limit - sent[i], sizeof(data));
+
+            bytes_fill(data, len, i, sent[i]);
+            peer_send(&r, VP_PKT_CLIENT, 0, i, data, len);
+            sent[i] += len;
+            fd_drain(fd[i], i, &got[i]);
+        }
+        peer_drain(&r);
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        ck_assert_uint_le(r.drv->window_grown, VP_WINDOW_BUDGET);
+    }
+    ck_assert_uint_gt(r.drv->window_grown, VP_WINDOW_BUDGET / 2);
+    log_quiet("warn");
+    for (unsigned i = 0; i < MANY; i++) {
+        peer_msg(&r, VP_FLAG_CLIENT, i, VP_MSG_RESET, 0);
+        close(fd[i]);
+    }
+    ck_assert_uint_eq(r.drv->window_grown, 0);
+    ck_assert_uint_eq(r.drv->nconns, 0);
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* We keep to the peer's credit, which never falls. */
+START_TEST(credit_kept)
+{
+    static Play p;
+    static uint8_t data[30000];
+    uint64_t got = 0, base;
+    static const uint64_t limits[] = {
+        100, 101, 50, 0, 5000, 5000, 4999, 12000, UINT64_MAX, 7,
+    };
+    uint64_t limit = 100;
+
+    play_new(&p, _i % 2, 100);
+    base = _i / 2 ? UINT32_MAX - 5000ull : 0;
+    p.c->tx_count = base;
+    p.c->tx_limit += base;
+    bytes_fill(data, sizeof(data), 1, 0);
+    fd_write(p.fd, data, sizeof(data));
+    for (int i = 0; i < COUNT_OF(limits); i++) {
+        bool all = limits[i] == UINT64_MAX;
+
+        limit = MAX(limit, all ? UINT64_MAX - base : limits[i]);
+        peer_credit(&p.r, p.mine, p.id, i % 3 ? VP_MSG_WINDOW
+                                              : VP_MSG_CONNECT_ACK,
+                    all ? UINT64_MAX : base + limits[i]);
+        for (int k = 0; k < 20; k++) {
+            box_run(p.r.loop, 10 * MS);
+            while (peer_next(&p.r) != 0) {
+                if (p.r.peer.pkt.type != VP_PKT_PING &&
+                    p.r.peer.pkt.type != VP_PKT_ACK) {
+                    bytes_check(p.r.peer.data, p.r.peer.pkt.bytes, 1, got);
+                    got += p.r.peer.pkt.bytes;
+                }
+            }
+            peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
+        }
+        ck_assert_uint_eq(got, MIN(limit, sizeof(data)));
+    }
+    play_free(&p);
+}
+END_TEST
+
+/*
+ * The local socket takes no more, but what it sent is still to be read: the
+ * peer's data is dropped, its credit returned, and RESET comes at the end.
+ */
+START_TEST(credit_of_broken)
+{
+    static Play p;
+    static uint8_t data[8000];
+    uint64_t sent = 0;
+    int type;
+
+    play_new(&p, _i % 2, 0);
+    fd_write(p.fd, "last words", 10);
+    box_run(p.r.loop, MS);
+    close(p.fd);
+    p.fd = -1;
+    for (int i = 0; i < 100; i++) {
+        ck_assert_uint_ge(p.c->rx_limit, sent + sizeof(data));
+        play_send(&p, data, sizeof(data));
+        sent += sizeof(data);
+        if (i > 10) {
+            ck_assert_int_eq((int)p.c->out, OUT_BROKEN);
+            ck_assert_uint_eq(p.c->rx_taken, sent);
+            ck_assert_uint_eq(p.c->buf_cap, 0);
+        }
+    }
+    if (_i / 2) {
+        play_msg(&p, VP_MSG_CLOSE, 0);
+        ck_assert_int_eq((int)p.c->out, OUT_CLOSED);
+    }
+    peer_drain(&p.r);
+    peer_credit(&p.r, p.mine, p.id, VP_MSG_WINDOW, 1000);
+    box_wait(p.r.loop, conn_find(p.r.drv, p.id, p.client) == NULL);
+    while ((type = peer_next(&p.r)) != 0 && type != VP_PKT_CONTROL) {
+        /* what a broken TCP connection still gives varies */
+    }
+    ck_assert_int_eq(p.r.peer.data[0], VP_MSG_RESET);
+    play_over(&p);
+    rig_free(&p.r);
+}
+END_TEST
+
+/* ---- a peer that breaks the rules ------------------------------------- */
+
+#define INIT(service, len) \
+    "\1\0\0\0\0\0\0\0\100" len service
+
+static const struct {
+    int flags;          /* 0: as the connection's other side */
+    size_t len;
+    const char *msg;
+    const char *why;
+} malformed[] = {
+    { 0, 0, "", "unknown control message" },
+    { 0, 1, "\0", "unknown control message" },
+    { 0, 1, "\7", "unknown control message" },
+    { 0, 2, "\377\0", "unknown control message" },
+    { 0, 1, "\3", "malformed CONNECT_REFUSED" },
+    { 0, 3, "\3\1\1", "malformed CONNECT_REFUSED" },
+    { VP_FLAG_CLIENT, 2, "\3\1", "malformed CONNECT_REFUSED" },
+    { 0, 1, "\2", "malformed WINDOW" },
+    { 0, 8, "\2\0\0\0\0\0\0\1", "malformed WINDOW" },
+    { 0, 10, "\2\0\0\0\0\0\0\1\1\1", "malformed WINDOW" },
+    { 0, 1, "\4", "malformed WINDOW" },
+    { 0, 8, "\4\0\0\0\0\0\0\1", "malformed WINDOW" },
+    { 0, 10, "\4\0\0\0\0\0\0\1\1\1", "malformed WINDOW" },
+    { 0, 2, "\5\0", "malformed CLOSE" },
+    { 0, 1, "\6", "malformed RESET" },
+    { 0, 3, "\6\0\0", "malformed RESET" },
+    { VP_FLAG_CLIENT, 1, INIT("", ""), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 9, INIT("", ""), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 10, INIT("", "\0"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 10, INIT("", "\1"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 11, INIT("a", "\0"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 11, INIT("a", "\2"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 12, INIT("ab", "\1"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 12, INIT("ab", "\377"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 11, INIT(" ", "\1"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 11, INIT("\0", "\1"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 11, INIT("\n", "\1"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 13, INIT("a:b", "\3"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 11, INIT("\177", "\1"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 11, INIT("\200", "\1"), "malformed CONNECT_INIT" },
+    { VP_FLAG_CLIENT, 43, INIT("123456789012345678901234567890123", "\41"),
+      "malformed CONNECT_INIT" },
+};
+
+/* Each ends the session, whether it names a connection or none. */
+START_TEST(malformed_control)
+{
+    static Play p;
+    char line[200];
+    int i = _i / 3, flags = malformed[i].flags;
+    uint32_t id;
+
+    play_new(&p, flags == 0, 1000);
+    id = _i % 3 == 0 ? p.id : 77;
+    if (_i % 3 == 2 && flags == 0 && malformed[i].msg[0] != 3) {
+        flags = VP_FLAG_CLIENT; /* the other kind of id */
+    }
+    peer_send(&p.r, VP_PKT_CONTROL, flags, id, malformed[i].msg,
+              malformed[i].len);
+    snprintf(line, sizeof(line), "breaks the protocol (%s)",
+             malformed[i].why);
+    log_expect(line, 1);
+    ck_assert_int_eq(p.r.drv->link.state, LINK_HELLO);
+    fd_wait(p.r.loop, p.fd, ECONNRESET);
+    ck_assert_uint_eq(p.r.drv->nconns, 0);
+    box_run(p.r.loop, 2 * SECOND);
+    p.r.peer.hello.my_epoch = 0;
+    peer_session(&p.r);
+    play_free(&p);
+}
+END_TEST
+
+/* An INIT must come from a client side. */
+START_TEST(init_from_server)
+{
+    static Play p;
+
+    play_new(&p, true, 1000);
+    peer_send(&p.r, VP_PKT_CONTROL, 0, 8, INIT("a", "\1"), 11);
+    log_expect("breaks the protocol (malformed CONNECT_INIT)", 1);
+    play_free(&p);
+}
+END_TEST
+
+/* The longest service id is one of 32 characters, of all that there are. */
+START_TEST(service_ids)
+{
+    char id[VP_SERVICE_ID_LEN + 2];
+    static Rig r;
+
+    memset(id, 'x', sizeof(id));
+    for (size_t len = 0; len < sizeof(id); len++) {
+        ck_assert(vp_service_id_ok(id, len) ==
+                  (len > 0 && len <= VP_SERVICE_ID_LEN));
+    }
+    for (int ch = 0; ch < 256; ch++) {
+        id[3] = (char)ch;
+        ck_assert(vp_service_id_ok(id, 5) ==
+                  (ch > ' ' && ch < 127 && ch != ':'));
+        ck_assert(vp_service_id_ok(id, 3));
+    }
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    peer_init(&r, 1, "!\"#$%&'()*+,-./;<=>?@[\\]^_`{|}~", 0);
+    peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+    peer_init(&r, 1, "abcdefghijklmnopqrstuvwxyz012345", 0);
+    peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+    log_quiet("warn");
+    rig_free(&r);
+}
+END_TEST
+
+/* For ids that are not there, everything well-formed is late, no offence. */
+START_TEST(late_packets)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (uint32_t id = VP_CONN_FIRST - 2; id != VP_CONN_FIRST + 3; id++) {
+        for (int flags = 0; flags <= VP_FLAG_CLIENT; flags++) {
+            peer_credit(&r, flags, id, VP_MSG_WINDOW, 1000);
+            peer_credit(&r, flags, id, VP_MSG_CONNECT_ACK, 1000);
+            peer_msg(&r, flags, id, VP_MSG_CLOSE, 0);
+            peer_msg(&r, flags, id, VP_MSG_RESET, 0);
+            peer_send(&r, flags ? VP_PKT_CLIENT : VP_PKT_SERVER, 0, id,
+                      "late", 4);
+            peer_send(&r, flags ? VP_PKT_CLIENT : VP_PKT_SERVER, 0, id,
+                      NULL, 0);
+        }
+        peer_msg(&r, 0, id, VP_MSG_CONNECT_REFUSED, 1);
+    }
+    while (peer_next(&r) != 0) {
+        ck_assert_int_ge(r.peer.pkt.type, VP_PKT_HELLO);
+    }
+    ck_assert_uint_eq(r.drv->nconns, 0);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    log_quiet("warn");
+    rig_free(&r);
+}
+END_TEST
+
+/* The same id is two connections, one in each direction. */
+START_TEST(both_directions)
+{
+    static Rig r;
+    int listener, target, client;
+    char data[8];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    listener = rig_target(&r, "svc");
+    client = rig_client(&r, "svc");
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    peer_init(&r, VP_CONN_FIRST, "svc", 1000);
+    target = rig_accept(&r, listener);
+    peer_send(&r, VP_PKT_CLIENT, 0, VP_CONN_FIRST, "target", 6);
+    peer_send(&r, VP_PKT_SERVER, 0, VP_CONN_FIRST, "client", 6);
+    box_wait(r.loop, recv(target, data, sizeof(data), 0) == 6);
+    ck_assert_mem_eq(data, "target", 6);
+    box_wait(r.loop, recv(client, data, sizeof(data), 0) == 6);
+    ck_assert_mem_eq(data, "client", 6);
+    peer_msg(&r, VP_FLAG_CLIENT, VP_CONN_FIRST, VP_MSG_RESET, 0);
+    ck_assert_ptr_null(conn_find(r.drv, VP_CONN_FIRST, false));
+    ck_assert_ptr_nonnull(conn_find(r.drv, VP_CONN_FIRST, true));
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    close(client);
+    close(target);
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* What one must not do to a connection that is there */
+START_TEST(offences)
+{
+    static const char *const why[] = {
+        "CONNECT_INIT with an id in use", "CLOSE twice", "data after CLOSE",
+        "data without data",
+    };
+    static Play p;
+    char line[100];
+
+    play_new(&p, false, 1000);
+    switch (_i) {
+    case 0:
+        peer_init(&p.r, p.id, "svc", 0);
+        break;
+    case 1:
+        play_msg(&p, VP_MSG_CLOSE, 0);
+        play_msg(&p, VP_MSG_CLOSE, 0);
+        break;
+    case 2:
+        play_msg(&p, VP_MSG_CLOSE, 0);
+        play_send(&p, "x", 1);
+        break;
+    case 3:
+        play_send(&p, NULL, 0);
+        break;
+    }
+    snprintf(line, sizeof(line), "breaks the protocol (%s)", why[_i]);
+    log_expect(line, 1);
+    ck_assert_uint_eq(p.r.drv->nconns, 0);
+    play_free(&p);
+}
+END_TEST
+
+/* The same before the target is there */
+START_TEST(early_offences)
+{
+    static Rig r;
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    peer_init(&r, 1, "busy", 0);
+    peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_CLOSE, 0);
+    log_quiet("warn");
+    if (_i == 0) {
+        peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_CLOSE, 0);
+        log_expect("CLOSE twice", 1);
+    } else {
+        peer_send(&r, VP_PKT_CLIENT, 0, 1, "x", 1);
+        log_expect("data after CLOSE", 1);
+    }
+    busy_no_more(&b);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* An id is free again as soon as its connection is over, in one breath. */
+START_TEST(id_used_again)
+{
+    static Rig r;
+    static uint8_t buf[4096];
+    size_t len = 0;
+    uint8_t init[14] = { VP_MSG_CONNECT_INIT }, reset[2] = { VP_MSG_RESET };
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    peer_session(&r);
+    close(rig_target(&r, "gone"));
+    init[9] = 4;
+    memcpy(init + 10, "gone", 4);
+    for (int i = 0; i < 20; i++) {
+        len += peer_make(&r, buf + len, VP_PKT_CONTROL, VP_FLAG_CLIENT, 1,
+                         init, sizeof(init));
+        len += peer_make(&r, buf + len, VP_PKT_CONTROL, VP_FLAG_CLIENT, 1,
+                         reset, sizeof(reset));
+    }
+    peer_write(&r, buf, len);
+    log_expect("breaks the protocol", 0);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- limits ----------------------------------------------------------- */
+
+static VPConfig few_conns(void)
+{
+    VPConfig config = rig_config;
+
+    config.max_conns = 3;
+    return config;
+}
+
+/* The peer's opens beyond its limit are refused; far beyond is a breach. */
+START_TEST(limit_of_peer)
+{
+    VPConfig config = few_conns();
+    static Rig r;
+    Busy b;
+
+    rig_new(&r, &config);
+    peer_session(&r);
+    ck_assert_uint_eq(r.peer.heard.max_conns, 3);
+    busy_target(&b, &r, "busy");
+    for (uint32_t i = 0; i < 3; i++) {
+        peer_init(&r, i, "busy", 0);
+    }
+    ck_assert_uint_eq(r.drv->nannounced[false], 3);
+    peer_init(&r, 3, "busy", 0);
+    peer_expect(&r, 3, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_LIMIT);
+    log_expect("connection refused: too many connections", 1);
+    peer_msg(&r, VP_FLAG_CLIENT, 0, VP_MSG_RESET, 0);
+    peer_init(&r, 4, "busy", 0);
+    ck_assert_uint_eq(r.drv->nannounced[false], 3);
+    log_quiet("warn");
+    /* refusals can't be sent: they don't pile up either */
+    box.write_fd = r.drv->link.wfd;
+    for (uint32_t i = 10; i < 30 && r.drv->link.state == LINK_UP; i++) {
+        peer_init(&r, i, "busy", 0);
+        ck_assert_uint_le(r.drv->nconns, 2 * 3 + 1);
+    }
+    box.write_fd = 0;
+    busy_no_more(&b);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/*
+ * Both CLOSEs have passed, so to the peer the connection is over; here it
+ * waits for a target that doesn't read.  The peer may open another one.
+ */
+START_TEST(limit_while_draining)
+{
+    VPConfig config = few_conns();
+    static uint8_t data[VP_WINDOW_INIT];
+    static Rig r;
+    int listener, target, small = 4096;
+    uint64_t sent = 0;
+    VPConn *c;
+
+    config.max_conns = 1;
+    rig_new(&r, &config);
+    r.tcp = true;
+    peer_session(&r);
+    listener = rig_target(&r, "svc");
+    peer_init(&r, 1, "svc", 1000);
+    target = rig_accept(&r, listener);
+    box_wait(r.loop, rig_conn(&r, 1, false)->in == IN_OPEN);
+    c = rig_conn(&r, 1, false);
+    setsockopt(target, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+    setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    for (int i = 0; i < 100 && sent < c->rx_limit; i++) {
+        size_t len = (size_t)MIN(c->rx_limit - sent, sizeof(data));
+
+        peer_send(&r, VP_PKT_CLIENT, 0, 1, data, len);
+        sent += len;
+        box_run(r.loop, MS);
+    }
+    peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_CLOSE, 0);
+    shutdown(target, SHUT_WR);
+    box_wait(r.loop, c->in == IN_CLOSED);
+    ck_assert_int_eq((int)c->out, OUT_DRAIN);
+    peer_drain(&r);
+    peer_init(&r, 2, "svc", 1000);
+    box_run(r.loop, 50 * MS);
+    log_expect("breaks the protocol", 0);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    close(target);
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* Clients here: as many as we may have, and as the peer allows */
+START_TEST(limit_of_clients)
+{
+    VPConfig config = few_conns();
+    static Rig r;
+    int client[6];
+
+    rig_new(&r, &config);
+    r.tcp = true;
+    r.peer.hello.max_conns = _i == 0 ? 100 : 2;
+    peer_session(&r);
+    for (int i = 0; i < 6; i++) {
+        client[i] = rig_client(&r, "svc");
+        box_settle(r.loop);
+    }
+    ck_assert_uint_eq(r.drv->nannounced[true], _i == 0 ? 3 : 2);
+    log_expect("svc: connection refused: too many connections",
+               _i == 0 ? 3 : 4);
+    for (int i = _i == 0 ? 3 : 2; i < 6; i++) {
+        fd_wait(r.loop, client[i], ECONNRESET);
+        close(client[i]);
+    }
+    peer_drain(&r);
+    peer_msg(&r, 0, VP_CONN_FIRST, VP_MSG_RESET, 0);
+    client[5] = rig_client(&r, "svc");
+    box_settle(r.loop);
+    ck_assert_int_eq(fd_state(client[5]), FD_OPEN);
+    log_quiet("warn");
+    rig_free(&r);
+}
+END_TEST
+
+/* Opens per second, and connections to targets that don't answer */
+START_TEST(limit_of_opens)
+{
+    VPConfig config = rig_config;
+    static Rig r;
+    int n = 0;
+    Busy b;
+
+    if (_i == 0) {
+        config.max_opens = 10;
+    } else {
+        config.max_half_open = 10;
+    }
+    rig_new(&r, &config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    for (uint32_t i = 0; i < 30; i++) {
+        peer_init(&r, i, "busy", 0);
+    }
+    while (peer_next(&r) != 0) {
+        if (r.peer.pkt.type == VP_PKT_CONTROL) {
+            ck_assert_int_eq(r.peer.data[0], VP_MSG_CONNECT_REFUSED);
+            ck_assert_int_eq(r.peer.data[1], VP_REASON_LIMIT);
+            n++;
+        }
+    }
+    ck_assert_int_eq(n, 20);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    box_run(r.loop, 500 * MS);
+    for (uint32_t i = 100; i < 110; i++) {
+        peer_init(&r, i, "busy", 0);
+    }
+    ck_assert_uint_eq(r.drv->nconnecting, _i == 0 ? 15 : 10);
+    busy_no_more(&b);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* Open and reset in a loop, while nothing can be sent: all is bounded. */
+START_TEST(open_and_reset)
+{
+    static Rig r;
+    size_t most;
+    int listener;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    listener = rig_target(&r, "svc");
+    box.write_fd = r.drv->link.wfd;
+    most = box.allocated + 300 * (sizeof(VPConn) + 64) + (5 << 20);
+    for (uint32_t i = 0; i < 3000 && r.drv->link.state == LINK_UP; i++) {
+        peer_init(&r, i, i % 2 ? "svc" : "none", 0);
+        peer_msg(&r, VP_FLAG_CLIENT, i, VP_MSG_RESET, 0);
+        close(accept(listener, NULL, NULL));
+        ck_assert_uint_le(box.allocated, most);
+        ck_assert_uint_le(r.drv->nconns, 2 * rig_config.max_conns);
+    }
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    box.write_fd = 0;
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- any peer at all -------------------------------------------------- */
+
+/*
+ * Random packets for a few ids, legal or not.  No state machine goes wrong,
+ * the counts are right, and after all that a new session works.
+ */
+START_TEST(random_peer)
+{
+    static uint8_t data[20000];
+    static Rig r;
+    int listener, fd[8], n = 0;
+
+    for (int i = 0; i < _i; i++) {
+        rnd(2);
+    }
+    rig_new(&r, &rig_config);
+    r.tcp = _i % 2;
+    peer_session(&r);
+    listener = rig_target(&r, "svc");
+    for (int step = 0; step < 1500; step++) {
+        uint32_t id = rnd(4) + (rnd(2) ? 0 : VP_CONN_FIRST);
+        int flags = rnd(2) ? VP_FLAG_CLIENT : 0;
+        size_t len = rnd(4) ? rnd(50) : rnd(sizeof(data));
+        int s;
+
+        if (r.drv->link.state != LINK_UP) {
+            box_run(r.loop, 2 * SECOND);
+            r.peer.hello.my_epoch = 0;
+            peer_session(&r);
+        }
+        switch (rnd(12)) {
+        case 0:
+        case 1:
+        case 2:
+            peer_init(&r, id, rnd(4) ? "svc" : "none", rnd(100000));
+            break;
+        case 3:
+        case 4:
+        case 5:
+            peer_send(&r, flags ? VP_PKT_CLIENT : VP_PKT_SERVER, 0, id, data,
+                      len);
+            break;
+        case 6:
+            peer_credit(&r, flags, id, rnd(2) ? VP_MSG_WINDOW
+                                              : VP_MSG_CONNECT_ACK,
+                        rnd(200000));
+            break;
+        case 7:
+            peer_msg(&r, flags, id, VP_MSG_CLOSE, 0);
+            break;
+        case 8:
+            peer_msg(&r, flags, id, VP_MSG_RESET + (rnd(9) == 0), 0);
+            break;
+        case 9:
+            if (n < 8) {
+                fd[n++] = rig_client(&r, "x");
+            }
+            break;
+        case 10:
+            s = accept(listener, NULL, NULL);
+            if (s >= 0 && n < 8) {
+                fd_nonblock(s);
+                fd[n++] = s;
+            } else if (s >= 0) {
+                close(s);
+            }
+            break;
+        case 11:
+            if (n > 0) {
+                int k = (int)rnd((uint32_t)n);
+
+                switch (rnd(4)) {
+                case 0:
+                    shutdown(fd[k], SHUT_WR);
+                    break;
+                case 1:
+                    close(fd[k]);
+                    fd[k] = fd[--n];
+                    break;
+                case 2:
+                    send(fd[k], data, len, MSG_NOSIGNAL);
+                    break;
+                case 3:
+                    recv(fd[k], data, sizeof(data), 0);
+                    break;
+                }
+            }
+            break;
+        }
+        box_settle(r.loop);
+        if (r.drv->link.state == LINK_UP) {
+            peer_drain(&r);
+            peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        }
+        ck_assert_uint_le(r.drv->window_grown, VP_WINDOW_BUDGET);
+    }
+    log_quiet("error");
+    while (n > 0) {
+        close(fd[--n]);
+    }
+    link_forget(r.drv);
+    vp_reset_all(r.drv);
+    box_settle(r.loop);
+    ck_assert_uint_eq(r.drv->nconns, 0);
+    ck_assert_uint_eq(r.drv->nannounced[0] + r.drv->nannounced[1], 0);
+    ck_assert_uint_eq(r.drv->nconnecting + r.drv->nturns, 0);
+    ck_assert_uint_eq(r.drv->window_grown, 0);
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* Memory runs out at any moment: somebody is reset, nothing worse. */
+START_TEST(memory_runs_out)
+{
+    static uint8_t data[12000];
+
+    for (int left = 0; left < 25; left++) {
+        static Rig r;
+        int listener, client, target;
+
+        rig_new(&r, &rig_config);
+        r.tcp = true;
+        peer_session(&r);
+        listener = rig_target(&r, "svc");
+        box.allocs_left = left;
+        client = rig_client(&r, "svc");
+        send(client, data, 1000, MSG_NOSIGNAL);
+        box_settle(r.loop);
+        if (r.peer.fd >= 0 && r.drv->link.rfd >= 0) {
+            peer_drain(&r);
+            peer_init(&r, 1, "svc", 100000);
+            peer_send(&r, VP_PKT_CLIENT, 0, 1, data, sizeof(data));
+        }
+        target = accept(listener, NULL, NULL);
+        box_run(r.loop, 3 * SECOND);
+        box.allocs_left = -1;
+        if (r.drv->link.rfd < 0) {
+            rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+        }
+        r.peer.len = 0;
+        box_run(r.loop, 3 * SECOND);
+        while (recv(r.peer.fd, r.peer.in, sizeof(r.peer.in), 0) > 0) {
+        }
+        r.peer.hello.my_epoch = 0;
+        peer_session(&r);
+        peer_init(&r, 9, "none", 0);
+        do {
+            ck_assert_int_ne(peer_next(&r), 0);
+        } while (r.peer.pkt.conn != 9);
+        log_quiet("error");
+        close(client);
+        close(target);
+        close(listener);
+        rig_free(&r);
+    }
+}
+END_TEST
+
+/* ---- whose turn it is ------------------------------------------------- */
+
+/* Those who fill the channel get equal shares; who was quiet goes first. */
+START_TEST(fair_shares)
+{
+    enum { BULK = 4 };
+    static uint8_t data[200000];
+    static Rig r;
+    uint64_t got[BULK + 1] = { 0 };
+    int client[BULK + 1], ahead = 0;
+    bool pressed = false;
+
+    rig_new(&r, &rig_config);
+    r.peer.hello.window = UINT32_MAX;
+    peer_session(&r);
+    for (int i = 0; i <= BULK; i++) {
+        client[i] = rig_client(&r, "bulk");
+        peer_expect(&r, VP_CONN_FIRST + (uint32_t)i, VP_MSG_CONNECT_INIT);
+    }
+    for (int round = 0; round < 400; round++) {
+        for (int i = 0; i < BULK; i++) {
+            send(client[i], data, sizeof(data), MSG_NOSIGNAL);
+        }
+        if (round % 20 == 10) {
+            ck_assert(!pressed);
+            fd_write(client[BULK], "k", 1);
+            pressed = true;
+            ahead = 0;
+        }
+        box_run(r.loop, MS);
+        while (peer_next(&r) != 0) {
+            uint32_t i = r.peer.pkt.conn - VP_CONN_FIRST;
+
+            if (r.peer.pkt.type != VP_PKT_CLIENT) {
+                continue;
+            }
+            got[i] += r.peer.pkt.bytes;
+            if (i == BULK) {
+                pressed = false;
+            } else if (pressed && ++ahead > 0) {
+                /* what was in the store already, and one turn */
+                ck_assert_int_le(ahead, 40);
+            }
+        }
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
+    ck_assert_uint_eq(got[BULK], 20);
+    for (int i = 1; i < BULK; i++) {
+        uint64_t apart = MAX(got[i], got[0]) - MIN(got[i], got[0]);
+
+        ck_assert_uint_gt(got[i], 100000);
+        ck_assert_uint_le(apart, 4 * 65536);
+    }
+    for (int i = 0; i <= BULK; i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- listeners -------------------------------------------------------- */
+
+/* knock() - a client at @addr; connect() is done by the system */
+static int knock(const VPAddr *addr)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    ck_assert_int_eq(connect(fd, (const struct sockaddr *)&addr->ss,
+                             addr->len), 0);
+    fd_nonblock(fd);
+    return fd;
+}
+
+START_TEST(listener)
+{
+    static Rig r;
+    VPAddr addr;
+    int fd, client[2];
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    peer_session(&r);
+    fd = tcp_listen(&addr, 10);
+    fd_nonblock(fd);
+    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    client[0] = knock(&addr);
+    box_wait(r.loop, r.drv->nconns == 1);
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    if (_i == 0) {
+        vp_stop_listening(r.drv);
+    } else {
+        vp_del_oforward(r.drv, 9999);
+        ck_assert(node_linked(&r.drv->oforwards));
+        vp_del_oforward(r.drv, fd);
+    }
+    ck_assert(!node_linked(&r.drv->oforwards));
+    client[1] = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_eq(connect(client[1], (struct sockaddr *)&addr.ss,
+                             addr.len), -1);
+    fd_write(client[0], "x", 1); /* this one goes on */
+    box_wait(r.loop, r.drv->link.store.bytes > 45);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_CLIENT);
+    close(client[0]);
+    close(client[1]);
+    rig_free(&r);
+}
+END_TEST
+
+/* No descriptor is left: one line, no spinning, and then it goes on. */
+START_TEST(accept_starved)
+{
+    struct rlimit was, lim;
+    static Rig r;
+    VPAddr addr;
+    unsigned long passes;
+    int fd, client[3];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    fd = tcp_listen(&addr, 10);
+    fd_nonblock(fd);
+    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    for (int i = 0; i < 3; i++) {
+        client[i] = knock(&addr);
+    }
+    getrlimit(RLIMIT_NOFILE, &was);
+    lim = was;
+    lim.rlim_cur = (rlim_t)client[2] + 1;
+    setrlimit(RLIMIT_NOFILE, &lim);
+    passes = box.passes;
+    box_run(r.loop, 20 * SECOND);
+    ck_assert_uint_lt(box.passes - passes, 20 * 5 * 4);
+    log_expect("svc: cannot accept: Too many open files", 1);
+    setrlimit(RLIMIT_NOFILE, &was);
+    box_run(r.loop, SECOND);
+    ck_assert_uint_eq(r.drv->nconns, 3);
+    for (int i = 0; i < 3; i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
+/* ---- what there is to know -------------------------------------------- */
+
+static void note_conn(const VPConnInfo *info, void *opaque)
+{
+    *(VPConnInfo *)opaque = *info;
+}
+
+START_TEST(information)
+{
+    static Play p;
+    VPChannelInfo info;
+    VPConnInfo conn = { 0 };
+    char data[8];
+
+    play_new(&p, _i, 1000);
+    play_send(&p, "12345", 5);
+    box_wait(p.r.loop, recv(p.fd, data, sizeof(data), 0) == 5);
+    fd_write(p.fd, "123", 3);
+    box_wait(p.r.loop, p.c->tx_count == 3);
+    box_run(p.r.loop, SECOND);
+    vp_conns(p.r.drv, note_conn, &conn);
+    ck_assert_uint_eq(conn.id, p.id);
+    ck_assert(conn.client == p.client);
+    ck_assert_str_eq(conn.service_id, "svc");
+    ck_assert_str_eq(conn.in, "OPEN");
+    ck_assert_str_eq(conn.out, "OPEN");
+    ck_assert_uint_eq(conn.bytes[0], 5);
+    ck_assert_uint_eq(conn.bytes[1], 3);
+    ck_assert_uint_eq(conn.credit, 997);
+    ck_assert_uint_ge(conn.idle, SECOND);
+    ck_assert_uint_ge(conn.age, conn.idle);
+    vp_channel_info(p.r.drv, &info);
+    ck_assert_str_eq(info.state, "up");
+    ck_assert_uint_eq(info.bytes[1], 3u + (p.client ? 13 : 9));
+    ck_assert_uint_eq(info.packets[1], 2);
+    ck_assert_uint_eq(info.packets[0], 2);
+    ck_assert_uint_eq(info.conns, 1);
+    ck_assert_uint_eq(info.attaches, 1);
+    ck_assert_uint_eq(info.resyncs, 0);
+    ck_assert_str_eq(info.last_error, "");
+    ck_assert_uint_le(info.memory, info.memory_max);
+    ck_assert_uint_le(info.memory, box.allocated);
+    ck_assert(vp_busy(p.r.drv)); /* the peer has not acked */
+    peer_drain(&p.r);
+    peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
+    ck_assert(!vp_busy(p.r.drv));
+    ck_assert_int_eq(vp_conn_reset(p.r.drv, p.id, !p.client), -ENOENT);
+    ck_assert_int_eq(vp_conn_reset(p.r.drv, p.id + 1, p.client), -ENOENT);
+    ck_assert_int_eq(vp_conn_reset(p.r.drv, p.id, p.client), 0);
+    ck_assert_int_eq(vp_conn_reset(p.r.drv, p.id, p.client), -ENOENT);
+    fd_wait(p.r.loop, p.fd, ECONNRESET);
+    play_expect(&p, VP_MSG_RESET);
+    play_over(&p);
+    play_free(&p);
+}
+END_TEST
+
+/* The memory that is asked for holds as many connections as is said. */
+START_TEST(memory_formula)
+{
+    for (unsigned conns = 1; conns < 20000; conns *= 3) {
+        size_t memory = VP_MEMORY_FIXED + conns * VP_MEMORY_CONN;
+
+        ck_assert_uint_eq(vp_max_conns(memory), conns);
+        ck_assert_uint_eq(vp_max_conns(memory - 1), conns - 1);
+    }
+    ck_assert_uint_eq(vp_max_conns(0), 0);
+    ck_assert_uint_eq(vp_max_conns(VP_MEMORY_FIXED), 0);
+}
+END_TEST
+
+START_TEST(addresses_as_text)
+{
+    VPAddr addr = { 0 };
+    struct sockaddr_in *sin = (void *)&addr.ss;
+    struct sockaddr_in6 *sin6 = (void *)&addr.ss;
+    struct sockaddr *un = (void *)&addr.ss;
+    char buf[100], tiny[6];
+
+    ck_assert_str_eq(vp_addr_str(&addr, buf, sizeof(buf)), "a closed socket");
+    sin->sin_family = AF_INET;
+    sin->sin_port = htons(8080);
+    sin->sin_addr.s_addr = htonl(0x7f000001);
+    addr.len = sizeof(*sin);
+    ck_assert_str_eq(vp_addr_str(&addr, buf, sizeof(buf)), "127.0.0.1:8080");
+    ck_assert_str_eq(vp_addr_str(&addr, tiny, sizeof(tiny)), "127.0");
+    memset(&addr, 0, sizeof(addr));
+    sin6->sin6_family = AF_INET6;
+    sin6->sin6_port = htons(22);
+    sin6->sin6_addr.s6_addr[15] = 1;
+    addr.len = sizeof(*sin6);
+    ck_assert_str_eq(vp_addr_str(&addr, buf, sizeof(buf)), "[::1]:22");
+    memset(&addr, 0, sizeof(addr));
+    un->sa_family = AF_UNIX;
+    addr.len = sizeof(un->sa_family);
+    ck_assert_str_eq(vp_addr_str(&addr, buf, sizeof(buf)), "a unix socket");
+    memcpy(un->sa_data, "/a/b", 5);
+    addr.len = (socklen_t)(sizeof(un->sa_family) + 5);
+    ck_assert_str_eq(vp_addr_str(&addr, buf, sizeof(buf)), "/a/b");
+    addr.len--; /* the last byte needs no zero after it */
+    ck_assert_str_eq(vp_addr_str(&addr, buf, sizeof(buf)), "/a/b");
+    memset(&addr, 0, sizeof(addr));
+    un->sa_family = 200;
+    addr.len = 16;
+    ck_assert_str_eq(vp_addr_str(&addr, buf, sizeof(buf)),
+                     "an unknown address");
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("conn");
+
+    UNIT_ADD(s, transitions, 1);
+    UNIT_ADD(s, half_close, 4);
+    UNIT_ADD(s, reset_by_local, 2);
+    UNIT_ADD(s, reset_by_peer, 4);
+    UNIT_ADD(s, reset_after_end, 2);
+    UNIT_ADD(s, reset_without_credit, 2);
+    UNIT_ADD(s, refused, 9);
+    UNIT_ADD(s, early, 2);
+    UNIT_ADD(s, early_end, 5);
+    UNIT_ADD(s, addresses, 1);
+    UNIT_ADD(s, target_refuses, 1);
+    UNIT_ADD(s, credit_given, 4);
+    UNIT_ADD(s, credit_withheld, 2);
+    UNIT_ADD(s, credit_overrun, 4);
+    UNIT_ADD(s, credit_budget, 1);
+    UNIT_ADD(s, credit_kept, 4);
+    UNIT_ADD(s, credit_of_broken, 4);
+    UNIT_ADD(s, malformed_control, 3 * COUNT_OF(malformed));
+    UNIT_ADD(s, init_from_server, 1);
+    UNIT_ADD(s, service_ids, 1);
+    UNIT_ADD(s, late_packets, 1);
+    UNIT_ADD(s, both_directions, 1);
+    UNIT_ADD(s, offences, 4);
+    UNIT_ADD(s, early_offences, 2);
+    UNIT_ADD(s, id_used_again, 1);
+    UNIT_ADD(s, limit_of_peer, 1);
+    UNIT_ADD(s, limit_while_draining, 1);
+    UNIT_ADD(s, limit_of_clients, 2);
+    UNIT_ADD(s, limit_of_opens, 2);
+    UNIT_ADD(s, open_and_reset, 1);
+    UNIT_ADD(s, random_peer, 20);
+    UNIT_ADD(s, memory_runs_out, 1);
+    UNIT_ADD(s, fair_shares, 1);
+    UNIT_ADD(s, listener, 2);
+    UNIT_ADD(s, accept_starved, 1);
+    UNIT_ADD(s, information, 2);
+    UNIT_ADD(s, memory_formula, 1);
+    UNIT_ADD(s, addresses_as_text, 1);
+    return unit_run(s);
+}
