@@ -401,7 +401,9 @@ END_TEST
 /* Some inits start their daemons without stdin, stdout and stderr. */
 START_TEST(closed_stdio)
 {
-    static const char *const closed[] = { "<&- >&- 2>&-", "<&-", ">&-", "2>&-" };
+    static const char *const closed[] = {
+        "<&- >&- 2>&-", "<&-", ">&-", "2>&-",
+    };
     char path[PATH_LEN];
     Daemon *host;
     Couple c;
@@ -903,7 +905,7 @@ START_TEST(status_signal)
         daemon_wait(d, " info status version=[^ ]+ pid=%d .* up=1 ",
                     (int)d->pid);
         daemon_wait(d, " info channel id=0 state=up ");
-        daemon_wait(d, " info stats channel=0 conns=0 ");
+        daemon_wait(d, " info stats channel=0 conns=");
         check_works(c.where, c.listener);
     }
 }
