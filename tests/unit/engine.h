@@ -241,9 +241,13 @@ static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
                       struct timeval *tv)
 {
     struct timeval zero = { 0, 0 };
+    bool last = ++box.passes == box.stop_at;
     int n;
 
-    box.passes++;
+    if (last) {
+        vp_loop_stop(box.loop);
+        box.stop_at = 0;
+    }
     box.bits += box_bits(r, nfds) + box_bits(w, nfds);
     if (box.select_errno != 0) {
         errno = box.select_errno;
@@ -261,12 +265,7 @@ static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
         n--;
     }
     box.now += box.pass_us;
-    if (box.passes == box.stop_at) {
-        vp_loop_stop(box.loop);
-        box.stop_at = 0;
-        return n;
-    }
-    if (n != 0 || (tv != NULL && tv->tv_sec == 0 && tv->tv_usec == 0)) {
+    if (n != 0 || last || (tv != NULL && tv->tv_sec == 0 && tv->tv_usec == 0)) {
         return n;
     }
     if (box.settle) {

@@ -1,0 +1,673 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_loop.c - descriptors and timers
+ */
+#include <sys/resource.h>
+
+#include "engine.h"
+
+/* What a handler was called for */
+typedef struct Calls {
+    VPLoop *loop;
+    int n;
+    int fd;
+    int events;
+    void (*then)(struct Calls *c);
+    int arg[2];
+} Calls;
+
+static void called(void *opaque, int fd, int events)
+{
+    Calls *c = opaque;
+
+    c->n++;
+    c->fd = fd;
+    c->events = events;
+    if (c->then != NULL) {
+        c->then(c);
+    }
+}
+
+static VPLoop *loop_new(void)
+{
+    VPLoop *loop = vp_loop_new();
+
+    ck_assert_ptr_nonnull(loop);
+    return loop;
+}
+
+static void loop_end(VPLoop *loop)
+{
+    vp_loop_free(loop);
+    ck_assert_uint_eq(box.allocated, 0);
+}
+
+/* watch() - for reading */
+static void watch(VPLoop *loop, int fd, Calls *c)
+{
+    c->loop = loop;
+    ck_assert_int_eq(vp_watch(loop, fd, called, c), 0);
+    vp_watch_set(loop, fd, VP_READ);
+}
+
+/* ---- timers ----------------------------------------------------------- */
+
+enum { TIMERS = 50 };
+
+typedef struct Clock {
+    VPLoop *loop;
+    VPTimer timer[TIMERS];
+    int order[4 * TIMERS];  /* in which they fired */
+    int n;
+    int stops;              /* what a handler does: stop this one, -1: none */
+    int restarts;           /* restart this one */
+    uint64_t at[4 * TIMERS];
+} Clock;
+
+static void clock_fire(Clock *k, int i)
+{
+    k->order[k->n] = i;
+    k->at[k->n++] = vp_loop_now(k->loop);
+}
+
+static void fired(void *opaque);
+
+/* The timer that fired is the one whose opaque this is */
+typedef struct Shot {
+    Clock *clock;
+    int i;
+} Shot;
+
+static Shot shot[TIMERS];
+
+static void clock_start(Clock *k, int i, uint64_t delay)
+{
+    shot[i] = (Shot){ k, i };
+    vp_timer_start(k->loop, &k->timer[i], delay, fired, &shot[i]);
+}
+
+static void fired(void *opaque)
+{
+    Shot *s = opaque;
+    Clock *k = s->clock;
+
+    ck_assert(!timer_running(&k->timer[s->i]));
+    clock_fire(k, s->i);
+    if (k->stops >= 0) {
+        vp_timer_stop(&k->timer[k->stops]);
+    }
+    if (k->restarts >= 0 && k->n < 3 * TIMERS) {
+        clock_start(k, k->restarts, SECOND);
+        k->restarts = -1;
+    }
+}
+
+static void clock_new(Clock *k)
+{
+    memset(k, 0, sizeof(*k));
+    k->loop = loop_new();
+    k->stops = k->restarts = -1;
+    box_settle(k->loop);
+}
+
+START_TEST(timer_order)
+{
+    static Clock k;
+    uint64_t start;
+
+    clock_new(&k);
+    start = vp_loop_now(k.loop);
+    for (int i = 0; i < TIMERS; i++) {
+        clock_start(&k, i, (unsigned)(i * 37 % TIMERS) * SECOND);
+    }
+    box_run(k.loop, 100 * SECOND);
+    ck_assert_int_eq(k.n, TIMERS);
+    for (int i = 0; i < TIMERS; i++) {
+        uint64_t due = start + (unsigned)i * SECOND;
+
+        ck_assert_int_eq(k.order[i] * 37 % TIMERS, i);
+        ck_assert_uint_ge(k.at[i], due);
+        ck_assert_uint_le(k.at[i], due + 5 * MS);
+    }
+    loop_end(k.loop);
+}
+END_TEST
+
+/* Of the same time: in the order in which they were started */
+START_TEST(timer_same_time)
+{
+    static Clock k;
+
+    clock_new(&k);
+    for (int i = TIMERS - 1; i >= 0; i--) {
+        clock_start(&k, i, SECOND);
+    }
+    box_run(k.loop, 2 * SECOND);
+    ck_assert_int_eq(k.n, TIMERS);
+    for (int i = 0; i < TIMERS; i++) {
+        ck_assert_int_eq(k.order[i], TIMERS - 1 - i);
+    }
+    loop_end(k.loop);
+}
+END_TEST
+
+START_TEST(timer_stop_and_restart)
+{
+    static Clock k;
+
+    clock_new(&k);
+    for (int i = 0; i < 5; i++) {
+        clock_start(&k, i, (unsigned)(i + 1) * SECOND);
+    }
+    vp_timer_stop(&k.timer[_i]);
+    vp_timer_stop(&k.timer[_i]); /* a stopped one may be stopped */
+    ck_assert(!timer_running(&k.timer[_i]));
+    box_run(k.loop, 10 * SECOND);
+    ck_assert_int_eq(k.n, 4);
+    for (int i = 0; i < 4; i++) {
+        ck_assert_int_eq(k.order[i], i + (i >= _i));
+    }
+    /* restarted, it is as if the first start had not been */
+    k.n = 0;
+    for (int i = 0; i < 5; i++) {
+        clock_start(&k, i, SECOND);
+    }
+    clock_start(&k, _i, 3 * SECOND);
+    clock_start(&k, _i, 2 * SECOND);
+    box_run(k.loop, 10 * SECOND);
+    ck_assert_int_eq(k.n, 5);
+    ck_assert_int_eq(k.order[4], _i);
+    loop_end(k.loop);
+}
+END_TEST
+
+/* A handler stops another timer that is due too, or starts itself again. */
+START_TEST(timer_in_handler)
+{
+    static Clock k;
+
+    clock_new(&k);
+    for (int i = 0; i < 4; i++) {
+        clock_start(&k, i, SECOND);
+    }
+    k.stops = 1 + _i;
+    box_run(k.loop, 2 * SECOND);
+    ck_assert_int_eq(k.n, 3);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(k.order[i], i + (i >= 1 + _i));
+    }
+    k.n = 0;
+    k.stops = -1;
+    k.restarts = _i;
+    clock_start(&k, 0, SECOND);
+    box_run(k.loop, 5 * SECOND);
+    ck_assert_int_eq(k.n, 2);
+    ck_assert_int_eq(k.order[1], _i);
+    ck_assert_uint_ge(k.at[1] - k.at[0], SECOND);
+    loop_end(k.loop);
+}
+END_TEST
+
+/* The loop sleeps as long as it can: a pass for each timer. */
+START_TEST(timer_sleep)
+{
+    static Clock k;
+    unsigned long passes;
+
+    clock_new(&k);
+    for (int i = 0; i < 10; i++) {
+        clock_start(&k, i, (unsigned)(i + 1) * 3000 * SECOND);
+    }
+    passes = box.passes;
+    box_run(k.loop, 40000 * SECOND);
+    ck_assert_int_eq(k.n, 10);
+    ck_assert_uint_le(box.passes - passes, 10 + 12 + 3);
+    loop_end(k.loop);
+}
+END_TEST
+
+/* ---- descriptors ------------------------------------------------------ */
+
+START_TEST(wanted_events)
+{
+    VPLoop *loop = loop_new();
+    Calls c = { 0 };
+    int fd[2];
+
+    fd_pair(fd);
+    ck_assert_int_eq(vp_watch(loop, fd[0], called, &c), 0);
+    fd_write(fd[1], "x", 1);
+    box_settle(loop);
+    ck_assert_int_eq(c.n, 0); /* for nothing yet */
+    for (int events = 0; events <= (VP_READ | VP_WRITE); events++) {
+        vp_watch_set(loop, fd[0], events);
+        c.n = 0;
+        box.settle = events == 0;
+        box_step(loop, 1);
+        ck_assert_int_eq(c.n, events != 0);
+        ck_assert(c.n == 0 || (c.events == events && c.fd == fd[0]));
+    }
+    ck_assert_int_eq(vp_loop_nfds(loop), fd[0] + 1);
+    box.settle = false;
+    vp_unwatch(loop, fd[0]);
+    ck_assert_int_eq(vp_loop_nfds(loop), 0);
+    ck_assert_uint_eq(loop->nwatched, 0);
+    c.n = 0;
+    box_settle(loop);
+    ck_assert_int_eq(c.n, 0);
+    close(fd[0]);
+    close(fd[1]);
+    loop_end(loop);
+}
+END_TEST
+
+/* Numbers beyond FD_SETSIZE, and beyond what the maps had room for */
+START_TEST(high_numbers)
+{
+    static const int high[] = { 1023, 1024, 1025, 1500, 4095, 4096, 9000 };
+    VPLoop *loop = loop_new();
+    Calls c[COUNT_OF(high) + 1] = { { 0 } };
+    struct rlimit lim;
+    int fd[2], n = 0;
+
+    getrlimit(RLIMIT_NOFILE, &lim);
+    lim.rlim_cur = lim.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &lim);
+    fd_pair(fd);
+    watch(loop, fd[0], &c[COUNT_OF(high)]);
+    while (n < COUNT_OF(high) && (rlim_t)high[n] < lim.rlim_cur) {
+        ck_assert_int_eq(dup2(fd[0], high[n]), high[n]);
+        watch(loop, high[n], &c[n]);
+        n++;
+    }
+    ck_assert_msg(n > 2, "no more than %d descriptors", high[n - 1]);
+    fd_write(fd[1], "x", 1);
+    box_step(loop, 1);
+    for (int i = 0; i < n; i++) {
+        ck_assert_int_eq(c[i].n, 1);
+        ck_assert_int_eq(c[i].fd, high[i]);
+    }
+    ck_assert_int_eq(c[COUNT_OF(high)].n, 1); /* the low one is still there */
+    for (int i = n - 1; i >= 0; i--) {
+        vp_unwatch(loop, high[i]);
+        close(high[i]);
+        ck_assert_int_eq(vp_loop_nfds(loop), (i > 0 ? high[i - 1] : fd[0]) + 1);
+    }
+    box_step(loop, 1);
+    ck_assert_int_eq(c[COUNT_OF(high)].n, 2);
+    vp_unwatch(loop, fd[0]);
+    loop_end(loop);
+}
+END_TEST
+
+/* A system whose select() takes no more says so, and nothing is changed. */
+START_TEST(too_high)
+{
+    VPLoop *loop = loop_new();
+    Calls c = { 0 };
+    int fd[2];
+
+    fd_pair(fd);
+    watch(loop, fd[0], &c);
+    box.select_max = FD_SETSIZE;
+    ck_assert_int_eq(vp_watch(loop, FD_SETSIZE, called, &c), -EMFILE);
+    ck_assert_int_eq(vp_loop_nfds(loop), fd[0] + 1);
+    ck_assert_uint_eq(loop->nwatched, 1);
+    box.select_max = 0;
+    for (int left = 0; left < 2; left++) {
+        box.allocs_left = left;
+        ck_assert_int_eq(vp_watch(loop, 70000, called, &c), -ENOMEM);
+    }
+    box.allocs_left = -1;
+    fd_write(fd[1], "x", 1);
+    box_step(loop, 1);
+    ck_assert_int_eq(c.n, 1);
+    vp_unwatch(loop, fd[0]);
+    loop_end(loop);
+}
+END_TEST
+
+/* The room of numbers nobody watched holds nothing. */
+START_TEST(never_watched)
+{
+    VPLoop *loop = loop_new();
+    Calls c = { 0 };
+    int fd[2], high = 900;
+
+    fd_pair(fd);
+    watch(loop, fd[0], &c);
+    ck_assert_int_eq(dup2(fd[0], high), high);
+    watch(loop, high, &c);
+    box.select_errno = EBADF; /* it looks for the bad one, and finds none */
+    box_step(loop, 1);
+    log_quiet("error");
+    vp_unwatch(loop, high);
+    ck_assert_int_eq(vp_loop_nfds(loop), fd[0] + 1);
+    vp_unwatch(loop, fd[0]);
+    ck_assert_int_eq(vp_loop_nfds(loop), 0);
+    close(high);
+    loop_end(loop);
+}
+END_TEST
+
+/* ---- changes while events are handed out ------------------------------ */
+
+/* drop_others() - and close them; one number is used anew at once */
+static void drop_others(Calls *c)
+{
+    int fd[2];
+
+    for (int i = 0; i < 2; i++) {
+        if (c->arg[i] >= 0) {
+            vp_unwatch(c->loop, c->arg[i]);
+            close(c->arg[i]);
+        }
+    }
+    fd_pair(fd); /* takes the numbers that just became free */
+    fd_write(fd[1], "new", 3);
+    watch(c->loop, fd[0], &c[1]);
+    c->arg[0] = fd[0];
+    c->arg[1] = -1;
+    c->then = NULL;
+}
+
+/*
+ * The first handler closes the others, and a new descriptor gets one of their
+ * numbers: what was ready was so for the old one.
+ */
+START_TEST(number_used_again)
+{
+    VPLoop *loop = loop_new();
+    Calls c[2] = { { .then = drop_others }, { 0 } }, old = { 0 };
+    int a[2], b[2], d[2];
+
+    fd_pair(a);
+    fd_pair(b);
+    fd_pair(d);
+    watch(loop, a[0], &c[0]);
+    watch(loop, b[0], &old);
+    watch(loop, d[0], &old);
+    c[0].arg[0] = b[0];
+    c[0].arg[1] = d[0];
+    fd_write(a[1], "x", 1);
+    fd_write(b[1], "x", 1);
+    fd_write(d[1], "x", 1);
+    box_step(loop, 1);
+    ck_assert_int_eq(c[0].n, 1);
+    ck_assert_int_eq(old.n, 0);
+    ck_assert_int_eq(c[1].n, 0); /* not for the bits of the old one */
+    ck_assert(c[0].arg[0] == b[0] || c[0].arg[0] == d[0]);
+    box_step(loop, 1);
+    ck_assert_int_eq(c[1].n, 1);
+    vp_unwatch(loop, a[0]);
+    vp_unwatch(loop, c[0].arg[0]);
+    loop_end(loop);
+}
+END_TEST
+
+static void watch_high(Calls *c)
+{
+    ck_assert_int_eq(dup2(c->fd, c->arg[0]), c->arg[0]);
+    watch(c->loop, c->arg[0], &c[1]);
+    c->then = NULL;
+}
+
+/* A handler makes the maps grow, and others are still to be called. */
+START_TEST(maps_grow_in_handler)
+{
+    static const int high[] = { 1000, 1030, 1100 };
+    VPLoop *loop = loop_new();
+    Calls c[2] = { { .then = watch_high }, { 0 } }, last = { 0 };
+    int a[2], b[2];
+
+    c[0].arg[0] = high[_i];
+    fd_pair(a);
+    fd_pair(b);
+    watch(loop, a[0], &c[0]);
+    watch(loop, b[0], &last);
+    fd_write(a[1], "x", 1);
+    fd_write(b[1], "x", 1);
+    box_step(loop, 3); /* the system is asked whether it takes the number */
+    ck_assert_int_ge(c[0].n, 2);
+    ck_assert_int_ge(last.n, 1);
+    ck_assert_int_ge(c[1].n, 1);
+    vp_unwatch(loop, a[0]);
+    vp_unwatch(loop, b[0]);
+    vp_unwatch(loop, high[_i]);
+    loop_end(loop);
+}
+END_TEST
+
+static void stop_loop(Calls *c)
+{
+    vp_loop_stop(c->loop);
+}
+
+START_TEST(stop_in_handler)
+{
+    VPLoop *loop = loop_new();
+    Calls c = { .then = stop_loop };
+    int fd[2];
+
+    fd_pair(fd);
+    watch(loop, fd[0], &c);
+    fd_write(fd[1], "x", 1);
+    for (int i = 1; i < 4; i++) {
+        ck_assert_int_eq(vp_loop_run(loop), 0);
+        ck_assert_int_eq(c.n, i);
+    }
+    vp_unwatch(loop, fd[0]);
+    loop_end(loop);
+}
+END_TEST
+
+/* ---- trouble with select() -------------------------------------------- */
+
+/* A descriptor was closed behind our back: named once, and left alone. */
+START_TEST(closed_behind_our_back)
+{
+    VPLoop *loop = loop_new();
+    Calls bad = { 0 }, good = { 0 };
+    int a[2], b[2];
+    unsigned long passes;
+    char line[100];
+
+    fd_pair(a);
+    fd_pair(b);
+    watch(loop, a[0], &bad);
+    watch(loop, b[0], &good);
+    close(a[0]);
+    passes = box.passes;
+    box_run(loop, 10 * SECOND);
+    ck_assert_uint_lt(box.passes - passes, 10);
+    snprintf(line, sizeof(line), "descriptor %d is watched but not open",
+             a[0]);
+    ck_assert_int_eq(log_count("error ch"), 1);
+    log_expect(line, 1);
+    fd_write(b[1], "x", 1);
+    box_step(loop, 1);
+    ck_assert_int_eq(good.n, 1);
+    ck_assert_int_eq(bad.n, 0);
+    vp_unwatch(loop, a[0]);
+    vp_unwatch(loop, b[0]);
+    loop_end(loop);
+}
+END_TEST
+
+START_TEST(select_fails)
+{
+    static const struct {
+        int err;
+        int result;
+    } cases[] = { { EINTR, 0 }, { ENOMEM, 0 }, { EINVAL, -EINVAL } };
+    VPLoop *loop = loop_new();
+    VPTimer timer = { 0 };
+    Calls c = { 0 };
+    int fd[2];
+
+    fd_pair(fd);
+    watch(loop, fd[0], &c);
+    fd_write(fd[1], "x", 1);
+    box.select_errno = cases[_i].err;
+    vp_timer_start(loop, &timer, SECOND, box_stop, loop);
+    ck_assert_int_eq(vp_loop_run(loop), cases[_i].result);
+    ck_assert_int_eq(c.n > 0, cases[_i].result == 0);
+    vp_timer_stop(&timer);
+    vp_unwatch(loop, fd[0]);
+    loop_end(loop);
+}
+END_TEST
+
+/* ---- many descriptors ------------------------------------------------- */
+
+enum { MANY = 300 };
+
+typedef struct Crowd {
+    VPLoop *loop;
+    Calls calls[MANY];
+    int fd[MANY][2];
+} Crowd;
+
+static void crowd_new(Crowd *w)
+{
+    memset(w, 0, sizeof(*w));
+    w->loop = loop_new();
+    for (int i = 0; i < MANY; i++) {
+        fd_pair(w->fd[i]);
+        watch(w->loop, w->fd[i][0], &w->calls[i]);
+    }
+    box_settle(w->loop);
+}
+
+static void crowd_free(Crowd *w)
+{
+    for (int i = 0; i < MANY; i++) {
+        vp_unwatch(w->loop, w->fd[i][0]);
+        close(w->fd[i][0]);
+        close(w->fd[i][1]);
+    }
+    loop_end(w->loop);
+}
+
+/*
+ * While one descriptor is busy, the others cost little, and yet each is seen
+ * in a millisecond or so.
+ */
+START_TEST(cold_ones_are_seen)
+{
+    static Crowd w;
+    unsigned long passes, bits;
+
+    crowd_new(&w);
+    fd_write(w.fd[0][1], "x", 1); /* is never read: busy */
+    box_run(w.loop, 100 * MS);
+    passes = box.passes;
+    bits = box.bits;
+    box_run(w.loop, 100 * MS);
+    passes = box.passes - passes;
+    bits = box.bits - bits;
+    ck_assert_uint_ge(passes, 100 * MS / box.pass_us / 2);
+    ck_assert_uint_lt(bits, passes * MANY / 10);
+    for (int i = 1; i < MANY; i += 7) {
+        unsigned long from = box.passes;
+
+        fd_write(w.fd[i][1], "x", 1);
+        while (w.calls[i].n == 0) {
+            box_step(w.loop, 1);
+            ck_assert_uint_le((box.passes - from) * box.pass_us,
+                              VP_SCAN_US + 2 * box.pass_us);
+        }
+        recv(w.fd[i][0], &(char){ 0 }, 1, 0);
+    }
+    crowd_free(&w);
+}
+END_TEST
+
+/* When nothing is going on, all are watched, and the first wakes us. */
+START_TEST(cold_ones_wake_us)
+{
+    static Crowd w;
+    unsigned long passes;
+
+    crowd_new(&w);
+    for (int round = 0; round < 3; round++) {
+        box_run(w.loop, 10 * SECOND); /* asleep */
+        for (int i = 0; i < MANY; i += 50) {
+            w.calls[i].n = 0;
+            fd_write(w.fd[i][1], "x", 1);
+        }
+        box_step(w.loop, 1);
+        for (int i = 0; i < MANY; i += 50) {
+            ck_assert_int_eq(w.calls[i].n, 1);
+            recv(w.fd[i][0], &(char){ 0 }, 1, 0);
+        }
+        passes = box.passes;
+        box_run(w.loop, 10 * SECOND);
+        ck_assert_uint_lt(box.passes - passes, 10);
+    }
+    crowd_free(&w);
+}
+END_TEST
+
+/* What is wanted anew is looked at in the next pass. */
+START_TEST(new_interest_is_hot)
+{
+    static Crowd w;
+
+    crowd_new(&w);
+    fd_write(w.fd[0][1], "x", 1);
+    box_run(w.loop, 100 * MS);
+    for (int i = 1; i < MANY; i += 13) {
+        vp_watch_set(w.loop, w.fd[i][0], VP_READ | VP_WRITE);
+        w.calls[i].n = 0;
+        box_step(w.loop, 1);
+        ck_assert_int_eq(w.calls[i].n, 1);
+        ck_assert_int_eq(w.calls[i].events, VP_WRITE);
+        vp_watch_set(w.loop, w.fd[i][0], VP_READ);
+    }
+    crowd_free(&w);
+}
+END_TEST
+
+/* One that answers each time stays hot over many full passes. */
+START_TEST(active_ones_stay_hot)
+{
+    static Crowd w;
+
+    crowd_new(&w);
+    fd_write(w.fd[0][1], "x", 1);
+    fd_write(w.fd[99][1], "x", 1);
+    box_run(w.loop, 100 * MS);
+    for (int round = 0; round < 300; round++) {
+        w.calls[99].n = 0;
+        box_step(w.loop, 1);
+        ck_assert_int_eq(w.calls[99].n, 1);
+    }
+    crowd_free(&w);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("loop");
+
+    UNIT_ADD(s, timer_order, 1);
+    UNIT_ADD(s, timer_same_time, 1);
+    UNIT_ADD(s, timer_stop_and_restart, 5);
+    UNIT_ADD(s, timer_in_handler, 3);
+    UNIT_ADD(s, timer_sleep, 1);
+    UNIT_ADD(s, wanted_events, 1);
+    UNIT_ADD(s, high_numbers, 1);
+    UNIT_ADD(s, too_high, 1);
+    UNIT_ADD(s, never_watched, 1);
+    UNIT_ADD(s, number_used_again, 1);
+    UNIT_ADD(s, maps_grow_in_handler, 3);
+    UNIT_ADD(s, stop_in_handler, 1);
+    UNIT_ADD(s, closed_behind_our_back, 1);
+    UNIT_ADD(s, select_fails, 3);
+    UNIT_ADD(s, cold_ones_are_seen, 1);
+    UNIT_ADD(s, cold_ones_wake_us, 1);
+    UNIT_ADD(s, new_interest_is_hot, 1);
+    UNIT_ADD(s, active_ones_stay_hot, 1);
+    return unit_run(s);
+}
