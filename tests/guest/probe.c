@@ -694,24 +694,33 @@ static uint64_t mixed(uint64_t max)
     return random64() % (max + 1) >> random64() % 12;
 }
 
+static volatile sig_atomic_t holding;
+
+static void on_usr1(int sig)
+{
+    (void)sig;
+    holding = 0;
+}
+
 /*
- * load [-n CONNS] [-u UP] [-d DOWN] [-m] [-r] [-h HOLD] [-t SECONDS] ADDR
+ * load [-n CONNS] [-u UP] [-d DOWN] [-m] [-a] [-r] [-h] [-t SECONDS] ADDR
  *
- * -m draws each size between 0 and the given one, -r only counts bytes,
- * -h reads nothing for the first HOLD seconds, -t is the end of patience.
+ * -m draws each size between 0 and the given one, -a lets every other
+ * connection only download, -r only counts bytes, -h reads nothing before
+ * SIGUSR1 comes, -t is the end of patience.
  */
 static int cmd_load(int argc, char **argv)
 {
     static struct pollfd ps[MAX_XFERS];
-    uint64_t n = 1, up = 0, down = 0, hold = 0, limit = 60, bytes = 0;
+    uint64_t n = 1, up = 0, down = 0, limit = 60, bytes = 0;
     uint64_t mode = MODE_CHECK, i, running;
     unsigned count[OUTCOMES] = { 0 };
-    bool mix = false, holding;
+    bool mix = false, alternate = false;
     double start = now_ms(), ms;
     Xfer *xs;
     int opt, o;
 
-    while ((opt = getopt(argc, argv, "n:u:d:h:t:mr")) != -1) {
+    while ((opt = getopt(argc, argv, "n:u:d:t:hmar")) != -1) {
         switch (opt) {
         case 'n':
             n = number(optarg);
@@ -723,13 +732,17 @@ static int cmd_load(int argc, char **argv)
             down = number(optarg);
             break;
         case 'h':
-            hold = number(optarg);
+            holding = 1;
+            signal(SIGUSR1, on_usr1);
             break;
         case 't':
             limit = number(optarg);
             break;
         case 'm':
             mix = true;
+            break;
+        case 'a':
+            alternate = true;
             break;
         case 'r':
             mode = MODE_RAW;
@@ -746,12 +759,12 @@ static int cmd_load(int argc, char **argv)
         die("out of memory");
     }
     for (i = 0; i < n; i++) {
-        open_xfer(&xs[i], argv[optind], mix ? mixed(up) : up,
+        open_xfer(&xs[i], argv[optind],
+                  alternate && i % 2 ? 0 : mix ? mixed(up) : up,
                   mix ? mixed(down) : down, mode);
     }
     do {
         ms = now_ms() - start;
-        holding = ms < (double)hold * 1e3;
         for (i = running = 0; i < n; i++) {
             ps[i].fd = xs[i].outcome == RUNNING ? xs[i].fd : -1;
             ps[i].events = interest(&xs[i]);
