@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_chaos.c - one random run per seed, and everything in it at once
+ *
+ * A seed decides what channel there is and how fast, what damage is done to
+ * it and how often, whether daemons are killed, paused or thrown back in time,
+ * how badly the kernel behaves, and what the programs do.  Each kind of
+ * trouble is left out of many runs, so that some are in trouble of one kind
+ * only.  At last the damage ends, and then all must end well.
+ *
+ * SEEDS: how many (250); SEED: this one alone; FIRST: begin with this one
+ * VERBOSE: all that the engines say
+ */
+#include <stdlib.h>
+
+#include "sim.h"
+
+#define SEEDS 250
+/* What all programs of a run send together, about. */
+#define BYTES_MAX (3u << 20)
+/* Longest stall, pause or outage. */
+#define STALL_MAX (100 * SECOND)
+
+static uint64_t first_seed = 1;
+
+/* the channel: what it is made of */
+static void choose_line(void)
+{
+    static const VPChannelKind kind[] = {
+        VP_CHN_SOCKET, VP_CHN_SOCKET, VP_CHN_VIRTSERIAL, VP_CHN_VIRTSERIAL,
+        VP_CHN_TTY,
+    };
+
+    world.kind[1] = kind[rnd(5)];
+    world.rate = rnd_log(10000, 1000000000);
+    world.latency = rnd_log(1, chance(500) ? 100 : 100000);
+    world.chunk = rnd_log(64, 65536);
+    world.out_cap = rnd_log(65536, 1 << 20);
+    world.in_cap = rnd_log(65536, 1 << 20);
+    world.pass_us = rnd_log(1, 50);
+    world.nasty = chance(300) ? rnd(200) : 0;
+    world.dumb = chance(100) ? rnd(500) : 0;
+    world.one_byte = chance(20);
+}
+
+/* the programs */
+static void choose_programs(void)
+{
+    uint32_t each;
+
+    world.to_open = rnd_log(1, chance(200) ? 150 : 30);
+    world.open_gap = rnd_log(100, 1000000);
+    each = BYTES_MAX / world.to_open;
+    if (each > 20ull * world.rate / world.to_open) {
+        each = 20 * world.rate / world.to_open;
+    }
+    if (world.one_byte) {
+        each /= 100;
+    }
+    world.mix.total_max = rnd_log(1, each);
+    world.mix.chunk_max = rnd_log(1, 65536);
+    world.mix.pause_max = rnd_log(1, 2000000);
+    world.mix.rude = chance(300) ? rnd(500) : 0;
+    world.mix.bad = chance(300) ? rnd(300) : 0;
+    world.mix.empty = rnd(200);
+    world.config.grace = chance(700) ? 30 : rnd(10);
+    world.config.max_conns = chance(100) ? 1 + rnd(8) : 1000;
+    if (chance(200)) {
+        world.config.key = (VPKey){ .bytes = "secret", .len = 6 };
+    }
+}
+
+/* what is to go wrong */
+static void choose_damage(void)
+{
+    static const Damage timed[] = {
+        CUT, KILL, PAUSE, THROW_BACK, THROW_BACK, OUTAGE,
+    };
+    uint32_t time = rnd_log(100, 30000) * 1000;
+
+    world.damage_until = world.now + time;
+    for (int i = 0; i < DAMAGES; i++) {
+        if (chance(i <= CUT ? 500 : 100)) {
+            world.damages |= 1u << i;
+        }
+    }
+    if (world.damages != 0 && chance(800)) {
+        world.damage_gap = rnd_log(200, 1000000);
+    }
+    world.nevents = chance(500) ? (int)rnd(8) : 0;
+    for (int i = 0; i < world.nevents; i++) {
+        Event *e = &world.event[i];
+
+        e->at = world.now + rnd(time);
+        e->damage = timed[rnd(6)];
+        e->arg = e->damage == CUT ? rnd(CUT_KINDS)
+                 : rnd_log(1, STALL_MAX / MS);
+        world.throws |= e->damage == THROW_BACK;
+    }
+    world.throws |= (world.damages >> THROW_BACK & 1) != 0;
+    world.restart_max = rnd_log(1, 10000000);
+    for (int d = 0; d < 2; d++) {
+        world.damage_at[d] = rnd(2 * world.damage_gap);
+    }
+}
+
+/* describe() - what the seed means */
+static void describe(void)
+{
+    static const char *const kind[] = { "socket", "virtserial", "tty" };
+
+    fprintf(stderr, "%s: %s, %u B/s, %u us, chunks of %u, buffers %u %u, "
+            "passes of %u us, nasty %u, dumb %u, one byte %d\n", world.what,
+            kind[world.kind[1]], world.rate, world.latency, world.chunk,
+            world.out_cap, world.in_cap, world.pass_us, world.nasty,
+            world.dumb, world.one_byte);
+    fprintf(stderr, "  %u connections, up to %u us apart, up to %u bytes in "
+            "pieces of %u, pauses up to %u us, %u rude, %u bad, grace %u, "
+            "at most %u\n", world.to_open, world.open_gap,
+            world.mix.total_max, world.mix.chunk_max, world.mix.pause_max,
+            world.mix.rude, world.mix.bad, world.config.grace,
+            world.config.max_conns);
+    fprintf(stderr, "  damages %#x every %u bytes until %.3f s\n",
+            world.damages, world.damage_gap,
+            (double)world.damage_until / SECOND);
+    for (int i = 0; i < world.nevents; i++) {
+        fprintf(stderr, "  at %.3f s: %d %u\n",
+                (double)world.event[i].at / SECOND, world.event[i].damage,
+                world.event[i].arg);
+    }
+}
+
+START_TEST(chaos)
+{
+    world_init(first_seed + (uint64_t)_i);
+    snprintf(world.what, sizeof(world.what), "SEED=%llu",
+             (unsigned long long)world.seed);
+    choose_line();
+    choose_programs();
+    choose_damage();
+    /* what comes last may be a stall of each kind, and then the rest */
+    world.end_by = world.damage_until + 4 * STALL_MAX +
+                   20 * SECOND * world.to_open;
+    if (getenv("VERBOSE") != NULL) {
+        describe();
+    }
+    world_start();
+    world_run();
+    world_idle(60 * SECOND);
+    if (getenv("VERBOSE") != NULL) {
+        fprintf(stderr, "%s: %.3f s, %llu bytes, %d sides, %u resets, %d "
+                "breaks\n", world.what, (double)world.now / SECOND,
+                (unsigned long long)world.bytes, world.nsides, world.resets,
+                world.breaks);
+    }
+    world_free();
+}
+END_TEST
+
+static uint64_t number(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+
+    return text != NULL ? strtoull(text, NULL, 10) : otherwise;
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("chaos");
+    TCase *tcase = tcase_create("chaos");
+    uint64_t seed = number("SEED", 0);
+    SRunner *runner;
+    int failed;
+
+    first_seed = seed != 0 ? seed : number("FIRST", 1);
+    tcase_set_timeout(tcase, 300);
+    tcase_add_loop_test(tcase, chaos, 0,
+                        seed != 0 ? 1 : (int)number("SEEDS", SEEDS));
+    suite_add_tcase(suite, tcase);
+    runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
