@@ -36,6 +36,7 @@
 #include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -50,6 +51,10 @@
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifndef _PATH_LOG
+#define _PATH_LOG "/dev/log"
+#endif
 
 #define VERSION "0.1"
 
@@ -100,6 +105,36 @@ static const char *const level_name[] = { "error", "warn", "info", "debug" };
 static VPLogLevel log_level = VP_LOG_INFO;
 static int log_fd = STDERR_FILENO; /* -1: syslog */
 
+/*
+ * log_send() - to syslog, as RFC 3164 has it
+ *
+ * syslog(3) would block for ever on a syslogd that lives but doesn't read.
+ */
+static void log_send(const char *line, size_t len)
+{
+    static int fd = -1;
+    struct sockaddr_un sun = { .sun_family = AF_UNIX, .sun_path = _PATH_LOG };
+
+    for (int try = 0; try < 2; try++) {
+        if (fd < 0) {
+            fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+            if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
+                connect(fd, (struct sockaddr *)&sun, sizeof(sun)) < 0) {
+                break;
+            }
+        }
+        if (send(fd, line, len, 0) >= 0 || errno == EAGAIN) {
+            return; /* or it is busy: the line is lost, not we */
+        }
+        close(fd); /* it was started anew: so do we */
+        fd = -1;
+    }
+    if (fd >= 0) {
+        close(fd);
+        fd = -1;
+    }
+}
+
 void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
 {
     static const int priority[] = {
@@ -121,18 +156,27 @@ void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
     if (channel != VP_NO_CHANNEL) {
         snprintf(where, sizeof(where), "ch%d: ", channel);
     }
+    clock_gettime(CLOCK_REALTIME, &ts);
+    localtime_r(&ts.tv_sec, &tm);
     if (log_fd < 0) {
-        syslog(priority[level], "%s%s", where, text);
+        len = (size_t)snprintf(line, sizeof(line), "<%d>",
+                               LOG_DAEMON | priority[level]);
+        len += strftime(line + len, sizeof(line) - len, "%b %e %H:%M:%S", &tm);
+        len += (size_t)snprintf(line + len, sizeof(line) - len,
+                                " qemu-vp[%ld]: %s%s", (long)getpid(), where,
+                                text);
+        log_send(line, len);
     } else {
-        clock_gettime(CLOCK_REALTIME, &ts);
-        localtime_r(&ts.tv_sec, &tm);
+        struct pollfd pfd = { .fd = log_fd, .events = POLLOUT };
+
         len = strftime(line, sizeof(line), "%Y-%m-%d %H:%M:%S", &tm);
         len += (size_t)snprintf(line + len, sizeof(line) - len,
                                 ".%03d %s %s%s\n",
                                 (int)(ts.tv_nsec / 1000000),
                                 level_name[level], where, text);
-        if (write(log_fd, line, len) < 0) {
-            /* a full disk or a closed pipe must not stop anything */
+        /* neither a full disk nor a pipe that nobody reads may stop us */
+        if (poll(&pfd, 1, 0) > 0 && write(log_fd, line, len) < 0) {
+            errno = saved;
         }
     }
     errno = saved;
@@ -144,7 +188,6 @@ static bool log_open(const char *path, Error *err)
     int fd = STDERR_FILENO;
 
     if (path != NULL && strcmp(path, "syslog") == 0) {
-        openlog("qemu-vp", LOG_PID, LOG_DAEMON);
         fd = -1;
     } else if (path != NULL) {
         fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOCTTY, 0644);
@@ -215,6 +258,7 @@ typedef struct Spec {
     const char *addr;
     const char *port;        /* NULL: '-' was given */
     unsigned channel_id;
+    unsigned line;           /* of the init file; 0: the command line */
 } Spec;
 
 static bool bad(const Spec *spec, Error *err, const char *fmt, ...)
@@ -770,6 +814,7 @@ static bool settings_file(Settings *s, const char *path, Error *err)
     FILE *f = fopen(path, "r");
     char line[1024];
     Error why;
+    size_t old;
     bool ok = true;
 
     if (f == NULL) {
@@ -784,7 +829,11 @@ static bool settings_file(Settings *s, const char *path, Error *err)
             ok = error_set(err, "%s:%u: the line is too long", path, n);
             break;
         }
+        old = s->nspecs;
         ok = settings_line(s, line, &why);
+        if (s->nspecs > old) {
+            s->specs[old].line = n;
+        }
         if (!ok) {
             error_set(err, "%.200s:%u: %.300s", path, n, why.text);
         }
@@ -796,10 +845,23 @@ static bool settings_file(Settings *s, const char *path, Error *err)
     return ok;
 }
 
+/* settings_where() - say where @spec came from, and @why it is wrong */
+static bool settings_where(const Settings *s, const Spec *spec,
+                           const Error *why, Error *err)
+{
+    if (spec->line == 0) {
+        *err = *why;
+        return false;
+    }
+    return error_set(err, "%.200s:%u: %.300s", s->config_path, spec->line,
+                     why->text);
+}
+
 /* settings_check() - what only shows when all of it is known */
 static bool settings_check(const Settings *s, Error *err)
 {
     bool any = false;
+    Error why;
 
     for (size_t i = 0; i < s->nspecs; i++) {
         const Spec *spec = &s->specs[i];
@@ -811,14 +873,15 @@ static bool settings_check(const Settings *s, Error *err)
             const char *clash = j < i ? spec_clash(spec, other) : NULL;
 
             if (clash != NULL) {
-                return bad(spec, err, "%s", clash);
+                bad(spec, &why, "%s", clash);
+                return settings_where(s, spec, &why, err);
             }
             found |= other->option == 'c' &&
                      other->channel_id == spec->channel_id;
         }
         if (!found) {
-            return bad(spec, err, "there is no channel %u",
-                       spec->channel_id);
+            bad(spec, &why, "there is no channel %u", spec->channel_id);
+            return settings_where(s, spec, &why, err);
         }
     }
     return any || s->monitor != NULL ||
@@ -1856,6 +1919,7 @@ static void channel_del(Channel *ch)
 
 /* ---- what is in force ------------------------------------------------- */
 
+static uint64_t quit_at; /* ending: when flushing is over, then resetting */
 static Settings settings;
 static char **saved_argv; /* for reading it all again */
 static int saved_argc;
@@ -1897,7 +1961,8 @@ static const char *running_clash(const Spec *spec)
 /* running_add() - @spec is taken over on success */
 static bool running_add(Spec *spec, Error *err)
 {
-    const char *clash = running_clash(spec);
+    const char *clash = quit_at != 0 ? "the daemon is ending"
+                                     : running_clash(spec);
 
     if (clash != NULL) {
         return bad(spec, err, "%s", clash);
@@ -2889,7 +2954,6 @@ static void notify(const char *state)
 /* ---- signals, reload, end --------------------------------------------- */
 
 static int signal_pipe[2];
-static uint64_t quit_at; /* when flushing ends, then when resetting ends */
 static bool quit_resetting;
 static VPTimer quit_timer;
 
@@ -2934,8 +2998,12 @@ static void quit_start(void)
         return;
     }
     notify("STOPPING=1");
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        vp_stop_listening(ch->drv);
+    for (Forward **f = &forwards; *f != NULL; ) {
+        if ((*f)->spec.option == 'o') {
+            forward_del(*f);
+        } else {
+            f = &(*f)->next;
+        }
     }
     quit_at = vp_loop_now(loop) + FLUSH_TIME;
     quit_step(NULL);
@@ -2952,7 +3020,12 @@ static void reload(void)
 {
     Settings now;
     Error err, wrong;
-    bool ok = settings_read(&now, saved_argc, saved_argv, &wrong);
+    bool ok;
+
+    if (quit_at != 0) {
+        return;
+    }
+    ok = settings_read(&now, saved_argc, saved_argv, &wrong);
 
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
         vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);

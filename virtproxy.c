@@ -57,9 +57,9 @@
  *
  * A side that finds the peer's claim impossible forgets its session, takes a
  * new token and says HELLO again; so both sides come to the same verdict
- * without a further message.  A handshake that only the peer saw completed
- * is remembered by its tokens (try_epoch): should the peer name that session
- * in the next handshake, we join it.
+ * without a further message.  In a new session nothing is sent before the
+ * peer has shown that it is in it, so a handshake that only one side saw
+ * completed costs no connection: those that waited still wait.
  *
  * Memory of one driver, at most:
  *
@@ -85,6 +85,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/select.h>
 #include <sys/time.h>
 #include <sys/uio.h>
@@ -487,7 +488,6 @@ static void loop_dispatch(VPLoop *loop, int n)
 
 int vp_loop_run(VPLoop *loop)
 {
-    loop->stop = false;
     loop->now = clock_us();
     while (!loop->stop) {
         uint64_t timeout = UINT64_MAX;
@@ -511,6 +511,7 @@ int vp_loop_run(VPLoop *loop)
         loop_dispatch(loop, n);
         loop_timers(loop);
     }
+    loop->stop = false;
     return 0;
 }
 
@@ -770,6 +771,7 @@ typedef enum VPReason {
     VP_REASON_LIMIT,
     VP_REASON_RESOURCES,
     VP_REASON_OTHER,
+    VP_REASON_ENDING, /* the daemon ends: deliver what it sent before */
 } VPReason;
 
 static const char *reason_str(unsigned reason)
@@ -783,9 +785,10 @@ static const char *reason_str(unsigned reason)
         [VP_REASON_LIMIT] = "too many connections",
         [VP_REASON_RESOURCES] = "out of memory or descriptors",
         [VP_REASON_OTHER] = "failed",
+        [VP_REASON_ENDING] = "the other side's daemon ends",
     };
 
-    return text[MIN(reason, (unsigned)VP_REASON_OTHER)];
+    return text[reason <= VP_REASON_ENDING ? reason : VP_REASON_OTHER];
 }
 
 static VPReason reason_from_errno(int err)
@@ -1209,7 +1212,7 @@ typedef struct VPLink {
     VPHello hello;      /* what I say; frozen for one handshake */
     uint64_t peer_token;
     uint64_t epoch[2];     /* mine, the peer's; 0: no session */
-    uint64_t try_epoch[2]; /* of a handshake the peer may have completed */
+    bool confirmed;        /* the peer has shown that it is up, too */
     uint64_t tx_key;
     uint64_t rx_key;
     uint64_t hello_at;     /* since when */
@@ -1305,6 +1308,7 @@ typedef struct VPConn {
     unsigned due;
     uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
     int fd;
+    uint64_t ends_at;  /* conn_end(): when it is reset at the latest; 0: no */
     uint64_t born;
     uint64_t moved;    /* when data moved last */
 
@@ -1815,7 +1819,6 @@ static void link_forget(VPDriver *drv)
     VPLink *l = &drv->link;
 
     l->epoch[0] = l->epoch[1] = 0;
-    l->try_epoch[0] = l->try_epoch[1] = 0;
     store_reset(&l->store);
     conns_reset(drv);
 }
@@ -1836,6 +1839,9 @@ static void grace_expired(void *opaque)
         VPConn *c = container_of(n, VPConn, all);
         uint64_t end = MAX(c->born, drv->down_at) + grace;
 
+        if (c->ends_at != 0) {
+            continue;
+        }
         if (end > now) {
             vp_timer_start(drv->loop, &drv->grace_timer, end - now,
                            grace_expired, drv);
@@ -2040,10 +2046,6 @@ static size_t link_put_ctl(VPDriver *drv)
         l->hello.flags = (uint16_t)(
             l->role | (l->state == LINK_UP ? VP_HELLO_UP : 0u) |
             (link_key(drv) != NULL ? VP_HELLO_KEYED : 0u));
-        if (l->peer_token != 0 && l->state == LINK_HELLO) {
-            l->try_epoch[0] = l->hello.token;
-            l->try_epoch[1] = l->peer_token;
-        }
         len += wire_put_hello(l->ctl, &l->hello, link_key(drv));
     }
     if (l->state != LINK_UP) {
@@ -2238,7 +2240,7 @@ static void link_ping_timer(void *opaque)
 {
     VPDriver *drv = opaque;
     VPLink *l = &drv->link;
-    bool waiting = l->store.bytes > 0;
+    bool waiting = l->store.bytes > 0 || !l->confirmed;
     uint64_t wait = VP_PING_IDLE;
 
     l->ping_waits = waiting;
@@ -2279,8 +2281,14 @@ static void link_ack_timer(void *opaque)
     drv->link.ack_now = true;
 }
 
-/* link_up() - both tokens were echoed; from here on packets flow */
-static void link_up(VPDriver *drv, bool resumed)
+/*
+ * link_up() - both tokens were echoed, by @h at last
+ *
+ * Packets flow from here on.  But in a new session only once the peer is
+ * known to be in it: if this HELLO was old, another session will follow, and
+ * the connections that wait to begin must not have begun in this one.
+ */
+static void link_up(VPDriver *drv, const VPHello *h, bool resumed)
 {
     VPLink *l = &drv->link;
     bool quiet = resumed && l->named_up;
@@ -2295,6 +2303,7 @@ static void link_up(VPDriver *drv, bool resumed)
     flow_rtt(&l->flow, drv->loop->now - l->hello_at, drv->loop->now);
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&drv->grace_timer);
+    l->confirmed = resumed || (h->flags & VP_HELLO_UP);
     l->ping_waits = true;
     link_ping_start(drv, VP_PING_WAIT_MIN);
     provoked_log(drv, quiet ? VP_LOG_DEBUG : VP_LOG_INFO, "channel up: %s",
@@ -2344,10 +2353,10 @@ static void link_agree(VPDriver *drv, const VPHello *h)
     l->peer_max_conns = h->max_conns;
     if (!link_names_session(l, h)) {
         link_begin(drv, l->hello.token, l->peer_token);
-        link_up(drv, false);
+        link_up(drv, h, false);
     } else if (link_can_resume(l, h)) {
         store_rewind(&l->store, h->expect);
-        link_up(drv, true);
+        link_up(drv, h, true);
     } else {
         provoked_log(drv, VP_LOG_WARN, "one side was set back in time: "
                "session ended");
@@ -2417,8 +2426,11 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
     }
     if (l->state == LINK_UP) {
         if (h->token == l->peer_token) {
-            /* it has not heard my echo */
-            l->need_hello |= !(h->flags & VP_HELLO_UP);
+            if (h->flags & VP_HELLO_UP) {
+                l->confirmed = true;
+            } else {
+                l->need_hello = true; /* it has not heard my echo */
+            }
             return;
         }
         vp_log(VP_LOG_DEBUG, drv->id, "the other end says hello again");
@@ -2427,13 +2439,6 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
     if (h->token != l->peer_token) {
         l->peer_token = h->token;
         l->need_hello = true;
-        if (l->try_epoch[0] != 0 && h->my_epoch == l->try_epoch[1] &&
-            h->peer_epoch == l->try_epoch[0] &&
-            l->epoch[0] != l->try_epoch[0]) {
-            /* for the peer, that handshake was complete */
-            link_begin(drv, l->try_epoch[0], l->try_epoch[1]);
-            link_new_token(drv);
-        }
     }
     if (h->echo != l->hello.token) {
         l->need_hello = true;
@@ -2538,6 +2543,7 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         return 1; /* a HELLO may begin at any byte after */
     }
     l->asked_at = 0;
+    l->confirmed = true;
     l->ack_now |= (pkt.flags & VP_FLAG_ACK_NOW) != 0;
     switch (pkt.type) {
     case VP_PKT_PING:
@@ -2761,9 +2767,12 @@ static void link_ready(void *opaque, int fd, int events)
 /* A unix listener whose queue is full says so at once: try again. */
 #define VP_CONNECT_RETRY (20 * MS)
 #define VP_SWEEP_US SECOND
+#define VP_END_US (2 * SECOND)
+#define VP_END_STEP (10 * MS)
 #define VP_HASH_MIN 64
 
 static void conn_ready(void *opaque, int fd, int events);
+static void sweep_timer(void *opaque);
 
 static const char *const in_name[] = { "WAIT", "OPEN", "EOF", "CLOSED" };
 
@@ -2824,14 +2833,15 @@ static VPConn **conn_slot(VPDriver *drv, uint32_t id, bool client)
 /*
  * conn_find() - by id and by whether we are its client side; NULL: none
  *
- * One that only waits for the reaper is none: a new session's peer may use
- * its id already.
+ * One that the peer knows nothing of any more is none: a new session's peer
+ * may use its id already.
  */
 static VPConn *conn_find(VPDriver *drv, uint32_t id, bool client)
 {
     VPConn *c = drv->hash_size > 0 ? *conn_slot(drv, id, client) : NULL;
 
-    while (c != NULL && (c->id != id || c->client != client || c->dead)) {
+    while (c != NULL && (c->id != id || c->client != client || c->dead ||
+                         c->ends_at != 0)) {
         c = c->hash_next;
     }
     return c;
@@ -3041,6 +3051,41 @@ static void conn_reset(VPConn *c)
     }
 }
 
+/*
+ * conn_end() - the peer's daemon ends: what it sent before is delivered,
+ * for VP_END_US at most, then comes the reset; the peer has forgotten us
+ */
+static void conn_end(VPConn *c)
+{
+    VPDriver *drv = c->drv;
+
+    conn_announced(c, false);
+    if (c->in == IN_WAIT) {
+        conn_abort(c, VP_REASON_NONE);
+        return;
+    }
+    c->ends_at = drv->loop->now + VP_END_US;
+    c->due = 0;
+    sched_leave(c);
+    conn_set_in(c, IN_CLOSED);
+    conn_interest(c);
+    vp_timer_start(drv->loop, &drv->sweep_timer, VP_END_STEP, sweep_timer,
+                   drv);
+}
+
+/* conn_queued() - bytes the local socket's owner has not got yet */
+static size_t conn_queued(const VPConn *c)
+{
+    int n = 0;
+
+#ifdef TIOCOUTQ
+    if (c->fd < 0 || ioctl(c->fd, TIOCOUTQ, &n) < 0) {
+        n = 0; /* not known: then only our own buffer counts */
+    }
+#endif
+    return c->buf_len + (size_t)n;
+}
+
 /* conn_check_over() - both directions closed in order? */
 static void conn_check_over(VPConn *c)
 {
@@ -3153,11 +3198,15 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
             len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
                                  : writev(c->fd, iov + 1, n);
         } while (len < 0 && errno == EINTR);
-        if (len < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
+        if (len < 0 && (errno == EPIPE || errno == ECONNRESET)) {
             for (int i = 1; i <= n; i++) {
                 c->rx_taken += iov[i].iov_len;
             }
             conn_broken(c);
+            return;
+        }
+        if (len < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
+            conn_abort(c, reason_from_errno(errno));
             return;
         }
         len = MAX(len, 0);
@@ -3344,14 +3393,11 @@ static int socket_setup(int fd, int family)
     struct linger reset = { 1, 0 };
     int one = 1;
 
-    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
-        return -errno;
-    }
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     if (family != AF_UNIX) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     }
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
-    return 0;
+    return fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
 }
 
 static void conn_refuse(VPConn *c, VPReason reason)
@@ -3459,13 +3505,21 @@ static void connect_timer(void *opaque)
 
     while (n != &drv->connecting) {
         VPConn *c = container_of(n, VPConn, wait);
+        bool late;
 
         n = n->next;
-        if (c->deadline <= drv->loop->now) {
-            conn_connect_failed(c, ETIMEDOUT);
-        } else if (c->retry) {
-            conn_connect(c);
+        late = c->deadline <= drv->loop->now;
+        if (c->retry) {
+            conn_connect(c); /* late or not: we may have been paused */
+            late &= c->retry;
             next = c->retry ? VP_CONNECT_RETRY : next;
+        } else if (late) {
+            struct pollfd pfd = { .fd = c->fd, .events = POLLOUT };
+
+            late = poll(&pfd, 1, 0) == 0;
+        }
+        if (late) {
+            conn_connect_failed(c, ETIMEDOUT);
         }
     }
     if (node_linked(&drv->connecting)) {
@@ -3483,7 +3537,7 @@ static void connect_timer(void *opaque)
 static void sweep_timer(void *opaque)
 {
     VPDriver *drv = opaque;
-    bool any = false;
+    uint64_t next = 0; /* 0: nothing to look at */
 
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
@@ -3493,10 +3547,18 @@ static void sweep_timer(void *opaque)
         bool waits = c->in == IN_OPEN &&
                      (node_linked(&c->turn) || c->tx_count == c->tx_limit);
 
+        if (c->ends_at != 0 && !c->gone) {
+            if (c->ends_at <= drv->loop->now || conn_queued(c) == 0) {
+                conn_abort(c, VP_REASON_NONE);
+            } else {
+                next = VP_END_STEP;
+            }
+            continue;
+        }
         if (c->fd < 0 || (!half && !waits)) {
             continue;
         }
-        any = true;
+        next = next == 0 ? VP_SWEEP_US : next;
         if (poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLERR)) {
             if (half || c->doomed) {
                 conn_abort(c, VP_REASON_NONE);
@@ -3504,9 +3566,8 @@ static void sweep_timer(void *opaque)
             c->doomed = true;
         }
     }
-    if (any) {
-        vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,
-                       drv);
+    if (next != 0) {
+        vp_timer_start(drv->loop, &drv->sweep_timer, next, sweep_timer, drv);
     }
 }
 
@@ -3671,7 +3732,10 @@ static const char *vp_handle_control_packet(VPDriver *drv,
         if (pkt->bytes != 2) {
             return "malformed RESET";
         }
-        if (c != NULL) {
+        if (c != NULL && !gone && msg[0] == VP_MSG_RESET &&
+            msg[1] == VP_REASON_ENDING) {
+            conn_end(c);
+        } else if (c != NULL) {
             conn_reset(c);
         }
         break;
@@ -3745,7 +3809,7 @@ static void conns_session(VPDriver *drv)
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
-        if (!c->announced && !c->gone) {
+        if (!c->announced && !c->gone && c->ends_at == 0) {
             c->tx_limit = drv->link.peer_window;
             conn_interest(c);
         }
@@ -4170,7 +4234,8 @@ static bool driver_run(VPDriver *drv)
     bool more = false;
 
     for (int i = 0; i < VP_RUN_ROUNDS; i++) {
-        more = l->state == LINK_UP && !l->blocked && sched_run(drv);
+        more = l->state == LINK_UP && l->confirmed && !l->blocked &&
+               sched_run(drv);
         link_flush(drv);
         if (!more) {
             break;
@@ -4371,13 +4436,6 @@ void vp_del_oforward(VPDriver *drv, int fd)
     }
 }
 
-void vp_stop_listening(VPDriver *drv)
-{
-    while (node_linked(&drv->oforwards)) {
-        oforward_free(container_of(drv->oforwards.next, VPOForward, node));
-    }
-}
-
 void vp_del_iforward(VPDriver *drv, const char *service_id)
 {
     VPIForward *f = iforward_find(drv, service_id);
@@ -4496,7 +4554,7 @@ bool vp_busy(const VPDriver *drv)
         return true;
     }
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
-        if (container_of(n, VPConn, all)->buf_len > 0) {
+        if (conn_queued(container_of(n, VPConn, all)) > 0) {
             return true;
         }
     }
@@ -4506,7 +4564,7 @@ bool vp_busy(const VPDriver *drv)
 void vp_reset_all(VPDriver *drv)
 {
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
-        conn_abort(container_of(n, VPConn, all), VP_REASON_NONE);
+        conn_abort(container_of(n, VPConn, all), VP_REASON_ENDING);
     }
 }
 
@@ -4551,7 +4609,9 @@ void vp_free(VPDriver *drv)
         conn_reset(c);
     }
     driver_reap(drv);
-    vp_stop_listening(drv);
+    while (node_linked(&drv->oforwards)) {
+        oforward_free(container_of(drv->oforwards.next, VPOForward, node));
+    }
     while (node_linked(&drv->iforwards)) {
         VPIForward *f = container_of(drv->iforwards.next, VPIForward, node);
 

@@ -211,13 +211,16 @@ void vp_del_oforward(VPDriver *drv, int fd);
  */
 void vp_del_iforward(VPDriver *drv, const char *service_id);
 
-/* vp_stop_listening() - drop all oforwards; their connections go on */
-void vp_stop_listening(VPDriver *drv);
-
-/* vp_busy() - do bytes wait here for a local socket or for the peer? */
+/*
+ * vp_busy() - do bytes wait for the peer, or for the owner of a local socket?
+ */
 bool vp_busy(const VPDriver *drv);
 
-/* vp_reset_all() - reset every connection, here and at the peer */
+/*
+ * vp_reset_all() - reset every connection, here and at the peer
+ *
+ * The peer delivers what it got of them before, for 2 s at most.
+ */
 void vp_reset_all(VPDriver *drv);
 
 /* vp_max_conns() - how many connections a channel's @memory is enough for */

@@ -177,36 +177,31 @@ void *box_calloc(size_t n, size_t size)
     return p;
 }
 
-/* box_short() - a read or write that moves less than it could */
-static bool box_short(unsigned call)
-{
-    return (box.calls & call) && box.err == 0 && box_fails(call);
-}
+/* With box.err == 0 a read or write that "fails" moves this many bytes. */
+#define SHORT 7
 
 static ssize_t box_read(int fd, void *buf, size_t len)
 {
-    if (box_short(CALL_READ)) {
-        return read(fd, buf, len < 7 ? len : 7);
+    if (!box_fails(CALL_READ)) {
+        return read(fd, buf, len);
     }
-    return box_fails(CALL_READ) ? -1 : read(fd, buf, len);
+    return box.err != 0 ? -1 : read(fd, buf, len < SHORT ? len : SHORT);
 }
 
 static ssize_t box_readv(int fd, const struct iovec *iov, int n)
 {
-    if (box_short(CALL_READ)) {
-        return read(fd, iov[0].iov_base, iov[0].iov_len < 7 ? iov[0].iov_len
-                                                            : 7);
-    }
-    return box_fails(CALL_READ) ? -1 : readv(fd, iov, n);
+    return box_fails(CALL_READ) && box.err != 0 ? -1 : readv(fd, iov, n);
 }
 
 static ssize_t box_writev(int fd, const struct iovec *iov, int n)
 {
-    if (box_short(CALL_WRITE)) {
-        return write(fd, iov[0].iov_base, iov[0].iov_len < 7 ? iov[0].iov_len
-                                                             : 7);
+    struct iovec part = iov[0];
+
+    if (!box_fails(CALL_WRITE)) {
+        return writev(fd, iov, n);
     }
-    return box_fails(CALL_WRITE) ? -1 : writev(fd, iov, n);
+    part.iov_len = part.iov_len < SHORT ? part.iov_len : SHORT;
+    return box.err != 0 ? -1 : writev(fd, &part, 1);
 }
 
 #define box_call(call, real) (box_fails(call) ? -1 : real)
@@ -749,8 +744,8 @@ static void do_hello(Rig *r)
         h.echo = how & 4 ? 0 : h.echo + 1;
     }
     if (how & 8) {
-        h.my_epoch = how & 16 ? 0 : r->drv->link.try_epoch[1];
-        h.peer_epoch = how & 32 ? 0 : r->drv->link.try_epoch[0];
+        h.my_epoch = how & 16 ? 0 : r->drv->link.epoch[1];
+        h.peer_epoch = how & 32 ? 0 : r->drv->link.epoch[0];
     }
     if (how & 64) {
         h.expect += in_delta(&r->in);
