@@ -149,6 +149,16 @@ static bool key_read_fd(int fd)
            st.st_ino == key.st_ino && st.st_dev == key.st_dev;
 }
 
+/* getopt_reset() - it remembers where in which argument it left off */
+static void getopt_reset(void)
+{
+    char *args[] = { (char *)(uintptr_t)"qemu-vp", NULL };
+
+    opterr = 0;
+    optind = 0;
+    getopt_long(1, args, "", long_options, NULL);
+}
+
 static void world_new(void)
 {
     char path[] = "/tmp/vp-fuzz.XXXXXX";
@@ -157,7 +167,6 @@ static void world_new(void)
         key_fd = mkstemp(path);
         fuzz_require(key_fd >= 0 && unlink(path) == 0 &&
                      write(key_fd, "twenty bytes of key\n", 20) == 20);
-        opterr = 0;
         signal(SIGPIPE, SIG_IGN);
     }
 }
@@ -182,6 +191,7 @@ static bool settings_take(Settings *s, int argc, char **argv)
 {
     Error err;
 
+    getopt_reset();
     return setjmp(exited) == 0 && settings_read(s, argc, argv, &err);
 }
 
@@ -269,6 +279,10 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
         return;
     }
     loop = vp_loop_new();
+    if (loop != NULL && vp_watch(loop, key_fd, NULL, NULL) < 0) {
+        vp_loop_free(loop); /* nor would the daemon run without any */
+        loop = NULL;
+    }
     if (loop != NULL && apply(&nothing, &settings, &err)) {
         box_run(loop, SECOND);
         if (monitor != NULL) {
@@ -277,6 +291,7 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
         if (again != NULL) {
             saved_argc = args_split(again, args);
             saved_argv = args;
+            getopt_reset();
             if (setjmp(exited) == 0) {
                 reload();
             }
@@ -293,6 +308,7 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
     }
     socket_files_remove(NULL);
     if (loop != NULL) {
+        vp_unwatch(loop, key_fd);
         vp_loop_free(loop);
     }
     settings_free(&settings);
