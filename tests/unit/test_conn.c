@@ -1624,7 +1624,7 @@ int main(void)
     UNIT_ADD(s, random_peer, 20);
     UNIT_ADD(s, memory_runs_out, 1);
     UNIT_ADD(s, fair_shares, 1);
-    UNIT_ADD(s, listener, 2);
+    UNIT_ADD(s, listener, 1);
     UNIT_ADD(s, accept_starved, 1);
     UNIT_ADD(s, information, 2);
     UNIT_ADD(s, memory_formula, 1);
