@@ -2338,8 +2338,8 @@ static void info_stats(Mon *mon, bool keys)
     char a[16], b[16];
 
     if (!keys) {
-        mon_printf(mon, "%5s %11s %11s %8s %8s\n", "ID", "CONNECTIONS",
-                   "AT MOST", "MEMORY", "AT MOST");
+        mon_printf(mon, "%5s %9s %9s %10s %10s\n", "ID", "CONNS",
+                   "MAX_CONNS", "MEMORY", "MAX_MEMORY");
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         VPChannelInfo i;
@@ -2350,7 +2350,7 @@ static void info_stats(Mon *mon, bool keys)
                        "memory=%zu max_memory=%zu\n", ch->spec.channel_id,
                        i.conns, i.max_conns, i.memory, i.memory_max);
         } else {
-            mon_printf(mon, "%5u %11zu %11zu %8s %8s\n", ch->spec.channel_id,
+            mon_printf(mon, "%5u %9zu %9zu %10s %10s\n", ch->spec.channel_id,
                        i.conns, i.max_conns, human((double)i.memory, a),
                        human((double)i.memory_max, b));
         }

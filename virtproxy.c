@@ -499,6 +499,9 @@ int vp_loop_run(VPLoop *loop)
                 timeout = 0;
             }
         }
+        if (loop->stop) {
+            break;
+        }
         if (loop->timers != NULL) {
             uint64_t deadline = MAX(loop->timers->deadline, loop->now);
 
@@ -1201,6 +1204,7 @@ typedef struct VPLink {
     bool away;          /* virtio port whose other side is not connected */
     bool away_polled;   /* ... and select() doesn't sleep on it */
     bool blocked;       /* the channel takes no more for the moment */
+    bool dumb;          /* it will never take more, but may be read */
     bool heard;         /* a HELLO came since the descriptor is ours */
     bool named_stranger; /* logged what is wrong with the peer */
     bool named_up;      /* logged that this descriptor's channel is up */
@@ -1247,7 +1251,7 @@ typedef struct VPLink {
     uint64_t ping_wait;
     uint32_t ping_base;    /* store.base when the timer was started */
     uint64_t asked_at;     /* PING not answered since; 0: none */
-    VPTimer away_timer;
+    VPTimer away_timer;    /* while away or dumb */
 
     /* for vp_channel_info() */
     uint64_t session_at;
@@ -1746,6 +1750,7 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
 #define VP_PING_WAIT_MIN (200 * MS)
 #define VP_PING_IDLE (5 * SECOND)
 #define VP_AWAY_POLL (250 * MS)
+#define VP_DUMB_US SECOND
 /* Bytes taken in until they are acked, whether asked for or not. */
 #define VP_ACK_BYTES (256u << 10)
 /* A packet that takes longer to come may be the rest of a damaged one. */
@@ -1990,7 +1995,7 @@ static void link_open(VPDriver *drv)
     l->attaches++;
     l->attached_at = drv->loop->now;
     l->garbage = 0;
-    l->blocked = false;
+    l->blocked = l->dumb = false;
     flow_reset(&l->flow, drv->loop->now);
     if (l->epoch[0] != 0) {
         vp_timer_stop(&drv->grace_timer);
@@ -2159,12 +2164,17 @@ static void link_written(VPDriver *drv, size_t len)
     }
 }
 
+static void link_dumb_timer(void *opaque)
+{
+    link_lost(opaque, strerror(EPIPE));
+}
+
 /* link_flush() - hand to the channel what it takes */
 static void link_flush(VPDriver *drv)
 {
     VPLink *l = &drv->link;
 
-    while (link_has_fd(l) && !l->blocked && !l->away) {
+    while (link_has_fd(l) && !l->blocked && !l->away && !l->dumb) {
         struct iovec iov[VP_WRITE_IOV];
         int n = link_gather(drv, iov);
         ssize_t len;
@@ -2180,6 +2190,12 @@ static void link_flush(VPDriver *drv)
             link_interest(drv);
         } else if (errno == EPIPE && l->kind == VP_CHN_VIRTSERIAL) {
             link_away(drv, true); /* a FIFO without reader */
+        } else if (errno == EPIPE || errno == ECONNRESET) {
+            /* the peer left, but its last words are still to be read */
+            l->dumb = true;
+            vp_timer_start(drv->loop, &l->away_timer, VP_DUMB_US,
+                           link_dumb_timer, drv);
+            link_interest(drv);
         } else if (errno != EINTR) {
             link_lost(drv, strerror(errno));
         }
@@ -3217,7 +3233,7 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
 
         c->buf_off += part;
         c->buf_len -= part;
-        len -= part;
+        len -= (ssize_t)part;
     }
     for (int i = 1; i <= n; i++) {
         size_t part = MIN((size_t)len, iov[i].iov_len);

@@ -21,6 +21,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <regex.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -1007,11 +1008,14 @@ void expect_eof(int fd)
 
 void expect_reset(int fd)
 {
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
     char buf[4096];
     ssize_t n;
 
-    while ((n = recv(fd, buf, sizeof(buf), 0)) > 0) {
-    }
+    do {
+        poll(&pfd, 1, WAIT_MS); /* the descriptor may not block */
+        n = recv(fd, buf, sizeof(buf), 0);
+    } while (n > 0);
     ck_assert_msg(n < 0 && errno == ECONNRESET,
                   "%s where a reset was due",
                   n == 0 ? "end of data" : strerror(errno));
