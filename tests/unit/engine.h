@@ -751,6 +751,7 @@ static inline bool peer_shake(Rig *r)
         peer_say(r, token, 0);
         peer_keys(p);
         if (r->drv->link.state == LINK_UP) {
+            peer_say(r, token, VP_HELLO_UP);
             return true;
         }
         peer_drain(r);

@@ -453,7 +453,7 @@ START_TEST(byte_by_byte)
     static Scene s;
     uint8_t hello[HELLO_TOTAL];
     uint32_t seq = VP_SEQ_FIRST;
-    VPLink *l = &s.r.drv->link;
+    VPLink *l;
 
     rig_new(&s.r, &rig_config);
     s.listener = rig_target(&s.r, "echo");
