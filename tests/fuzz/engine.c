@@ -562,7 +562,9 @@ static VPHello hello_true(Rig *r, uint64_t token)
 
     return (VPHello){
         .version = VP_VERSION,
-        .flags = r->config.key.len > 0 ? VP_HELLO_KEYED : 0,
+        .flags = (uint16_t)(
+            (r->config.key.len > 0 ? VP_HELLO_KEYED : 0u) |
+            (l->state == LINK_UP ? VP_HELLO_UP : 0u)),
         .window = VP_WINDOW_INIT,
         .token = token,
         .echo = l->hello.token,
@@ -594,7 +596,7 @@ static void peer_shake(Rig *r, bool fresh)
     if (r->drv->link.penalty) {
         box_run(r->loop, VP_PENALTY_US + 1);
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) { /* the last one says that we are up */
         VPHello h = hello_true(r, token);
 
         if (fresh) {
@@ -602,10 +604,6 @@ static void peer_shake(Rig *r, bool fresh)
         }
         peer_hello(r, &h, true);
         peer_read(r);
-        if (r->drv->link.state == LINK_UP &&
-            r->drv->link.peer_token == token) {
-            break;
-        }
     }
 }
 
@@ -973,9 +971,6 @@ static void do_settings(Rig *r)
     case 7:
         if (how & 8) {
             vp_reset_all(r->drv);
-        } else {
-            vp_stop_listening(r->drv);
-            r->oforward_fd = -1;
         }
         break;
     }
@@ -1061,6 +1056,7 @@ static void parser_new(Parser *p, bool up)
     static const VPConfig config = {
         .grace = 30, .max_conns = 4, .max_half_open = 4, .max_opens = 1000,
     };
+    static const VPHello hello = { .flags = VP_HELLO_UP };
     VPLink *l;
     int fds[2];
 
@@ -1076,7 +1072,7 @@ static void parser_new(Parser *p, bool up)
     if (up) {
         l->peer_token = 0x2222;
         link_begin(p->drv, 0x1111, 0x2222);
-        link_up(p->drv, false);
+        link_up(p->drv, &hello, false);
     }
     fuzz_require(link_rx_grow(l));
 }

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * rogue.h - a peer that speaks the wire and keeps no promise
+ *
+ * It connects to a daemon's channel, shakes hands as a new peer and then sends
+ * whatever it is told to, numbered and checked as packets must be.  It uses
+ * the engine's own functions for that, so the engine is included here.
+ */
+#ifndef ROGUE_H
+#define ROGUE_H
+
+#include "virtproxy.c"
+#include "tests/daemon/harness.h"
+
+#define ROGUE_OUT 65536
+
+typedef struct Rogue {
+    const char *where;      /* the channel's address */
+    int fd;                 /* -1: not connected */
+    bool unread;            /* it never reads */
+    bool up;
+    VPKey key;              /* len 0: none */
+    uint16_t flags;         /* of its HELLOs */
+    uint64_t token;
+    VPHello heard;          /* the daemon's last HELLO */
+    VPHello said;           /* limits are taken from here */
+    uint64_t tx_key, rx_key;
+    uint32_t next, expect, ack;
+    unsigned long refused;  /* CONNECT_REFUSED that came */
+    unsigned long sessions; /* that it has begun */
+    uint8_t out[ROGUE_OUT];
+    size_t out_len;
+    uint8_t in[4 * VP_PKT_LEN_MAX];
+    size_t in_len;
+    VPPacket pkt;           /* the last sequenced packet that came */
+    uint8_t data[64];       /* the beginning of its payload */
+} Rogue;
+
+void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+{
+    (void)level;
+    (void)channel;
+    (void)fmt;
+}
+
+/* rogue_new() - not connected yet */
+static inline void rogue_new(Rogue *r, const char *where)
+{
+    memset(r, 0, sizeof(*r));
+    r->where = where;
+    r->fd = -1;
+    r->said.window = VP_WINDOW_INIT;
+    r->said.max_conns = 100000;
+}
+
+static inline void rogue_hang_up(Rogue *r)
+{
+    if (r->fd >= 0) {
+        close(r->fd);
+    }
+    r->fd = -1;
+    r->up = false;
+    r->in_len = r->out_len = 0;
+    r->heard.token = 0;
+}
+
+/* rogue_parse() - one packet or HELLO; how many bytes it had, 0: none yet */
+static inline size_t rogue_parse(Rogue *r)
+{
+    VPHello h;
+    VPPacket pkt;
+    int n = wire_get_hello(r->in, r->in_len, &h);
+
+    if (n > 0) {
+        r->up = r->up && h.token == r->heard.token;
+        r->heard = h;
+        return (size_t)n;
+    }
+    if (r->in_len < VP_PKT_HDR_LEN) {
+        return 0;
+    }
+    if (!wire_get(r->in, &pkt, r->rx_key)) {
+        return n == 0 ? 0 : 1;
+    }
+    if (r->in_len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
+        return 0;
+    }
+    r->ack = pkt.ack;
+    if (pkt.type < VP_PKT_HELLO && pkt.seq == r->expect) {
+        r->expect++;
+        r->pkt = pkt;
+        memcpy(r->data, r->in + VP_PKT_HDR_LEN,
+               MIN(sizeof(r->data), pkt.bytes));
+        r->refused += pkt.type == VP_PKT_CONTROL &&
+                      r->data[0] == VP_MSG_CONNECT_REFUSED;
+    }
+    return VP_PKT_HDR_LEN + (size_t)pkt.bytes;
+}
+
+/* rogue_read() - what has come; false if the daemon has hung up */
+static inline bool rogue_read(Rogue *r)
+{
+    ssize_t n = recv(r->fd, r->in + r->in_len, sizeof(r->in) - r->in_len, 0);
+    size_t pos = 0, used;
+
+    if (n <= 0) {
+        if (n < 0 && errno == EAGAIN) {
+            return true;
+        }
+        rogue_hang_up(r);
+        return false;
+    }
+    r->in_len += (size_t)n;
+    while ((used = rogue_parse(r)) > 0) {
+        pos += used;
+        r->in_len -= used;
+        memmove(r->in, r->in + used, r->in_len);
+    }
+    return true;
+}
+
+/* rogue_flush() - send all; false if that takes longer than @ms */
+static inline bool rogue_flush(Rogue *r, int ms)
+{
+    int64_t end = now_ms() + ms;
+    size_t at = 0;
+
+    while (r->fd >= 0 && at < r->out_len && now_ms() < end) {
+        struct pollfd pfd = { .fd = r->fd, .events = POLLOUT };
+        ssize_t n;
+
+        pfd.events |= r->unread ? 0 : POLLIN;
+        poll(&pfd, 1, 20);
+        if ((pfd.revents & POLLIN) && !rogue_read(r)) {
+            return false;
+        }
+        n = send(r->fd, r->out + at, r->out_len - at, MSG_NOSIGNAL);
+        at += n > 0 ? (size_t)n : 0;
+        if (n < 0 && errno != EAGAIN) {
+            rogue_hang_up(r);
+            return false;
+        }
+    }
+    r->out_len -= MIN(at, r->out_len);
+    memmove(r->out, r->out + at, r->out_len);
+    return r->fd >= 0 && r->out_len == 0;
+}
+
+/* rogue_wait() - read for @ms, or until *@flag */
+static inline void rogue_wait(Rogue *r, int ms, const bool *flag)
+{
+    int64_t end = now_ms() + ms, now;
+
+    while (r->fd >= 0 && (now = now_ms()) < end &&
+           (flag == NULL || !*flag)) {
+        struct pollfd pfd = { .fd = r->fd, .events = POLLIN };
+
+        if (poll(&pfd, 1, (int)(end - now)) > 0) {
+            rogue_read(r);
+        }
+    }
+}
+
+/* rogue_hello() - queue one; what it says is in @h but for token and echo */
+static inline void rogue_hello(Rogue *r, VPHello h)
+{
+    h.version = VP_VERSION;
+    h.token = r->token;
+    h.echo = r->heard.token;
+    h.flags = r->flags;
+    h.expect = h.base = h.next = VP_SEQ_FIRST;
+    if (r->out_len + VP_PKT_HDR_LEN + VP_HELLO_LEN <= sizeof(r->out)) {
+        r->out_len += wire_put_hello(r->out + r->out_len, &h,
+                                     r->key.len > 0 ? &r->key : NULL);
+    }
+}
+
+/* rogue_shake() - connect, begin a session; false if none comes in @ms */
+static inline bool rogue_shake(Rogue *r, int ms)
+{
+    int64_t end = now_ms() + ms;
+    bool unread = r->unread;
+    uint64_t heard = r->heard.token;
+
+    r->up = false;
+    r->unread = false;
+    r->token = random64();
+    while (now_ms() < end) {
+        if (r->fd < 0) {
+            rogue_hang_up(r);
+            r->fd = dial(r->where, false);
+        }
+        r->out_len = 0;
+        rogue_hello(r, r->said);
+        rogue_flush(r, ms);
+        rogue_wait(r, heard == r->heard.token ? 50 : 5, NULL);
+        heard = r->heard.token;
+        if (r->fd >= 0 && r->heard.echo == r->token &&
+            (r->heard.flags & VP_HELLO_UP)) {
+            const VPKey *key = r->key.len > 0 ? &r->key : NULL;
+
+            r->tx_key = wire_key(r->token, r->heard.token, key);
+            r->rx_key = wire_key(r->heard.token, r->token, key);
+            r->next = r->expect = r->ack = VP_SEQ_FIRST;
+            r->flags |= VP_HELLO_UP;
+            r->out_len = 0;
+            rogue_hello(r, r->said);
+            r->flags &= (uint16_t)~VP_HELLO_UP;
+            r->up = rogue_flush(r, ms);
+            r->sessions++;
+            break;
+        }
+    }
+    r->unread = unread;
+    return r->up;
+}
+
+/* rogue_put() - queue a packet, sending what was queued when there's no room */
+static inline void rogue_put(Rogue *r, int type, int flags, uint32_t conn,
+                             const void *data, size_t len)
+{
+    VPPacket pkt = {
+        .type = (uint8_t)type,
+        .flags = (uint8_t)flags,
+        .bytes = (uint16_t)len,
+        .conn = conn,
+        .seq = r->next,
+        .ack = r->expect,
+        .data_check = wire_sum(data, len),
+    };
+
+    if (r->out_len + VP_PKT_HDR_LEN + len > sizeof(r->out) &&
+        !rogue_flush(r, 2000)) {
+        return;
+    }
+    if (len > 0) {
+        memcpy(r->out + r->out_len + VP_PKT_HDR_LEN, data, len);
+    }
+    wire_put(r->out + r->out_len, &pkt, r->tx_key);
+    r->out_len += VP_PKT_HDR_LEN + len;
+    r->next += type < VP_PKT_HELLO;
+}
+
+/* rogue_init() - CONNECT_INIT */
+static inline void rogue_init(Rogue *r, uint32_t conn, const char *service,
+                              uint64_t credit)
+{
+    uint8_t msg[VP_CONTROL_LEN_MAX] = { VP_MSG_CONNECT_INIT };
+
+    put64(msg + 1, credit);
+    msg[9] = (uint8_t)strlen(service);
+    memcpy(msg + 10, service, msg[9]);
+    rogue_put(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg, 10u + msg[9]);
+}
+
+/* rogue_msg() - CLOSE, RESET, CONNECT_REFUSED */
+static inline void rogue_msg(Rogue *r, uint32_t conn, int msg)
+{
+    uint8_t buf[2] = { (uint8_t)msg, 0 };
+
+    rogue_put(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, buf,
+              msg == VP_MSG_CLOSE ? 1 : 2);
+}
+
+/* rogue_credit() - WINDOW or CONNECT_ACK */
+static inline void rogue_credit(Rogue *r, uint32_t conn, int msg,
+                                uint64_t count)
+{
+    uint8_t buf[9] = { (uint8_t)msg };
+
+    put64(buf + 1, count);
+    rogue_put(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, buf, sizeof(buf));
+}
+
+#endif
