@@ -1,0 +1,454 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# recipes.sh - run a recipe of the README, word for word
+#
+# Usage: recipes.sh NAME DIR      NAME: a recipe_NAME below; DIR: to be made
+#
+# What is run comes out of the README and goes where that says. So it gets a
+# world of its own: namespaces for processes, mounts and network, and a root
+# directory in DIR with this machine's programs and its own /etc, /dev, /run and
+# /usr/local, where "make install" puts qemu-vp. In it, no port and no path is
+# taken, and nothing survives its process 1, which is this script.
+#
+# QEMU is played by a script of its name; guest and host are the same world, the
+# ports of the one are FIFOs and ptys there. The guest's sshd, 127.0.0.1:22, is
+# a service that sends back what it gets, but where it matters.
+#
+# A recipe for a program that this machine doesn't have is passed over.
+
+set -eu
+
+fail() { echo "recipes.sh: $*" >&2; exit 1; }
+need() { command -v "$1" >/dev/null || { echo "passed over: no $1"; exit 0; }; }
+
+# ---- the README ----------------------------------------------------------
+
+# block() - the indented lines after one that begins with $1 and, with $2, one
+# that is that file's name
+block() {
+    awk -v head="$1" -v file="${2-}" '
+        !found { found = index($0, head) == 1; next }
+        file != "" && !named { named = $0 == "  " file; next }
+        /^    / {
+            for (; blank > 0; blank--) { print "" }
+            print substr($0, 5)
+            seen = 1
+            next
+        }
+        /^$/ && seen { blank++; next }
+        seen { exit }
+    ' /README
+}
+
+# put() - the block after $1 into file $2, whose name is there; $3: named so
+put() {
+    mkdir -p "${2%/*}"
+    block "$1" "${3-$2}" >/run/block
+    [ -s /run/block ] || fail "the README has no $2 under '$1'"
+    install -m 644 /run/block "$2"
+}
+
+# put_script() - the same, to be executed
+put_script() { put "$@" && chmod 755 "$2"; }
+
+# join() - each command on one line
+join() { sed -e ':a' -e '/\\$/{N;s/ *\\\n */ /;ta' -e '}'; }
+
+# start() - start the commands under $1, those in the guest too
+start() {
+    block "$1" | join >/run/commands
+    [ -s /run/commands ] || fail "the README has no commands under '$1'"
+    while read -r line; do
+        eval "${line#guest: } &"
+    done </run/commands
+}
+
+# ---- what recipes have in common -----------------------------------------
+
+# until_ok() - repeat a command until it succeeds
+until_ok() {
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ $tries -lt 300 ] || fail "never: $*"
+        sleep 0.1
+    done
+}
+
+not() { ! "$@"; }
+
+# echoes() - the service behind port $1 of this host works
+echoes() {
+    [ "$(echo hello | socat -t 30 - "TCP:127.0.0.1:$1" 2>/dev/null)" = hello ]
+}
+
+# guest_service() - what echoes() talks to
+guest_service() { socat TCP-LISTEN:22,reuseaddr,fork EXEC:cat & }
+
+# guest() - QEMU and a guest in one
+guest() {
+    guest_service
+    mkdir -p /run/vm1
+    qemu-vp -q -c unix-listen:/run/vm1/vp.sock:- -i ssh:127.0.0.1:22 &
+}
+
+# config() - what the recipes for init have in their file
+config() {
+    mkdir -p "${1%/*}"
+    echo channel unix-connect:/run/vm1/vp.sock:- >"$1"
+    echo oforward ssh:127.0.0.1:9022 >>"$1"
+}
+
+# qemu() - a script that plays QEMU: joins its chardev to the guest's device
+qemu() {
+    cat >/usr/local/bin/qemu-system-x86_64 <<'END'
+#!/bin/sh
+option() { printf '%s\n' "$1" | tr , '\n' | sed -n "s/^$2=//p"; }
+for arg; do
+    case $arg in
+    socket,*) chardev=$arg ;;
+    virtserialport,*)
+        port=/dev/virtio-ports/$(option "$arg" name)
+        device="OPEN:$port.out,rdonly!!OPEN:$port.in,wronly" ;;
+    isa-serial,*)
+        device=PTY,link=/dev/ttyS$(option "$arg" index),raw,echo=0,wait-slave ;;
+    esac
+done
+path=$(option "$chardev" path)
+case $chardev in
+*fd=*) exec qemu-vp -c "fd:$(option "$chardev" fd):-" -i ssh:127.0.0.1:22 ;;
+*server=on*) exec socat "UNIX-LISTEN:$path" "$device" ;;
+*reconnect=*) exec socat "UNIX-CONNECT:$path,retry=300,interval=0.1" "$device" ;;
+esac
+END
+    chmod 755 /usr/local/bin/qemu-system-x86_64
+    mkdir -p /run/vm1 /dev/virtio-ports
+    mkfifo /dev/virtio-ports/org.qemu.vp.0.in /dev/virtio-ports/org.qemu.vp.0.out
+}
+
+# check_init() - start, stop and the rest by an init script: "$@ start"
+check_init() {
+    guest
+    config /etc/qemu-vp.conf
+    not "$@" status || fail 'status before the start'
+    "$@" start
+    until_ok echoes 9022
+    "$@" status
+    pid=$(cat /run/qemu-vp.pid)
+
+    echo oforward ssh:127.0.0.1:9023 >>/etc/qemu-vp.conf
+    "$@" reload
+    until_ok echoes 9023
+    echoes 9022
+    [ "$(cat /run/qemu-vp.pid)" = "$pid" ] || fail 'reload is no restart'
+
+    "$@" restart
+    until_ok echoes 9022
+    not kill -0 "$pid" 2>/dev/null || fail 'it outlives restart'
+
+    pid=$(cat /run/qemu-vp.pid)
+    "$@" stop
+    not kill -0 "$pid" 2>/dev/null || fail 'it outlives stop'
+    not echoes 9022 || fail 'somebody serves after stop'
+    not "$@" status || fail 'status after stop'
+    [ ! -e /run/qemu-vp.pid ] || fail 'the pid file outlives stop'
+    "$@" stop || fail 'stopping what is stopped is an error'
+}
+
+# check_crash() - what is left behind doesn't mislead an init script
+check_crash() {
+    config /etc/qemu-vp.conf
+    "$@" start
+    kill -9 "$(cat /run/qemu-vp.pid)"
+    until_ok not "$@" status
+    "$@" stop
+    "$@" start
+    kill -9 "$(cat /run/qemu-vp.pid)"
+    until_ok not "$@" status
+    "$@" restart
+    until_ok echoes 9022
+    echo 1 >/run/qemu-vp.pid            # another process by now
+    not "$@" status || fail 'process 1 is taken for qemu-vp'
+    "$@" stop
+    not "$@" reload || fail 'another process is told to reload'
+}
+
+# ---- the recipes ---------------------------------------------------------
+
+recipe_sysv() {
+    put_script SysV: /etc/init.d/qemu-vp
+    check_init /etc/init.d/qemu-vp
+    not /etc/init.d/qemu-vp start-me 2>/dev/null || fail 'a wrong word is fine'
+    /etc/init.d/qemu-vp start
+    not /etc/init.d/qemu-vp start 2>/run/second || fail 'started twice'
+    grep "process $(cat /run/qemu-vp.pid) holds it" /run/second
+    /etc/init.d/qemu-vp stop
+    check_crash /etc/init.d/qemu-vp
+}
+
+# The same by the shell of small guests
+recipe_sysv_busybox() {
+    put_script SysV: /etc/init.d/qemu-vp
+    busybox sed -i '1s,.*,#!/run/sh,' /etc/init.d/qemu-vp
+    ln -s "$(command -v busybox)" /run/sh
+    check_init /etc/init.d/qemu-vp
+    check_crash /etc/init.d/qemu-vp
+}
+
+recipe_openrc() {
+    need openrc-run
+    put_script OpenRC: /etc/init.d/qemu-vp
+    # as booting would leave it
+    for dir in daemons exclusive failed options scheduled started starting \
+        stopping; do
+        mkdir -p /run/openrc/$dir
+    done
+    mkdir -p /etc/insserv.conf.d
+    touch /run/openrc/softlevel /etc/rc.conf /etc/insserv.conf
+    check_init /etc/init.d/qemu-vp
+}
+
+# busybox init, as process 1 of a guest: it starts qemu-vp, and starts it again
+recipe_busybox() {
+    put 'busybox init:' /etc/inittab
+    mkfifo /dev/vport1p1.in /dev/vport1p1.out
+    ln -s vport1p1.in /dev/host.out
+    ln -s vport1p1.out /dev/host.in
+    guest_service
+    unshare -p -f --kill-child busybox init </dev/null &
+    qemu-vp -c virtserial-open:/dev/host:- -o ssh:127.0.0.1:9022 &
+    until_ok echoes 9022
+    pid=$(pgrep -f '^/usr/local/bin/qemu-vp -c virtserial-open:/dev/vport1p1')
+    kill -9 "$pid"
+    until_ok echoes 9022
+    not kill -0 "$pid" 2>/dev/null || fail 'it outlives SIGKILL'
+}
+
+# What systemd has to say about the units, and ExecStart in its surroundings
+recipe_systemd() {
+    host=/etc/systemd/system/qemu-vp@.service
+    put 'systemd, host;' $host
+    put 'systemd, guest;' /etc/systemd/system/qemu-vp-guest.service
+    config /etc/qemu-vp/vm1.conf
+    if command -v systemd-analyze >/dev/null; then
+        cp $host /run/qemu-vp@vm1.service
+        for unit in /run/qemu-vp@vm1.service \
+            /etc/systemd/system/qemu-vp-guest.service; do
+            systemd-analyze verify --man=no $unit >/run/said 2>&1 ||
+                { cat /run/said; fail "systemd refuses $unit"; }
+            [ ! -s /run/said ] || { cat /run/said; fail "in $unit"; }
+        done
+        echo Nonsense=yes >>/run/qemu-vp@vm1.service
+        systemd-analyze verify --man=no /run/qemu-vp@vm1.service 2>&1 |
+            grep -q Nonsense || fail 'systemd says nothing about nonsense'
+    fi
+
+    # QEMU's socket belongs to another user
+    guest
+    until_ok [ -S /run/vm1/vp.sock ]
+    chown 65534:65534 /run/vm1/vp.sock
+    chmod 755 /run/vm1/vp.sock
+    caps=-all
+    # shellcheck disable=SC2013 # words
+    for cap in $(sed -n 's/^CapabilityBoundingSet=//p' $host); do
+        caps=$caps,+$(echo "${cap#CAP_}" | tr '[:upper:]' '[:lower:]')
+    done
+    socat -u UNIX-RECV:/run/notify OPEN:/run/notices,creat,append &
+    until_ok [ -S /run/notify ]
+    # shellcheck disable=SC2046 # ExecStart is words
+    NOTIFY_SOCKET=/run/notify setpriv --no-new-privs --inh-caps=-all \
+        --bounding-set="$caps" $(sed -n 's/^ExecStart=//p' $host |
+            sed 's/%i/vm1/g') &
+    MAINPID=$!
+    until_ok grep -q READY=1 /run/notices
+    until_ok echoes 9022
+    echo oforward ssh:127.0.0.1:9023 >>/etc/qemu-vp/vm1.conf
+    eval "$(sed -n 's/^ExecReload=//p' $host)"
+    until_ok echoes 9023
+    kill $MAINPID
+    wait $MAINPID
+    grep -q STOPPING=1 /run/notices
+}
+
+# The rule, as udev reads it; and as it acts, on a device that is here
+recipe_udev() {
+    need udevadm
+    rule=/etc/udev/rules.d/90-qemu-vp.rules
+    put 'systemd, guest;' $rule
+    if udevadm verify --help >/dev/null 2>&1; then
+        udevadm verify $rule
+    fi
+    null=/sys/devices/virtual/mem/null
+    udevadm test $null >/run/said 2>&1 || :
+    grep -q "Reading rules file: $rule" /run/said || { cat /run/said; fail; }
+    not grep "$rule:" /run/said || fail 'udev complains about the rule'
+    sed -i 's/"virtio-ports"/"mem"/; s/ATTR{name}=="[^"]*"/KERNEL=="null"/' \
+        $rule
+    udevadm test $null 2>/dev/null >/run/said || :
+    grep -q '^SYSTEMD_WANTS=qemu-vp-guest.service$' /run/said ||
+        { cat /run/said; fail 'the rule starts nothing'; }
+    grep -q '^TAGS=.*:systemd:' /run/said || fail 'systemd is not told'
+}
+
+recipe_virtio() {
+    qemu
+    guest_service
+    start 'A virtio-serial channel'
+    start 'Guest (where udev'
+    until_ok echoes 9022
+}
+
+recipe_serial() {
+    qemu
+    guest_service
+    start 'A serial line'
+    until_ok echoes 9022
+}
+
+recipe_reconnect() {
+    qemu
+    guest_service
+    start 'QEMU as the connecting side'
+    start 'Guest (where udev'
+    until_ok echoes 9022
+}
+
+# A descriptor that both inherit: ends on both sides when QEMU does
+recipe_descriptor() {
+    qemu
+    guest_service
+    start 'A descriptor that both inherit'
+    socat=$!
+    until_ok echoes 9022
+    kill "$(pgrep -f '^qemu-vp -c fd:0:- -i')"
+    wait $socat || :
+    until_ok not pgrep -f '^qemu-vp' >/dev/null
+}
+
+# A real ssh, to a real sshd behind the virtio-serial channel
+recipe_ssh() {
+    [ -z "${VP_MAPPED-}" ] || { echo 'passed over: sshd needs root'; exit 0; }
+    need ssh
+    put 'ssh to the guest by name' /root/.ssh/config ''
+    chmod -R go= /root
+    ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
+    cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
+    sed -i 's/^root:[^:]*/root:x/' /etc/passwd
+    echo root:x:1:0:99999:7::: >/etc/shadow     # not locked
+    mkdir -p /etc/ssh /run/sshd
+    ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/host_key
+    echo "vm1 $(cat /etc/ssh/host_key.pub)" >/root/.ssh/known_hosts
+    printf '%s\n' 'ListenAddress 127.0.0.1:22' 'HostKey /etc/ssh/host_key' \
+        'UsePAM no' 'PidFile none' 'PermitRootLogin prohibit-password' \
+        >/etc/ssh/sshd_config
+    "$(PATH=$PATH:/usr/sbin:/sbin command -v sshd)" -D -e &
+    qemu
+    start 'A virtio-serial channel'
+    start 'Guest (where udev'
+    until_ok ssh -o BatchMode=yes vm1 true
+    status=0
+    said=$(echo hello | ssh -o BatchMode=yes vm1 'cat; exit 3') || status=$?
+    [ "$said $status" = 'hello 3' ] || fail 'not what the guest says'
+}
+
+recipe_libvirt() {
+    need xmllint
+    block 'libvirt, the channel' >/run/channel.xml
+    [ -s /run/channel.xml ] || fail 'the README has no XML'
+    xmllint --noout /run/channel.xml
+    [ "$(xmllint --xpath 'string(/channel/source/@path)' /run/channel.xml)" = \
+        /run/vm1/vp.sock ]
+}
+
+# Each command of the README is one that qemu-vp takes
+recipe_commands() {
+    count=0
+    join </README | sed -n -e 's/^    //' -e 's/^\(guest\|host\): *//' \
+        -e 's/^ExecStart=.usr.local.bin.//' -e 's/%i/vm1/' \
+        -e '/^qemu-vp -[a-z-]/p' >/run/commands
+    config /etc/qemu-vp/vm1.conf
+    while read -r command options; do
+        case $options in *' -x '*) continue ;; esac
+        # shellcheck disable=SC2086 # words
+        $command $options --dump-config >/run/said 2>&1 ||
+            { cat /run/said; fail "qemu-vp $options"; }
+        count=$((count + 1))
+    done </run/commands
+    [ $count -ge 8 ] || fail "found only $count commands"
+}
+
+# make install put it here; and nothing is left after make uninstall
+recipe_install() {
+    cmp /README /usr/local/share/doc/qemu-vp/README
+    [ "$(stat -c %a /usr/local/bin/qemu-vp)" = 755 ]
+    /usr/local/bin/qemu-vp -V | grep -q '^qemu-vp '
+    [ "$(cd /stage && find . -type f | sort)" = "$(printf '%s\n' \
+        ./opt/vp/bin/qemu-vp ./opt/vp/share/doc/qemu-vp/README)" ]
+    [ -z "$(find /unstaged -type f)" ]
+}
+
+# ---- the world -----------------------------------------------------------
+
+# installed() - make install, staged in $1, for PREFIX $2
+installed() {
+    env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s -C "$VP_TOP" "$3" \
+        DESTDIR="$1" PREFIX="$2"
+}
+
+# world_make() - in $root for recipe $1; this process is alone in its namespaces
+world_make() {
+    mkdir -p "$root"
+    cd "$root"
+    mkdir proc sys dev run tmp etc root
+    for name in /bin /sbin /lib* /usr; do
+        if [ -L "$name" ]; then
+            cp -P "$name" .
+        elif [ -d "$name" ]; then
+            mkdir ".$name"
+            mount --rbind "$name" ".$name"
+        fi
+    done
+    for name in passwd group hosts services nsswitch.conf ld.so.cache rc.conf \
+        alternatives; do
+        [ ! -e "/etc/$name" ] || cp -a "/etc/$name" etc
+    done
+    for name in dev run tmp usr/local; do
+        mount -t tmpfs world $name
+    done
+    for name in null zero full random urandom; do
+        touch dev/$name
+        mount --bind /dev/$name dev/$name
+    done
+    mkdir dev/pts
+    mount -t devpts -o newinstance,ptmxmode=0666 world dev/pts
+    ln -s pts/ptmx dev/ptmx
+    mount --rbind /sys sys
+    mount -t proc world proc
+    busybox ip link set lo up 2>/dev/null || busybox ifconfig lo up
+    cp "$VP_TOP/README" "$0" .
+    installed "$root" /usr/local install
+    cp "${QEMU_VP:-$VP_TOP/qemu-vp}" usr/local/bin/qemu-vp
+    if [ "$1" = install ]; then
+        installed "$root/stage" /opt/vp install
+        installed "$root/unstaged" /opt/vp install
+        installed "$root/unstaged" /opt/vp uninstall
+    fi
+}
+
+case $1 in
+--inside)
+    root=$3
+    world_make "$2"
+    exec env PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
+        chroot "$root" sh "/${0##*/}" --run "$2" ;;
+--run)
+    cd /
+    "recipe_$2"
+    echo "recipe $2: works" ;;
+*)
+    [ "$(id -u)" = 0 ] || export VP_MAPPED=-r
+    # shellcheck disable=SC2086 # an option or none
+    exec unshare ${VP_MAPPED-} -m -p -f -n --kill-child sh "$0" --inside "$1" \
+        "$2" ;;
+esac

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_recipes.c - the README's recipes, each as it stands there
+ *
+ * recipes.sh says how.  A recipe for a program that this machine doesn't have,
+ * an init for example, is passed over.
+ */
+#define _XOPEN_SOURCE 700
+
+#include <stdlib.h>
+
+#include "harness.h"
+
+static const char *const recipes[] = {
+    "install", "commands", "virtio", "serial", "reconnect", "descriptor",
+    "ssh", "libvirt", "systemd", "udev", "sysv", "sysv_busybox", "openrc",
+    "busybox",
+};
+
+START_TEST(recipe)
+{
+    const char *top = getenv("VP_TOP");
+
+    command_wait(command_start(recipes[_i], "exec %s/tests/daemon/recipes.sh "
+                               "%s %s/world", top ? top : ".", recipes[_i],
+                               vp_dir));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("recipes");
+
+    HARNESS_ADD(s, recipe, (int)(sizeof(recipes) / sizeof(recipes[0])));
+    return harness_run(s);
+}
