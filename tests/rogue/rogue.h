@@ -34,6 +34,7 @@ typedef struct Rogue {
     size_t in_len;
     VPPacket pkt;           /* the last sequenced packet that came */
     uint8_t data[64];       /* the beginning of its payload */
+    uint64_t credit[8];     /* of the connections with these ids */
 } Rogue;
 
 void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
@@ -93,6 +94,9 @@ static inline size_t rogue_parse(Rogue *r)
                MIN(sizeof(r->data), pkt.bytes));
         r->refused += pkt.type == VP_PKT_CONTROL &&
                       r->data[0] == VP_MSG_CONNECT_REFUSED;
+        if (pkt.type == VP_PKT_CONTROL && pkt.conn < 8 && pkt.bytes == 9) {
+            r->credit[pkt.conn] = get64(r->data + 1);
+        }
     }
     return VP_PKT_HDR_LEN + (size_t)pkt.bytes;
 }

@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_key.c - who has the key gets in, and nobody else; limits
+ */
+#include "rogue.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+static const char secret[] = "a key of more than sixteen bytes";
+
+/* hex_check() - @out is what the standard says */
+static void hex_check(const uint8_t *out, const char *expected)
+{
+    char hex[2 * SHA256_LEN + 1];
+
+    for (int i = 0; i < SHA256_LEN; i++) {
+        snprintf(hex + 2 * i, 3, "%02x", out[i]);
+    }
+    ck_assert_msg(strncmp(hex, expected, strlen(expected)) == 0,
+                  "%s instead of %s", hex, expected);
+}
+
+/* FIPS 180-4's examples, and the empty message */
+START_TEST(sha256_vectors)
+{
+    static const struct {
+        const char *text;
+        int times;
+        const char *hash;
+    } vectors[] = {
+        { "", 1, "e3b0c44298fc1c149afbf4c8996fb924"
+                 "27ae41e4649b934ca495991b7852b855" },
+        { "abc", 1, "ba7816bf8f01cfea414140de5dae2223"
+                    "b00361a396177a9cb410ff61f20015ad" },
+        { "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", 1,
+          "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1" },
+        { "abcdefghbcdefghicdefghijdefghijkefghijklfghijklmghijklmn"
+          "hijklmnoijklmnopjklmnopqklmnopqrlmnopqrsmnopqrstnopqrstu", 1,
+          "cf5b16a778af8380036ce59e7b0492370b249b11e8f07a51afac45037afee9d1" },
+        { "aaaaaaaaaa", 100000,
+          "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0" },
+    };
+
+    for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++) {
+        uint8_t out[SHA256_LEN];
+        Sha256 sha;
+
+        sha256_start(&sha);
+        for (int n = 0; n < vectors[i].times; n++) {
+            sha256_add(&sha, vectors[i].text, strlen(vectors[i].text));
+        }
+        sha256_end(&sha, out);
+        hex_check(out, vectors[i].hash);
+    }
+}
+END_TEST
+
+/* RFC 4231; @fill 0: the key is text, or 1, 2, 3... where that is NULL */
+START_TEST(hmac_vectors)
+{
+    static const struct {
+        uint8_t fill;
+        const char *key;
+        size_t key_len;
+        const char *text;   /* NULL: 50 times "data" */
+        uint8_t data;
+        const char *mac;
+    } vectors[] = {
+        { 0x0b, NULL, 20, "Hi There", 0,
+          "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7" },
+        { 0, "Jefe", 4, "what do ya want for nothing?", 0,
+          "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843" },
+        { 0xaa, NULL, 20, NULL, 0xdd,
+          "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe" },
+        { 0, NULL, 25, NULL, 0xcd,
+          "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b" },
+        { 0x0c, NULL, 20, "Test With Truncation", 0,
+          "a3b6167473100ee06e0c796c2955552b" },
+        { 0xaa, NULL, 131, "Test Using Larger Than Block-Size Key - Hash Key "
+          "First", 0,
+          "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54" },
+        { 0xaa, NULL, 131, "This is a test using a larger than block-size key "
+          "and a larger than block-size data. The key needs to be hashed "
+          "before being used by the HMAC algorithm.", 0,
+          "9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2" },
+    };
+
+    for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++) {
+        uint8_t key[131], data[200], out[SHA256_LEN];
+        size_t len = 50;
+
+        for (size_t n = 0; n < sizeof(key); n++) {
+            key[n] = vectors[i].fill != 0 ? vectors[i].fill
+                     : vectors[i].key != NULL && n < vectors[i].key_len
+                     ? (uint8_t)vectors[i].key[n] : (uint8_t)(n + 1);
+        }
+        memset(data, vectors[i].data, sizeof(data));
+        if (vectors[i].text != NULL) {
+            len = strlen(vectors[i].text);
+            memcpy(data, vectors[i].text, len);
+        }
+        hmac_sha256(key, vectors[i].key_len, "", data, len, out);
+        hex_check(out, vectors[i].mac);
+        /* the same in two parts, as the engine does it */
+        if (vectors[i].text != NULL) {
+            hmac_sha256(key, vectors[i].key_len, vectors[i].text, NULL, 0,
+                        out);
+            hex_check(out, vectors[i].mac);
+        }
+    }
+}
+END_TEST
+
+/* key_file() - with this text and mode; its path is good until the next */
+static const char *key_file(const char *text, mode_t mode)
+{
+    static char path[PATH_LEN];
+
+    file_path(path, "key");
+    unlink(path);
+    file_write(path, text, strlen(text));
+    ck_assert_int_eq(chmod(path, mode), 0);
+    return path;
+}
+
+static void key_set(Rogue *r, const char *text)
+{
+    r->key.len = strlen(text);
+    memcpy(r->key.bytes, text, r->key.len);
+    r->flags = text[0] != '\0' ? VP_HELLO_KEYED : 0;
+}
+
+/* Which key the daemon has and which the peer, and what the daemon says */
+static const struct {
+    const char *daemon;
+    const char *peer;
+    const char *says;       /* NULL: the channel is up */
+} keys[] = {
+    { secret, secret, NULL },
+    { "", "", NULL },
+    { "a key of more than sixteen bytes\r\n", secret, NULL },
+    { secret, "a key of more than sixteen bytez", "different key" },
+    { secret, "", "has no key" },
+    { "", secret, "wants a key" },
+};
+
+START_TEST(handshake)
+{
+    static Rogue r;
+    char where[PATH_LEN], option[TEXT_LEN] = "";
+    Daemon *d;
+
+    if (keys[_i].daemon[0] != '\0') {
+        snprintf(option, sizeof(option), "-k %s",
+                 key_file(keys[_i].daemon, 0600));
+    }
+    file_path(where, "channel");
+    d = daemon_start("host", "-c unix-listen:%s:- -o out:127.0.0.1:0 %s",
+                     where, option);
+    daemon_wait(d, "oforward out: listening");
+    rogue_new(&r, where);
+    key_set(&r, keys[_i].peer);
+    if (keys[_i].says == NULL) {
+        ck_assert(rogue_shake(&r, WAIT_MS));
+        daemon_wait(d, "channel up");
+    } else {
+        ck_assert(!rogue_shake(&r, 500));
+        daemon_wait(d, "%s", keys[_i].says);
+        ck_assert(!daemon_saw(d, "channel up"));
+        ck_assert_int_le(daemon_count(d, "key"), 2);
+    }
+    rogue_hang_up(&r);
+}
+END_TEST
+
+/* relay() - what one says goes to the other, for a while */
+static void relay(int a, int b, int ms)
+{
+    int64_t end = now_ms() + ms;
+    char buf[4096];
+
+    while (now_ms() < end) {
+        struct pollfd pfd[2] = {
+            { .fd = a, .events = POLLIN }, { .fd = b, .events = POLLIN },
+        };
+
+        poll(pfd, 2, 20);
+        for (int i = 0; i < 2; i++) {
+            ssize_t n = recv(i == 0 ? a : b, buf, sizeof(buf), 0);
+
+            if (n > 0 && send(i == 0 ? b : a, buf, (size_t)n,
+                              MSG_NOSIGNAL) < 0) {
+                return;
+            }
+        }
+    }
+}
+
+/* A proof that one channel of a daemon gives must not open another. */
+START_TEST(reflection)
+{
+    char where[2][PATH_LEN];
+    int fd[2];
+    Daemon *d;
+
+    file_path(where[0], "first");
+    file_path(where[1], "second");
+    d = daemon_start("host", "-c unix-listen:%s:- -c unix-listen:%s:-:1 -k %s",
+                     where[0], where[1], key_file(secret, 0600));
+    daemon_wait(d, "ch1: channel unix-listen: listening");
+    for (int i = 0; i < 2; i++) {
+        fd[i] = dial(where[i], false);
+    }
+    relay(fd[0], fd[1], 700);
+    ck_assert(!daemon_saw(d, "channel up"));
+    daemon_wait(d, "this daemon itself");
+    /* nor must what a channel says be said to it again */
+    for (int i = 0; i < 2; i++) {
+        close(fd[i]);
+    }
+    fd[0] = dial(where[0], false);
+    relay(fd[0], fd[0], 500);
+    ck_assert(!daemon_saw(d, "channel up"));
+    close(fd[0]);
+}
+END_TEST
+
+/* What a good peer once said is of no use to who heard it. */
+START_TEST(replay)
+{
+    char where[2][PATH_LEN], said[65536];
+    Daemon *host, *guest;
+    int listener, fd[2];
+    size_t len = 0;
+    int64_t end;
+
+    file_path(where[0], "host");
+    file_path(where[1], "wire");
+    listener = listen_on(where[1], 1);
+    host = daemon_start("host", "-c unix-listen:%s:- -k %s", where[0],
+                        key_file(secret, 0600));
+    daemon_wait(host, "listening");
+    guest = daemon_start("guest", "-c unix-connect:%s:- -o x:127.0.0.1:0 "
+                         "-k %s", where[1], key_file(secret, 0600));
+    fd[0] = dial(where[0], false);
+    fd[1] = accept_one(listener);
+    set_nonblocking(fd[1]);
+    for (end = now_ms() + WAIT_MS; now_ms() < end;) {
+        ssize_t n;
+
+        if (daemon_saw(host, "channel up") && daemon_saw(guest, "channel up")) {
+            break;
+        }
+        n = recv(fd[1], said + len, sizeof(said) - len, 0);
+        if (n > 0) {
+            send_all(fd[0], said + len, (size_t)n);
+            len += (size_t)n;
+        }
+        n = recv(fd[0], said + len, sizeof(said) - len, 0);
+        if (n > 0) {
+            send_all(fd[1], said + len, (size_t)n);
+        }
+        sleep_ms(2);
+    }
+    ck_assert(daemon_saw(host, "channel up"));
+    close(fd[0]);
+    close(fd[1]);
+    daemon_wait(host, "channel down");
+    daemon_mark(host);
+    fd[0] = dial(where[0], false);
+    send_all(fd[0], said, len);
+    sleep_ms(500);
+    ck_assert(!daemon_saw(host, "channel up"));
+    close(fd[0]);
+}
+END_TEST
+
+static const struct {
+    const char *text;
+    mode_t mode;
+    const char *says;
+} files[] = {
+    { "a key of more than sixteen bytes", 0640, "others can read" },
+    { "a key of more than sixteen bytes", 0604, "others can read" },
+    { "a key of more than sixteen bytes", 0620, "others can read" },
+    { "short", 0600, "at least 16" },
+    { "", 0600, "at least 16" },
+};
+
+START_TEST(key_files)
+{
+    Daemon *d;
+
+    d = daemon_start("host", "-c unix-listen:%s/c:- -k %s", vp_dir,
+                     key_file(files[_i].text, files[_i].mode));
+    ck_assert_int_eq(daemon_exit(d), 2);
+    ck_assert(daemon_saw(d, "--key"));
+    ck_assert(daemon_saw(d, files[_i].says));
+}
+END_TEST
+
+START_TEST(key_file_missing)
+{
+    static const char *const path[] = { "/nonexistent/key", "/", "/dev/zero" };
+    Daemon *d = daemon_start("host", "-c unix-listen:%s/c:- -k %s", vp_dir,
+                             path[_i]);
+
+    ck_assert_int_eq(daemon_exit(d), 2);
+    ck_assert(daemon_saw(d, "--key '/"));
+}
+END_TEST
+
+/* A warning where anybody can reach the port, and only there */
+START_TEST(key_warning)
+{
+    static const struct {
+        const char *host;
+        bool key, warns;
+    } cases[] = {
+        { "0.0.0.0", false, true }, { "0.0.0.0", true, false },
+        { "127.0.0.1", false, false },
+    };
+    const char *key = key_file(secret, 0600);
+    Daemon *d = daemon_start("host", "-c tcp-listen:%s:%d %s %s",
+                             cases[_i].host, free_port(),
+                             cases[_i].key ? "-k" : "-v",
+                             cases[_i].key ? key : "-v");
+
+    daemon_wait(d, "listening");
+    sleep_ms(50);
+    ck_assert_int_eq(daemon_saw(d, "warn ch0: .*-k keeps"), cases[_i].warns);
+}
+END_TEST
+
+/* Options that limit the peer, and how many of 40 opens that lets through */
+static const struct {
+    const char *options;
+    const char *service;
+    int most;
+} limits[] = {
+    { "--max-conns 7", "deaf", 7 },
+    { "--max-half-open 5", "full", 5 },
+    { "--max-opens 9", "deaf", 12 }, /* and some more while it takes time */
+    { "--max-half-open 5", "deaf", 40 },
+};
+
+START_TEST(limit)
+{
+    static Rogue r;
+    char where[PATH_LEN], full[PATH_LEN], deaf[TEXT_LEN];
+    Daemon *d;
+    int fd, fds;
+
+    file_path(where, "channel");
+    file_path(full, "full");
+    fd = listen_on(full, 0);
+    dial(full, false);
+    listen_any(deaf);
+    d = daemon_start("host", "-c unix-listen:%s:- -i deaf:%s -i full:%s:- %s",
+                     where, deaf, full, limits[_i].options);
+    daemon_wait(d, "listening");
+    rogue_new(&r, where);
+    ck_assert(rogue_shake(&r, WAIT_MS));
+    fds = daemon_fds(d);
+    for (uint32_t i = 0; i < 40 && r.up; i++) {
+        rogue_init(&r, i, limits[_i].service, 0);
+        if (i % 5 == 4) { /* so many may be under way unanswered */
+            rogue_flush(&r, WAIT_MS);
+            rogue_wait(&r, 20, NULL);
+        }
+    }
+    for (int i = 0; i < 100 && (int)r.refused < 40 - limits[_i].most; i++) {
+        rogue_put(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        rogue_flush(&r, WAIT_MS);
+        rogue_wait(&r, 50, NULL);
+    }
+    ck_assert_int_ge((int)r.refused, 40 - limits[_i].most);
+    ck_assert_int_le(daemon_fds(d), fds + limits[_i].most);
+    ck_assert_uint_eq(r.sessions, 1);
+    close(fd);
+    rogue_hang_up(&r);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("key");
+
+    HARNESS_ADD(suite, sha256_vectors, 1);
+    HARNESS_ADD(suite, hmac_vectors, 1);
+    HARNESS_ADD(suite, handshake, (int)(sizeof(keys) / sizeof(keys[0])));
+    HARNESS_ADD(suite, reflection, 1);
+    HARNESS_ADD(suite, replay, 1);
+    HARNESS_ADD(suite, key_files, (int)(sizeof(files) / sizeof(files[0])));
+    HARNESS_ADD(suite, key_file_missing, 3);
+    HARNESS_ADD(suite, key_warning, 3);
+    HARNESS_ADD(suite, limit, (int)(sizeof(limits) / sizeof(limits[0])));
+    return harness_run(suite);
+}
