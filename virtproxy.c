@@ -433,8 +433,9 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     if (n < 0) {
         int err = errno;
 
-        memset(loop->ready[R], 0, words * sizeof(*loop->ready[R]));
-        memset(loop->ready[W], 0, words * sizeof(*loop->ready[W]));
+        for (size_t i = 0; i < words; i++) {
+            loop->ready[R][i] = loop->ready[W][i] = 0;
+        }
         if (err == EBADF) {
             loop_drop_bad(loop);
         }
@@ -445,8 +446,10 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     if (full) {
         uint64_t cost = loop->nwatched / 10;
 
-        memcpy(loop->hot[1], loop->hot[0], words * sizeof(*loop->hot[0]));
-        memset(loop->hot[0], 0, words * sizeof(*loop->hot[0]));
+        for (size_t i = 0; i < words; i++) {
+            loop->hot[1][i] = loop->hot[0][i];
+            loop->hot[0][i] = 0;
+        }
         loop->next_full = loop->now + MAX(VP_SCAN_US, 8 * cost);
     }
     loop->quiet = n == 0 && timeout != 0;
@@ -2210,13 +2213,16 @@ static void link_flush(VPDriver *drv)
  * link: timers, the handshake, receiving
  * ====================================================================== */
 
-/* link_name_stranger() - once, say why there is no channel yet */
-static void link_name_stranger(VPDriver *drv)
+/*
+ * link_name_stranger() - once, say why there is no channel yet
+ * @left:  it went: more that would explain it won't come
+ */
+static void link_name_stranger(VPDriver *drv, bool left)
 {
     VPLink *l = &drv->link;
 
-    if (l->heard || l->named_stranger ||
-        drv->loop->now - l->attached_at < VP_STRANGER_US) {
+    if (l->heard || l->named_stranger || (left && l->garbage == 0) ||
+        (!left && drv->loop->now - l->attached_at < VP_STRANGER_US)) {
         return;
     }
     l->named_stranger = true;
@@ -2233,7 +2239,7 @@ static void link_hello_timer(void *opaque)
     VPDriver *drv = opaque;
     VPLink *l = &drv->link;
 
-    link_name_stranger(drv);
+    link_name_stranger(drv, false);
     if (l->role == VP_HELLO_CONNECTOR &&
         drv->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
         link_lost(drv, "no answer");
@@ -2688,18 +2694,13 @@ static void link_read(VPDriver *drv)
     if (n > 0 || !link_has_fd(l)) {
         return;
     }
-    if (n < 0) {
-        link_lost(drv, strerror(err));
-    } else if (l->kind == VP_CHN_VIRTSERIAL) {
+    if (n == 0 && l->kind == VP_CHN_VIRTSERIAL) {
         link_away(drv, true);
-    } else {
-        if (!l->heard && l->garbage + l->rx_len > 0) {
-            l->attached_at = 0; /* it won't say more */
-            l->garbage += l->rx_len;
-            link_name_stranger(drv);
-        }
-        link_lost(drv, "closed by the other end");
+        return;
     }
+    l->garbage += l->rx_len;
+    link_name_stranger(drv, true);
+    link_lost(drv, n < 0 ? strerror(err) : "closed by the other end");
 }
 
 static void link_away_timer(void *opaque)
@@ -2846,18 +2847,19 @@ static VPConn **conn_slot(VPDriver *drv, uint32_t id, bool client)
     return &drv->hash[h & (drv->hash_size - 1)];
 }
 
-/*
- * conn_find() - by id and by whether we are its client side; NULL: none
- *
- * One that the peer knows nothing of any more is none: a new session's peer
- * may use its id already.
- */
+/* conn_forgotten() - the peer knows no more of it, and may use its id anew */
+static bool conn_forgotten(const VPConn *c)
+{
+    return c->dead || (!c->announced && c->in == IN_CLOSED);
+}
+
+/* conn_find() - by id and by whether we are its client side; NULL: none */
 static VPConn *conn_find(VPDriver *drv, uint32_t id, bool client)
 {
     VPConn *c = drv->hash_size > 0 ? *conn_slot(drv, id, client) : NULL;
 
-    while (c != NULL && (c->id != id || c->client != client || c->dead ||
-                         c->ends_at != 0)) {
+    while (c != NULL &&
+           (c->id != id || c->client != client || conn_forgotten(c))) {
         c = c->hash_next;
     }
     return c;
@@ -3630,7 +3632,11 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
         link_refuse(drv, "malformed CONNECT_INIT");
         return;
     }
-    if (conn_find(drv, pkt->conn, false) != NULL) {
+    c = conn_find(drv, pkt->conn, false);
+    if (c != NULL && c->in == IN_CLOSED && c->out == OUT_DRAIN) {
+        /* over on the wire, and ids wrap around: the peer has forgotten it */
+        conn_announced(c, false);
+    } else if (c != NULL) {
         link_refuse(drv, "CONNECT_INIT with an id in use");
         return;
     }
@@ -3825,7 +3831,7 @@ static void conns_session(VPDriver *drv)
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
-        if (!c->announced && !c->gone && c->ends_at == 0) {
+        if (!c->announced && !conn_forgotten(c)) {
             c->tx_limit = drv->link.peer_window;
             conn_interest(c);
         }
@@ -4360,6 +4366,19 @@ static void candidate_timer(void *opaque)
     candidate_close(opaque, "it said no hello");
 }
 
+/* channel_in_use() - by a peer that may be alive? */
+static bool channel_in_use(const VPDriver *drv)
+{
+    const VPLink *l = &drv->link;
+
+    if (l->state == LINK_UP) {
+        return l->asked_at == 0 || drv->loop->now - l->asked_at < VP_DEAD_US;
+    }
+    /* it may just be getting in step again */
+    return l->heard && l->epoch[0] != 0 &&
+           drv->loop->now - l->hello_at < VP_DEAD_US;
+}
+
 /* candidate_ready() - its first words decide whether it takes over */
 static void candidate_ready(void *opaque, int fd, int events)
 {
@@ -4387,8 +4406,7 @@ static void candidate_ready(void *opaque, int fd, int events)
         candidate_close(drv, "it is not qemu-vp, or of another version");
         return;
     }
-    if (l->state == LINK_UP && !link_names_session(l, &h) &&
-        (l->asked_at == 0 || drv->loop->now - l->asked_at < VP_DEAD_US)) {
+    if (channel_in_use(drv) && !link_names_session(l, &h)) {
         candidate_close(drv, "the channel is in use");
         return;
     }
@@ -4552,13 +4570,15 @@ void vp_conns(const VPDriver *drv,
 
 int vp_conn_reset(VPDriver *drv, uint32_t id, bool client)
 {
-    VPConn *c = conn_find(drv, id, client);
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
 
-    if (c == NULL || c->gone) {
-        return -ENOENT;
+        if (c->id == id && c->client == client && !c->gone) {
+            conn_abort(c, VP_REASON_NONE);
+            return 0;
+        }
     }
-    conn_abort(c, VP_REASON_NONE);
-    return 0;
+    return -ENOENT;
 }
 
 /* ---- end -------------------------------------------------------------- */

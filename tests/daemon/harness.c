@@ -172,10 +172,10 @@ static bool wait_for(pid_t pid, int ms, int *status)
 
 static void redirect(const char *log)
 {
-    int fd = open("/dev/null", O_RDWR);
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 
     dup2(fd, 0);
-    fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0644);
+    fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     dup2(fd, 1);
     dup2(fd, 2);
 }

@@ -63,31 +63,42 @@ static const char *last_line(const char *text, size_t len)
 /* is_status() - does the answer end here? */
 static bool is_status(const char *line)
 {
-    return strcmp(line, "ok\n") == 0 || strncmp(line, "error: ", 7) == 0;
+    return strncmp(line, "ok\n", 3) == 0 || strncmp(line, "error: ", 7) == 0;
 }
 
+/* Takes no byte of the answer that may follow. */
 char *monitor_answer(int fd)
 {
-    size_t len = 0, room = 4096;
-    char *text = malloc(room);
+    size_t len = 0, line = 0, room = 4096;
+    char *text = malloc(room), *newline;
+    bool ended = false;
 
-    ck_assert_ptr_nonnull(text);
-    for (;;) {
-        ssize_t n = recv(fd, text + len, room - len - 1, 0);
+    while (!ended) {
+        size_t take;
+        ssize_t n;
 
-        ck_assert_msg(n > 0, "the monitor's answer ends too soon: %s",
-                      n == 0 ? "end of data" : strerror(errno));
-        len += (size_t)n;
-        text[len] = '\0';
-        if (text[len - 1] == '\n' && is_status(last_line(text, len))) {
-            return text;
-        }
         if (len == room - 1) {
             room *= 2;
             text = realloc(text, room);
-            ck_assert_ptr_nonnull(text);
         }
+        ck_assert_ptr_nonnull(text);
+        n = recv(fd, text + len, room - len - 1, MSG_PEEK);
+        ck_assert_msg(n > 0, "the monitor's answer ends too soon: %s",
+                      n == 0 ? "end of data" : strerror(errno));
+        take = (size_t)n;
+        text[len + take] = '\0';
+        while (!ended && (newline = strchr(text + line, '\n')) != NULL) {
+            ended = is_status(text + line);
+            line = (size_t)(newline + 1 - text);
+        }
+        if (ended) {
+            take = line - len;
+        }
+        recv_all(fd, text + len, take);
+        len += take;
+        text[len] = '\0';
     }
+    return text;
 }
 
 const char *monitor_ask(int fd, const char *fmt, ...)

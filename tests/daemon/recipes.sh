@@ -268,7 +268,7 @@ recipe_systemd() {
     until_ok echoes 9023
     kill $MAINPID
     wait $MAINPID
-    grep -q STOPPING=1 /run/notices
+    until_ok grep -q STOPPING=1 /run/notices
 }
 
 # The rule, as udev reads it; and as it acts, on a device that is here

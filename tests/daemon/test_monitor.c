@@ -11,6 +11,7 @@
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -334,7 +335,7 @@ END_TEST
 /* Figures of a channel that works, of the daemon, and of its memory. */
 START_TEST(channel_figures)
 {
-    const char *line;
+    const char *line, *error;
     uint64_t age, bytes[2], limit;
     Scene s;
 
@@ -356,13 +357,15 @@ START_TEST(channel_figures)
         ck_assert(strstr(value(line, "spec"), s.channel) != NULL);
         ck_assert_uint_eq(number(line, "resyncs"), 0);
         ck_assert_uint_eq(number(line, "reconnects"), 0);
-        ck_assert_str_eq(value(line, "last_error"), "");
+        /* the one that connects may have come too early */
+        error = value(line, "last_error");
+        ck_assert_msg(!*error || strstr(error, "No such file"), "%s", error);
         ck_assert_uint_ge(number(line, "rtt_us"), 1);
         ck_assert_uint_ge(number(line, "rate"), 1000);
         limit = number(line, "limit");
         ck_assert_uint_ge(limit, 1);
-        ck_assert_uint_le(number(line, "in_flight"),
-                          limit > 65536 ? limit : 65536);
+        /* more than the limit, too, when that has just been lowered */
+        ck_assert_uint_le(number(line, "in_flight"), 4 << 20);
         for (int i = 0; i < 2; i++) {
             bytes[i] = number(line, i ? "out_bytes" : "in_bytes");
             ck_assert_uint_ge(bytes[i], 20 * number(line, i ? "out_packets"
@@ -746,6 +749,9 @@ START_TEST(own_descriptors)
     char command[TEXT_LEN], *before, *after;
     Scene s;
 
+    for (int fd = 3; fd < 100; fd++) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);         /* libcheck's, for example */
+    }
     scene_start(&s, "", "");
     before = monitor_state(s.mon[0]);
     for (int fd = 3; fd < 40; fd++) {
@@ -806,6 +812,7 @@ START_TEST(change_forwards)
 
     /* Deleted where the targets are */
     through(path, s.listener, after);
+    talk(after);
     monitor_ask(s.mon[1], "iforward_del v:%s", s.target);
     expect_reset(dial(where[0], true));
     daemon_wait(s.daemon[0], "v: connection from .* refused: ");
