@@ -1602,7 +1602,7 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_PKT_US 4000             /* a packet's time on the channel */
 #define VP_LIMIT_START (4 * VP_PKT_LEN_MIN)
 #define VP_LIMIT_MAX (2u << 20)
-#define VP_SLACK_US 100            /* for the peers' scheduling */
+#define VP_SLACK_US 300            /* for the peers' scheduling */
 #define VP_QUEUE_US 10000          /* queue to keep a full channel busy */
 #define VP_ROUND_US 1000           /* a round is no shorter */
 #define VP_RATE_ROUNDS 4           /* and time for which the best one counts */
@@ -3851,7 +3851,7 @@ static void conns_session(VPDriver *drv)
 
 static int32_t sched_quantum(const VPDriver *drv)
 {
-    return (int32_t)(2 * (drv->link.flow.pkt_len - VP_PKT_HDR_LEN));
+    return (int32_t)(4 * (drv->link.flow.pkt_len - VP_PKT_HDR_LEN));
 }
 
 static void sched_end_turn(VPConn *c)

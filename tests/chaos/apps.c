@@ -46,8 +46,10 @@ static void branch_fill(int number, const Branch *b, uint64_t pos,
         if (begin) {
             word = pos >= HEAD_LEN ? mix(key + pos / 8)
                    : mix((uint64_t)number) << 32 | (unsigned)number;
+            word >>= 8 * (pos % 8);
         }
-        data[i] = (uint8_t)(word >> 8 * (pos % 8));
+        data[i] = (uint8_t)word;
+        word >>= 8;
     }
 }
 
@@ -361,6 +363,7 @@ static int app_write(Machine *m, Sock *s)
     App *a = &s->app;
     Branch *b = branch_of(a);
     uint64_t now = machine_now(m), left = a->total - a->sent;
+    uint32_t room = buf_room(&s->rx[0]);
     ssize_t n;
 
     if (a->fin || now < a->write_at) {
@@ -379,6 +382,8 @@ static int app_write(Machine *m, Sock *s)
     left = left < sizeof(data) ? left : sizeof(data);
     if (a->sent < HEAD_LEN) {
         left = HEAD_LEN; /* in one piece, so that it is all or nothing */
+    } else if (left > room) {
+        left = room > 0 ? room : 1; /* no more than can be taken is made up */
     }
     branch_fill(a->number, b, a->sent, data, left);
     n = sock_write(s, 1, data, left);

@@ -134,26 +134,41 @@ const char *engine_check(VPDriver *drv)
     return store_check(&drv->link.store);
 }
 
-static void shift_link(VPDriver *drv, uint32_t tx, uint32_t rx)
+bool engine_quiet(const VPDriver *drv)
 {
-    VPStore *s = &drv->link.store;
+    const VPLink *l = &drv->link;
 
-    s->base += tx;
-    s->unsent += tx;
-    s->next += tx;
-    drv->link.rx_expect += rx;
+    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+
+        if (c->due != 0 || c->dead) {
+            return false;
+        }
+    }
+    return l->state == LINK_UP && l->store.bytes == 0 && l->rx_len == 0 &&
+           l->ctl_len == 0 && !l->need_hello && !l->need_ping && !l->ack_now;
 }
 
-void engine_shift(VPDriver *a, VPDriver *b, uint32_t packets, uint64_t bytes,
-                  uint32_t ids)
+/* shift_packets() - let the next sequence number be @seq */
+static void shift_packets(VPDriver *from, VPDriver *to, uint32_t seq)
+{
+    VPStore *s = &from->link.store;
+
+    s->base = s->unsent = s->next = seq;
+    to->link.rx_expect = seq;
+}
+
+void engine_shift(VPDriver *a, VPDriver *b, uint32_t seq, uint64_t bytes)
 {
     VPDriver *both[] = { a, b };
 
     for (int i = 0; i < 2; i++) {
-        shift_link(both[i], packets, packets);
-        both[i]->next_id += ids;
-        for (VPNode *n = both[i]->conns.next; n != &both[i]->conns;
-             n = n->next) {
+        VPDriver *drv = both[i];
+
+        shift_packets(drv, both[!i], seq);
+        /* the oldest connection's id comes next: it's in use */
+        drv->next_id = container_of(drv->conns.next, VPConn, all)->id;
+        for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
             VPConn *c = container_of(n, VPConn, all);
 
             c->tx_count += bytes;

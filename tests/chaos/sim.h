@@ -194,12 +194,13 @@ typedef enum Damage {
     REPEAT,      /* the last arg bytes once more */
     NOISE,       /* arg bytes of it */
     ECHO,        /* arg bytes of those that went the other way */
-    OLD,         /* arg bytes of an earlier session */
+    OLD,         /* of an earlier session: arg & 0xffff bytes from arg >> 16 */
     STALL,       /* this direction, for arg ms */
     CUT,         /* arg: a CutKind */
     KILL,        /* a daemon; arg: bit 0 which, 1 both, 2 and 3 gently */
     PAUSE,       /* a machine; arg: which + 2 * ms */
-    THROW_BACK,  /* arg: which; makes a snapshot or goes back to it */
+    SNAPSHOT,    /* of a machine; arg: which */
+    THROW_BACK,  /* arg: which; to its snapshot, or makes one */
     OUTAGE,      /* a cut, and none can connect for arg ms */
     DAMAGES,
 } Damage;
@@ -461,8 +462,14 @@ uint32_t engine_unacked(const VPDriver *drv);
 const char *engine_check(VPDriver *drv);
 /* engine_dump() - what it is up to, to stderr */
 void engine_dump(const VPDriver *drv);
-/* engine_shift() - as if so many packets and bytes had gone before */
-void engine_shift(VPDriver *a, VPDriver *b, uint32_t packets, uint64_t bytes,
-                  uint32_t ids);
+/* engine_quiet() - is it up, with nothing to send or to be acked? */
+bool engine_quiet(const VPDriver *drv);
+/*
+ * engine_shift() - as if more packets and bytes had gone before
+ * @seq:  the next packets' number
+ *
+ * Only while both are quiet.
+ */
+void engine_shift(VPDriver *a, VPDriver *b, uint32_t seq, uint64_t bytes);
 
 #endif

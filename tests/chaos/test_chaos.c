@@ -74,7 +74,7 @@ static void choose_programs(void)
 static void choose_damage(void)
 {
     static const Damage timed[] = {
-        CUT, KILL, PAUSE, THROW_BACK, THROW_BACK, OUTAGE,
+        CUT, KILL, PAUSE, SNAPSHOT, THROW_BACK, OUTAGE,
     };
     uint32_t time = rnd_log(100, 30000) * 1000;
 

@@ -518,8 +518,7 @@ static bool lane_damage(Lane *l, int d, Damage damage, uint32_t arg)
         buf_send(l, h, h->len - (len < h->len ? len : h->len), len);
         return false;
     case OLD:
-        h = &world.old[d];
-        buf_send(l, h, rnd(2) ? 0 : rnd(h->len), len);
+        buf_send(l, &world.old[d], arg >> 16, arg & 0xffff);
         return false;
     case STALL:
         l->stalled_until = world.now + arg * MS;
@@ -552,8 +551,12 @@ static Damage random_damage(uint32_t *arg)
     case PAUSE:
         *arg = rnd(2) + 2 * rnd_log(1, 100000);
         break;
+    case SNAPSHOT:
     case THROW_BACK:
         *arg = rnd(2);
+        break;
+    case OLD:
+        *arg = rnd_log(1, 4096) | rnd(4096) << 16;
         break;
     case FLIP:
         *arg = rnd(8);

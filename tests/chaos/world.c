@@ -314,12 +314,14 @@ void world_damage(Damage damage, uint32_t arg)
         m->paused_until = world.now + (arg >> 1) * MS;
         sim_note("machine %c pauses for %u ms", 'A' + m->index, arg >> 1);
         break;
-    default:
-        if (chance(500) || world.snapshot_at[arg & 1] == 0) {
-            world_snapshot(arg & 1);
-        } else {
+    case THROW_BACK:
+        if (world.snapshot_at[arg & 1] != 0) {
             world_throw_back(arg & 1);
+            break;
         }
+        /* fall through */
+    default:
+        world_snapshot(arg & 1);
         break;
     }
 }

@@ -22,8 +22,8 @@ apt_updated=
 # shellcheck source=scenarios.sh
 . "$here/scenarios.sh"
 
-# Seconds a scenario may take; on an idle machine it takes a fifth of them.
-limit=${GUEST_LIMIT:-300}
+# Seconds a scenario may take; on an idle machine it takes a tenth of them.
+limit=${GUEST_LIMIT:-400}
 
 # one() - a single scenario, in this process, everything of it in $D
 one() {

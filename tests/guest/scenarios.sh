@@ -78,6 +78,8 @@ rfc() {
         -o "qga:$D/qga.sock:-" -i "web:$web"
     guest_daemon -i http:127.0.0.1:80 -i ssh:127.0.0.1:22 \
         -i qga:/run/qga.sock:- -o web:127.0.0.1:8080
+    wait_for 30 grep -q 'oforward web: listening' "$D/guest-daemon.log" ||
+        fail "the guest's daemon does not listen"
 
     gbg wget wget -q -O /tmp/file http://127.0.0.1:8080/file
     wget -q -T 120 -t 1 -O "$D/file" "http://$(port http)/file" ||
@@ -87,6 +89,7 @@ rfc() {
         "$(g 'sha256sum </www/file' | cut -d ' ' -f 1)"
     same "the host's file" "$(sum "$D/www/file")" \
         "$(g 'sha256sum </tmp/file' | cut -d ' ' -f 1)"
+    rm "$D/file" "$D/www/file"
 
     login=$(port ssh)
     login="-i $cache/id -p ${login#*:}"

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * exchange.h - a short exchange that takes place again and again
+ *
+ * A few connections from each machine to the other, some 7 KB each way; it is
+ * recorded first, undisturbed, and then something happens to it.
+ */
+#ifndef EXCHANGE_H
+#define EXCHANGE_H
+
+#include "sim.h"
+
+#define EXCHANGE_CONNS 4
+
+typedef struct Exchange {
+    VPChannelKind kind;
+    Plan plan[2];
+    size_t nplan;
+    uint64_t fault_call;
+    int fault;
+    uint64_t length[2]; /* of the clean one: bytes on the channel */
+    uint64_t calls;     /* and system calls */
+    uint8_t *bytes[2];  /* and what they were; to be freed */
+} Exchange;
+
+/* exchange_begin() - world_init(), for the caller to change something */
+void exchange_begin(const Exchange *x);
+
+/* exchange_end() - after world_run(): no connection may have been reset */
+void exchange_end(void);
+
+void exchange_run(const Exchange *x);
+
+/* exchange_record() - the clean one: @x is filled in, with one plan to come */
+void exchange_record(Exchange *x, VPChannelKind kind);
+
+void exchange_free(Exchange *x);
+
+/* stride() - from one byte to the next that has its turn: 1 */
+uint64_t stride(void);
+
+#endif
