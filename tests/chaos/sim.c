@@ -773,20 +773,25 @@ ssize_t sim_read(int fd, void *buf, size_t len)
 
 ssize_t sim_readv(int fd, const struct iovec *iov, int n)
 {
-    ssize_t done = 0, len;
+    static uint8_t flat[1 << 20];
+    size_t len = 0, part;
+    ssize_t done;
 
     if (sim_on == NULL) {
         return readv(fd, iov, n);
     }
     for (int i = 0; i < n; i++) {
-        len = sim_read(fd, iov[i].iov_base, iov[i].iov_len);
-        if (len <= 0) {
-            return done > 0 ? done : len;
-        }
-        done += len;
-        if ((size_t)len < iov[i].iov_len) {
-            break;
-        }
+        len += iov[i].iov_len;
+    }
+    SIM_ASSERT(len <= sizeof(flat));
+    /* one read: a second one would take the error that follows the data */
+    done = sim_read(fd, flat, len);
+    len = 0;
+    for (int i = 0; i < n && done > 0 && len < (size_t)done; i++) {
+        part = (size_t)done - len;
+        part = part < iov[i].iov_len ? part : iov[i].iov_len;
+        memcpy(iov[i].iov_base, flat + len, part);
+        len += part;
     }
     return done;
 }
