@@ -185,9 +185,11 @@ static void branches_update(App *a)
 
     for (; a->known < peer->nbranches; a->known++) {
         Branch *b = &peer->branch[a->known];
+        /* the first bytes are the same in all of them */
+        uint64_t fork_at = b->fork_at < HEAD_LEN ? HEAD_LEN : b->fork_at;
 
         if (a->known == 0 ||
-            ((a->branches >> b->parent & 1) && a->got <= b->fork_at)) {
+            ((a->branches >> b->parent & 1) && a->got <= fork_at)) {
             a->branches |= 1u << a->known;
         }
     }

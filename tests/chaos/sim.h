@@ -393,6 +393,7 @@ typedef struct World {
     uint64_t restart_max; /* us a daemon stays dead, at most */
     uint64_t restart_at[2];
     bool throw_due[2];
+    int thrown[2];       /* so many times; a side has a branch for each */
     uint64_t snapshot_at[2]; /* when the last one was made; 0: none */
     void *snapshot[2];
 

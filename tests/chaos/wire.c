@@ -660,9 +660,14 @@ static int lane_run(Wire *w, int d)
     }
     while (lane_can_take(l) <= world.now) {
         Damage damage;
-        uint32_t arg, n = next_damage(d, &damage, &arg);
+        uint32_t arg, n;
 
         moved = true;
+        if (w->dumb) {
+            lane_take(l, d, data, sizeof(data));
+            continue;
+        }
+        n = next_damage(d, &damage, &arg);
         if (l->dropping > 0) {
             n = l->dropping < sizeof(data) ? l->dropping : sizeof(data);
             l->dropping -= lane_take(l, d, data, n);
@@ -675,9 +680,7 @@ static int lane_run(Wire *w, int d)
 
             n = n < chunk ? n : chunk;
             n = lane_take(l, d, data, n < sizeof(data) ? n : sizeof(data));
-            if (!w->dumb) {
-                lane_send(l, data, n);
-            }
+            lane_send(l, data, n);
         }
     }
     if (l->fin && l->out.len == 0 && l->air.len == 0 && !w->eof[!d] &&

@@ -251,7 +251,8 @@ void world_snapshot(int index)
 
 void world_throw_back(int index)
 {
-    world.throw_due[index] = world.snapshot_at[index] != 0;
+    world.throw_due[index] = world.snapshot_at[index] != 0 &&
+                             world.thrown[index] < SIM_BRANCHES - 1;
 }
 
 static void throw_back(int index)
@@ -260,6 +261,7 @@ static void throw_back(int index)
     File before[SIM_FDS];
 
     world.throw_due[index] = false;
+    world.thrown[index]++;
     sim_note("machine %c goes back to %.6f s", 'A' + index,
              (double)world.snapshot_at[index] / SECOND);
     world_break();
@@ -485,6 +487,9 @@ bool world_step(void)
 /* world_settled() - is nothing to come, and nothing left for the engines? */
 static bool world_settled(void)
 {
+    if (world.now < world.damage_until) {
+        return false;
+    }
     for (int i = 0; i < world.nevents; i++) {
         if (world.event[i].at != NEVER) {
             return false;
@@ -523,6 +528,7 @@ void world_idle(uint64_t time)
     uint64_t end = world.now + time;
     unsigned before = machine[0]->passes + machine[1]->passes, passes;
 
+    world.end_by = NEVER; /* that was for the run */
     while (world.now < end && world_step()) {
     }
     passes = machine[0]->passes + machine[1]->passes - before;
