@@ -205,7 +205,8 @@ void wire_rebind(Machine *m, File *f)
     if (is_device(f->end) || chance(500)) {
         /* its end is held by something that was not thrown back */
         for (int i = 0; i < SIM_WIRES; i++, w++) {
-            if (wire_used(w) && w->serial[f->end] != 0) {
+            if (wire_used(w) && w->serial[f->end] != 0 &&
+                (is_device(f->end) || !w->dumb)) {
                 f->index = i;
                 f->serial = w->serial[f->end];
                 return;
