@@ -71,6 +71,8 @@
  * since max_conns bounds those that come from here and those that the peer
  * opens, each.  Beyond its own the peer gets refusals, of which as many again
  * may wait to be sent.
+ * When nothing has moved for a while all but the connections themselves goes
+ * back to the system.
  */
 #include "virtproxy.h"
 
@@ -78,6 +80,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -1211,7 +1216,7 @@ typedef struct VPLink {
     bool heard;         /* a HELLO came since the descriptor is ours */
     bool named_stranger; /* logged what is wrong with the peer */
     bool named_up;      /* logged that this descriptor's channel is up */
-    bool busy;          /* packets came since the ping timer looked */
+    bool busy;          /* packets came since the trim timer looked */
     uint64_t attached_at;
     uint64_t garbage;   /* bytes skipped since then */
 
@@ -1255,6 +1260,7 @@ typedef struct VPLink {
     uint32_t ping_base;    /* store.base when the timer was started */
     uint64_t asked_at;     /* PING not answered since; 0: none */
     VPTimer away_timer;    /* while away or dumb */
+    VPTimer trim_timer;    /* while there may be memory to give back */
 
     /* for vp_channel_info() */
     uint64_t session_at;
@@ -1752,6 +1758,7 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
 #define VP_ACK_DELAY (10 * MS)
 #define VP_PING_WAIT_MIN (200 * MS)
 #define VP_PING_IDLE (5 * SECOND)
+#define VP_TRIM_US (2 * SECOND)
 #define VP_AWAY_POLL (250 * MS)
 #define VP_DUMB_US SECOND
 /* Bytes taken in until they are acked, whether asked for or not. */
@@ -1761,6 +1768,7 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
 
 static void link_ready(void *opaque, int fd, int events);
 static void link_hello_timer(void *opaque);
+static void link_trim_later(VPDriver *drv);
 static void link_ping_start(VPDriver *drv, uint64_t wait);
 
 static uint64_t random64(void)
@@ -1890,6 +1898,37 @@ static void link_close(VPDriver *drv)
     l->rfd = l->wfd = -1;
 }
 
+/* link_trim_timer() - nothing moves: give memory back */
+static void link_trim_timer(void *opaque)
+{
+    VPDriver *drv = opaque;
+    VPLink *l = &drv->link;
+
+    if (!l->busy && l->store.bytes == 0 && l->rx_len == 0) {
+        store_trim(&l->store);
+        free(l->rx);
+        l->rx = NULL;
+        l->rx_cap = 0;
+#ifdef __GLIBC__
+        /* else it keeps all that lies below the last block in use */
+        malloc_trim(0);
+#endif
+    }
+    l->busy = false;
+    if (l->rx != NULL || l->store.ring != NULL || drv->nconns > 0) {
+        link_trim_later(drv);
+    }
+}
+
+static void link_trim_later(VPDriver *drv)
+{
+    VPTimer *timer = &drv->link.trim_timer;
+
+    if (!timer_running(timer)) {
+        vp_timer_start(drv->loop, timer, VP_TRIM_US, link_trim_timer, drv);
+    }
+}
+
 /* link_down() - no channel from here on */
 static void link_down(VPDriver *drv, const char *reason)
 {
@@ -1914,6 +1953,7 @@ static void link_down(VPDriver *drv, const char *reason)
     vp_timer_stop(&l->ping_timer);
     vp_timer_stop(&l->ack_timer);
     vp_timer_stop(&l->away_timer);
+    link_trim_later(drv);
 }
 
 /* link_lost() - the descriptor is of no use any more */
@@ -2275,15 +2315,6 @@ static void link_ping_timer(void *opaque)
         }
         wait = waiting ? MIN(2 * l->ping_wait, VP_PING_IDLE) : VP_PING_IDLE;
     }
-    if (!waiting && !l->busy) {
-        store_trim(&l->store);
-        if (l->rx_len == 0) {
-            free(l->rx);
-            l->rx = NULL;
-            l->rx_cap = 0;
-        }
-    }
-    l->busy = false;
     link_ping_start(drv, wait);
 }
 
@@ -2649,14 +2680,16 @@ static void link_process(VPDriver *drv)
 }
 
 /* link_rx_grow() - false if there is no buffer at all */
-static bool link_rx_grow(VPLink *l)
+static bool link_rx_grow(VPDriver *drv)
 {
+    VPLink *l = &drv->link;
     size_t cap = l->rx_cap == 0 ? VP_RX_LEN_MIN : 2 * l->rx_cap;
     uint8_t *rx = cap <= VP_RX_LEN_MAX ? realloc(l->rx, cap) : NULL;
 
     if (rx != NULL) {
         l->rx = rx;
         l->rx_cap = cap;
+        link_trim_later(drv);
     }
     return l->rx != NULL;
 }
@@ -2668,7 +2701,7 @@ static void link_read(VPDriver *drv)
     ssize_t n = 0;
     int err;
 
-    if (l->rx == NULL && !link_rx_grow(l)) {
+    if (l->rx == NULL && !link_rx_grow(drv)) {
         link_lost(drv, "out of memory");
         return;
     }
@@ -2687,7 +2720,7 @@ static void link_read(VPDriver *drv)
     }
     if (l->rx_len == l->rx_cap) {
         link_process(drv);
-        link_rx_grow(l);
+        link_rx_grow(drv);
     } else {
         link_process(drv);
     }
@@ -2716,7 +2749,7 @@ static void link_back(VPDriver *drv)
     VPLink *l = &drv->link;
     ssize_t n;
 
-    if (l->rx == NULL && !link_rx_grow(l)) {
+    if (l->rx == NULL && !link_rx_grow(drv)) {
         return;
     }
     n = read(l->rfd, l->rx, l->rx_cap);
@@ -4663,6 +4696,7 @@ void vp_free(VPDriver *drv)
     vp_timer_stop(&l->ping_timer);
     vp_timer_stop(&l->ack_timer);
     vp_timer_stop(&l->away_timer);
+    vp_timer_stop(&l->trim_timer);
     vp_timer_stop(&drv->grace_timer);
     vp_timer_stop(&drv->connect_timer);
     vp_timer_stop(&drv->sweep_timer);

@@ -1074,7 +1074,7 @@ static void parser_new(Parser *p, bool up)
         link_begin(p->drv, 0x1111, 0x2222);
         link_up(p->drv, &hello, false);
     }
-    fuzz_require(link_rx_grow(l));
+    fuzz_require(link_rx_grow(p->drv));
 }
 
 static void parser_free(Parser *p)

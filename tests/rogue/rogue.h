@@ -34,7 +34,8 @@ typedef struct Rogue {
     size_t in_len;
     VPPacket pkt;           /* the last sequenced packet that came */
     uint8_t data[64];       /* the beginning of its payload */
-    uint64_t credit[8];     /* of the connections with these ids */
+    /* called for each control message, whose beginning is in data; or NULL */
+    void (*heard_msg)(struct Rogue *r);
 } Rogue;
 
 void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
@@ -94,8 +95,8 @@ static inline size_t rogue_parse(Rogue *r)
                MIN(sizeof(r->data), pkt.bytes));
         r->refused += pkt.type == VP_PKT_CONTROL &&
                       r->data[0] == VP_MSG_CONNECT_REFUSED;
-        if (pkt.type == VP_PKT_CONTROL && pkt.conn < 8 && pkt.bytes == 9) {
-            r->credit[pkt.conn] = get64(r->data + 1);
+        if (pkt.type == VP_PKT_CONTROL && r->heard_msg != NULL) {
+            r->heard_msg(r);
         }
     }
     return VP_PKT_HDR_LEN + (size_t)pkt.bytes;

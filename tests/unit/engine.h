@@ -21,6 +21,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#ifdef __GLIBC__
+#include <malloc.h> /* its names are taken below */
+#endif
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
