@@ -3743,12 +3743,20 @@ static void conn_handle_close(VPConn *c)
     }
 }
 
+/* conn_known() - the connection that @pkt is about; none if that is a guess */
+static VPConn *conn_known(VPDriver *drv, const VPPacket *pkt, bool client)
+{
+    VPConn *c = conn_find(drv, pkt->conn, client);
+
+    return c != NULL && c->announced ? c : NULL;
+}
+
 /* vp_handle_control_packet() - returns what is wrong with it, or NULL */
 static const char *vp_handle_control_packet(VPDriver *drv,
                                             const VPPacket *pkt,
                                             const uint8_t *msg)
 {
-    VPConn *c = conn_find(drv, pkt->conn, !(pkt->flags & VP_FLAG_CLIENT));
+    VPConn *c = conn_known(drv, pkt, !(pkt->flags & VP_FLAG_CLIENT));
     bool gone = c == NULL || c->gone; /* late, but no offence */
     uint64_t count;
 
@@ -3804,7 +3812,7 @@ static const char *vp_handle_control_packet(VPDriver *drv,
 static const char *vp_handle_data_packet(VPDriver *drv, const VPPacket *pkt,
                                          uint8_t *payload)
 {
-    VPConn *c = conn_find(drv, pkt->conn, pkt->type == VP_PKT_SERVER);
+    VPConn *c = conn_known(drv, pkt, pkt->type == VP_PKT_SERVER);
 
     if (c == NULL || c->gone) {
         return NULL;

@@ -1095,6 +1095,58 @@ START_TEST(open_while_draining)
 }
 END_TEST
 
+/*
+ * A client has come whose CONNECT_INIT is still to be sent: what the peer says
+ * of its id is a guess, and changes nothing.
+ */
+START_TEST(id_guessed)
+{
+    static const uint8_t data[] = "guessed";
+    const uint32_t id = VP_CONN_FIRST;
+    static Rig r;
+    int client;
+    VPConn *c;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    r.drv->link.flow.limit = 0; /* nothing may be sent for the moment */
+    client = rig_client(&r, "svc");
+    box_settle(r.loop);
+    c = rig_conn(&r, id, true);
+    ck_assert(!c->announced);
+    switch (_i) {
+    case 0:
+        peer_credit(&r, 0, id, VP_MSG_WINDOW, UINT64_MAX);
+        break;
+    case 1:
+        peer_credit(&r, 0, id, VP_MSG_CONNECT_ACK, UINT64_MAX);
+        break;
+    case 2:
+        peer_msg(&r, 0, id, VP_MSG_CLOSE, 0);
+        break;
+    case 3:
+        peer_msg(&r, 0, id, VP_MSG_RESET, 0);
+        break;
+    case 4:
+        peer_msg(&r, 0, id, VP_MSG_CONNECT_REFUSED, VP_REASON_REFUSED);
+        break;
+    default:
+        peer_send(&r, VP_PKT_SERVER, 0, id, data, sizeof(data));
+        break;
+    }
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    ck_assert_uint_eq(c->tx_limit, r.peer.hello.window);
+    ck_assert_uint_eq(c->rx_count, 0);
+    ck_assert_int_eq((int)c->out, OUT_OPEN);
+    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    flow_reset(&r.drv->link.flow, r.loop->now);
+    box_settle(r.loop);
+    peer_expect(&r, id, VP_MSG_CONNECT_INIT);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
 /* Clients here: as many as we may have, and as the peer allows */
 START_TEST(limit_of_clients)
 {
@@ -1630,6 +1682,7 @@ int main(void)
     UNIT_ADD(s, id_used_again, 1);
     UNIT_ADD(s, limit_of_peer, 1);
     UNIT_ADD(s, open_while_draining, 2);
+    UNIT_ADD(s, id_guessed, 6);
     UNIT_ADD(s, limit_of_clients, 2);
     UNIT_ADD(s, limit_of_opens, 2);
     UNIT_ADD(s, open_and_reset, 1);
