@@ -80,6 +80,17 @@ typedef struct Error {
     char text[512];
 } Error;
 
+/* text_format() - one line; control characters in what it quotes become '?' */
+static void text_format(char *text, size_t size, const char *fmt, va_list ap)
+{
+    vsnprintf(text, size, fmt, ap);
+    for (; *text != '\0'; text++) {
+        if ((unsigned char)*text < ' ' || *text == '\177') {
+            *text = '?';
+        }
+    }
+}
+
 static bool error_set(Error *err, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
@@ -89,7 +100,7 @@ static bool error_set(Error *err, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    vsnprintf(err->text, sizeof(err->text), fmt, ap);
+    text_format(err->text, sizeof(err->text), fmt, ap);
     va_end(ap);
     return false;
 }
@@ -151,7 +162,7 @@ void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
         return;
     }
     va_start(ap, fmt);
-    vsnprintf(text, sizeof(text), fmt, ap);
+    text_format(text, sizeof(text), fmt, ap);
     va_end(ap);
     if (channel != VP_NO_CHANNEL) {
         snprintf(where, sizeof(where), "ch%d: ", channel);
@@ -259,6 +270,8 @@ typedef struct Spec {
     const char *port;        /* NULL: '-' was given */
     unsigned channel_id;
     unsigned line;           /* of the init file; 0: the command line */
+    VPAddr *addrs;           /* of "addr", if a child looked it up: */
+    int naddrs;              /* 0: none did; or a negative EAI_ value */
 } Spec;
 
 static bool bad(const Spec *spec, Error *err, const char *fmt, ...)
@@ -412,7 +425,8 @@ static void spec_free(Spec *spec)
 {
     free(spec->text);
     free(spec->copy);
-    spec->text = spec->copy = NULL;
+    free(spec->addrs);
+    *spec = (Spec){ .text = NULL };
 }
 
 static bool spec_check(Spec *spec, Error *err)
@@ -951,10 +965,9 @@ static void addr_unix(const char *path, VPAddr *addr)
 
 /*
  * addr_lookup() - at most MAX_ADDRS addresses of a host and port
- * @flags:  AI_PASSIVE, AI_NUMERICHOST
+ * @flags:  AI_NUMERICHOST: don't ask a name server, which may take its time
  *
- * Returns their number, or a negative EAI_ value (they are negative on
- * every system that matters; 0 addresses never happen).
+ * Returns their number, never 0, or an EAI_ value made negative.
  */
 static int addr_lookup(const char *host, const char *port, int flags,
                        VPAddr *addrs)
@@ -979,27 +992,10 @@ static int addr_lookup(const char *host, const char *port, int flags,
     return n;
 }
 
-/*
- * spec_lookup() - the addresses of a forward or a listener; 0: see @err
- *
- * This may wait for a name server: at start, and where the administrator
- * asks a running daemon for a forward to a name.
- */
-static int spec_lookup(const Spec *spec, int flags, VPAddr *addrs, Error *err)
+/* lookup_error() - what addr_lookup() returned, in words */
+static const char *lookup_error(int rc)
 {
-    int n;
-
-    if (spec->port == NULL) {
-        addr_unix(spec->addr, &addrs[0]);
-        return 1;
-    }
-    n = addr_lookup(spec->addr, spec->port, flags, addrs);
-    if (n <= 0) {
-        error_set(err, "-%c '%.128s': cannot look up '%.128s': %s",
-                  spec->option, spec->text, spec->addr, gai_strerror(n));
-        return 0;
-    }
-    return n;
+    return gai_strerror(EAI_NONAME < 0 ? rc : -rc);
 }
 
 static const char *addr_name(const VPAddr *addr)
@@ -1007,6 +1003,163 @@ static const char *addr_name(const VPAddr *addr)
     static char buf[160];
 
     return vp_addr_str(addr, buf, sizeof(buf));
+}
+
+/* ---- lookups ---------------------------------------------------------- */
+
+static VPLoop *loop;
+
+typedef struct Answer {
+    int naddrs; /* or what addr_lookup() returns instead */
+    VPAddr addrs[MAX_ADDRS];
+} Answer;
+
+/* A name server may take its time, so a child waits for it. */
+typedef struct Lookup {
+    pid_t pid; /* 0: none is under way */
+    int fd;
+    void (*done)(void *opaque, const Answer *answer);
+    void *opaque;
+} Lookup;
+
+/* lookup_child() - in the child: write what the name server says */
+static void lookup_child(const char *host, const char *port, int fd)
+{
+    Answer answer;
+
+    /* held open here, a connection would outlive its close in the parent */
+    for (int i = STDERR_FILENO + 1; i < vp_loop_nfds(loop); i++) {
+        if (i != fd) {
+            close(i);
+        }
+    }
+    memset(&answer, 0, sizeof(answer));
+    answer.naddrs = addr_lookup(host, port, 0, answer.addrs);
+    _exit(write(fd, &answer, sizeof(answer)) < 0);
+}
+
+static void lookup_cancel(Lookup *l)
+{
+    if (l->pid > 0) {
+        vp_unwatch(loop, l->fd);
+        close(l->fd);
+        kill(l->pid, SIGKILL);
+        waitpid(l->pid, NULL, 0);
+        l->pid = 0;
+    }
+}
+
+static void lookup_ready(void *opaque, int fd, int events)
+{
+    Lookup *l = opaque;
+    Answer answer;
+    /* an answer is whole: it is shorter than PIPE_BUF */
+    ssize_t n = read(fd, &answer, sizeof(answer));
+
+    (void)events;
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
+        return;
+    }
+    if (n != (ssize_t)sizeof(answer)) {
+        answer.naddrs = EAI_FAIL < 0 ? EAI_FAIL : -EAI_FAIL;
+    }
+    lookup_cancel(l);
+    l->done(l->opaque, &answer);
+}
+
+/*
+ * lookup_start() - have @done called from the loop
+ *
+ * Returns 0, or the errno why there is no child.
+ */
+static int lookup_start(Lookup *l, const char *host, const char *port,
+                        void (*done)(void *opaque, const Answer *answer),
+                        void *opaque)
+{
+    int fds[2], err = 0;
+
+    if (pipe(fds) < 0) {
+        return errno;
+    }
+    if (fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0) {
+        err = errno;
+    } else {
+        err = -vp_watch(loop, fds[0], lookup_ready, l);
+    }
+    if (err == 0) {
+        l->pid = fork();
+        if (l->pid == 0) {
+            lookup_child(host, port, fds[1]);
+        }
+        if (l->pid < 0) {
+            err = errno;
+            l->pid = 0;
+            vp_unwatch(loop, fds[0]);
+        }
+    }
+    close(fds[1]);
+    if (err != 0) {
+        close(fds[0]);
+        return err;
+    }
+    l->fd = fds[0];
+    l->done = done;
+    l->opaque = opaque;
+    vp_watch_set(loop, l->fd, VP_READ);
+    return 0;
+}
+
+/* spec_is_name() - would a name server be asked before it can be added? */
+static bool spec_is_name(const Spec *spec)
+{
+    VPAddr addrs[MAX_ADDRS];
+
+    return spec->port != NULL &&
+           (spec->option != 'c' || spec->method == TCP_LISTEN) &&
+           addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0;
+}
+
+/* spec_looked_up() - what spec_lookup() will give from here on */
+static void spec_looked_up(Spec *spec, const Answer *answer)
+{
+    size_t size = sizeof(answer->addrs);
+
+    spec->naddrs = answer->naddrs;
+    if (answer->naddrs > 0) {
+        spec->addrs = malloc(size);
+        if (spec->addrs == NULL) {
+            spec->naddrs = EAI_MEMORY < 0 ? EAI_MEMORY : -EAI_MEMORY;
+        } else {
+            memcpy(spec->addrs, answer->addrs, size);
+        }
+    }
+}
+
+/*
+ * spec_lookup() - the addresses of a forward or a listener; 0: see @err
+ *
+ * This waits for a name server, unless a child has asked it before: only at
+ * start nobody else has to wait meanwhile.
+ */
+static int spec_lookup(const Spec *spec, VPAddr *addrs, Error *err)
+{
+    int n = spec->naddrs;
+
+    if (spec->port == NULL) {
+        addr_unix(spec->addr, &addrs[0]);
+        return 1;
+    }
+    if (n == 0) {
+        n = addr_lookup(spec->addr, spec->port, 0, addrs);
+    } else if (n > 0) {
+        memcpy(addrs, spec->addrs, (size_t)n * sizeof(*addrs));
+    }
+    if (n < 0) {
+        error_set(err, "-%c '%.128s': cannot look up '%.128s': %s",
+                  spec->option, spec->text, spec->addr, lookup_error(n));
+        return 0;
+    }
+    return n;
 }
 
 /* ---- listeners -------------------------------------------------------- */
@@ -1149,7 +1302,7 @@ static int listen_at(VPAddr *addr, bool alone)
 static int listen_spec(const Spec *spec, int *fds, Error *err)
 {
     VPAddr addrs[MAX_ADDRS];
-    int naddrs = spec_lookup(spec, AI_PASSIVE, addrs, err);
+    int naddrs = spec_lookup(spec, addrs, err);
     int n = 0, i = 0, fd = 0;
     in_port_t port = 0;
 
@@ -1197,7 +1350,7 @@ typedef struct Channel {
     VPDriver *drv;
     VPTimer timer;      /* to try again, or to give up a connect() */
     uint64_t wait;
-    int said;           /* errno of the failure that was logged last */
+    int said;           /* the failure that was logged last */
     bool ended;         /* an inherited descriptor that was closed */
 
     int fd;             /* connecting, or the FIFO that was opened first */
@@ -1205,9 +1358,7 @@ typedef struct Channel {
     int naddrs;
     int next_addr;
 
-    pid_t lookup;       /* child that looks up the name */
-    int lookup_fd;
-    size_t lookup_len;
+    Lookup lookup;
 
     int tty;            /* our own descriptor of it, to put back: */
     struct termios tty_was;
@@ -1218,7 +1369,6 @@ typedef struct Channel {
     bool starved;
 } Channel;
 
-static VPLoop *loop;
 static Channel *channels;
 static int exit_status;
 
@@ -1231,18 +1381,21 @@ static void channel_wait(Channel *ch)
     ch->wait = ch->wait * 2 < RETRY_MAX ? ch->wait * 2 : RETRY_MAX;
 }
 
-/* channel_retry() - it can't be opened now; log that once, try later */
+/*
+ * channel_retry() - it can't be opened now; log that once, try later
+ * @err:  errno, or what addr_lookup() returned
+ */
 static void channel_retry(Channel *ch, const char *what, int err)
 {
+    const char *why = err < 0 ? lookup_error(err) : strerror(err);
     char text[128];
 
-    snprintf(text, sizeof(text), "%.90s: %s", what, strerror(err));
+    snprintf(text, sizeof(text), "%.90s: %s", what, why);
     vp_note_error(ch->drv, text);
     if (err != ch->said) {
         ch->said = err;
         vp_log(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
-               "trying again", method_name[ch->spec.method], what,
-               strerror(err));
+               "trying again", method_name[ch->spec.method], what, why);
     }
     channel_wait(ch);
 }
@@ -1448,53 +1601,22 @@ static void connect_next(Channel *ch, int err)
     channel_retry(ch, ch->spec.addr, err);
 }
 
-static void lookup_done(void *opaque, int fd, int events)
+static void connect_looked_up(void *opaque, const Answer *answer)
 {
     Channel *ch = opaque;
-    ssize_t n = read(fd, (char *)ch->addrs + ch->lookup_len,
-                     sizeof(ch->addrs) - ch->lookup_len);
 
-    (void)events;
-    if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
+    if (answer->naddrs < 0) {
+        channel_retry(ch, ch->spec.addr, answer->naddrs);
         return;
     }
-    if (n > 0) {
-        ch->lookup_len += (size_t)n;
-        return;
-    }
-    vp_unwatch(loop, fd);
-    close(fd);
-    waitpid(ch->lookup, NULL, 0);
-    ch->lookup = 0;
-    ch->naddrs = (int)(ch->lookup_len / sizeof(ch->addrs[0]));
-    ch->next_addr = 0;
-    connect_next(ch, EHOSTUNREACH);
-}
-
-/* lookup_child() - in the child: write what the name server says */
-static void lookup_child(const Spec *spec, int fd)
-{
-    VPAddr addrs[MAX_ADDRS];
-    int n;
-
-    /* held open here, a connection would outlive its close in the parent */
-    for (int i = STDERR_FILENO + 1; i < vp_loop_nfds(loop); i++) {
-        if (i != fd) {
-            close(i);
-        }
-    }
-    memset(addrs, 0, sizeof(addrs));
-    n = addr_lookup(spec->addr, spec->port, 0, addrs);
-    if (n > 0 && write(fd, addrs, (size_t)n * sizeof(addrs[0])) < 0) {
-        _exit(1);
-    }
-    _exit(0);
+    memcpy(ch->addrs, answer->addrs, sizeof(ch->addrs));
+    ch->naddrs = answer->naddrs;
+    connect_next(ch, 0);
 }
 
 static void open_tcp(Channel *ch)
 {
-    int fds[2], err;
-    pid_t pid;
+    int err;
 
     ch->next_addr = 0;
     ch->naddrs = addr_lookup(ch->spec.addr, ch->spec.port, AI_NUMERICHOST,
@@ -1503,26 +1625,11 @@ static void open_tcp(Channel *ch)
         connect_next(ch, 0);
         return;
     }
-    if (pipe(fds) < 0) {
-        channel_retry(ch, ch->spec.addr, errno);
-        return;
+    err = lookup_start(&ch->lookup, ch->spec.addr, ch->spec.port,
+                       connect_looked_up, ch);
+    if (err != 0) {
+        channel_retry(ch, ch->spec.addr, err);
     }
-    pid = fork();
-    if (pid == 0) {
-        lookup_child(&ch->spec, fds[1]);
-    }
-    err = errno;
-    close(fds[1]);
-    if (pid < 0 || fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0 ||
-        vp_watch(loop, fds[0], lookup_done, ch) < 0) {
-        close(fds[0]);
-        channel_retry(ch, ch->spec.addr, pid < 0 ? err : ENOMEM);
-        return;
-    }
-    ch->lookup = pid;
-    ch->lookup_fd = fds[0];
-    ch->lookup_len = 0;
-    vp_watch_set(loop, fds[0], VP_READ);
 }
 
 /* channel_open() - start opening; for listeners there is nothing to do */
@@ -1751,12 +1858,7 @@ static void channel_free(Channel *ch)
         }
         close(ch->fd);
     }
-    if (ch->lookup > 0) {
-        vp_unwatch(loop, ch->lookup_fd);
-        close(ch->lookup_fd);
-        kill(ch->lookup, SIGKILL);
-        waitpid(ch->lookup, NULL, 0);
-    }
+    lookup_cancel(&ch->lookup);
     spec_free(&ch->spec);
     free(ch);
 }
@@ -1854,7 +1956,7 @@ static bool forward_add(Spec *spec, Error *err)
             close(f->fds[i]);
         }
     } else {
-        n = spec_lookup(spec, 0, addrs, err);
+        n = spec_lookup(spec, addrs, err);
         if (n > 0) {
             rc = vp_set_iforward(drv, spec->service_id, addrs, (size_t)n);
         }
@@ -2026,7 +2128,12 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
             }
             if (!spec_parse(&copy, spec->option, spec->text, err)) {
                 ok = false;
-            } else if (!running_add(&copy, err)) {
+                continue;
+            }
+            copy.addrs = spec->addrs;
+            copy.naddrs = spec->naddrs;
+            spec->addrs = NULL;
+            if (!running_add(&copy, err)) {
                 spec_free(&copy);
                 ok = false;
             }
@@ -2063,6 +2170,8 @@ typedef struct Mon {
     size_t out_off;
     size_t out_len;
     size_t out_cap;
+    Lookup lookup;    /* for the answer to the last command: */
+    Spec adding;
 } Mon;
 
 typedef struct Command {
@@ -2078,6 +2187,7 @@ static size_t nmonitors;
 static time_t started_at;
 
 static void quit_start(void);
+static void mon_looked_up(void *opaque, const Answer *answer);
 
 static void mon_printf(Mon *mon, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
@@ -2425,8 +2535,44 @@ static bool run_info(Mon *mon, char *args, Error *err)
     return true;
 }
 
-/* run_change() - the six *_add and *_del */
-static bool run_change(char option, bool add, const char *text, Error *err)
+/* mon_add() - add what mon->adding asks for; its addresses are known now */
+static bool mon_add(Mon *mon, Error *err)
+{
+    char text[208];
+    bool ok;
+
+    snprintf(text, sizeof(text), "-%c %.200s", mon->adding.option,
+             mon->adding.text);
+    ok = running_add(&mon->adding, err);
+    if (ok) {
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: added %s", text);
+    }
+    spec_free(&mon->adding);
+    return ok;
+}
+
+/* run_add() - if a name has to be looked up, mon_looked_up() will answer */
+static bool run_add(Mon *mon, char option, const char *text, Error *err)
+{
+    Spec *spec = &mon->adding;
+    int rc;
+
+    if (!spec_parse(spec, option, text, err)) {
+        return false;
+    }
+    if (!spec_is_name(spec)) {
+        return mon_add(mon, err);
+    }
+    rc = lookup_start(&mon->lookup, spec->addr, spec->port, mon_looked_up,
+                      mon);
+    if (rc != 0) {
+        bad(spec, err, "cannot look up '%s': %s", spec->addr, strerror(rc));
+        spec_free(spec);
+    }
+    return rc == 0;
+}
+
+static bool run_del(char option, const char *text, Error *err)
 {
     Spec spec;
     bool ok;
@@ -2434,10 +2580,10 @@ static bool run_change(char option, bool add, const char *text, Error *err)
     if (!spec_parse(&spec, option, text, err)) {
         return false;
     }
-    ok = add ? running_add(&spec, err) : running_del(&spec, err);
+    ok = running_del(&spec, err);
     if (ok) {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: %s -%c %.200s",
-               add ? "added" : "removed", option, text);
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: removed -%c %.200s",
+               option, text);
     }
     spec_free(&spec);
     return ok;
@@ -2445,38 +2591,35 @@ static bool run_change(char option, bool add, const char *text, Error *err)
 
 static bool run_channel_add(Mon *mon, char *args, Error *err)
 {
-    (void)mon;
-    return run_change('c', true, args, err);
+    return run_add(mon, 'c', args, err);
 }
 
 static bool run_channel_del(Mon *mon, char *args, Error *err)
 {
     (void)mon;
-    return run_change('c', false, args, err);
+    return run_del('c', args, err);
 }
 
 static bool run_oforward_add(Mon *mon, char *args, Error *err)
 {
-    (void)mon;
-    return run_change('o', true, args, err);
+    return run_add(mon, 'o', args, err);
 }
 
 static bool run_oforward_del(Mon *mon, char *args, Error *err)
 {
     (void)mon;
-    return run_change('o', false, args, err);
+    return run_del('o', args, err);
 }
 
 static bool run_iforward_add(Mon *mon, char *args, Error *err)
 {
-    (void)mon;
-    return run_change('i', true, args, err);
+    return run_add(mon, 'i', args, err);
 }
 
 static bool run_iforward_del(Mon *mon, char *args, Error *err)
 {
     (void)mon;
-    return run_change('i', false, args, err);
+    return run_del('i', args, err);
 }
 
 static bool run_conn_reset(Mon *mon, char *args, Error *err)
@@ -2569,7 +2712,20 @@ static bool run_help(Mon *mon, char *args, Error *err)
     return found || error_set(err, "'%.64s': there is no such command", args);
 }
 
-/* mon_execute() - run one line and answer it */
+/* mon_answer() - the end of an answer */
+static void mon_answer(Mon *mon, bool ok, const Error *err)
+{
+    if (!ok) {
+        mon_printf(mon, "error: %s\n", err->text);
+    } else if (mon->batch) {
+        mon_printf(mon, "ok\n");
+    }
+    if (!mon->batch) {
+        mon_printf(mon, "(qemu-vp) ");
+    }
+}
+
+/* mon_execute() - run one line, and answer it if it needs no lookup */
 static void mon_execute(Mon *mon, char *line)
 {
     char *name = line + strspn(line, " \t\r"), *args;
@@ -2609,13 +2765,8 @@ static void mon_execute(Mon *mon, char *line)
             }
         }
     }
-    if (!ok) {
-        mon_printf(mon, "error: %s\n", err.text);
-    } else if (mon->batch) {
-        mon_printf(mon, "ok\n");
-    }
-    if (!mon->batch) {
-        mon_printf(mon, "(qemu-vp) ");
+    if (mon->lookup.pid == 0) {
+        mon_answer(mon, ok, &err);
     }
 }
 
@@ -2628,6 +2779,8 @@ static void mon_close(Mon *mon)
     }
     *at = mon->next;
     nmonitors--;
+    lookup_cancel(&mon->lookup);
+    spec_free(&mon->adding);
     vp_unwatch(loop, mon->fd);
     close(mon->fd);
     free(mon->out);
@@ -2670,8 +2823,42 @@ static void mon_run(Mon *mon)
         if (mon->broken) {
             return;
         }
+        if (mon->lookup.pid > 0) {
+            vp_watch_set(loop, mon->fd, 0);
+            return;
+        }
     }
     vp_watch_set(loop, mon->fd, VP_READ);
+}
+
+/* mon_continue() - after whatever happened to it */
+static void mon_continue(Mon *mon)
+{
+    if (!mon->broken) {
+        mon_run(mon);
+    }
+    if (!mon->broken && mon->len == sizeof(mon->line) &&
+        memchr(mon->line, '\n', mon->len) == NULL) {
+        mon_printf(mon, "error: the line is longer than %d bytes\n",
+                   MON_LINE_MAX - 1);
+        mon->len = 0;
+        mon->eof = true;
+        mon_run(mon);
+    }
+    if (mon->broken ||
+        (mon->eof && mon->out_len == 0 && mon->lookup.pid == 0)) {
+        mon_close(mon);
+    }
+}
+
+static void mon_looked_up(void *opaque, const Answer *answer)
+{
+    Mon *mon = opaque;
+    Error err;
+
+    spec_looked_up(&mon->adding, answer);
+    mon_answer(mon, mon_add(mon, &err), &err);
+    mon_continue(mon);
 }
 
 static void mon_ready(void *opaque, int fd, int events)
@@ -2691,20 +2878,7 @@ static void mon_ready(void *opaque, int fd, int events)
             mon->broken = true;
         }
     }
-    if (!mon->broken) {
-        mon_run(mon);
-    }
-    if (!mon->broken && mon->len == sizeof(mon->line) &&
-        memchr(mon->line, '\n', mon->len) == NULL) {
-        mon_printf(mon, "error: the line is longer than %d bytes\n",
-                   MON_LINE_MAX - 1);
-        mon->len = 0;
-        mon->eof = true;
-        mon_run(mon);
-    }
-    if (mon->broken || (mon->eof && mon->out_len == 0)) {
-        mon_close(mon);
-    }
+    mon_continue(mon);
 }
 
 static void monitor_accept_again(void *opaque)
@@ -2991,12 +3165,30 @@ static void quit_step(void *opaque)
     }
 }
 
+/* What a reload will change, while the names in it are looked up. */
+static struct {
+    bool under_way;
+    Settings now;
+    size_t next; /* of its specs */
+    Lookup lookup;
+} reloading;
+
+static void reload_cancel(void)
+{
+    if (reloading.under_way) {
+        lookup_cancel(&reloading.lookup);
+        settings_free(&reloading.now);
+        reloading.under_way = false;
+    }
+}
+
 static void quit_start(void)
 {
     if (quit_at != 0) {
         vp_loop_stop(loop); /* told twice: at once */
         return;
     }
+    reload_cancel();
     notify("STOPPING=1");
     for (Forward **f = &forwards; *f != NULL; ) {
         if ((*f)->spec.option == 'o') {
@@ -3015,6 +3207,61 @@ static const char *settings_log(const Settings *s)
     return s->logfile == NULL && s->daemonize ? "syslog" : s->logfile;
 }
 
+static void reload_end(void)
+{
+    Settings *now = &reloading.now;
+    Error err;
+
+    if (!apply(&settings, now, &err)) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but: %s", err.text);
+    } else {
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
+    }
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        vp_set_config(ch->drv, &now->config);
+    }
+    if (now->level != settings.level) {
+        log_level = (VPLogLevel)now->level;
+    }
+    settings_free(&settings);
+    settings = *now;
+    reloading.under_way = false;
+}
+
+static void reload_looked_up(void *opaque, const Answer *answer);
+
+/* reload_step() - look up the next name of what is new; then change it all */
+static void reload_step(void)
+{
+    for (; reloading.next < reloading.now.nspecs; reloading.next++) {
+        const Spec *spec = &reloading.now.specs[reloading.next];
+        Channel *ch;
+        Forward *f;
+        int rc;
+
+        if (running_spec(spec, &ch, &f) != NULL || !spec_is_name(spec)) {
+            continue;
+        }
+        rc = lookup_start(&reloading.lookup, spec->addr, spec->port,
+                          reload_looked_up, NULL);
+        if (rc == 0) {
+            return;
+        }
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: cannot look "
+               "up '%.128s': %s", spec->addr, strerror(rc));
+        reload_cancel();
+        return;
+    }
+    reload_end();
+}
+
+static void reload_looked_up(void *opaque, const Answer *answer)
+{
+    (void)opaque;
+    spec_looked_up(&reloading.now.specs[reloading.next++], answer);
+    reload_step();
+}
+
 /* reload() - read it all again; if any of it is wrong nothing changes */
 static void reload(void)
 {
@@ -3025,8 +3272,8 @@ static void reload(void)
     if (quit_at != 0) {
         return;
     }
+    reload_cancel(); /* the new one includes it */
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
-
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
         vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
     }
@@ -3036,19 +3283,10 @@ static void reload(void)
         settings_free(&now);
         return;
     }
-    if (!apply(&settings, &now, &err)) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but: %s", err.text);
-    } else {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
-    }
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        vp_set_config(ch->drv, &now.config);
-    }
-    if (now.level != settings.level) {
-        log_level = (VPLogLevel)now.level;
-    }
-    settings_free(&settings);
-    settings = now;
+    reloading.now = now;
+    reloading.next = 0;
+    reloading.under_way = true;
+    reload_step();
 }
 
 /* log_status() - what the monitor would show */

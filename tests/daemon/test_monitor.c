@@ -939,6 +939,174 @@ START_TEST(change_channels)
 }
 END_TEST
 
+/* name_reply() - A of "later" is 127.0.0.1, nothing else is known (RFC 1035) */
+static size_t name_reply(unsigned char *msg, size_t len, size_t room)
+{
+    static const unsigned char answer[] = {
+        0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1,
+    };
+    size_t end = 12;
+
+    while (end < len && msg[end] != 0) {
+        end += msg[end] + 1u;
+    }
+    end += 5;                   /* the name's end, its type and class */
+    ck_assert(end <= len && end + sizeof(answer) <= room);
+    msg[2] |= 0x80;             /* a response */
+    memset(msg + 6, 0, 6);      /* with a question alone */
+    if (memcmp(msg + 12, "\5later", 6) != 0) {
+        msg[3] |= 3;            /* NXDOMAIN */
+    } else if (msg[end - 3] == 1) {
+        msg[7] = 1;
+        memcpy(msg + end, answer, sizeof(answer));
+        end += sizeof(answer);
+    }
+    return end;
+}
+
+/* names_answer() - fork a name server; until it is killed there is one */
+static pid_t names_answer(int server)
+{
+    pid_t pid = fork();
+
+    ck_assert(pid >= 0);
+    while (pid == 0) {
+        struct sockaddr_in from;
+        socklen_t size = sizeof(from);
+        unsigned char msg[1024];
+        ssize_t n = recvfrom(server, msg, sizeof(msg) / 2, 0,
+                             (struct sockaddr *)&from, &size);
+
+        if (n > 12) {
+            sendto(server, msg, name_reply(msg, (size_t)n, sizeof(msg)), 0,
+                   (struct sockaddr *)&from, size);
+        }
+    }
+    child_add(pid);
+    return pid;
+}
+
+/* names_hang() - what is asked from here on gets no answer */
+static void names_hang(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    child_wait(pid);
+}
+
+/* names_server() - a name server's socket; -1: nobody lets us have one */
+static int names_server(void)
+{
+    struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(53) };
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    in.sin_addr.s_addr = htonl(0x7f000000 + ((uint32_t)getpid() & 0xffff) + 2);
+    if (bind(fd, (struct sockaddr *)&in, sizeof(in)) < 0) {
+        ck_assert_msg(errno == EACCES, "port 53: %s", strerror(errno));
+        fprintf(stderr, "slow_names: left out, as it takes root\n");
+        close(fd);
+        return -1;
+    }
+    dprintf(open("resolv", O_WRONLY | O_CREAT | O_CLOEXEC, 0644),
+            "nameserver %s\n", inet_ntoa(in.sin_addr));
+    return fd;
+}
+
+/* ask() - give a command whose answer will not come at once */
+static void ask(int mon, const char *commands)
+{
+    send_all(mon, commands, strlen(commands));
+}
+
+/*
+ * A name is looked up, which takes its time: all others are served meanwhile,
+ * but those who wait for just that.
+ */
+START_TEST(slow_names)
+{
+    StartOptions o = { .setup = "mount --bind resolv /etc/resolv.conf" };
+    char target[TEXT_LEN], path[PATH_LEN], where[TEXT_LEN], *answer;
+    int fds[2], mon[3], listener = listen_any(target), server;
+    pid_t names;
+    Daemon *d;
+
+    ck_assert(chdir(vp_dir) == 0);
+    server = names_server();
+    if (server < 0) {
+        return;
+    }
+    file_write("conf", "", 0);
+    file_path(path, "monitor");
+    daemon_start("guest", "-c unix-listen:%s/ch:- -i s:%s", vp_dir, target);
+    d = daemon_start_with(&o, "host", "-c unix-connect:%s/ch:- -m %s -C conf "
+                          "-o s:127.0.0.1:0", vp_dir, path);
+    daemon_up(d);
+    through(daemon_listens(d, "s"), listener, fds);
+    for (int i = 0; i < 3; i++) {
+        mon[i] = monitor_batch(path);
+        monitor_ask(mon[i], "info status");
+    }
+
+    /* The monitor's next command waits for the one before */
+    ask(mon[0], "oforward_add n:later.test:0\ninfo status -k\n");
+    for (int i = 0; i < 20; i++) {
+        talk(fds);
+        monitor_ask(mon[1], "info channels");
+    }
+    names = names_answer(server);
+    answer = monitor_answer(mon[0]);
+    ck_assert_str_eq(answer, "ok\n");
+    free(answer);
+    answer = monitor_answer(mon[0]);
+    ck_assert_ptr_nonnull(line_find(answer, "status", 0));
+    free(answer);
+    oforward_where(mon[1], "n", where);
+    ck_assert(strncmp(where, "127.0.0.1:", 10) == 0);
+    names_hang(names);
+
+    /* Who asked has gone before it is known: the command was a whole one */
+    ask(mon[2], "iforward_add gone:later.test:80\n");
+    close(mon[2]);
+    talk(fds);
+    names = names_answer(server);
+    daemon_wait(d, "monitor: added -i gone:later.test:80");
+    names_hang(names);
+
+    /* A further reload takes the place of the one that waits */
+    file_write("conf", "oforward first:later.test:0\n", 28);
+    kill(d->pid, SIGHUP);
+    talk(fds);
+    file_write("conf", "oforward second:later.test:0\n", 29);
+    kill(d->pid, SIGHUP);
+    talk(fds);
+    ck_assert_uint_eq(line_count(monitor_ask(mon[1], "info oforwards -k"),
+                                 "oforward"), 2);
+    names = names_answer(server);
+    daemon_wait(d, "info reloaded");
+    daemon_listens(d, "second");
+    ck_assert_int_eq(daemon_count(d, "first"), 0);
+
+    /* Not there: no harm is done */
+    monitor_refuses(mon[0], "iforward_add n:nowhere.test:80",
+                    "cannot look up 'nowhere.test': ");
+    monitor_refuses(mon[0], "channel_add tcp-listen:nowhere.test:0:7",
+                    "cannot look up 'nowhere.test': ");
+    names_hang(names);
+
+    /* The end waits for no name */
+    ask(mon[0], "iforward_add never:later.test:80\n");
+    file_write("conf", "iforward e:later.test:1\n", 24);
+    kill(d->pid, SIGHUP);
+    talk(fds);
+    daemon_stop(d);
+    for (int i = 0; i < 2; i++) {
+        close(mon[i]);
+        close(fds[i]);
+    }
+    close(listener);
+    close(server);
+}
+END_TEST
+
 /* Changes by the hundred: nothing is left behind, nobody notices. */
 START_TEST(many_changes)
 {
@@ -1487,6 +1655,7 @@ int main(void)
     HARNESS_ADD(s, change_forwards, 1);
     HARNESS_ADD(s, delete_while_connecting, 1);
     HARNESS_ADD(s, change_channels, 4);
+    HARNESS_ADD(s, slow_names, 1);
     HARNESS_ADD(s, many_changes, 1);
     HARNESS_ADD(s, conn_reset, 4);
     HARNESS_ADD(s, log_level, 1);

@@ -9,6 +9,7 @@
  */
 #define _XOPEN_SOURCE 700
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -253,6 +254,7 @@ START_TEST(bad_option)
     size_t n = 0;
     Daemon *d;
     int status;
+    char *all;
 
     if (!is_channel) {
         args[n++] = "-c";
@@ -272,6 +274,12 @@ START_TEST(bad_option)
     ck_assert_msg(says(d, bad->names ? bad->names : bad->argument),
                   "%s '%s': the message doesn't name the text", bad->option,
                   bad->argument ? bad->argument : "");
+    all = daemon_all(d);
+    for (const char *p = all; *p; p++) {
+        ck_assert_msg(*p == '\n' || !iscntrl((unsigned char)*p),
+                      "%#x in the message", (unsigned)*p);
+    }
+    free(all);
 }
 END_TEST
 
