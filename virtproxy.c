@@ -1201,6 +1201,7 @@ typedef struct VPFlow {
     uint32_t limit;       /* bytes in flight, at most */
     uint32_t pkt_len;     /* of a packet, at most */
     uint32_t unmarked;    /* bytes since the last VP_FLAG_ACK_NOW */
+    uint64_t marked_at;   /* when that was */
 } VPFlow;
 
 typedef struct VPLink {
@@ -3329,14 +3330,18 @@ static uint32_t link_room(const VPLink *l)
     return l->flow.limit > l->store.bytes ? l->flow.limit - l->store.bytes : 0;
 }
 
-/* link_mark() - an ack is asked for a few times per bound in flight */
-static uint8_t link_mark(VPFlow *f, uint32_t len)
+/*
+ * link_mark() - an ack is asked for a few times per bound in flight, and once
+ * a second where less is sent, to know the round-trip time
+ */
+static uint8_t link_mark(VPFlow *f, uint32_t len, uint64_t now)
 {
     f->unmarked += len;
-    if (f->unmarked < f->limit / 4) {
+    if (f->unmarked < f->limit / 4 && now - f->marked_at < SECOND) {
         return 0;
     }
     f->unmarked = 0;
+    f->marked_at = now;
     return VP_FLAG_ACK_NOW;
 }
 
@@ -3350,7 +3355,8 @@ static bool conn_send_control(VPConn *c, const uint8_t *msg, size_t len)
     if (store_room(&l->store, total, l->flow.limit) < total) {
         return false;
     }
-    pkt.flags = (c->client ? VP_FLAG_CLIENT : 0) | link_mark(&l->flow, total);
+    pkt.flags = (c->client ? VP_FLAG_CLIENT : 0) |
+                link_mark(&l->flow, total, c->drv->loop->now);
     pkt.bytes = (uint16_t)len;
     pkt.data_check = wire_sum(msg, len);
     memcpy(l->store.ring + l->store.head + VP_PKT_HDR_LEN, msg, len);
@@ -4017,7 +4023,8 @@ static bool conn_read(VPConn *c)
         uint32_t len = MIN((uint32_t)n - done, (uint32_t)iov[k].iov_len);
         VPPacket pkt = {
             .type = c->client ? VP_PKT_CLIENT : VP_PKT_SERVER,
-            .flags = link_mark(&l->flow, len + VP_PKT_HDR_LEN),
+            .flags = link_mark(&l->flow, len + VP_PKT_HDR_LEN,
+                               c->drv->loop->now),
             .bytes = (uint16_t)len,
             .conn = c->id,
             .data_check = wire_sum(iov[k].iov_base, len),

@@ -470,12 +470,40 @@ START_TEST(flow_marks)
         uint32_t since = 0, most = 0;
 
         for (int i = 0; i < 1000; i++) {
-            since = link_mark(&f, len) == VP_FLAG_ACK_NOW ? 0 : since + len;
+            since = link_mark(&f, len, 1) == VP_FLAG_ACK_NOW ? 0 : since + len;
             most = MAX(most, since);
         }
         ck_assert_uint_lt(most, f.limit / 4);
         ck_assert_uint_gt(most + len, f.limit / 4 - 2);
     }
+}
+END_TEST
+
+/* Who only types knows the round-trip time all the same. */
+START_TEST(flow_typing)
+{
+    static Rig r;
+    int client, asked = 0;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    client = rig_client(&r, "svc");
+    box_settle(r.loop);
+    peer_drain(&r);
+    box_run(r.loop, 2 * SECOND);
+    for (int i = 0; i < 60; i++) {
+        fd_write(client, "x", 1);
+        box_run(r.loop, 50 * MS);
+        ck_assert_int_eq(peer_drain(&r), VP_PKT_CLIENT);
+        asked += r.peer.pkt.flags & VP_FLAG_ACK_NOW ? 1 : 0;
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
+    ck_assert_int_eq(asked, 3); /* once a second */
+    ck_assert_uint_gt(r.drv->link.flow.srtt, 0);
+    ck_assert(!r.drv->link.flow.filled);
+    check_flow(&r.drv->link.flow);
+    close(client);
+    rig_free(&r);
 }
 END_TEST
 
@@ -511,6 +539,7 @@ int main(void)
     UNIT_ADD(s, flow_bounds, 1);
     UNIT_ADD(s, flow_follows_channel, 4);
     UNIT_ADD(s, flow_marks, 1);
+    UNIT_ADD(s, flow_typing, 1);
     UNIT_ADD(s, flow_sendable, 1);
     return unit_run(s);
 }
