@@ -63,14 +63,16 @@
  *
  * Memory of one driver, at most:
  *
- *   VP_STORE_LEN + VP_RX_LEN_MAX                        send store, receive
- *   + VP_STORE_PKTS * sizeof(VPSent)
+ *   VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent)       send store
+ *   + VP_RX_LEN_MAX                                     receive buffer
  *   + VP_WINDOW_BUDGET                                  grown windows
- *   + 2 * max_conns * (VP_WINDOW_INIT + ...)            see VP_MEMORY_CONN
+ *   + max_conns * (3 * sizeof(VPConn) + 8 * sizeof(VPConn *)
+ *                  + 2 * VP_WINDOW_INIT)                connections
  *
  * since max_conns bounds those that come from here and those that the peer
- * opens, each.  Beyond its own the peer gets refusals, of which as many again
- * may wait to be sent.
+ * opens, each; beyond its own the peer gets refusals, of which as many again
+ * may wait to be sent (the third VPConn; the pointers are the hash table,
+ * whose size is a power of two).  See vp_max_conns().
  * When nothing has moved for a while all but the connections themselves goes
  * back to the system.
  */
@@ -1107,8 +1109,11 @@ static int32_t seq_diff(uint32_t a, uint32_t b)
 
 static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 {
+    uint64_t side = pkt->flags & VP_FLAG_CLIENT; /* both may use the id */
+
     return mix64(digest ^ pkt->data_check) +
-           ((uint64_t)pkt->type << 48 ^ (uint64_t)pkt->bytes << 32 ^ pkt->conn);
+           (side << 56 ^ (uint64_t)pkt->type << 48 ^
+            (uint64_t)pkt->bytes << 32 ^ pkt->conn);
 }
 
 /* ======================================================================
@@ -1139,6 +1144,14 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
  */
 #define VP_SEQ_FIRST (0u - 1000u)
 #define VP_CONN_FIRST (0u - 100u)
+
+/* What was logged of a peer that is none; each once, the worse ones later. */
+typedef enum VPNamed {
+    NAMED_NOT,
+    NAMED_SILENT, /* it says nothing, or isn't there */
+    NAMED_GARBAGE,
+    NAMED_WRONG,  /* a HELLO, but one that won't do */
+} VPNamed;
 
 typedef enum VPLinkState {
     LINK_DOWN,
@@ -1214,8 +1227,9 @@ typedef struct VPLink {
     bool away_polled;   /* ... and select() doesn't sleep on it */
     bool blocked;       /* the channel takes no more for the moment */
     bool dumb;          /* it will never take more, but may be read */
+    bool rx_more;       /* packets wait in rx for the next pass */
     bool heard;         /* a HELLO came since the descriptor is ours */
-    bool named_stranger; /* logged what is wrong with the peer */
+    VPNamed named;      /* logged since a session was up */
     bool named_up;      /* logged that this descriptor's channel is up */
     bool busy;          /* packets came since the trim timer looked */
     uint64_t attached_at;
@@ -1229,7 +1243,7 @@ typedef struct VPLink {
     uint64_t tx_key;
     uint64_t rx_key;
     uint64_t hello_at;     /* since when */
-    bool penalty;          /* don't listen before the first one of ours */
+    uint64_t penalty_until; /* nothing is said or believed before that */
     uint64_t hello_wait;
     VPTimer hello_timer;
     uint32_t peer_window;  /* credit a new connection starts with */
@@ -1250,6 +1264,8 @@ typedef struct VPLink {
     size_t rx_len;
     size_t rx_scanned;     /* of a packet that stopped arriving */
     uint64_t rx_at;        /* when it began */
+    uint64_t rx_last_at;   /* when bytes came last */
+    size_t rx_gap;         /* where in rx they went on after a silence */
     uint32_t rx_expect;
     uint64_t rx_digest;
     uint32_t rx_unacked;   /* bytes */
@@ -1343,7 +1359,8 @@ typedef struct VPConn {
 
     struct VPIForward *iforward; /* while connecting */
     size_t next_addr;
-    uint64_t deadline;
+    uint64_t deadline;   /* for the address that is tried */
+    uint64_t give_up_at; /* for all of them; 0: none was tried yet */
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPConn;
 
@@ -1351,7 +1368,7 @@ typedef struct VPOForward {
     VPNode node;
     struct VPDriver *drv;
     int fd;
-    bool starved; /* accept() found no descriptor or memory */
+    uint64_t starved_at; /* when accept() last found no descriptor; 0: never */
     VPTimer timer;
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPOForward;
@@ -1360,12 +1377,15 @@ typedef struct VPIForward {
     VPNode node;
     size_t naddrs;
     VPAddr *addrs;
+    uint64_t full_at; /* when its target, a unix socket, took no more */
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPIForward;
 
 /* A peer that came to a listening channel in use; see vp_offer(). */
 typedef struct VPCandidate {
     int fd; /* -1: none */
+    uint64_t token; /* that it has to echo */
+    bool proved;    /* it has, and waits until the present peer answers */
     size_t len;
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
     VPTimer timer;
@@ -1391,15 +1411,20 @@ struct VPDriver {
     VPCandidate candidate;
     VPTimer grace_timer;
     uint64_t down_at;      /* since when there is no channel */
+    uint64_t grace_used;   /* of the connections' time, by earlier ones */
     uint64_t complained_at; /* last line about damage on the channel */
-    uint64_t log_span;     /* provoked_log(): since when, how many lines */
-    unsigned log_lines;
+    struct {
+        uint64_t span;     /* since when, */
+        unsigned lines;    /* how many lines */
+    } provoked[2];         /* by provoked_log(); [1]: of VP_LOG_DEBUG */
+
+    unsigned work;         /* done in this pass for the peer, VP_WORK_... */
 
     VPNode conns;
     size_t nconns;
     size_t nclients;       /* of these, accepted here */
-    size_t nannounced[2];  /* by the peer to us, by us to the peer */
-    size_t nreap;          /* of the peer's, over but not freed yet */
+    size_t nopen;          /* of the others, not closed here yet */
+    size_t nannounced;     /* clients that the peer knows of */
     VPConn **hash;
     size_t hash_size;
     uint64_t hash_seed;
@@ -1429,6 +1454,7 @@ static void batch_flush(VPDriver *drv);
 static void conn_abort(VPConn *c, VPReason reason);
 static void conns_reset(VPDriver *drv);
 static void conns_session(VPDriver *drv);
+static void driver_reap(VPDriver *drv);
 
 static struct VPDriver *driver_next(const struct VPDriver *drv)
 {
@@ -1445,18 +1471,21 @@ static void provoked_log(VPDriver *drv, VPLogLevel level, const char *fmt, ...)
 
 static void provoked_log(VPDriver *drv, VPLogLevel level, const char *fmt, ...)
 {
+    bool debug = level == VP_LOG_DEBUG;
+    uint64_t *span = &drv->provoked[debug].span;
+    unsigned *lines = &drv->provoked[debug].lines;
     char line[256];
     va_list ap;
 
-    if (drv->loop->now - drv->log_span >= VP_LOG_SPAN) {
-        if (drv->log_lines > VP_LOG_LINES) {
-            vp_log(VP_LOG_WARN, drv->id, "%u lines like those were left out",
-                   drv->log_lines - VP_LOG_LINES);
+    if (drv->loop->now - *span >= VP_LOG_SPAN) {
+        if (*lines > VP_LOG_LINES) {
+            vp_log(debug ? VP_LOG_DEBUG : VP_LOG_WARN, drv->id,
+                   "%u lines like those were left out", *lines - VP_LOG_LINES);
         }
-        drv->log_span = drv->loop->now;
-        drv->log_lines = 0;
+        *span = drv->loop->now;
+        *lines = 0;
     }
-    if (++drv->log_lines <= VP_LOG_LINES) {
+    if (++*lines <= VP_LOG_LINES) {
         va_start(ap, fmt);
         vsnprintf(line, sizeof(line), fmt, ap);
         va_end(ap);
@@ -1766,9 +1795,22 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
 #define VP_ACK_BYTES (256u << 10)
 /* A packet that takes longer to come may be the rest of a damaged one. */
 #define VP_STALL_US (300 * MS)
+/*
+ * What a channel's peer may have done for it in a pass, in units of about half
+ * a microsecond; less if there are other channels.
+ */
+#define VP_WORK_ALONE 4096
+#define VP_WORK_SHARED 192
+#define VP_WORK_PACKET 1
+#define VP_WORK_WRITE 2
+#define VP_WORK_HELLO 8
+#define VP_WORK_CONNECT 32
+/* After a silence so long a peer that was started anew may say hello. */
+#define VP_SILENCE_US (150 * MS)
 
 static void link_ready(void *opaque, int fd, int events);
 static void link_hello_timer(void *opaque);
+static void link_new_token(VPDriver *drv);
 static void link_trim_later(VPDriver *drv);
 static void link_ping_start(VPDriver *drv, uint64_t wait);
 
@@ -1836,6 +1878,7 @@ static void link_forget(VPDriver *drv)
     VPLink *l = &drv->link;
 
     l->epoch[0] = l->epoch[1] = 0;
+    drv->grace_used = 0;
     store_reset(&l->store);
     conns_reset(drv);
 }
@@ -1851,6 +1894,10 @@ static void grace_expired(void *opaque)
         vp_log(VP_LOG_WARN, drv->id, "no channel for %u s: session ended",
                drv->config.grace);
         link_forget(drv);
+        if (drv->link.state == LINK_HELLO) {
+            link_new_token(drv); /* what was said of the session is over */
+            drv->link.need_hello = true;
+        }
     }
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
@@ -1865,8 +1912,8 @@ static void grace_expired(void *opaque)
             return;
         }
         if (!c->gone) {
-            vp_log(VP_LOG_INFO, drv->id, "%s: connection reset: no channel "
-                   "for %u s", c->service_id, drv->config.grace);
+            provoked_log(drv, VP_LOG_INFO, "%s: connection reset: no channel "
+                         "for %u s", c->service_id, drv->config.grace);
             conn_abort(c, VP_REASON_TIMEOUT);
         }
     }
@@ -1875,10 +1922,35 @@ static void grace_expired(void *opaque)
 /* grace_start() - there is no channel: the connections' time begins to run */
 static void grace_start(VPDriver *drv)
 {
+    uint64_t grace = drv->config.grace * SECOND;
+    uint64_t used = MIN(drv->grace_used, grace);
+
     if (!timer_running(&drv->grace_timer)) {
-        vp_timer_start(drv->loop, &drv->grace_timer,
-                       drv->config.grace * SECOND, grace_expired, drv);
+        drv->down_at = drv->loop->now - used;
+        vp_timer_start(drv->loop, &drv->grace_timer, grace - used,
+                       grace_expired, drv);
     }
+}
+
+/*
+ * grace_pause() - there is a descriptor, for how long ever
+ *
+ * A VM may be paused behind it, which is silent and whose connections wait; or
+ * a relay whose far end is gone, and which closes again at once, for ever.  So
+ * the time stands still, and is only given back by grace_renew(): when the
+ * peer is heard, or the descriptor has been there for long.
+ */
+static void grace_pause(VPDriver *drv)
+{
+    if (drv->link.epoch[0] != 0 && timer_running(&drv->grace_timer)) {
+        drv->grace_used = drv->loop->now - drv->down_at;
+        vp_timer_stop(&drv->grace_timer);
+    }
+}
+
+static void grace_renew(VPDriver *drv)
+{
+    drv->grace_used = 0;
 }
 
 /* link_close() - let go of the descriptors */
@@ -1910,6 +1982,11 @@ static void link_trim_timer(void *opaque)
         free(l->rx);
         l->rx = NULL;
         l->rx_cap = 0;
+        if (drv->nconns == 0) {
+            free(drv->hash);
+            drv->hash = NULL;
+            drv->hash_size = 0;
+        }
 #ifdef __GLIBC__
         /* else it keeps all that lies below the last block in use */
         malloc_trim(0);
@@ -1930,22 +2007,33 @@ static void link_trim_later(VPDriver *drv)
     }
 }
 
+/* link_names() - is there something new to log of the peer? */
+static bool link_names(VPLink *l, VPNamed named)
+{
+    bool worse = named > l->named;
+
+    l->named = MAX(l->named, named);
+    return worse;
+}
+
 /* link_down() - no channel from here on */
 static void link_down(VPDriver *drv, const char *reason)
 {
     VPLink *l = &drv->link;
 
     vp_note_error(drv, reason);
-    if (l->state == LINK_UP || (l->heard && !l->named_stranger)) {
+    if (l->state == LINK_UP || (l->heard && l->named == NAMED_NOT)) {
         provoked_log(drv, VP_LOG_INFO, "channel down: %s", reason);
+    } else if (link_names(l, NAMED_SILENT)) {
+        vp_log(VP_LOG_INFO, drv->id, "no channel yet: %s", reason);
     }
-    if (l->state == LINK_UP || l->epoch[0] != 0) {
-        drv->down_at = drv->loop->now;
+    if (l->state == LINK_UP || l->epoch[0] != 0 || drv->nconns > 0) {
         grace_start(drv);
     }
     l->state = LINK_DOWN;
     l->heard = l->named_up = false;
-    l->rx_len = 0;
+    l->rx_len = l->rx_gap = 0;
+    l->rx_more = false;
     l->ctl_len = l->ctl_off = 0;
     l->store.unsent_off = 0;
     l->need_hello = l->need_ping = l->ack_now = false;
@@ -1997,10 +2085,12 @@ static void link_hello(VPDriver *drv, uint64_t delay)
     l->peer_token = 0;
     l->hello_wait = VP_HELLO_WAIT_MIN;
     l->need_hello = delay == 0;
-    l->penalty = false;
     l->need_ping = l->ack_now = false;
     l->asked_at = 0;
     link_new_token(drv);
+    if (l->epoch[0] == 0 && drv->nconns > 0) {
+        grace_start(drv);
+    }
     vp_timer_stop(&l->ping_timer);
     vp_timer_stop(&l->ack_timer);
     vp_timer_start(drv->loop, &l->hello_timer,
@@ -2013,8 +2103,8 @@ static void link_resync(VPDriver *drv, const char *why)
     bool loud = drv->loop->now - drv->complained_at >= 10 * SECOND;
 
     drv->link.resyncs++;
-    vp_log(loud ? VP_LOG_WARN : VP_LOG_DEBUG, drv->id,
-           "channel out of step (%s): resynchronising", why);
+    provoked_log(drv, loud ? VP_LOG_WARN : VP_LOG_DEBUG,
+                 "channel out of step (%s): resynchronising", why);
     if (loud) {
         drv->complained_at = drv->loop->now;
     }
@@ -2027,8 +2117,8 @@ static void link_refuse(VPDriver *drv, const char *what)
     provoked_log(drv, VP_LOG_WARN, "the peer breaks the protocol (%s): "
            "session ended", what);
     link_forget(drv);
+    drv->link.penalty_until = drv->loop->now + VP_PENALTY_US;
     link_hello(drv, VP_PENALTY_US);
-    drv->link.penalty = true;
 }
 
 /* link_open() - the descriptors are good: say hello */
@@ -2041,10 +2131,9 @@ static void link_open(VPDriver *drv)
     l->garbage = 0;
     l->blocked = l->dumb = false;
     flow_reset(&l->flow, drv->loop->now);
-    if (l->epoch[0] != 0) {
-        vp_timer_stop(&drv->grace_timer);
-    }
-    link_hello(drv, 0);
+    grace_pause(drv);
+    link_hello(drv, l->penalty_until > drv->loop->now
+                    ? l->penalty_until - drv->loop->now : 0);
 }
 
 /* link_away() - nobody at the other side of the port; the fd stays good */
@@ -2262,15 +2351,16 @@ static void link_name_stranger(VPDriver *drv, bool left)
 {
     VPLink *l = &drv->link;
 
-    if (l->heard || l->named_stranger || (left && l->garbage == 0) ||
+    unsigned long long garbage = l->garbage + l->rx_len;
+
+    if (l->heard ||
         (!left && drv->loop->now - l->attached_at < VP_STRANGER_US)) {
         return;
     }
-    l->named_stranger = true;
-    if (l->garbage > 0) {
+    if (garbage > 0 && link_names(l, NAMED_GARBAGE)) {
         vp_log(VP_LOG_WARN, drv->id, "the other end is not qemu-vp: %llu "
-               "bytes that make no packet", (unsigned long long)l->garbage);
-    } else {
+               "bytes that make no packet", garbage);
+    } else if (!left && link_names(l, NAMED_SILENT)) {
         vp_log(VP_LOG_INFO, drv->id, "the other end is silent: waiting");
     }
 }
@@ -2281,13 +2371,15 @@ static void link_hello_timer(void *opaque)
     VPLink *l = &drv->link;
 
     link_name_stranger(drv, false);
+    if (drv->loop->now - l->attached_at >= VP_HELLO_PATIENCE) {
+        grace_renew(drv);
+    }
     if (l->role == VP_HELLO_CONNECTOR &&
         drv->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
         link_lost(drv, "no answer");
         return;
     }
     l->need_hello = true;
-    l->penalty = false;
     l->hello_wait = MIN(2 * l->hello_wait, VP_HELLO_WAIT_MAX);
     vp_timer_start(drv->loop, &l->hello_timer, l->hello_wait,
                    link_hello_timer, drv);
@@ -2353,10 +2445,11 @@ static void link_up(VPDriver *drv, const VPHello *h, bool resumed)
     l->need_hello = true;
     l->busy = true;
     l->named_up = true;
-    l->named_stranger = false;
+    l->named = NAMED_NOT;
     flow_rtt(&l->flow, drv->loop->now - l->hello_at, drv->loop->now);
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&drv->grace_timer);
+    grace_renew(drv);
     l->confirmed = resumed || (h->flags & VP_HELLO_UP);
     l->ping_waits = true;
     link_ping_start(drv, VP_PING_WAIT_MIN);
@@ -2417,12 +2510,18 @@ static void link_agree(VPDriver *drv, const VPHello *h)
         link_forget(drv);
         link_new_token(drv);
         l->need_hello = true;
+        if (drv->nconns > 0) {
+            grace_start(drv);
+        }
     }
 }
 
-/* link_distrust() - why @h, which is at @p, is not believed, or NULL */
+/*
+ * link_distrust() - why @h, which is at @p, is not believed, or NULL
+ * @role:  ours
+ */
 static const char *link_distrust(const VPDriver *drv, const VPHello *h,
-                                 const uint8_t *p)
+                                 const uint8_t *p, unsigned role)
 {
     const VPKey *key = link_key(drv);
 
@@ -2437,9 +2536,8 @@ static const char *link_distrust(const VPDriver *drv, const VPHello *h,
     if (!hello_proved(h, p, key)) {
         return "the other end has a different key (-k)";
     }
-    if (drv->link.role != 0 &&
-        (h->flags & (VP_HELLO_LISTENER | VP_HELLO_CONNECTOR)) ==
-        drv->link.role) {
+    if (role != 0 &&
+        (h->flags & (VP_HELLO_LISTENER | VP_HELLO_CONNECTOR)) == role) {
         return "the other end is this daemon itself, or poses as it";
     }
     return NULL;
@@ -2453,26 +2551,30 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
     const char *wrong;
 
     if (h->version != VP_VERSION) {
-        if (!l->named_stranger) {
+        if (link_names(l, NAMED_WRONG)) {
             provoked_log(drv, VP_LOG_WARN, "the other end speaks version %u of "
-                   "the protocol, this one %u", h->version, VP_VERSION);
-            l->named_stranger = true;
+                         "the protocol, this one %u", h->version, VP_VERSION);
         }
         return;
     }
     if (h->token == l->hello.token) {
-        if (!l->named_stranger) {
+        if (link_names(l, NAMED_WRONG)) {
             provoked_log(drv, VP_LOG_WARN, "the channel echoes what is sent "
-                   "(a tty that is not raw, or a loop?)");
-            l->named_stranger = true;
+                         "(a tty that is not raw, or a loop?)");
         }
         return;
     }
-    l->heard = true;
-    if (l->penalty) {
+    if (drv->loop->now < l->penalty_until) {
         return;
     }
-    if ((h->flags & VP_HELLO_BYE) && link_names_session(l, h)) {
+    drv->work += VP_WORK_HELLO;
+    wrong = link_distrust(drv, h, p, l->role);
+    if (wrong == NULL) {
+        l->heard = true;
+        grace_renew(drv);
+    }
+    if ((h->flags & VP_HELLO_BYE) && h->echo == l->hello.token &&
+        wrong == NULL && link_names_session(l, h)) {
         provoked_log(drv, VP_LOG_INFO, "the other end ends the session");
         link_forget(drv);
         link_hello(drv, 0);
@@ -2487,7 +2589,7 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
             }
             return;
         }
-        vp_log(VP_LOG_DEBUG, drv->id, "the other end says hello again");
+        provoked_log(drv, VP_LOG_DEBUG, "the other end says hello again");
         link_hello(drv, 0);
     }
     if (h->token != l->peer_token) {
@@ -2498,12 +2600,10 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
         l->need_hello = true;
         return;
     }
-    wrong = link_distrust(drv, h, p);
     if (wrong == NULL) {
         link_agree(drv, h);
-    } else if (!l->named_stranger) {
+    } else if (link_names(l, NAMED_WRONG)) {
         provoked_log(drv, VP_LOG_WARN, "%s", wrong);
-        l->named_stranger = true;
     }
 }
 
@@ -2532,20 +2632,25 @@ static bool link_acked(VPDriver *drv, uint32_t seq)
  * link_stalled() - does a later packet hide in one that stopped arriving?
  *
  * If bytes of it were lost, what follows is taken for its payload until it
- * is complete; a HELLO or PING among that tells.
+ * is complete; a PING among that tells.  So does a HELLO, but anybody's data
+ * may contain one, and on a slow line would break off its packet each time it
+ * is sent again: so only where it follows a silence, as the HELLOs of a peer
+ * that waits for an answer do.
  */
 static bool link_stalled(VPDriver *drv)
 {
     VPLink *l = &drv->link;
+    VPPacket pkt;
 
+    if (l->rx_gap > 0 && l->rx_gap + VP_PKT_HDR_LEN <= l->rx_len &&
+        wire_get(l->rx + l->rx_gap, &pkt, VP_MAGIC)) {
+        return true;
+    }
     if (l->rx_at == 0 || drv->loop->now - l->rx_at < VP_STALL_US) {
         return false;
     }
     for (; l->rx_scanned + VP_PKT_HDR_LEN <= l->rx_len; l->rx_scanned++) {
-        const uint8_t *p = l->rx + l->rx_scanned;
-        VPPacket pkt;
-
-        if (wire_get(p, &pkt, l->rx_key) || wire_get(p, &pkt, VP_MAGIC)) {
+        if (wire_get(l->rx + l->rx_scanned, &pkt, l->rx_key)) {
             return true;
         }
     }
@@ -2580,6 +2685,10 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         return (size_t)n;
     }
     total = VP_PKT_HDR_LEN + pkt.bytes;
+    if (pkt.bytes > VP_PKT_DATA_LEN) {
+        link_refuse(drv, "a packet that is too long");
+        return 1;
+    }
     if (pkt.seq != l->rx_expect) {
         wrong = "packets are missing";
     } else if (len < total) {
@@ -2630,29 +2739,48 @@ static size_t link_parse_hello(VPDriver *drv, const uint8_t *p, size_t len)
     int n = wire_get_hello(p, len, &hello);
     size_t skip = 1;
 
-    if (n >= 0) {
-        if (n > 0) {
-            link_handle_hello(drv, &hello, p);
-        }
+    if (n > 0) {
+        link_handle_hello(drv, &hello, p);
         return (size_t)n;
     }
-    while (skip + 16 < len && p[skip + 16] != VP_PKT_HELLO) {
-        skip++;
+    if (n == 0) {
+        /* if this one breaks off, a whole one may follow */
+        while (wire_get_hello(p + skip, len - skip, &hello) <= 0) {
+            if (++skip >= len) {
+                return 0;
+            }
+        }
+    } else {
+        while (skip + 16 < len && p[skip + 16] != VP_PKT_HELLO) {
+            skip++;
+        }
     }
     drv->link.garbage += skip;
     return skip;
 }
 
-/* link_process() - take what lies in the receive buffer */
+/*
+ * link_process() - take what lies in the receive buffer
+ *
+ * Where a peer's packets are of the kind that makes much work the rest is left
+ * for the next pass: other channels have their turn before that.
+ */
 static void link_process(VPDriver *drv)
 {
     VPLink *l = &drv->link;
+    unsigned most = drv->loop->drivers->next != NULL ? VP_WORK_SHARED
+                                                     : VP_WORK_ALONE;
     size_t pos = 0;
 
+    l->rx_more = false;
     while (pos < l->rx_len) {
         uint8_t *p = l->rx + pos;
         size_t len = l->rx_len - pos, used;
 
+        if (drv->work >= most) {
+            l->rx_more = true;
+            break;
+        }
         if (l->state == LINK_UP) {
             used = link_parse_up(drv, p, len);
         } else {
@@ -2665,6 +2793,7 @@ static void link_process(VPDriver *drv)
     }
     batch_flush(drv);
     l->rx_len -= pos;
+    l->rx_gap -= MIN(pos, l->rx_gap);
     memmove(l->rx, l->rx + pos, l->rx_len);
     if (l->rx_len == 0) {
         l->rx_at = 0;
@@ -2699,9 +2828,13 @@ static bool link_rx_grow(VPDriver *drv)
 static void link_read(VPDriver *drv)
 {
     VPLink *l = &drv->link;
+    size_t before = l->rx_len;
     ssize_t n = 0;
     int err;
 
+    if (l->rx_more) {
+        return; /* driver_run() goes on with what is there */
+    }
     if (l->rx == NULL && !link_rx_grow(drv)) {
         link_lost(drv, "out of memory");
         return;
@@ -2719,10 +2852,20 @@ static void link_read(VPDriver *drv)
     if (n < 0 && (err == EAGAIN || err == EWOULDBLOCK || err == EINTR)) {
         n = 1;
     }
+    if (l->rx_len > before) {
+        if (before > 0 && drv->loop->now - l->rx_last_at >= VP_SILENCE_US) {
+            l->rx_gap = before;
+        }
+        l->rx_last_at = drv->loop->now;
+    }
     if (l->rx_len == l->rx_cap) {
         link_process(drv);
         link_rx_grow(drv);
     } else {
+        link_process(drv);
+    }
+    while (n <= 0 && l->rx_more) {
+        drv->work = 0; /* there will be no other pass for what came last */
         link_process(drv);
     }
     if (n > 0 || !link_has_fd(l)) {
@@ -2732,7 +2875,6 @@ static void link_read(VPDriver *drv)
         link_away(drv, true);
         return;
     }
-    l->garbage += l->rx_len;
     link_name_stranger(drv, true);
     link_lost(drv, n < 0 ? strerror(err) : "closed by the other end");
 }
@@ -2952,6 +3094,7 @@ static VPConn *conn_new(VPDriver *drv, uint32_t id, bool client,
     *slot = c;
     drv->nconns++;
     drv->nclients += client;
+    drv->nopen += !client;
     return c;
 }
 
@@ -2999,7 +3142,18 @@ static void conn_announced(VPConn *c, bool announced)
 {
     if (announced != c->announced) {
         c->announced = announced;
-        c->drv->nannounced[c->client] += announced ? 1 : (size_t)-1;
+        if (c->client) {
+            c->drv->nannounced += announced ? 1 : (size_t)-1;
+        }
+    }
+}
+
+/* conn_gone() - closed here */
+static void conn_gone(VPConn *c)
+{
+    if (!c->gone) {
+        c->gone = true;
+        c->drv->nopen -= !c->client;
     }
 }
 
@@ -3009,11 +3163,9 @@ static void conn_dead(VPConn *c)
     VPDriver *drv = c->drv;
 
     if (!c->dead) {
-        if (!c->client) {
-            drv->nreap++;
-        }
         conn_announced(c, false);
-        c->dead = c->gone = true;
+        conn_gone(c);
+        c->dead = true;
         sched_leave(c);
         conn_wait(c, false);
         node_remove(&c->due_node);
@@ -3076,7 +3228,7 @@ static void conn_abort(VPConn *c, VPReason reason)
     if (c->gone) {
         return;
     }
-    c->gone = true;
+    conn_gone(c);
     conn_close_fd(c);
     conn_drop_buf(c);
     sched_leave(c);
@@ -3103,28 +3255,6 @@ static void conn_reset(VPConn *c)
     }
 }
 
-/*
- * conn_end() - the peer's daemon ends: what it sent before is delivered,
- * for VP_END_US at most, then comes the reset; the peer has forgotten us
- */
-static void conn_end(VPConn *c)
-{
-    VPDriver *drv = c->drv;
-
-    conn_announced(c, false);
-    if (c->in == IN_WAIT) {
-        conn_abort(c, VP_REASON_NONE);
-        return;
-    }
-    c->ends_at = drv->loop->now + VP_END_US;
-    c->due = 0;
-    sched_leave(c);
-    conn_set_in(c, IN_CLOSED);
-    conn_interest(c);
-    vp_timer_start(drv->loop, &drv->sweep_timer, VP_END_STEP, sweep_timer,
-                   drv);
-}
-
 /* conn_queued() - bytes the local socket's owner has not got yet */
 static size_t conn_queued(const VPConn *c)
 {
@@ -3136,6 +3266,31 @@ static size_t conn_queued(const VPConn *c)
     }
 #endif
     return c->buf_len + (size_t)n;
+}
+
+/*
+ * conn_end() - the peer's daemon ends: what it sent before is delivered,
+ * for VP_END_US at most, then comes the reset; the peer has forgotten us
+ */
+static void conn_end(VPConn *c)
+{
+    VPDriver *drv = c->drv;
+    VPTimer *sweep = &drv->sweep_timer;
+
+    conn_announced(c, false);
+    if (c->in == IN_WAIT || conn_queued(c) == 0) {
+        conn_abort(c, VP_REASON_NONE);
+        return;
+    }
+    c->ends_at = drv->loop->now + VP_END_US;
+    c->due = 0;
+    sched_leave(c);
+    conn_set_in(c, IN_CLOSED);
+    conn_interest(c);
+    if (!timer_running(sweep) ||
+        sweep->deadline > drv->loop->now + VP_END_STEP) {
+        vp_timer_start(drv->loop, sweep, VP_END_STEP, sweep_timer, drv);
+    }
 }
 
 /* conn_check_over() - both directions closed in order? */
@@ -3161,8 +3316,11 @@ static void conn_credit(VPConn *c)
     VPDriver *drv = c->drv;
     uint64_t due = c->rx_taken + c->window - c->rx_limit;
 
-    if (due < c->window / 2 || c->out == OUT_CLOSED || c->gone) {
+    if (due < c->window / 2 || c->gone || !c->announced) {
         return;
+    }
+    if (c->out != OUT_OPEN && c->out != OUT_BROKEN) {
+        return; /* the peer has sent all it will */
     }
     if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
         drv->window_grown + c->window <= VP_WINDOW_BUDGET) {
@@ -3246,6 +3404,7 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
             iov[0].iov_base = c->buf + c->buf_off;
             iov[0].iov_len = c->buf_len;
         }
+        c->drv->work += VP_WORK_WRITE;
         do {
             len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
                                  : writev(c->fd, iov + 1, n);
@@ -3424,7 +3583,7 @@ static bool driver_send_due(VPDriver *drv)
             return false;
         }
         if ((c->due & DUE_INIT) &&
-            drv->nannounced[true] >= drv->link.peer_max_conns) {
+            drv->nannounced >= drv->link.peer_max_conns) {
             provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
                    c->service_id, reason_str(VP_REASON_LIMIT));
             conn_abort(c, VP_REASON_LIMIT);
@@ -3459,7 +3618,7 @@ static int socket_setup(int fd, int family)
 
 static void conn_refuse(VPConn *c, VPReason reason)
 {
-    c->gone = true;
+    conn_gone(c);
     conn_close_fd(c);
     conn_drop_buf(c);
     conn_wait(c, false);
@@ -3480,6 +3639,18 @@ static void conn_connected(VPConn *c)
     conn_write(c, iov, 0);
 }
 
+/* conn_set_deadline() - an equal part of the time that is left */
+static void conn_set_deadline(VPConn *c)
+{
+    uint64_t now = c->drv->loop->now, left;
+
+    if (c->give_up_at == 0) {
+        c->give_up_at = now + VP_CONNECT_TIMEOUT;
+    }
+    left = c->give_up_at - MIN(now, c->give_up_at);
+    c->deadline = now + left / (c->iforward->naddrs - c->next_addr);
+}
+
 /* conn_connect() - try the addresses from c->next_addr on */
 static void conn_connect(VPConn *c)
 {
@@ -3495,6 +3666,7 @@ static void conn_connect(VPConn *c)
             int fd = socket(addr->ss.ss_family, SOCK_STREAM, 0);
             int rc = fd < 0 ? -errno : socket_setup(fd, addr->ss.ss_family);
 
+            drv->work += VP_WORK_CONNECT;
             rc = rc < 0 ? rc : vp_watch(drv->loop, fd, conn_ready, c);
             if (rc < 0) {
                 err = -rc;
@@ -3504,8 +3676,7 @@ static void conn_connect(VPConn *c)
                 break; /* another address needs a descriptor, too */
             }
             c->fd = fd;
-            c->deadline = drv->loop->now +
-                          VP_CONNECT_TIMEOUT / (f->naddrs - c->next_addr);
+            conn_set_deadline(c);
         }
         c->retry = false;
         if (connect(c->fd, (const struct sockaddr *)&addr->ss,
@@ -3517,6 +3688,9 @@ static void conn_connect(VPConn *c)
         if (err == EINPROGRESS || err == EAGAIN || err == EINTR ||
             err == EALREADY) {
             c->retry = err == EAGAIN;
+            if (c->retry) {
+                f->full_at = drv->loop->now;
+            }
             conn_wait(c, true);
             if (!timer_running(&drv->connect_timer)) {
                 vp_timer_start(drv->loop, &drv->connect_timer,
@@ -3567,7 +3741,9 @@ static void connect_timer(void *opaque)
         n = n->next;
         late = c->deadline <= drv->loop->now;
         if (c->retry) {
-            conn_connect(c); /* late or not: we may have been paused */
+            if (c->iforward->full_at != drv->loop->now) {
+                conn_connect(c); /* late or not: we may have been paused */
+            }
             late &= c->retry;
             next = c->retry ? VP_CONNECT_RETRY : next;
         } else if (late) {
@@ -3616,7 +3792,9 @@ static void sweep_timer(void *opaque)
             continue;
         }
         next = next == 0 ? VP_SWEEP_US : next;
-        if (poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLERR)) {
+        /* the write that broke it has taken the error, HUP is left */
+        if (poll(&pfd, 1, 0) > 0 &&
+            (pfd.revents & (POLLERR | (c->broken ? POLLHUP : 0)))) {
             if (half || c->doomed) {
                 conn_abort(c, VP_REASON_NONE);
             }
@@ -3663,7 +3841,7 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
                                    const uint8_t *msg)
 {
     char service_id[VP_SERVICE_ID_LEN + 1];
-    size_t len = pkt->bytes > 10 ? msg[9] : 0;
+    size_t len = pkt->bytes > 10 ? msg[9] : 0, most;
     VPConn *c;
 
     if (!(pkt->flags & VP_FLAG_CLIENT) || pkt->bytes != 10 + len ||
@@ -3675,12 +3853,17 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
     if (c != NULL && c->in == IN_CLOSED && c->out == OUT_DRAIN) {
         /* over on the wire, and ids wrap around: the peer has forgotten it */
         conn_announced(c, false);
+        c->due = 0;
     } else if (c != NULL) {
         link_refuse(drv, "CONNECT_INIT with an id in use");
         return;
     }
-    if (drv->nannounced[false] + drv->nreap >=
-        2 * (size_t)drv->link.hello.max_conns) {
+    most = drv->link.hello.max_conns;
+    if (drv->nconns - drv->nclients >= 2 * most) {
+        driver_reap(drv);
+    }
+    if (drv->nconns - drv->nclients >= 2 * most) {
+        /* it didn't wait for the refusals */
         link_refuse(drv, "many more connections than HELLO allowed");
         return;
     }
@@ -3695,8 +3878,7 @@ static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
     conn_announced(c, true);
     c->tx_limit = get64(msg + 1);
     if (driver_opens_too_fast(drv) ||
-        drv->nconnecting >= drv->config.max_half_open ||
-        drv->nannounced[false] > drv->link.hello.max_conns) {
+        drv->nconnecting >= drv->config.max_half_open || drv->nopen > most) {
         /* not its fault: a connection that is over there may drain here */
         provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
                      service_id, reason_str(VP_REASON_LIMIT));
@@ -3849,6 +4031,7 @@ static void vp_handle_packet(VPDriver *drv, const VPPacket *pkt,
 {
     const char *wrong;
 
+    drv->work += VP_WORK_PACKET;
     if (pkt->type == VP_PKT_CONTROL) {
         batch_flush(drv);
         wrong = vp_handle_control_packet(drv, pkt, payload);
@@ -4158,6 +4341,7 @@ static void oforward_resume(void *opaque)
 static void oforward_ready(void *opaque, int fd, int events)
 {
     VPOForward *f = opaque;
+    uint64_t now = f->drv->loop->now;
 
     (void)events;
     for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
@@ -4166,7 +4350,6 @@ static void oforward_ready(void *opaque, int fd, int events)
         int conn = accept(fd, (struct sockaddr *)&ss, &len);
 
         if (conn >= 0) {
-            f->starved = false;
             oforward_accepted(f, conn, ss.ss_family);
             continue;
         }
@@ -4175,11 +4358,11 @@ static void oforward_ready(void *opaque, int fd, int events)
         case ENFILE:
         case ENOBUFS:
         case ENOMEM:
-            if (!f->starved) {
+            if (f->starved_at == 0 || now - f->starved_at >= VP_LOG_SPAN) {
                 vp_log(VP_LOG_WARN, f->drv->id, "%s: cannot accept: %s",
                        f->service_id, strerror(errno));
-                f->starved = true;
             }
+            f->starved_at = now;
             /* the listener stays readable: look away, or we'd spin */
             vp_watch_set(f->drv->loop, fd, 0);
             vp_timer_start(f->drv->loop, &f->timer, VP_ACCEPT_PAUSE,
@@ -4282,12 +4465,12 @@ int vp_set_iforward(VPDriver *drv, const char *service_id,
 
 #define VP_RUN_ROUNDS 4
 #define VP_CANDIDATE_US (5 * SECOND)
+#define VP_CANDIDATE_STEP (50 * MS)
 /* A present peer that hasn't answered for so long may be replaced. */
-#define VP_DEAD_US (10 * SECOND)
+#define VP_DEAD_US (3 * SECOND)
 
 static void driver_reap(VPDriver *drv)
 {
-    drv->nreap = 0;
     while (node_linked(&drv->dead)) {
         conn_free(container_of(drv->dead.next, VPConn, due_node));
     }
@@ -4303,6 +4486,10 @@ static bool driver_run(VPDriver *drv)
     VPLink *l = &drv->link;
     bool more = false;
 
+    drv->work = 0;
+    if (l->rx_more) {
+        link_process(drv);
+    }
     for (int i = 0; i < VP_RUN_ROUNDS; i++) {
         more = l->state == LINK_UP && l->confirmed && !l->blocked &&
                sched_run(drv);
@@ -4312,7 +4499,7 @@ static bool driver_run(VPDriver *drv)
         }
     }
     driver_reap(drv);
-    return more && l->state == LINK_UP && !l->blocked;
+    return l->rx_more || (more && l->state == LINK_UP && !l->blocked);
 }
 
 VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
@@ -4424,20 +4611,103 @@ static bool channel_in_use(const VPDriver *drv)
     }
     /* it may just be getting in step again */
     return l->heard && l->epoch[0] != 0 &&
-           drv->loop->now - l->hello_at < VP_DEAD_US;
+           drv->loop->now - l->hello_at < VP_HELLO_PATIENCE;
 }
 
-/* candidate_ready() - its first words decide whether it takes over */
+/* candidate_take() - it is the peer from here on, and says hello anew */
+static void candidate_take(VPDriver *drv)
+{
+    VPCandidate *k = &drv->candidate;
+    int fd = k->fd;
+
+    vp_timer_stop(&k->timer);
+    vp_unwatch(drv->loop, fd);
+    k->fd = -1;
+    if (link_has_fd(&drv->link)) {
+        link_close(drv);
+        link_down(drv, "replaced by a new connection");
+    }
+    if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
+        drv->lost(drv->opaque, strerror(ENOMEM), false);
+    }
+}
+
+/* candidate_wait() - does the present peer answer, or is it dead? */
+static void candidate_wait(void *opaque)
+{
+    VPDriver *drv = opaque;
+    VPLink *l = &drv->link;
+
+    if (!channel_in_use(drv)) {
+        candidate_take(drv);
+    } else if (l->state == LINK_UP && l->asked_at == 0) {
+        candidate_close(drv, "the channel is in use");
+    } else {
+        vp_timer_start(drv->loop, &drv->candidate.timer, VP_CANDIDATE_STEP,
+                       candidate_wait, drv);
+    }
+}
+
+/* candidate_proved() - it is alive, and has the key if there is one */
+static void candidate_proved(VPDriver *drv, const VPHello *h)
+{
+    VPCandidate *k = &drv->candidate;
+    VPLink *l = &drv->link;
+
+    if (link_names_session(l, h) || !channel_in_use(drv)) {
+        candidate_take(drv);
+        return;
+    }
+    if (l->state == LINK_UP && l->asked_at == 0) {
+        l->need_ping = true;
+        l->asked_at = drv->loop->now;
+    }
+    k->proved = true;
+    vp_timer_start(drv->loop, &k->timer, VP_CANDIDATE_STEP, candidate_wait,
+                   drv);
+}
+
+/* candidate_hello() - the next one in its buffer; false: more is needed */
+static bool candidate_hello(VPDriver *drv)
+{
+    VPCandidate *k = &drv->candidate;
+    const char *wrong;
+    VPHello h;
+    int len = wire_get_hello(k->buf, k->len, &h);
+
+    if (len == 0) {
+        return false;
+    }
+    if (len < 0 || h.version != VP_VERSION) {
+        candidate_close(drv, "it is not qemu-vp, or of another version");
+        return false;
+    }
+    if (h.echo == k->token) {
+        wrong = link_distrust(drv, &h, k->buf, VP_HELLO_LISTENER);
+        if (wrong != NULL) {
+            candidate_close(drv, wrong);
+        } else {
+            candidate_proved(drv, &h);
+        }
+        return false;
+    }
+    k->len -= (size_t)len;
+    memmove(k->buf, k->buf + len, k->len);
+    return true;
+}
+
+/* candidate_ready() - its words decide whether it takes over */
 static void candidate_ready(void *opaque, int fd, int events)
 {
     VPDriver *drv = opaque;
     VPCandidate *k = &drv->candidate;
-    VPLink *l = &drv->link;
-    ssize_t n = read(fd, k->buf + k->len, sizeof(k->buf) - k->len);
-    VPHello h;
-    int len;
+    ssize_t n;
 
     (void)events;
+    if (k->proved) {
+        k->len = 0; /* it says hello again while it waits */
+    }
+    n = read(fd, k->buf + k->len, sizeof(k->buf) - k->len);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
         return;
     }
@@ -4446,30 +4716,25 @@ static void candidate_ready(void *opaque, int fd, int events)
         return;
     }
     k->len += (size_t)n;
-    len = wire_get_hello(k->buf, k->len, &h);
-    if (len == 0) {
-        return;
+    while (!k->proved && k->fd >= 0 && candidate_hello(drv)) {
     }
-    if (len < 0 || h.version != VP_VERSION) {
-        candidate_close(drv, "it is not qemu-vp, or of another version");
-        return;
-    }
-    if (channel_in_use(drv) && !link_names_session(l, &h)) {
-        candidate_close(drv, "the channel is in use");
-        return;
-    }
-    vp_timer_stop(&k->timer);
-    vp_unwatch(drv->loop, fd);
-    k->fd = -1;
-    if (link_has_fd(l)) {
-        link_close(drv);
-        link_down(drv, "replaced by a new connection");
-    }
-    if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
-        drv->lost(drv->opaque, strerror(ENOMEM), false);
-        return;
-    }
-    link_handle_hello(drv, &h, k->buf);
+}
+
+/* candidate_greet() - what it says after this is no echo of old times */
+static bool candidate_greet(VPDriver *drv)
+{
+    VPCandidate *k = &drv->candidate;
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPHello h = drv->link.hello;
+    size_t len;
+
+    k->token = random64();
+    h.token = k->token;
+    h.echo = 0;
+    h.flags = (uint16_t)(VP_HELLO_LISTENER |
+                         (link_key(drv) != NULL ? VP_HELLO_KEYED : 0u));
+    len = wire_put_hello(buf, &h, link_key(drv));
+    return write(k->fd, buf, len) == (ssize_t)len;
 }
 
 void vp_offer(VPDriver *drv, int fd)
@@ -4492,6 +4757,11 @@ void vp_offer(VPDriver *drv, int fd)
     }
     k->fd = fd;
     k->len = 0;
+    k->proved = false;
+    if (!candidate_greet(drv)) {
+        candidate_close(drv, "it takes no hello");
+        return;
+    }
     vp_watch_set(drv->loop, fd, VP_READ);
     vp_timer_start(drv->loop, &k->timer, VP_CANDIDATE_US, candidate_timer,
                    drv);
@@ -4664,8 +4934,10 @@ static void link_bye(VPDriver *drv)
         return;
     }
     link_new_token(drv);
-    l->hello.flags = VP_HELLO_BYE;
-    len = wire_put_hello(buf, &l->hello, NULL);
+    l->hello.echo = l->peer_token;
+    l->hello.flags = (uint16_t)(VP_HELLO_BYE | l->role |
+                                (link_key(drv) != NULL ? VP_HELLO_KEYED : 0u));
+    len = wire_put_hello(buf, &l->hello, link_key(drv));
     if (write(l->wfd, buf, len) < 0) {
         /* it will find out by itself, some time later */
     }

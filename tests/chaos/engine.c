@@ -98,7 +98,7 @@ static const char *store_check(VPStore *s)
 
 const char *engine_check(VPDriver *drv)
 {
-    size_t announced[2] = { 0, 0 }, n = 0;
+    size_t announced = 0, open = 0, n = 0;
     uint32_t grown = 0;
 
     for (VPNode *node = drv->conns.next; node != &drv->conns;
@@ -106,7 +106,8 @@ const char *engine_check(VPDriver *drv)
         VPConn *c = container_of(node, VPConn, all);
 
         n++;
-        announced[c->client] += c->announced;
+        announced += c->client && c->announced;
+        open += !c->client && !c->gone;
         grown += c->window - VP_WINDOW_INIT;
         if (c->buf_len > c->window || c->buf_len > c->buf_cap) {
             return "a connection's buffer is larger than its window";
@@ -121,8 +122,8 @@ const char *engine_check(VPDriver *drv)
             return "a connection that is gone holds a descriptor";
         }
     }
-    if (n != drv->nconns || announced[0] != drv->nannounced[0] ||
-        announced[1] != drv->nannounced[1]) {
+    if (n != drv->nconns || announced != drv->nannounced ||
+        open != drv->nopen) {
         return "connections are miscounted";
     }
     if (grown != drv->window_grown || grown > VP_WINDOW_BUDGET) {

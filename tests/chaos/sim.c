@@ -123,13 +123,16 @@ static void log_check(VPLogLevel level, const char *line, Machine *m)
     if (strstr(line, "no channel for")) {
         if (world.kind[m->index] == VP_CHN_SOCKET &&
             strstr(line, "session ended") &&
-            (m->channel >= 0 || machine_now(m) < m->down_since +
-             world.config.grace * SECOND)) {
+            (m->channel >= 0 || m->down_before + machine_now(m) -
+             m->down_since < world.config.grace * SECOND)) {
             sim_fail("grace ended too early: %s", line);
         }
         world_break();
     }
     world.timed_out |= strstr(line, "timed out") != NULL;
+    if (strstr(line, "channel up: ")) {
+        m->down_before = 0;
+    }
     if (strstr(line, "channel up: new session")) {
         world.unsettled[m->index] = false;
     }

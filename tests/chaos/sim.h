@@ -152,6 +152,7 @@ typedef struct Machine {
     uint64_t reopen_at;  /* its own time */
     uint64_t reopen_wait;
     uint64_t down_since;
+    uint64_t down_before; /* without channel since it was up, but for that */
 
     File files[SIM_FDS];
     Sock socks[SIM_SOCKS];

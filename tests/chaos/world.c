@@ -49,6 +49,7 @@ static void machine_attach(Machine *m, int fd)
     VPChannelKind kind = world.kind[m->index];
 
     m->channel = fd;
+    m->down_before += machine_now(m) - m->down_since;
     m->reopen_at = NEVER;
     SIM_ASSERT(vp_attach(m->drv, fd, fd, kind, kind == VP_CHN_SOCKET
                          ? VP_CONNECTED : VP_OPENED) == 0);
@@ -82,6 +83,7 @@ static bool machine_accept(Machine *m)
     vp_offer(m->drv, fd);
     if (m->channel < 0) {
         m->channel = fd;
+        m->down_before += machine_now(m) - m->down_since;
     }
     return true;
 }
@@ -108,6 +110,7 @@ static void machine_start(int index)
     m->pid = (int)rnd(30000);
     m->reopen_wait = RETRY_MIN;
     m->down_since = machine_now(m);
+    m->down_before = 0;
     sim_on = m;
     m->loop = vp_loop_new();
     m->drv = vp_new(m->loop, 0, &world.config, channel_lost, m);

@@ -448,7 +448,7 @@ static void rig_free(Rig *r)
 static void rig_check(Rig *r)
 {
     const VPDriver *drv = r->drv;
-    size_t n = 0, announced[2] = { 0, 0 }, connecting = 0;
+    size_t n = 0, announced = 0, open = 0, connecting = 0;
     uint32_t grown = 0;
     VPChannelInfo info;
 
@@ -458,7 +458,8 @@ static void rig_check(Rig *r)
 
         n++;
         fuzz_require(!c->dead);
-        announced[c->client] += c->announced;
+        announced += c->client && c->announced;
+        open += !c->client && !c->gone;
         connecting += node_linked(&c->wait);
         grown += c->window - VP_WINDOW_INIT;
         fuzz_require(c->buf_len <= c->window && c->buf_cap <= c->window);
@@ -466,8 +467,7 @@ static void rig_check(Rig *r)
         fuzz_require(c->tx_count <= c->tx_limit);
     }
     fuzz_require(n == drv->nconns && connecting == drv->nconnecting);
-    fuzz_require(announced[0] == drv->nannounced[0] &&
-                 announced[1] == drv->nannounced[1]);
+    fuzz_require(announced == drv->nannounced && open == drv->nopen);
     fuzz_require(grown == drv->window_grown && grown <= VP_WINDOW_BUDGET);
     fuzz_require(drv->link.store.bytes <= VP_STORE_LEN);
     vp_channel_info(drv, &info);
@@ -593,7 +593,7 @@ static void peer_shake(Rig *r, bool fresh)
     uint64_t token = peer_token(r);
 
     rig_plug(r, 0);
-    if (r->drv->link.penalty) {
+    if (r->drv->link.penalty_until > r->loop->now) {
         box_run(r->loop, VP_PENALTY_US + 1);
     }
     for (int i = 0; i < 4; i++) { /* the last one says that we are up */

@@ -67,6 +67,7 @@ typedef struct Box {
     int write_fd;          /* takes but write_left more bytes; 0: none does */
     size_t write_left;
     int read_errno;        /* instead of EAGAIN */
+    unsigned long connects; /* calls of connect() */
 
     size_t allocated;      /* bytes the engine holds */
     size_t allocated_max;  /* the most it ever held */
@@ -161,6 +162,12 @@ static inline ssize_t box_writev(int fd, const struct iovec *iov, int n)
     return done;
 }
 
+static inline int box_connect(int fd, const struct sockaddr *sa, socklen_t len)
+{
+    box.connects++;
+    return connect(fd, sa, len);
+}
+
 static inline void *box_alloc(void *old, size_t size, int fill)
 {
     size_t was = 0;
@@ -210,6 +217,7 @@ static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
 #define read(fd, buf, len) box_read(fd, buf, len)
 #define readv(fd, iov, n) box_readv(fd, iov, n)
 #define writev(fd, iov, n) box_writev(fd, iov, n)
+#define connect(fd, sa, len) box_connect(fd, sa, len)
 #define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
 #define malloc(size) box_alloc(NULL, size, 0xa5)
 #define calloc(n, size) box_alloc(NULL, (n) * (size), 0)
@@ -222,6 +230,7 @@ static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
 #undef read
 #undef readv
 #undef writev
+#undef connect
 #undef select
 #undef malloc
 #undef calloc

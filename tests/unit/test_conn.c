@@ -142,7 +142,7 @@ static void play_over(Play *p)
     ck_assert_ptr_null(conn_find(drv, p->id, p->client));
     ck_assert_uint_eq(drv->nconns, 0);
     ck_assert_uint_eq(drv->nclients, 0);
-    ck_assert_uint_eq(drv->nannounced[0] + drv->nannounced[1], 0);
+    ck_assert_uint_eq(drv->nannounced, 0);
     ck_assert_uint_eq(drv->window_grown, 0);
     ck_assert_uint_eq(drv->nconnecting, 0);
     ck_assert_uint_eq(drv->nturns, 0);
@@ -286,12 +286,18 @@ START_TEST(reset_without_credit)
     static Play p;
     int tries = 0;
 
-    play_new(&p, _i, 3);
+    play_new(&p, _i & 1, 3);
     fd_write(p.fd, "12345", 5);
     box_wait(p.r.loop, p.c->tx_count == 3);
     setsockopt(p.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     close(p.fd);
     p.fd = -1;
+    if (_i & 2) { /* and the peer goes on sending */
+        peer_send(&p.r, p.client ? VP_PKT_SERVER : VP_PKT_CLIENT, 0, p.id,
+                  "more", 4);
+        peer_send(&p.r, p.client ? VP_PKT_SERVER : VP_PKT_CLIENT, 0, p.id,
+                  "more", 4);
+    }
     while (conn_find(p.r.drv, p.id, p.client) != NULL) {
         box_pause(&tries);
         box_run(p.r.loop, 3 * SECOND);
@@ -386,7 +392,9 @@ START_TEST(early)
     ck_assert_int_ge(fd, 0);
     fd_nonblock(fd);
     peer_expect(&r, 1, VP_MSG_CONNECT_ACK);
-    peer_expect(&r, 1, VP_MSG_WINDOW);
+    if (!(_i & 1)) { /* who has sent CLOSE needs no credit */
+        peer_expect(&r, 1, VP_MSG_WINDOW);
+    }
     ck_assert_int_eq(fd_drain(fd, 1, &got), _i & 1 ? FD_EOF : FD_OPEN);
     ck_assert_uint_eq(got, 9000);
     ck_assert_int_eq((int)c->in, IN_OPEN);
@@ -446,6 +454,73 @@ START_TEST(early_end)
 END_TEST
 
 /* All addresses are tried, each in its share of the time. */
+/* All the addresses together get 10 s, however many don't answer. */
+START_TEST(mute_addresses)
+{
+    static Rig r;
+    VPAddr addr[4];
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "other");
+    for (int i = 0; i < 4; i++) {
+        addr[i].len = sizeof(addr[i].ss);
+        getsockname(b.listener, (struct sockaddr *)&addr[i].ss, &addr[i].len);
+    }
+    ck_assert_int_eq(vp_set_iforward(r.drv, "svc", addr, 4), 0);
+    peer_init(&r, 1, "svc", 1000);
+    box_run(r.loop, 9 * SECOND);
+    log_expect("svc: cannot connect to", 3);
+    ck_assert_int_ge(peer_drain(&r), VP_PKT_HELLO); /* nothing of it yet */
+    box_run(r.loop, 2 * SECOND);
+    log_expect("svc: cannot connect to", 1);
+    peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_TIMEOUT);
+    busy_no_more(&b);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/*
+ * As many as the limits allow wait for a target that takes no more: one of
+ * them asks for all, and when it has room they go on in their order.
+ */
+START_TEST(crowd_waits)
+{
+    static Rig r;
+    unsigned long calls;
+    int fd[100];
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    for (uint32_t i = 0; i < 100; i++) {
+        peer_init(&r, i, "busy", 1000);
+    }
+    ck_assert_uint_eq(r.drv->nconnecting, 100);
+    calls = box.connects;
+    box_run(r.loop, SECOND);
+    ck_assert_uint_le(box.connects - calls, SECOND / VP_CONNECT_RETRY + 1);
+    busy_no_more(&b);
+    for (int i = 0; i < 100; i++) {
+        box_run(r.loop, 2 * VP_CONNECT_RETRY);
+        fd[i] = accept(b.listener, NULL, NULL);
+        ck_assert_int_ge(fd[i], 0);
+    }
+    ck_assert_uint_eq(r.drv->nconnecting, 0);
+    peer_drain(&r);
+    log_quiet("warn");
+    for (int i = 0; i < 100; i++) {
+        close(fd[i]);
+    }
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
 START_TEST(addresses)
 {
     static Rig r;
@@ -1015,14 +1090,14 @@ START_TEST(limit_of_peer)
     for (uint32_t i = 0; i < 3; i++) {
         peer_init(&r, i, "busy", 0);
     }
-    ck_assert_uint_eq(r.drv->nannounced[false], 3);
+    ck_assert_uint_eq(r.drv->nopen, 3);
     peer_init(&r, 3, "busy", 0);
     peer_expect(&r, 3, VP_MSG_CONNECT_REFUSED);
     ck_assert_int_eq(r.peer.data[1], VP_REASON_LIMIT);
     log_expect("connection refused: too many connections", 1);
     peer_msg(&r, VP_FLAG_CLIENT, 0, VP_MSG_RESET, 0);
     peer_init(&r, 4, "busy", 0);
-    ck_assert_uint_eq(r.drv->nannounced[false], 3);
+    ck_assert_uint_eq(r.drv->nopen, 3);
     log_quiet("warn");
     /* refusals can't be sent: they don't pile up either */
     box.write_fd = r.drv->link.wfd;
@@ -1162,7 +1237,7 @@ START_TEST(limit_of_clients)
         client[i] = rig_client(&r, "svc");
         box_settle(r.loop);
     }
-    ck_assert_uint_eq(r.drv->nannounced[true], _i == 0 ? 3 : 2);
+    ck_assert_uint_eq(r.drv->nannounced, _i == 0 ? 3 : 2);
     log_expect("svc: connection refused: too many connections",
                _i == 0 ? 3 : 4);
     for (int i = _i == 0 ? 3 : 2; i < 6; i++) {
@@ -1348,7 +1423,7 @@ START_TEST(random_peer)
     vp_reset_all(r.drv);
     box_settle(r.loop);
     ck_assert_uint_eq(r.drv->nconns, 0);
-    ck_assert_uint_eq(r.drv->nannounced[0] + r.drv->nannounced[1], 0);
+    ck_assert_uint_eq(r.drv->nannounced, 0);
     ck_assert_uint_eq(r.drv->nconnecting + r.drv->nturns, 0);
     ck_assert_uint_eq(r.drv->window_grown, 0);
     close(listener);
@@ -1535,6 +1610,16 @@ START_TEST(accept_starved)
     setrlimit(RLIMIT_NOFILE, &was);
     box_run(r.loop, SECOND);
     ck_assert_uint_eq(r.drv->nconns, 3);
+    /* again and again, a client at a time: that is no news */
+    for (int i = 0; i < 30; i++) {
+        close(client[i % 3]);
+        client[i % 3] = knock(&addr);
+        setrlimit(RLIMIT_NOFILE, &lim);
+        box_run(r.loop, SECOND);
+        setrlimit(RLIMIT_NOFILE, &was);
+        box_run(r.loop, SECOND);
+    }
+    log_expect("svc: cannot accept: Too many open files", 0);
     for (int i = 0; i < 3; i++) {
         close(client[i]);
     }
@@ -1660,10 +1745,12 @@ int main(void)
     UNIT_ADD(s, reset_by_local, 2);
     UNIT_ADD(s, reset_by_peer, 4);
     UNIT_ADD(s, reset_after_end, 2);
-    UNIT_ADD(s, reset_without_credit, 2);
+    UNIT_ADD(s, reset_without_credit, 4);
     UNIT_ADD(s, refused, 9);
     UNIT_ADD(s, early, 2);
     UNIT_ADD(s, early_end, 5);
+    UNIT_ADD(s, mute_addresses, 1);
+    UNIT_ADD(s, crowd_waits, 1);
     UNIT_ADD(s, addresses, 1);
     UNIT_ADD(s, target_refuses, 1);
     UNIT_ADD(s, credit_given, 4);

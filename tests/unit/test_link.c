@@ -228,6 +228,8 @@ START_TEST(other_version)
     static Rig r;
 
     rig_new(&r, &rig_config);
+    box_run(r.loop, (uint64_t)_i * 5 * SECOND); /* of which silence is said */
+    log_expect("the other end is silent", _i);
     peer_drain(&r);
     r.peer.hello.version = VP_VERSION + 1;
     for (int i = 0; i < 20; i++) {
@@ -255,6 +257,9 @@ START_TEST(echoing_line)
     static Rig r;
 
     rig_new(&r, &rig_config);
+    box_run(r.loop, (uint64_t)_i * 5 * SECOND);
+    while (recv(r.peer.fd, own, sizeof(own), 0) > 0) {
+    }
     for (int i = 0; i < 5; i++) {
         box_run(r.loop, 2 * SECOND);
         ck_assert_int_eq(recv(r.peer.fd, own, sizeof(own), 0), sizeof(own));
@@ -358,8 +363,12 @@ START_TEST(stranger_named)
 
     memset(noise, 'x', sizeof(noise));
     rig_new(&r, &rig_config);
-    peer_write(&r, noise, sizeof(noise));
-    box_run(r.loop, SECOND);
+    box_run(r.loop, (uint64_t)_i * 5 * SECOND);
+    log_expect("the other end is silent", _i);
+    if (_i == 0) {
+        peer_write(&r, noise, sizeof(noise));
+        box_run(r.loop, SECOND);
+    }
     log_expect("qemu-vp", 0);
     for (int i = 0; i < 10; i++) {
         box_run(r.loop, SECOND);
@@ -641,9 +650,41 @@ START_TEST(paused_in_packet)
 }
 END_TEST
 
+/* A stranger who says less than a packet's header is one all the same. */
+START_TEST(stranger_brief)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_write(&r, "GET / HTTP/1.0\r\n\r\n", 18);
+    box_run(r.loop, 5 * SECOND);
+    log_expect("the other end is not qemu-vp: 18 bytes", 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* The front of a long HELLO doesn't hide the whole ones that follow it. */
+START_TEST(hello_breaks_off)
+{
+    static Rig r;
+    uint8_t buf[VP_PKT_HDR_LEN];
+    VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = VP_HELLO_LEN_MAX };
+
+    rig_new(&r, &rig_config);
+    wire_put(buf, &pkt, VP_MAGIC);
+    peer_write(&r, buf, sizeof(buf));
+    peer_drain(&r);
+    peer_say(&r, 77, 0);
+    ck_assert_uint_eq(r.drv->link.peer_token, 77);
+    peer_session(&r);
+    rig_free(&r);
+}
+END_TEST
+
 /*
- * A payload may contain a HELLO (a tunnel in the tunnel).  If its packet
- * stops arriving just then, that costs a handshake, no more.
+ * A payload may contain a HELLO (a tunnel in the tunnel), and may come slowly:
+ * it is delivered.  If its packet stops arriving just there, that costs a
+ * handshake, no more.
  */
 START_TEST(hello_in_payload)
 {
@@ -670,9 +711,16 @@ START_TEST(hello_in_payload)
         len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner,
                         sizeof(inner));
     }
-    peer_write(&s.r, packet, len - 4);
+    for (size_t i = 0; i < len; i++) { /* 100 bytes/s */
+        peer_write(&s.r, packet + i, 1);
+        box_run(s.r.loop, 10 * MS);
+    }
+    log_quiet("warn");
+    ck_assert_int_eq(recv(s.target, inner, sizeof(inner), 0), sizeof(inner));
+    len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner, sizeof(inner));
+    peer_write(&s.r, packet, VP_PKT_HDR_LEN);
     box_run(s.r.loop, 400 * MS);
-    peer_write(&s.r, packet + len - 4, 1);
+    peer_write(&s.r, packet + VP_PKT_HDR_LEN, len - VP_PKT_HDR_LEN - 1);
     log_expect("a packet breaks off", 1);
     peer_drain(&s.r);
     peer_claim(&s.r);
@@ -1457,11 +1505,11 @@ int main(void)
     UNIT_ADD(s, first_hello, 1);
     UNIT_ADD(s, hello_when_up, 1);
     UNIT_ADD(s, no_answer, 1);
-    UNIT_ADD(s, other_version, 1);
-    UNIT_ADD(s, echoing_line, 1);
+    UNIT_ADD(s, other_version, 2);
+    UNIT_ADD(s, echoing_line, 2);
     UNIT_ADD(s, echo_when_up, 1);
     UNIT_ADD(s, garbage_before, 6);
-    UNIT_ADD(s, stranger_named, 1);
+    UNIT_ADD(s, stranger_named, 2);
     UNIT_ADD(s, stranger_hangs_up, 2);
     UNIT_ADD(s, old_session_packets, 1);
     UNIT_ADD(s, old_session_packets_late, 1);
@@ -1472,6 +1520,8 @@ int main(void)
     UNIT_ADD(s, bytes_lost_or_added, DAMAGES);
     UNIT_ADD(s, hello_in_packet, 1);
     UNIT_ADD(s, paused_in_packet, 1);
+    UNIT_ADD(s, stranger_brief, 1);
+    UNIT_ADD(s, hello_breaks_off, 1);
     UNIT_ADD(s, hello_in_payload, 1);
     UNIT_ADD(s, gap, 1);
     UNIT_ADD(s, duplicate, 1);

@@ -1169,18 +1169,25 @@ END_TEST
 
 /* ---- a further peer on a listening channel ---------------------------- */
 
+static uint64_t offered; /* the token that the last one was greeted with */
+
 /* offer() - one more peer comes; returns its end of the socket */
 static int offer(Rig *r)
 {
+    uint8_t buf[HELLO_TOTAL];
+    VPHello h;
     int fd[2];
 
     fd_pair(fd);
     vp_offer(r->drv, fd[0]);
     box_settle(r->loop);
+    ck_assert_int_eq(recv(fd[1], buf, sizeof(buf), 0), sizeof(buf));
+    ck_assert_int_gt(wire_get_hello(buf, sizeof(buf), &h), 0);
+    offered = h.token;
     return fd[1];
 }
 
-/* offer_hello() - it says hello, in pieces of @piece */
+/* offer_hello() - it says hello, in pieces of @piece, and echoes the token */
 static void offer_hello(Rig *r, int fd, uint64_t token, size_t piece)
 {
     uint8_t buf[HELLO_TOTAL];
@@ -1188,7 +1195,9 @@ static void offer_hello(Rig *r, int fd, uint64_t token, size_t piece)
     size_t len;
 
     h.token = token;
-    h.echo = 0;
+    h.echo = offered;
+    h.flags = (uint16_t)(VP_HELLO_CONNECTOR |
+                         (r->peer.key != NULL ? VP_HELLO_KEYED : 0u));
     len = wire_put_hello(buf, &h, r->peer.key);
     for (size_t at = 0; at < len; at += piece) {
         send(fd, buf + at, MIN(piece, len - at), MSG_NOSIGNAL);
@@ -1215,7 +1224,6 @@ START_TEST(offer_same_session)
     h.r.peer.len = 0;
     h.r.peer.heard = (VPHello){ 0 };
     ck_assert_int_eq(peer_next(&h.r), VP_PKT_HELLO);
-    ck_assert_uint_eq(h.r.peer.heard.echo, 777); /* heard at once */
     ck_assert(peer_shake(&h.r));
     log_expect("channel up: session resumed", 1);
     ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
@@ -1255,7 +1263,18 @@ static const struct {
     { "the channel is in use", 5 },
     { "a newer one came", 6 },
     { "it left", 7 },
+    { "it left", 8 },
+    { "it said no hello", 9 },
 };
+
+/* present_answers() - it is asked whether it is alive, and is */
+static void present_answers(Rig *r)
+{
+    ck_assert_int_eq(peer_drain(r), VP_PKT_PING);
+    ck_assert_int_eq(log_count("turned away"), 0);
+    peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
+    box_run(r->loop, VP_CANDIDATE_STEP);
+}
 
 /* Others are turned away, and the present peer doesn't notice. */
 START_TEST(offer_stranger)
@@ -1274,6 +1293,7 @@ START_TEST(offer_stranger)
     case 0:
         p->hello.my_epoch = p->hello.peer_epoch = 0;
         offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        present_answers(&h.r);
         break;
     case 1:
         fd_write(fd, noise, sizeof(noise));
@@ -1293,6 +1313,7 @@ START_TEST(offer_stranger)
     case 5: /* half of the session's name is not enough */
         p->hello.my_epoch++;
         offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        present_answers(&h.r);
         break;
     case 6:
         other = offer(&h.r);
@@ -1304,6 +1325,18 @@ START_TEST(offer_stranger)
         fd_write(fd, noise, 20);
         box_settle(h.r.loop);
         shutdown(fd, SHUT_WR);
+        break;
+    case 8: /* it leaves while the present one is asked */
+        p->hello.my_epoch = p->hello.peer_epoch = 0;
+        offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        box_run(h.r.loop, SECOND);
+        offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        shutdown(fd, SHUT_WR);
+        break;
+    case 9: /* what it says is from before it was greeted */
+        offered--;
+        offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+        box_run(h.r.loop, VP_CANDIDATE_US);
         break;
     }
     box_settle(h.r.loop);
@@ -1331,17 +1364,17 @@ START_TEST(offer_over_dead)
 
     held_new(&h, &rig_config);
     h.r.peer.hello.my_epoch = h.r.peer.hello.peer_epoch = 0;
-    box_run(h.r.loop, 9 * SECOND);
+    box_run(h.r.loop, _i == 0 ? 0 : 9 * SECOND);
     fd = offer(&h.r);
     offer_hello(&h.r, fd, 777, HELLO_TOTAL);
-    log_expect("turned away: the channel is in use", 1);
-    close(fd);
-    box_run(h.r.loop, 9 * SECOND);
-    fd = offer(&h.r);
-    offer_hello(&h.r, fd, 778, HELLO_TOTAL);
+    if (_i == 0) { /* else it was asked some seconds ago */
+        box_run(h.r.loop, VP_DEAD_US - 100 * MS);
+        ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
+        box_run(h.r.loop, 200 * MS);
+    }
     log_expect("channel down: replaced by a new connection", 1);
     ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
-    ck_assert_uint_eq(h.r.drv->link.peer_token, 778);
+    ck_assert_int_eq(h.r.drv->candidate.fd, -1);
     close(fd);
     held_free(&h);
 }
@@ -1358,7 +1391,8 @@ START_TEST(offer_over_silent)
     ck_assert_int_eq(r.drv->candidate.fd >= 0, true);
     offer_hello(&r, fd, 779, HELLO_TOTAL);
     ck_assert_int_eq(r.drv->candidate.fd, -1);
-    ck_assert_uint_eq(r.drv->link.peer_token, 779);
+    peer_drain(&r);
+    ck_assert_int_eq(fd_state(r.peer.fd), FD_EOF);
     /* and without any channel the first one who comes is taken */
     close(fd);
     box_settle(r.loop);
@@ -1378,17 +1412,197 @@ END_TEST
 START_TEST(offer_during_resync)
 {
     static Held h;
+    VPHello truth;
     int fd;
 
     held_new(&h, &rig_config);
     fd = offer(&h.r);
     peer_write(&h.r, "noise noise noise noise noise noise", 35);
     ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
+    truth = h.r.peer.hello;
     h.r.peer.hello.my_epoch = h.r.peer.hello.peer_epoch = 0;
     offer_hello(&h.r, fd, 777, HELLO_TOTAL);
+    box_run(h.r.loop, SECOND);
+    ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
+    h.r.peer.hello = truth;
+    peer_claim(&h.r);
+    ck_assert(peer_shake(&h.r));
+    log_expect("session ended", 0);
+    box_run(h.r.loop, VP_CANDIDATE_STEP);
     log_expect("turned away: the channel is in use", 1);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
     close(fd);
     held_free(&h);
+}
+END_TEST
+
+/*
+ * With a key nothing is believed of one that doesn't prove it: it doesn't get
+ * the channel, whatever it knows of the session.
+ */
+START_TEST(offer_with_key)
+{
+    static const struct {
+        const VPKey *key;
+        const char *log;
+    } cases[] = {
+        { NULL, "turned away: the other end has no key" },
+        { &other_key, "turned away: the other end has a different key" },
+        { &key, "replaced by a new connection" },
+    };
+    static Rig r;
+    int fd, client;
+
+    keyed_new(&r, &key, &key);
+    peer_session(&r);
+    client = rig_client(&r, "c");
+    peer_drain(&r);
+    peer_claim(&r);
+    fd = offer(&r);
+    r.peer.key = cases[_i].key;
+    offer_hello(&r, fd, 777, HELLO_TOTAL);
+    log_expect(cases[_i].log, 1);
+    ck_assert_int_eq(r.drv->link.state, _i == 2 ? LINK_HELLO : LINK_UP);
+    ck_assert_uint_ne(r.drv->link.epoch[0], 0);
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    close(client);
+    close(fd);
+    rig_free(&r);
+}
+END_TEST
+
+/* A peer that ends says so, but others who know the session may not. */
+START_TEST(bye)
+{
+    static const struct {
+        const VPKey *ours;
+        const VPKey *theirs;
+        bool stale;
+        bool ends;
+    } cases[] = {
+        { NULL, NULL, false, true }, { NULL, NULL, true, false },
+        { &key, &key, false, true }, { &key, &key, true, false },
+        { &key, &other_key, false, false }, { &key, NULL, false, false },
+    };
+    static const VPKey none;
+    uint8_t buf[HELLO_TOTAL];
+    static Rig r;
+    int client;
+    VPHello h;
+
+    keyed_new(&r, cases[_i].ours != NULL ? cases[_i].ours : &none,
+              cases[_i].ours);
+    r.tcp = true;
+    peer_session(&r);
+    client = rig_client(&r, "c");
+    peer_drain(&r);
+    peer_claim(&r);
+    h = r.peer.hello;
+    h.token = 777;
+    h.echo = r.peer.heard.token + cases[_i].stale;
+    h.flags = (uint16_t)(VP_HELLO_BYE | VP_HELLO_CONNECTOR |
+                         (cases[_i].theirs != NULL ? VP_HELLO_KEYED : 0u));
+    peer_write(&r, buf, wire_put_hello(buf, &h, cases[_i].theirs));
+    log_expect("the other end ends the session", cases[_i].ends);
+    ck_assert_int_eq(r.drv->link.epoch[0] == 0, cases[_i].ends);
+    ck_assert_int_eq(fd_state(client), cases[_i].ends ? ECONNRESET : FD_OPEN);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* What the engine says when it ends is believed by its like. */
+START_TEST(bye_said)
+{
+    static const VPKey none;
+    static Rig r;
+    VPHello h;
+    int len;
+
+    keyed_new(&r, _i == 0 ? &none : &key, _i == 0 ? NULL : &key);
+    peer_session(&r);
+    peer_drain(&r);
+    vp_free(r.drv);
+    r.peer.len += (size_t)recv(r.peer.fd, r.peer.in, sizeof(r.peer.in), 0);
+    len = wire_get_hello(r.peer.in, r.peer.len, &h);
+    ck_assert_int_gt(len, 0);
+    ck_assert(h.flags & VP_HELLO_BYE);
+    ck_assert_uint_eq(h.echo, r.peer.hello.token);
+    ck_assert_uint_eq(h.my_epoch, r.peer.hello.peer_epoch);
+    ck_assert(_i == 0 || hello_proved(&h, r.peer.in, &key));
+    vp_loop_free(r.loop);
+    close(r.peer.fd);
+}
+END_TEST
+
+/*
+ * A relay whose far end is gone accepts, and closes again at once: that is no
+ * channel, and the time of those who wait runs on.
+ */
+START_TEST(grace_flapping)
+{
+    static Held h;
+    int s = 0;
+
+    held_new(&h, &rig_config);
+    rig_unplug(&h.r);
+    for (; s < 60 && fd_state(h.client[0]) == FD_OPEN; s += 5) {
+        box_run(h.r.loop, 5 * SECOND);
+        rig_plug(&h.r, VP_CHN_SOCKET, _i ? VP_ACCEPTED : VP_CONNECTED);
+        box_settle(h.r.loop);
+        rig_unplug(&h.r);
+    }
+    ck_assert_int_ge(s, 30);
+    ck_assert_int_le(s, 35);
+    log_expect("no channel for 30 s: session ended", 1);
+    held_free(&h);
+}
+END_TEST
+
+/* A descriptor that stays is one: a VM may be paused behind it. */
+START_TEST(grace_silent)
+{
+    static Held h;
+
+    held_new(&h, &rig_config);
+    for (int i = 0; i < 10; i++) {
+        rig_unplug(&h.r);
+        box_run(h.r.loop, 15 * SECOND);
+        rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
+        box_run(h.r.loop, VP_HELLO_PATIENCE + VP_HELLO_WAIT_MAX);
+    }
+    box_run(h.r.loop, 3600 * SECOND);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    peer_claim(&h.r);
+    ck_assert(peer_shake(&h.r));
+    log_expect("session resumed", 1);
+    held_free(&h);
+}
+END_TEST
+
+/* A client that the peer was never told of waits no longer than others. */
+START_TEST(grace_of_untold)
+{
+    static Rig r;
+    int client;
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    peer_session(&r);
+    r.drv->link.flow.limit = 0; /* so it isn't told */
+    client = rig_client(&r, "c");
+    box_settle(r.loop);
+    peer_send(&r, 200, 0, 0, NULL, 0); /* and the session ends */
+    log_expect("breaks the protocol", 1);
+    if (_i == 0) {
+        rig_unplug(&r);
+    } /* else there is a channel, but nobody answers */
+    box_run(r.loop, 29 * SECOND);
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    box_run(r.loop, 2 * SECOND);
+    ck_assert_int_eq(fd_state(client), ECONNRESET);
+    close(client);
+    rig_free(&r);
 }
 END_TEST
 
@@ -1436,9 +1650,15 @@ int main(void)
     UNIT_ADD(s, offer_same_session, 2);
     UNIT_ADD(s, offer_without_grace, 1);
     UNIT_ADD(s, offer_stranger, COUNT_OF(strangers));
-    UNIT_ADD(s, offer_over_dead, 1);
+    UNIT_ADD(s, offer_over_dead, 2);
     UNIT_ADD(s, offer_over_silent, 1);
     UNIT_ADD(s, offer_during_resync, 1);
     UNIT_ADD(s, offer_and_free, 1);
+    UNIT_ADD(s, offer_with_key, 3);
+    UNIT_ADD(s, bye, 6);
+    UNIT_ADD(s, bye_said, 2);
+    UNIT_ADD(s, grace_flapping, 2);
+    UNIT_ADD(s, grace_silent, 1);
+    UNIT_ADD(s, grace_of_untold, 2);
     return unit_run(s);
 }
