@@ -3912,6 +3912,7 @@ static void conn_log_refused(VPConn *c, unsigned reason)
 /* conn_handle_close() - no more data will come for the local socket */
 static void conn_handle_close(VPConn *c)
 {
+    c->due &= ~(unsigned)DUE_WINDOW; /* it sends no more, and may be over */
     switch (c->out) {
     case OUT_WAIT:
         conn_set_out(c, OUT_WAIT_DRAIN);
