@@ -3003,6 +3003,7 @@ static int monitor_client(const char *path, const char *command)
 /* ---- daemon ----------------------------------------------------------- */
 
 static char *pidfile_path; /* to be removed at the end */
+static int pidfile_fd = -1; /* closing it would let go of the lock */
 static int ready_fd = -1; /* the parent waits at its other end */
 
 /* daemonize() - the parent waits until the child is ready, or has failed */
@@ -3080,7 +3081,18 @@ static bool pidfile_take(const char *path, Error *err)
         return false;
     }
     pidfile_path = strdup(path);
-    return true; /* fd stays open: closing it would let go of the lock */
+    pidfile_fd = fd;
+    return true;
+}
+
+/* pidfile_drop() - it names nobody any more, even if it can't be removed */
+static void pidfile_drop(void)
+{
+    if (pidfile_path != NULL && unlink(pidfile_path) < 0 &&
+        ftruncate(pidfile_fd, 0) < 0) {
+        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--pidfile '%s' is left: %s",
+               pidfile_path, strerror(errno));
+    }
 }
 
 static bool user_become(const char *name, Error *err)
@@ -3383,9 +3395,7 @@ static bool start(Error *err)
 static void clean_up(void)
 {
     socket_files_remove(NULL);
-    if (pidfile_path != NULL) {
-        unlink(pidfile_path);
-    }
+    pidfile_drop();
 }
 
 static void dump_config(void)
