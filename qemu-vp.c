@@ -615,6 +615,7 @@ typedef struct Settings {
     unsigned number[NUMBERS];
     bool given[NUMBERS];   /* on the command line, which wins */
     char *key_path;
+    bool key_kept;         /* it can't be read again: it is the old one */
     int level;
     bool daemonize;
     bool dump;
@@ -625,6 +626,8 @@ typedef struct Settings {
     char *user;
     char *execute;
 } Settings;
+
+static Settings settings; /* in force */
 
 static void settings_free(Settings *s)
 {
@@ -689,12 +692,23 @@ static bool settings_number(Settings *s, int n, const char *value,
     return true;
 }
 
+/* key_owner_ok() - us, root, or who we will be once all is open */
+static bool key_owner_ok(uid_t owner, const char *user)
+{
+    const struct passwd *pw = user != NULL ? getpwnam(user) : NULL;
+
+    return owner == 0 || owner == geteuid() ||
+           (pw != NULL && owner == pw->pw_uid);
+}
+
 /*
  * key_read() - the key in @path, without the newline at its end
+ * @user:  of -u, or NULL
  *
  * A key that others can read is none.
  */
-static bool key_read(VPKey *key, const char *path, Error *err)
+static bool key_read(VPKey *key, const char *path, const char *user,
+                     Error *err)
 {
     int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK);
     const char *wrong = NULL;
@@ -705,7 +719,7 @@ static bool key_read(VPKey *key, const char *path, Error *err)
         wrong = strerror(errno);
     } else if (!S_ISREG(st.st_mode)) {
         wrong = "not a file";
-    } else if (st.st_uid != 0 && st.st_uid != geteuid()) {
+    } else if (!key_owner_ok(st.st_uid, user)) {
         wrong = "it belongs to another user";
     } else if (st.st_mode & (S_IRWXG | S_IRWXO)) {
         wrong = "others can read or write it; chmod 600 it and, if it was "
@@ -731,6 +745,21 @@ static bool key_read(VPKey *key, const char *path, Error *err)
     return wrong == NULL || error_set(err, "--key '%s': %s", path, wrong);
 }
 
+/* settings_key() - read it; or keep it, if USER can't read it again */
+static bool settings_key(Settings *s, Error *err)
+{
+    if (s->key_path == NULL) {
+        return true;
+    }
+    if (settings.config.key.len > 0 && access(s->key_path, R_OK) < 0 &&
+        errno == EACCES && strcmp(s->key_path, settings.key_path) == 0) {
+        s->config.key = settings.config.key;
+        s->key_kept = true;
+        return true;
+    }
+    return key_read(&s->config.key, s->key_path, s->user, err);
+}
+
 /* settings_config() - what the settings mean to a channel */
 static bool settings_config(Settings *s, Error *err)
 {
@@ -741,7 +770,7 @@ static bool settings_config(Settings *s, Error *err)
                                      ? conns : s->number[MAX_CONNS]);
     s->config.max_half_open = s->number[MAX_HALF_OPEN];
     s->config.max_opens = s->number[MAX_OPENS];
-    return s->key_path == NULL || key_read(&s->config.key, s->key_path, err);
+    return settings_key(s, err);
 }
 
 /* settings_option() - apply one option, from the command line or a file */
@@ -2022,7 +2051,6 @@ static void channel_del(Channel *ch)
 /* ---- what is in force ------------------------------------------------- */
 
 static uint64_t quit_at; /* ending: when flushing is over, then resetting */
-static Settings settings;
 static char **saved_argv; /* for reading it all again */
 static int saved_argc;
 
@@ -3224,6 +3252,10 @@ static void reload_end(void)
     Settings *now = &reloading.now;
     Error err;
 
+    if (now->key_kept) {
+        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
+               "in force", now->key_path, strerror(EACCES));
+    }
     if (!apply(&settings, now, &err)) {
         vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but: %s", err.text);
     } else {

@@ -1356,6 +1356,109 @@ START_TEST(reload_nothing)
 }
 END_TEST
 
+/* key_write() - a key in vp_dir/name, which belongs to owner */
+static void key_write(const char *name, const char *key, uid_t owner)
+{
+    char path[PATH_LEN];
+
+    file_path(path, name);
+    unlink(path);
+    write_file(name, "%s", key);
+    ck_assert(chmod(path, 0600) == 0);
+    ck_assert(owner == geteuid() || chown(path, owner, owner) == 0);
+}
+
+/* key_guest() - start the guest with that key; the channel is up or isn't */
+static void key_guest(Couple *c, const char *options, bool fits)
+{
+    daemon_mark(c->daemon[0]);
+    c->daemon[1] = daemon_start("guest", "-c unix-connect:%s:- -i s:%s %s",
+                                c->channel, c->target, options);
+    if (fits) {
+        daemon_up(c->daemon[0]);
+        check_works(c->where, c->listener);
+    } else {
+        daemon_wait(c->daemon[0], "key");
+        ck_assert(!daemon_saw(c->daemon[0], "channel up"));
+    }
+    daemon_stop(c->daemon[1]);
+}
+
+/* Another key, no key and a key that is none: the next guest is asked for it. */
+START_TEST(reload_key)
+{
+    char head[4 * TEXT_LEN], key[2][TEXT_LEN];
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    for (int i = 0; i < 2; i++) {
+        text_format(key[i], TEXT_LEN, "-k %s/%s", vp_dir, i ? "b" : "a");
+        key_write(i ? "b" : "a", i ? "the second of the keys" :
+                  "the first of the keys", geteuid());
+    }
+    text_format(head, sizeof(head), "channel unix-listen:%s:-\n"
+                "oforward s:127.0.0.1:0\n", c.channel);
+    key_write("key", "the first of the keys", geteuid());
+    write_file("conf", "%skey %s/key\n", head, vp_dir);
+    d = c.daemon[0] = daemon_start("host", "-C %s/conf", vp_dir);
+    text_format(c.where, TEXT_LEN, "%s", daemon_listens(d, "s"));
+    key_guest(&c, key[0], true);
+    key_write("key", "the second of the keys", geteuid());
+    reload(d, "%skey %s/key\n", head, vp_dir);
+    key_guest(&c, key[0], false);
+    key_guest(&c, key[1], true);
+    key_write("key", "too short", geteuid());
+    reload(d, "%skey %s/key\n", head, vp_dir);
+    ck_assert(daemon_saw(d, "nothing reloaded: .*/key': expected at least"));
+    key_guest(&c, key[1], true);
+    reload(d, "%skey %s/gone\n", head, vp_dir);
+    ck_assert(daemon_saw(d, "nothing reloaded: .*/gone': No such file"));
+    key_guest(&c, key[1], true);
+    reload(d, "%s", head);
+    key_guest(&c, "", true);
+}
+END_TEST
+
+/* With -u, root's key is kept at SIGHUP and USER's own is read again. */
+START_TEST(reload_key_as_user)
+{
+    char head[4 * TEXT_LEN], key[2][TEXT_LEN];
+    const bool own = _i;
+    Daemon *d;
+    Couple c;
+
+    if (geteuid() != 0) {               /* only root can become another */
+        return;
+    }
+    couple_paths(&c);
+    for (int i = 0; i < 2; i++) {
+        text_format(key[i], TEXT_LEN, "-k %s/%s", vp_dir, i ? "b" : "a");
+        key_write(i ? "b" : "a", i ? "the second of the keys" :
+                  "the first of the keys", 0);
+    }
+    text_format(head, sizeof(head), "channel unix-listen:%s:-\nuser nobody\n"
+                "oforward s:127.0.0.1:0\nkey %s/key\n", c.channel, vp_dir);
+    key_write("key", "the first of the keys", own ? NOBODY : 0);
+    write_file("conf", "%s", head);
+    d = c.daemon[0] = daemon_start("host", "-C %s/conf", vp_dir);
+    text_format(c.where, TEXT_LEN, "%s", daemon_listens(d, "s"));
+    key_guest(&c, key[0], true);
+    key_write("key", "the second of the keys", own ? NOBODY : 0);
+    reload(d, "%soforward more:127.0.0.1:0\n", head);
+    daemon_listens(d, "more");
+    ck_assert_int_eq(daemon_count(d, "warn .*/key': Permission denied: the old "
+                                  "one stays"), !own);
+    key_guest(&c, key[own], true);
+    key_guest(&c, key[!own], false);
+    head[strlen(head) - 1] = 's';       /* a key it never had isn't forgiven */
+    key_write("keys", "the second of the keys", 0);
+    reload(d, "%s\n", head);
+    ck_assert(daemon_saw(d, "nothing reloaded: .*/keys': Permission denied"));
+    key_guest(&c, key[own], true);
+}
+END_TEST
+
 /* The pid file is the one of the start, whatever the init file says later. */
 START_TEST(reload_pid_file)
 {
@@ -1475,6 +1578,8 @@ int main(void)
     HARNESS_ADD(s, reload_changes, 1);
     HARNESS_ADD(s, reload_channels, 1);
     HARNESS_ADD(s, reload_nothing, 1);
+    HARNESS_ADD(s, reload_key, 1);
+    HARNESS_ADD(s, reload_key_as_user, 2);
     HARNESS_ADD(s, reload_pid_file, 2);
     HARNESS_ADD(s, dump_config, 1);
     HARNESS_ADD(s, info_config, 1);
