@@ -201,7 +201,9 @@ static bool log_open(const char *path, Error *err)
     if (path != NULL && strcmp(path, "syslog") == 0) {
         fd = -1;
     } else if (path != NULL) {
-        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOCTTY, 0644);
+        /* without O_NONBLOCK a FIFO would have us wait for its reader */
+        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOCTTY | O_NONBLOCK,
+                  0644);
         if (fd < 0) {
             return error_set(err, "cannot open the log file %s: %s", path,
                              strerror(errno));
@@ -2210,6 +2212,7 @@ typedef struct Command {
 } Command;
 
 static int monitor_fd = -1;
+static int spare_fd = -1; /* gives way to a client when there is no other */
 static Mon *monitors;
 static size_t nmonitors;
 static time_t started_at;
@@ -2798,6 +2801,14 @@ static void mon_execute(Mon *mon, char *line)
     }
 }
 
+/* spare_take() - have a descriptor that can be given up */
+static void spare_take(void)
+{
+    if (spare_fd < 0) {
+        spare_fd = open("/dev/null", O_RDONLY);
+    }
+}
+
 static void mon_close(Mon *mon)
 {
     Mon **at = &monitors;
@@ -2811,6 +2822,7 @@ static void mon_close(Mon *mon)
     spec_free(&mon->adding);
     vp_unwatch(loop, mon->fd);
     close(mon->fd);
+    spare_take();
     free(mon->out);
     free(mon);
 }
@@ -2918,19 +2930,33 @@ static void monitor_accept_again(void *opaque)
 static void monitor_accept(void *opaque, int fd, int events)
 {
     static VPTimer pause;
-    int client = accept(fd, NULL, NULL);
+    static bool starved;
+    int client;
     Mon *mon = monitors;
 
     (void)opaque;
     (void)events;
+    spare_take();
+    client = accept(fd, NULL, NULL);
+    if (client < 0 && accept_starved(errno) && spare_fd >= 0) {
+        close(spare_fd);
+        spare_fd = -1;
+        client = accept(fd, NULL, NULL);
+    }
     if (client < 0) {
         if (accept_starved(errno)) {
+            if (!starved) {
+                vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "monitor: cannot accept: "
+                       "%s", strerror(errno));
+            }
+            starved = true;
             vp_watch_set(loop, fd, 0);
             vp_timer_start(loop, &pause, ACCEPT_PAUSE, monitor_accept_again,
                            NULL);
         }
         return;
     }
+    starved = false;
     if (nmonitors == MON_CLIENTS) {
         for (Mon *m = monitors; m != NULL; m = m->next) {
             mon = m->heard_at < mon->heard_at ? m : mon;
@@ -2973,6 +2999,7 @@ static bool monitor_start(const char *path, Error *err)
     }
     socket_file_keep(path);
     monitor_fd = fd;
+    spare_take();
     vp_watch_set(loop, fd, VP_READ);
     return true;
 }
@@ -2985,6 +3012,7 @@ static void monitor_end(void)
     if (monitor_fd >= 0) {
         vp_unwatch(loop, monitor_fd);
         close(monitor_fd);
+        close(spare_fd);
     }
 }
 

@@ -533,6 +533,43 @@ START_TEST(log_moves)
 }
 END_TEST
 
+/* A FIFO that nobody reads is an error, one that somebody reads is a log. */
+START_TEST(log_fifo)
+{
+    char path[PATH_LEN], text[4096];
+    int fifo, fds[2];
+    ssize_t n = 0;
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    file_path(path, "fifo");
+    ck_assert(mkfifo(path, 0600) == 0);
+    d = daemon_start("alone", "-c unix-connect:%s:- -l %s", c.channel, path);
+    ck_assert_int_eq(daemon_exit(d), 1);
+    ck_assert(says(d, "cannot open the log file") && says(d, "/fifo: "));
+    fifo = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    d = daemon_start("host", "-c unix-connect:%s:- -l %s -o s:%s/service:- "
+                     "-m %s", c.channel, path, vp_dir, c.monitor[0]);
+    close(monitor_batch(c.monitor[0]));
+    n = read(fifo, text, sizeof(text) - 1);
+    ck_assert(n > 0);
+    text[n] = '\0';
+    ck_assert_msg(strstr(text, "s: listening on") != NULL, "%s", text);
+    couple_guest(&c);
+    file_path(c.where, "service");
+    through(c.where, c.listener, fds);
+    close(fifo);
+    for (int i = 0; i < 3; i++) {
+        kill(d->pid, SIGHUP);           /* it can't be opened again */
+        talk(fds);
+        ck_assert_int_eq(execute(c.monitor[0], "info status"), 0);
+    }
+    close(fds[0]);
+    close(fds[1]);
+}
+END_TEST
+
 /* Full disks, and a stderr whose reader has gone: no line stops anything. */
 START_TEST(log_nowhere)
 {
@@ -1563,6 +1600,7 @@ int main(void)
     HARNESS_ADD(s, inherited_stdio, 3);
     HARNESS_ADD(s, log_file, 1);
     HARNESS_ADD(s, log_moves, 1);
+    HARNESS_ADD(s, log_fifo, 1);
     HARNESS_ADD(s, log_nowhere, 3);
     HARNESS_ADD(s, log_syslog, 2);
     HARNESS_ADD(s, log_syslog_hangs, 1);
