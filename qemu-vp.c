@@ -2956,7 +2956,7 @@ static void monitor_accept(void *opaque, int fd, int events)
         }
         return;
     }
-    starved = false;
+    starved &= spare_fd < 0;
     if (nmonitors == MON_CLIENTS) {
         for (Mon *m = monitors; m != NULL; m = m->next) {
             mon = m->heard_at < mon->heard_at ? m : mon;

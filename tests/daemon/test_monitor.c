@@ -1542,6 +1542,42 @@ START_TEST(crowd)
 }
 END_TEST
 
+/* However few descriptors are left, one who asks is answered. */
+START_TEST(starved)
+{
+    StartOptions o = { .nofile = 40 };
+    char path[PATH_LEN], where[TEXT_LEN];
+    int fds[60], mon;
+    Daemon *d;
+
+    file_path(path, "monitor");
+    d = daemon_start_with(&o, "host", "-c unix-listen:%s/channel:- -m %s "
+                          "-o s:127.0.0.1:0", vp_dir, path);
+    text_format(where, sizeof(where), "%s", daemon_listens(d, "s"));
+    for (int i = 0; i < N(fds); i++) {
+        fds[i] = dial(where, true);
+    }
+    daemon_wait(d, "s: cannot accept: Too many open files");
+    for (int i = 0; i < 5; i++) {
+        ck_assert_int_eq(execute(path, "info stats -k"), 0);
+        ck_assert_uint_ge(number(executed(1), "conns"), 20);
+    }
+    mon = monitor_batch(path);          /* one who stays, and one who waits */
+    monitor_ask(mon, "info status");
+    close(dial(path, true));
+    daemon_wait(d, "monitor: cannot accept: Too many open files");
+    monitor_ask(mon, "info status");
+    close(mon);
+    ck_assert_int_eq(execute(path, "info status"), 0);
+    daemons_idle(&d, 1);
+    for (int i = 0; i < N(fds); i++) {
+        close(fds[i]);
+    }
+    ck_assert_int_eq(execute(path, "info status"), 0);
+    ck_assert_int_le(daemon_count(d, "cannot accept"), 2);
+}
+END_TEST
+
 /* --- the client --------------------------------------------------------- */
 
 /* -x: what is answered is printed, the status is the command's. */
@@ -1667,6 +1703,7 @@ int main(void)
     HARNESS_ADD(s, deaf_client_idle, 1);
     HARNESS_ADD(s, many_clients, 1);
     HARNESS_ADD(s, crowd, 1);
+    HARNESS_ADD(s, starved, 1);
     HARNESS_ADD(s, executes, 1);
     HARNESS_ADD(s, monitor_socket, 1);
     HARNESS_ADD(s, from_nothing, 1);
