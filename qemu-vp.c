@@ -2090,20 +2090,41 @@ static const char *running_clash(const Spec *spec)
     return clash;
 }
 
-/* running_add() - @spec is taken over on success */
-static bool running_add(Spec *spec, Error *err)
+/* log_change() - who changed what is in force, and how; NULL: the start */
+static void log_change(const char *who, const char *what, char option,
+                       const char *text)
+{
+    if (who != NULL) {
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "%s: %s -%c %.400s", who, what,
+               option, text);
+    }
+}
+
+/*
+ * running_add() - @spec is taken over on success
+ * @who:  for the log, or NULL
+ */
+static bool running_add(Spec *spec, const VPConfig *config, const char *who,
+                        Error *err)
 {
     const char *clash = quit_at != 0 ? "the daemon is ending"
                                      : running_clash(spec);
+    const char option = spec->option, *text = spec->text; /* taken over, too */
+    bool ok;
 
     if (clash != NULL) {
         return bad(spec, err, "%s", clash);
     }
-    return spec->option == 'c' ? channel_add(spec, &settings.config, err)
-                               : forward_add(spec, err);
+    ok = option == 'c' ? channel_add(spec, config, err)
+                       : forward_add(spec, err);
+    if (ok) {
+        log_change(who, "added", option, text);
+    }
+    return ok;
 }
 
-static bool running_del(const Spec *spec, Error *err)
+/* running_del() - @who is for the log */
+static bool running_del(const Spec *spec, const char *who, Error *err)
 {
     Channel *ch;
     Forward *f;
@@ -2111,11 +2132,18 @@ static bool running_del(const Spec *spec, Error *err)
     if (running_spec(spec, &ch, &f) == NULL) {
         return bad(spec, err, "it is not there");
     }
-    if (ch != NULL) {
-        channel_del(ch);
-    } else {
+    log_change(who, "removed", spec->option, spec->text);
+    if (ch == NULL) {
         forward_del(f);
+        return true;
     }
+    for (f = forwards; f != NULL; f = f->next) {
+        if (f->spec.channel_id == spec->channel_id) {
+            log_change(who, "removed with its channel", f->spec.option,
+                       f->spec.text);
+        }
+    }
+    channel_del(ch);
     return true;
 }
 
@@ -2129,47 +2157,62 @@ static bool settings_has(const Settings *s, const Spec *spec)
     return false;
 }
 
+/* apply_spec() - add what @spec of @now asks for; @who as in running_add() */
+static bool apply_spec(const Settings *now, Spec *spec, const char *who,
+                       Error *err)
+{
+    Error why;
+    Spec copy;
+
+    if (!spec_parse(&copy, spec->option, spec->text, err)) {
+        return false;
+    }
+    copy.addrs = spec->addrs;
+    copy.naddrs = spec->naddrs;
+    spec->addrs = NULL;
+    if (!running_add(&copy, &now->config, who, &why)) {
+        spec_free(&copy);
+        return settings_where(now, spec, &why, err);
+    }
+    return true;
+}
+
 /*
  * apply() - make what @now asks for run, and stop what only @before did
+ * @before:  NULL at start, when the first error ends us
  *
- * What the monitor added stays.  Goes on after an error; @err has the last.
+ * What the monitor added stays, but with a channel that goes its forwards go.
+ * Later on an error is logged, and the rest done; @err has the last.
  */
 static bool apply(const Settings *before, const Settings *now, Error *err)
 {
     static const char order[] = { 'c', 'o', 'i' };
+    const char *who = before != NULL ? "reload" : NULL;
     bool ok = true;
     Channel *ch;
     Forward *f;
 
-    for (size_t i = 0; i < before->nspecs; i++) {
+    for (size_t i = 0; before != NULL && i < before->nspecs; i++) {
         const Spec *spec = &before->specs[i];
 
         if (!settings_has(now, spec) && running_spec(spec, &ch, &f) != NULL) {
-            ok &= running_del(spec, err);
+            running_del(spec, who, err);
         }
     }
     for (size_t o = 0; o < sizeof(order); o++) {
         for (size_t i = 0; i < now->nspecs; i++) {
-            Spec *spec = &now->specs[i], copy;
+            Spec *spec = &now->specs[i];
 
             if (spec->option != order[o] ||
-                running_spec(spec, &ch, &f) != NULL) {
+                running_spec(spec, &ch, &f) != NULL ||
+                apply_spec(now, spec, who, err)) {
                 continue;
             }
-            if (!spec_parse(&copy, spec->option, spec->text, err)) {
-                ok = false;
-                continue;
+            if (before == NULL) {
+                return false;
             }
-            copy.addrs = spec->addrs;
-            copy.naddrs = spec->naddrs;
-            spec->addrs = NULL;
-            if (!running_add(&copy, err)) {
-                spec_free(&copy);
-                ok = false;
-            }
-            if (!ok && before->nspecs == 0) {
-                return false; /* at start, the first error ends us */
-            }
+            ok = false;
+            vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reload: %s", err->text);
         }
     }
     return ok;
@@ -2569,15 +2612,8 @@ static bool run_info(Mon *mon, char *args, Error *err)
 /* mon_add() - add what mon->adding asks for; its addresses are known now */
 static bool mon_add(Mon *mon, Error *err)
 {
-    char text[208];
-    bool ok;
+    bool ok = running_add(&mon->adding, &settings.config, "monitor", err);
 
-    snprintf(text, sizeof(text), "-%c %.200s", mon->adding.option,
-             mon->adding.text);
-    ok = running_add(&mon->adding, err);
-    if (ok) {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: added %s", text);
-    }
     spec_free(&mon->adding);
     return ok;
 }
@@ -2611,11 +2647,7 @@ static bool run_del(char option, const char *text, Error *err)
     if (!spec_parse(&spec, option, text, err)) {
         return false;
     }
-    ok = running_del(&spec, err);
-    if (ok) {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: removed -%c %.200s",
-               option, text);
-    }
+    ok = running_del(&spec, "monitor", err);
     spec_free(&spec);
     return ok;
 }
@@ -3272,7 +3304,21 @@ static void quit_start(void)
 /* settings_log() - where to log; with nobody at stderr, to syslog */
 static const char *settings_log(const Settings *s)
 {
-    return s->logfile == NULL && s->daemonize ? "syslog" : s->logfile;
+    return s->logfile == NULL && settings.daemonize ? "syslog" : s->logfile;
+}
+
+/* reload_keep() - a setting that takes a restart stays as it was */
+static void reload_keep(const char *name, char **now, char **was)
+{
+    char *asked = *now;
+
+    if ((asked == NULL) != (*was == NULL) ||
+        (asked != NULL && strcmp(asked, *was) != 0)) {
+        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of '%s' takes "
+               "a restart", name);
+    }
+    *now = *was;
+    *was = asked;
 }
 
 static void reload_end(void)
@@ -3284,13 +3330,22 @@ static void reload_end(void)
         vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
                "in force", now->key_path, strerror(EACCES));
     }
-    if (!apply(&settings, now, &err)) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but: %s", err.text);
-    } else {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
+    reload_keep("monitor", &now->monitor, &settings.monitor);
+    reload_keep("pidfile", &now->pidfile, &settings.pidfile);
+    reload_keep("user", &now->user, &settings.user);
+    if (now->daemonize != settings.daemonize) {
+        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of 'daemonize' "
+               "takes a restart");
+        now->daemonize = settings.daemonize;
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_set_config(ch->drv, &now->config);
+    }
+    if (!apply(&settings, now, &err)) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "
+               "what could not be added is missing, what was removed has gone");
+    } else {
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
     }
     if (now->level != settings.level) {
         log_level = (VPLogLevel)now->level;
@@ -3430,7 +3485,6 @@ static void descriptors_raise(void)
 /* start() - open everything; what an administrator must know fails here */
 static bool start(Error *err)
 {
-    static const Settings nothing;
     const Settings *s = &settings;
 
     descriptors_raise();
@@ -3440,7 +3494,7 @@ static bool start(Error *err)
     }
     if (!log_open(settings_log(s), err) || !signals_start(err) ||
         (s->pidfile != NULL && !pidfile_take(s->pidfile, err)) ||
-        !apply(&nothing, s, err) ||
+        !apply(NULL, s, err) ||
         (s->monitor != NULL && !monitor_start(s->monitor, err)) ||
         (s->user != NULL && !user_become(s->user, err))) {
         return false;

@@ -1278,7 +1278,8 @@ START_TEST(reload_changes)
     holder = listen_any(taken);
     reload(d, "%soforward changing:%s\noforward s:%s/c:-\n", head, taken,
            vp_dir);
-    ck_assert(daemon_saw(d, "error reloaded, but: .*in use"));
+    ck_assert(daemon_saw(d, "error reloaded, but not all"));
+    ck_assert(daemon_saw(d, "error reload: .*/conf:5: .*in use"));
     file_path(old, "c");
     check_works(old, c.listener);
     close(holder);
@@ -1317,6 +1318,123 @@ START_TEST(reload_changes)
     ck_assert(traffic_run(&t, traffic_done, WAIT_MS));
     traffic_free(&t);
     close(mon);
+}
+END_TEST
+
+/* key_write() - a key in vp_dir/name, which belongs to owner */
+static void key_write(const char *name, const char *key, uid_t owner)
+{
+    char path[PATH_LEN];
+
+    file_path(path, name);
+    unlink(path);
+    write_file(name, "%s", key);
+    ck_assert(chmod(path, 0600) == 0);
+    ck_assert(owner == geteuid() || chown(path, owner, owner) == 0);
+}
+
+/* Each change is logged, and each error with the line it comes from. */
+START_TEST(reload_says)
+{
+    char taken[2][TEXT_LEN], line[TEXT_LEN];
+    int holder[2], mon;
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    holder[0] = listen_any(taken[0]);
+    holder[1] = listen_any(taken[1]);
+    write_file("conf", "channel unix-listen:%s:-\noforward a:127.0.0.1:0\n"
+               "oforward b:127.0.0.1:0\niforward c:127.0.0.1:1\n", c.channel);
+    d = daemon_start("host", "-C %s/conf -m %s", vp_dir, c.monitor[0]);
+    mon = monitor_batch(c.monitor[0]);
+    monitor_ask(mon, "oforward_add m:127.0.0.1:0");
+    ck_assert_int_eq(daemon_count(d, "added -"), 1);
+
+    reload(d, "channel unix-listen:%s:-\noforward a:%s\noforward b:%s\n"
+           "iforward c:127.0.0.1:2\n", c.channel, taken[0], taken[1]);
+    for (int i = 0; i < 2; i++) {
+        text_format(line, sizeof(line), "error reload: .*/conf:%d: -o '%c:%s': "
+                    ".*in use", i + 2, "ab"[i], taken[i]);
+        ck_assert_msg(daemon_saw(d, line), "never: %s", line);
+        text_format(line, sizeof(line), "info reload: removed -o %c:127.0.0.1:0"
+                    "$", "ab"[i]);
+        ck_assert_msg(daemon_saw(d, line), "never: %s", line);
+    }
+    ck_assert(daemon_saw(d, "info reload: removed -i c:127.0.0.1:1$"));
+    ck_assert(daemon_saw(d, "info reload: added -i c:127.0.0.1:2$"));
+    ck_assert_int_eq(daemon_count(d, " reload: "), 6);
+    ck_assert(daemon_saw(d, "error reloaded, but not all"));
+    close(holder[0]);
+    close(holder[1]);
+
+    /* A channel's forwards go with it, whoever added them */
+    reload(d, "channel unix-listen:%s/other:-\niforward c:127.0.0.1:2\n",
+           vp_dir);
+    ck_assert(daemon_saw(d, "reload: removed -c unix-listen:.*/channel:-$"));
+    ck_assert(daemon_saw(d, "reload: removed with its channel -o m:127"));
+    ck_assert(daemon_saw(d, "reload: added -c unix-listen:.*/other:-$"));
+    ck_assert(daemon_saw(d, "reload: added -i c:127.0.0.1:2$"));
+    ck_assert_str_eq(monitor_ask(mon, "info oforwards -k"), "");
+    close(mon);
+}
+END_TEST
+
+/* What takes a restart is as it was, and that is said. */
+START_TEST(reload_restart)
+{
+    const char *const names[] = { "monitor", "pidfile", "user", "daemonize" };
+    char line[TEXT_LEN], *before;
+    int mon;
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    write_file("conf", "channel unix-listen:%s:-\nmonitor %s\npidfile %s/pid\n",
+               c.channel, c.monitor[0], vp_dir);
+    d = daemon_start("host", "-C %s/conf", vp_dir);
+    mon = monitor_batch(c.monitor[0]);
+    before = strdup(monitor_ask(mon, "info config"));
+    for (int round = 0; round < 2; round++) {
+        reload(d, "channel unix-listen:%s:-\nmonitor %s/m\nuser nobody\n"
+               "daemonize\n", c.channel, vp_dir);
+        for (int i = 0; i < N(names); i++) {
+            text_format(line, sizeof(line), "warn reload: .*'%s' takes a "
+                        "restart", names[i]);
+            ck_assert_int_eq(daemon_count(d, line), 1);
+        }
+        ck_assert_str_eq(monitor_ask(mon, "info config"), before);
+    }
+    reload(d, "channel unix-listen:%s:-\nmonitor %s\npidfile %s/pid\n",
+           c.channel, c.monitor[0], vp_dir);
+    ck_assert_int_eq(daemon_count(d, "restart"), 0);
+    free(before);
+    close(mon);
+}
+END_TEST
+
+/* A channel that comes with its key has it from the start. */
+START_TEST(reload_adds_key)
+{
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    key_write("key", "the key of both of them", geteuid());
+    write_file("conf", "channel unix-listen:%s/first:-\n", vp_dir);
+    c.daemon[0] = d = daemon_start("host", "-C %s/conf", vp_dir);
+    daemon_wait(d, "listening");
+    text_format(c.where, TEXT_LEN, "%s/service", vp_dir);
+    reload(d, "channel unix-listen:%s/first:-\noforward s:%s:-:1\n"
+           "channel tcp-listen:0.0.0.0:0:1\nkey %s/key\nmax-conns 7\n", vp_dir,
+           c.where, vp_dir);
+    ck_assert(daemon_saw(d, "ch1: channel tcp-listen: listening"));
+    ck_assert(!daemon_saw(d, "keeps others out"));
+    reload(d, "channel unix-connect:%s:-:1\noforward s:%s:-:1\nkey %s/key\n",
+           c.channel, c.where, vp_dir);
+    c.daemon[1] = daemon_start("guest", "-c unix-listen:%s:- -i s:%s -k %s/key",
+                               c.channel, c.target, vp_dir);
+    check_works(c.where, c.listener);
 }
 END_TEST
 
@@ -1392,18 +1510,6 @@ START_TEST(reload_nothing)
     close(fds[1]);
 }
 END_TEST
-
-/* key_write() - a key in vp_dir/name, which belongs to owner */
-static void key_write(const char *name, const char *key, uid_t owner)
-{
-    char path[PATH_LEN];
-
-    file_path(path, name);
-    unlink(path);
-    write_file(name, "%s", key);
-    ck_assert(chmod(path, 0600) == 0);
-    ck_assert(owner == geteuid() || chown(path, owner, owner) == 0);
-}
 
 /* key_guest() - start the guest with that key; the channel is up or isn't */
 static void key_guest(Couple *c, const char *options, bool fits)
@@ -1614,6 +1720,9 @@ int main(void)
     HARNESS_ADD(s, bad_config, N(bad_lines));
     HARNESS_ADD(s, bad_reload, 1);
     HARNESS_ADD(s, reload_changes, 1);
+    HARNESS_ADD(s, reload_says, 1);
+    HARNESS_ADD(s, reload_restart, 1);
+    HARNESS_ADD(s, reload_adds_key, 1);
     HARNESS_ADD(s, reload_channels, 1);
     HARNESS_ADD(s, reload_nothing, 1);
     HARNESS_ADD(s, reload_key, 1);
