@@ -69,6 +69,7 @@
 #define FLUSH_TIME (2 * SECOND)
 #define RESET_TIME (500 * MS)
 #define QUIT_STEP (10 * MS)
+#define PIDFILE_TRIES 10
 #define DEFAULT_BAUD 115200
 #define MAX_ADDRS 16
 #define KEY_LEN_MIN 16
@@ -3141,26 +3142,54 @@ static void daemon_ready(void)
     ready_fd = -1;
 }
 
-/* pidfile_take() - the lock tells whether its owner lives, not the file */
-static bool pidfile_take(const char *path, Error *err)
+/* pidfile_at() - is what @fd has open still the file at @path? */
+static bool pidfile_at(const char *path, int fd)
+{
+    struct stat at, open_one;
+
+    return stat(path, &at) == 0 && fstat(fd, &open_one) == 0 &&
+           at.st_dev == open_one.st_dev && at.st_ino == open_one.st_ino;
+}
+
+/* pidfile_lock() - the lock tells whether its owner lives, not the file */
+static int pidfile_lock(const char *path, Error *err)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    char text[24];
-    int len = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
     int fd = open(path, O_RDWR | O_CREAT, 0644);
 
     if (fd < 0) {
-        return error_set(err, "--pidfile '%s': %s", path, strerror(errno));
+        error_set(err, "--pidfile '%s': %s", path, strerror(errno));
+        return -1;
     }
-    if (fcntl(fd, F_SETLK, &lock) < 0) {
-        lock.l_type = F_WRLCK;
-        if (fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) {
-            error_set(err, "--pidfile '%s': process %ld holds it", path,
-                      (long)lock.l_pid);
-        } else {
-            error_set(err, "--pidfile '%s': cannot be locked", path);
-        }
+    if (fcntl(fd, F_SETLK, &lock) == 0) {
+        return fd;
+    }
+    lock.l_type = F_WRLCK;
+    if (fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) {
+        error_set(err, "--pidfile '%s': process %ld holds it", path,
+                  (long)lock.l_pid);
+    } else {
+        error_set(err, "--pidfile '%s': cannot be locked", path);
+    }
+    close(fd);
+    return -1;
+}
+
+static bool pidfile_take(const char *path, Error *err)
+{
+    char text[24];
+    int len = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
+    int fd = pidfile_lock(path, err);
+
+    /* its last owner may just have removed what we have opened */
+    for (int i = 0; fd >= 0 && !pidfile_at(path, fd); i++) {
         close(fd);
+        if (i == PIDFILE_TRIES) {
+            return error_set(err, "--pidfile '%s': others replace it", path);
+        }
+        fd = pidfile_lock(path, err);
+    }
+    if (fd < 0) {
         return false;
     }
     if (ftruncate(fd, 0) < 0 || write(fd, text, (size_t)len) != len) {
@@ -3176,7 +3205,8 @@ static bool pidfile_take(const char *path, Error *err)
 /* pidfile_drop() - it names nobody any more, even if it can't be removed */
 static void pidfile_drop(void)
 {
-    if (pidfile_path != NULL && unlink(pidfile_path) < 0 &&
+    if (pidfile_path != NULL &&
+        (!pidfile_at(pidfile_path, pidfile_fd) || unlink(pidfile_path) < 0) &&
         ftruncate(pidfile_fd, 0) < 0) {
         vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--pidfile '%s' is left: %s",
                pidfile_path, strerror(errno));

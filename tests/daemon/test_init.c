@@ -396,6 +396,28 @@ START_TEST(pid_file)
 }
 END_TEST
 
+/* One that was removed by others may be another daemon's by now. */
+START_TEST(pid_file_replaced)
+{
+    char path[PATH_LEN];
+    Daemon *d[2];
+
+    file_path(path, "pid");
+    for (int i = 0; i < 2; i++) {
+        d[i] = daemon_start("host", "-f %s -c unix-listen:%s/%d:-", path,
+                            vp_dir, i);
+        daemon_wait(d[i], "listening");
+        if (i == 0) {
+            ck_assert(unlink(path) == 0);
+        }
+    }
+    daemon_stop(d[0]);
+    ck_assert_int_eq(pid_in("pid"), d[1]->pid);
+    daemon_stop(d[1]);
+    ck_assert(access(path, F_OK) < 0);
+}
+END_TEST
+
 /* --- bare surroundings -------------------------------------------------- */
 
 /* Some inits start their daemons without stdin, stdout and stderr. */
@@ -1702,6 +1724,7 @@ int main(void)
     HARNESS_ADD(s, bad_start, 2 * N(bad_starts));
     HARNESS_ADD(s, bad_usage, 8);
     HARNESS_ADD(s, pid_file, 1);
+    HARNESS_ADD(s, pid_file_replaced, 1);
     HARNESS_ADD(s, closed_stdio, 8);
     HARNESS_ADD(s, inherited_stdio, 3);
     HARNESS_ADD(s, log_file, 1);
