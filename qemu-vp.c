@@ -3246,7 +3246,9 @@ static void notify(const char *state)
     }
     fd = socket(AF_UNIX, SOCK_DGRAM, 0);
     if (fd >= 0) {
-        if (sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
+        /* nor may one that nobody reads hold us up */
+        if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
+            sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
                    addr.len) < 0) {
             vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "NOTIFY_SOCKET %s: %s", path,
                    strerror(errno));
@@ -3536,6 +3538,15 @@ static bool start(Error *err)
     return true;
 }
 
+/* end_all() - put serial lines back, tell the other sides, close it all */
+static void end_all(void)
+{
+    monitor_end();
+    while (channels != NULL) {
+        channel_del(channels);
+    }
+}
+
 static void clean_up(void)
 {
     socket_files_remove(NULL);
@@ -3600,6 +3611,7 @@ int main(int argc, char **argv)
     }
     atexit(clean_up);
     if (!start(&err)) {
+        end_all();
         fail(1, &err);
     }
     rc = vp_loop_run(loop);
@@ -3607,10 +3619,7 @@ int main(int argc, char **argv)
         vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "select: %s", strerror(-rc));
         exit_status = 1;
     }
-    monitor_end();
-    while (channels != NULL) {
-        channel_del(channels);
-    }
+    end_all();
     vp_unwatch(loop, signal_pipe[0]);
     vp_loop_free(loop);
     return exit_status;

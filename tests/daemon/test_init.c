@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "channel.h"
@@ -337,6 +338,45 @@ START_TEST(bad_start)
     daemon_stop(holder);
     no_process();
     close(listener);
+}
+END_TEST
+
+/* A serial line is as it was before, too. */
+START_TEST(bad_start_tty)
+{
+    char options[2 * TEXT_LEN];
+    struct termios before, after;
+    RelayEnd end;
+    Daemon *d;
+    int line;
+
+    relay_pty(&end);
+    line = open(end.path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    ck_assert(line >= 0 && tcgetattr(line, &before) == 0);
+    before.c_lflag |= ECHO | ICANON;
+    cfsetispeed(&before, B9600);
+    cfsetospeed(&before, B9600);
+    ck_assert(tcsetattr(line, TCSANOW, &before) == 0);
+    ck_assert(tcgetattr(line, &before) == 0);
+    text_format(options, sizeof(options), "-c %s:%s:- %s",
+                _i ? "fd" : "isaserial-open", _i ? "0" : end.path,
+                "-o s:/nonexistent/s:-");
+    if (_i) {
+        command_start("bad", "%s %s <>%s; echo status $?", vp_program, options,
+                      end.path);
+        file_wait("bad.log", "status 1\n");
+    } else {
+        d = daemon_start("bad", "%s", options);
+        ck_assert_int_eq(daemon_exit(d), 1);
+    }
+    ck_assert(tcgetattr(line, &after) == 0);
+    ck_assert_uint_eq(after.c_lflag, before.c_lflag);
+    ck_assert_uint_eq(cfgetospeed(&after), B9600);
+    close(line);
+    line = open(end.path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    ck_assert_msg(line >= 0, "still exclusive: %s", strerror(errno));
+    close(line);
+    close(end.master);
 }
 END_TEST
 
@@ -944,6 +984,31 @@ START_TEST(no_notices)
         close(dial(daemon_listens(d, "s"), true));
         daemon_stop(d);
     }
+}
+END_TEST
+
+/* A manager that doesn't read its socket holds up nobody. */
+START_TEST(notices_unread)
+{
+    int fd = notify_open(false), full = socket(AF_UNIX, SOCK_DGRAM, 0);
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    char path[PATH_LEN];
+    Daemon *d;
+
+    file_path(un.sun_path, "notify");
+    set_nonblocking(full);
+    fcntl(full, F_SETFD, FD_CLOEXEC);
+    ck_assert(connect(full, (struct sockaddr *)&un, sizeof(un)) == 0);
+    while (send(full, "X=1", 3, 0) > 0) {
+    }
+    ck_assert(errno == EAGAIN);
+    file_path(path, "channel");
+    d = daemon_start("host", "-c unix-listen:%s:- -o s:127.0.0.1:0", path);
+    daemon_wait(d, "warn NOTIFY_SOCKET ");
+    close(dial(daemon_listens(d, "s"), true));
+    daemon_stop(d);
+    close(full);
+    close(fd);
 }
 END_TEST
 
@@ -1722,6 +1787,7 @@ int main(void)
 
     HARNESS_ADD(s, daemonize, 1);
     HARNESS_ADD(s, bad_start, 2 * N(bad_starts));
+    HARNESS_ADD(s, bad_start_tty, 2);
     HARNESS_ADD(s, bad_usage, 8);
     HARNESS_ADD(s, pid_file, 1);
     HARNESS_ADD(s, pid_file_replaced, 1);
@@ -1737,6 +1803,7 @@ int main(void)
     HARNESS_ADD(s, user_cleans_up, 1);
     HARNESS_ADD(s, notices, 4);
     HARNESS_ADD(s, no_notices, 1);
+    HARNESS_ADD(s, notices_unread, 1);
     HARNESS_ADD(s, status_signal, 1);
     HARNESS_ADD(s, flush, 2);
     HARNESS_ADD(s, flush_in_vain, 2);
