@@ -147,24 +147,18 @@ static void log_send(const char *line, size_t len)
     }
 }
 
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+/* log_line() - whatever the level is; @text is for one line */
+static void log_line(VPLogLevel level, int channel, const char *text)
 {
     static const int priority[] = {
         LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG,
     };
     int saved = errno;
-    char text[768], line[1024], where[16] = "";
+    char line[1024], where[16] = "";
     struct timespec ts;
     struct tm tm;
-    va_list ap;
     size_t len;
 
-    if (level > log_level) {
-        return;
-    }
-    va_start(ap, fmt);
-    text_format(text, sizeof(text), fmt, ap);
-    va_end(ap);
     if (channel != VP_NO_CHANNEL) {
         snprintf(where, sizeof(where), "ch%d: ", channel);
     }
@@ -175,15 +169,15 @@ void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
                                LOG_DAEMON | priority[level]);
         len += strftime(line + len, sizeof(line) - len, "%b %e %H:%M:%S", &tm);
         len += (size_t)snprintf(line + len, sizeof(line) - len,
-                                " qemu-vp[%ld]: %s%s", (long)getpid(), where,
-                                text);
+                                " qemu-vp[%ld]: %s%.768s", (long)getpid(),
+                                where, text);
         log_send(line, len);
     } else {
         struct pollfd pfd = { .fd = log_fd, .events = POLLOUT };
 
         len = strftime(line, sizeof(line), "%Y-%m-%d %H:%M:%S", &tm);
         len += (size_t)snprintf(line + len, sizeof(line) - len,
-                                ".%03d %s %s%s\n",
+                                ".%03d %s %s%.768s\n",
                                 (int)(ts.tv_nsec / 1000000),
                                 level_name[level], where, text);
         /* neither a full disk nor a pipe that nobody reads may stop us */
@@ -192,6 +186,19 @@ void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
         }
     }
     errno = saved;
+}
+
+void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+{
+    char text[768];
+    va_list ap;
+
+    if (level <= log_level) {
+        va_start(ap, fmt);
+        text_format(text, sizeof(text), fmt, ap);
+        va_end(ap);
+        log_line(level, channel, text);
+    }
 }
 
 /* log_open() - start to log to @path, "syslog", or NULL: stderr */
@@ -222,6 +229,16 @@ static void fail(int status, const Error *err)
 {
     fprintf(stderr, "qemu-vp: %s\n", err->text);
     exit(status);
+}
+
+/* printed() - did all that was said on stdout get out?  The exit status */
+static int printed(void)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) {
+        return 0;
+    }
+    fprintf(stderr, "qemu-vp: cannot write: %s\n", strerror(errno));
+    return 1;
 }
 
 /* ---- specs ------------------------------------------------------------ */
@@ -956,11 +973,11 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
                               long_options, NULL)) != -1) {
         if (opt == 'V') {
             puts("qemu-vp " VERSION);
-            exit(0);
+            exit(printed());
         }
         if (opt == 'h') {
             fputs(usage_text, stdout);
-            exit(0);
+            exit(printed());
         }
         if (!settings_option(s, opt, optarg, false, err)) {
             return false;
@@ -975,6 +992,10 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
     s->level = s->level < VP_LOG_ERROR ? VP_LOG_ERROR
                : s->level > VP_LOG_DEBUG ? VP_LOG_DEBUG : s->level;
     if (s->execute != NULL) {
+        if (strpbrk(s->execute, "\r\n") != NULL) {
+            return error_set(err, "-x '%.128s': expected one command, on one "
+                             "line", s->execute);
+        }
         return s->monitor != NULL ||
                error_set(err, "-x '%.128s': expected -m PATH beside it",
                          s->execute);
@@ -2236,6 +2257,7 @@ typedef struct Mon {
     int fd;
     uint64_t heard_at;
     bool batch;
+    bool unanswered;  /* the last command was the one that began it */
     bool eof;         /* it will send no more commands */
     bool broken;      /* no memory for its answer, or it is gone */
     char line[MON_LINE_MAX];
@@ -2582,11 +2604,12 @@ static void info_config(Mon *mon, const Settings *s)
 
 static bool run_info(Mon *mon, char *args, Error *err)
 {
-    size_t len = strcspn(args, " ");
-    bool keys = strcmp(args + len + strspn(args + len, " "), "-k") == 0;
+    size_t len = strcspn(args, " \t");
+    const char *more = args + len + strspn(args + len, " \t");
+    bool keys = strcmp(more, "-k") == 0;
 
-    if (args[len] != '\0' && !keys) {
-        return error_set(err, "'%.64s': expected -k", args + len + 1);
+    if (*more != '\0' && !keys) {
+        return error_set(err, "'%.64s': expected -k", more);
     }
     args[len] = '\0';
     if (strcmp(args, "status") == 0) {
@@ -2601,8 +2624,13 @@ static bool run_info(Mon *mon, char *args, Error *err)
         info_conns(mon, keys);
     } else if (strcmp(args, "stats") == 0) {
         info_stats(mon, keys);
+    } else if (strcmp(args, "config") == 0 && keys) {
+        return error_set(err, "'-k': 'info config' is an init file already");
     } else if (strcmp(args, "config") == 0) {
-        info_config(mon, &settings);
+        Settings now = settings;
+
+        now.level = (int)log_level; /* "log" may have changed it */
+        info_config(mon, &now);
     } else {
         return error_set(err, "'%.64s': expected status, channels, oforwards, "
                          "iforwards, conns, stats or config", args);
@@ -2688,14 +2716,18 @@ static bool run_iforward_del(Mon *mon, char *args, Error *err)
 
 static bool run_conn_reset(Mon *mon, char *args, Error *err)
 {
-    char *end;
-    unsigned long channel_id = strtoul(args, &end, 10), id;
-    bool client = *end == 'o';
+    size_t len = strspn(args, "0123456789");
+    unsigned long channel_id, id;
+    char side = args[len];
+    bool client = side == 'o', ok;
     Channel *ch;
 
     (void)mon;
-    if (end == args || (*end != 'o' && *end != 'i') ||
-        !parse_number(end + 1, 0, UINT32_MAX, &id) || channel_id > 65535) {
+    args[len] = '\0';
+    ok = parse_number(args, 0, 65535, &channel_id);
+    args[len] = side;
+    if (!ok || (side != 'o' && side != 'i') ||
+        !parse_number(args + len + 1, 0, UINT32_MAX, &id)) {
         return error_set(err, "'%.64s': expected the ID that 'info conns' "
                          "shows", args);
     }
@@ -2727,10 +2759,12 @@ static bool run_quit(Mon *mon, char *args, Error *err)
     return true;
 }
 
+/* run_batch() - the first one has no answer, so that -x needs no other */
 static bool run_batch(Mon *mon, char *args, Error *err)
 {
     (void)args;
     (void)err;
+    mon->unanswered = !mon->batch;
     mon->batch = true;
     return true;
 }
@@ -2739,7 +2773,7 @@ static bool run_help(Mon *mon, char *args, Error *err);
 
 static const Command commands[] = {
     { "help", "[COMMAND]", "show the commands, or one of them", run_help },
-    { "info", "status|channels|oforwards|iforwards|conns|stats|config [-k]",
+    { "info", "status|channels|oforwards|iforwards|conns|stats [-k] | config",
       "show what is there; -k: as key=value, for programs", run_info },
     { "channel_add", "METHOD:ADDR:PORT[:CHANNEL_ID]", "add a channel, as -c",
       run_channel_add },
@@ -2824,14 +2858,12 @@ static void mon_execute(Mon *mon, char *line)
             error_set(&err, "%s: expected %s", name, commands[i].args);
         } else {
             ok = commands[i].run(mon, args, &err);
-            if (commands[i].run == run_batch) {
-                return;
-            }
         }
     }
-    if (mon->lookup.pid == 0) {
+    if (mon->lookup.pid == 0 && !mon->unanswered) {
         mon_answer(mon, ok, &err);
     }
+    mon->unanswered = false;
 }
 
 /* spare_take() - have a descriptor that can be given up */
@@ -3082,7 +3114,7 @@ static int monitor_client(const char *path, const char *command)
     }
     fclose(f);
     if (strcmp(last, "ok\n") == 0) {
-        return fflush(stdout) == 0 ? 0 : 1;
+        return printed();
     }
     fflush(stdout);
     fprintf(stderr, "qemu-vp: %s", last[0] != '\0' ? last : "no answer\n");
@@ -3448,7 +3480,7 @@ static void reload(void)
     reload_step();
 }
 
-/* log_status() - what the monitor would show */
+/* log_status() - what the monitor would show; whoever asks wants to see it */
 static void log_status(void)
 {
     Mon mon = { .fd = -1 };
@@ -3460,7 +3492,8 @@ static void log_status(void)
     while (!mon.broken && at < mon.out_len) {
         size_t len = strcspn(mon.out + at, "\n");
 
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "%.*s", (int)len, mon.out + at);
+        mon.out[at + len] = '\0';
+        log_line(VP_LOG_INFO, VP_NO_CHANNEL, mon.out + at);
         at += len + 1;
     }
     free(mon.out);
@@ -3553,7 +3586,7 @@ static void clean_up(void)
     pidfile_drop();
 }
 
-static void dump_config(void)
+static int dump_config(void)
 {
     Mon mon = { .fd = -1 };
     const Settings *s = &settings;
@@ -3563,8 +3596,13 @@ static void dump_config(void)
                    s->specs[i].text);
     }
     info_config(&mon, s);
+    if (mon.broken) {
+        fputs("qemu-vp: out of memory\n", stderr);
+        return 1;
+    }
     fwrite(mon.out, 1, mon.out_len, stdout);
     free(mon.out);
+    return printed();
 }
 
 /* standard_fds() - closed ones would be taken by sockets, and logged to */
@@ -3602,8 +3640,7 @@ int main(int argc, char **argv)
         return monitor_client(settings.monitor, settings.execute);
     }
     if (settings.dump) {
-        dump_config();
-        return 0;
+        return dump_config();
     }
     log_level = (VPLogLevel)settings.level;
     if (settings.daemonize && !daemonize(&err)) {

@@ -1017,11 +1017,17 @@ END_TEST
 /* SIGUSR1: what there is to know goes into the log, again and again. */
 START_TEST(status_signal)
 {
+    static const char *const quiet[] = { "", "-q", "-q -q" };
     Daemon *d;
     Couple c;
 
-    couple_start(&c, "");
-    d = c.daemon[0];
+    couple_paths(&c);
+    text_format(c.where, TEXT_LEN, "%s/service", vp_dir);
+    d = c.daemon[0] = daemon_start("host", "-c unix-connect:%s:- -m %s "
+                                   "-o s:%s:- %s", c.channel, c.monitor[0],
+                                   c.where, quiet[_i]);
+    couple_guest(&c);
+    check_works(c.where, c.listener);
     for (int i = 0; i < 3; i++) {
         daemon_mark(d);
         kill(d->pid, SIGUSR1);
@@ -1756,6 +1762,27 @@ START_TEST(dump_config)
 }
 END_TEST
 
+/* What can't be printed is no success. */
+START_TEST(full_stdout)
+{
+    static const char *const options[] = {
+        "-c fd:0:- --dump-config", "-V", "-h", "-m %s -x help",
+    };
+    char text[TEXT_LEN];
+    Couple c;
+
+    couple_start(&c, "");
+    text_format(text, sizeof(text), "%s", options[_i]);
+    if (strstr(text, "%s") != NULL) {
+        text_format(text, sizeof(text), "-m %s -x help", c.monitor[0]);
+    }
+    command_wait(command_start("full", "%s %s >/dev/full; test $? = 1",
+                               vp_program, text));
+    ck_assert_ptr_nonnull(strstr(file_text("full.log"),
+                                 "cannot write: No space"));
+}
+END_TEST
+
 /* A daemon that runs from what another's monitor shows is the same. */
 START_TEST(info_config)
 {
@@ -1804,7 +1831,7 @@ int main(void)
     HARNESS_ADD(s, notices, 4);
     HARNESS_ADD(s, no_notices, 1);
     HARNESS_ADD(s, notices_unread, 1);
-    HARNESS_ADD(s, status_signal, 1);
+    HARNESS_ADD(s, status_signal, 3);
     HARNESS_ADD(s, flush, 2);
     HARNESS_ADD(s, flush_in_vain, 2);
     HARNESS_ADD(s, bad_config, N(bad_lines));
@@ -1819,6 +1846,7 @@ int main(void)
     HARNESS_ADD(s, reload_key_as_user, 2);
     HARNESS_ADD(s, reload_pid_file, 2);
     HARNESS_ADD(s, dump_config, 1);
+    HARNESS_ADD(s, full_stdout, 4);
     HARNESS_ADD(s, info_config, 1);
     return harness_run(s);
 }

@@ -630,6 +630,8 @@ static const BadCommand bad_commands[] = {
     { "info status -x", "-x" },
     { "info status -k -k", "-k -k" },
     { "info status k", "'k'" },
+    { "info\tstatus\tk", "'k'" },
+    { "info config -k", "'-k'" },
     { "help nonsense", "'nonsense'" },
     { "quit now", "'now'" },
     { "quit -k", "'-k'" },
@@ -701,6 +703,12 @@ static const BadCommand bad_commands[] = {
     { "conn_reset -1o1", "'-1o1'" },
     { "conn_reset 0o-1", "'0o-1'" },
     { "conn_reset 0o1 0o2", "'0o1 0o2'" },
+    { "conn_reset +0o1", "'+0o1'" },
+    { "conn_reset \v0o1", "'?0o1'" },
+    { "conn_reset -18446744073709551616o1", "'-18446744073709551616o1'" },
+    { "conn_reset 18446744073709551616o1", "'18446744073709551616o1'" },
+    { "conn_reset 65536o1", "'65536o1'" },
+    { "conn_reset 0", "'0'" },
     { "conn_reset 0o99999999999999999999", "'0o99999999999999999999'" },
     { "conn_reset 99999999999999999999o1", "'99999999999999999999o1'" },
     { "conn_reset 0i4000000000", "'0i4000000000'" },
@@ -1158,7 +1166,7 @@ END_TEST
 /* conn_reset, from either side: both ends get a reset, nobody else. */
 START_TEST(conn_reset)
 {
-    char id[TEXT_LEN];
+    char id[TEXT_LEN], again[2 * TEXT_LEN];
     int fds[2], other[2];
     Scene s;
 
@@ -1185,8 +1193,8 @@ START_TEST(conn_reset)
         }
     }
     flow(&s);
-    monitor_refuses(s.mon[_i & 1], "conn_reset 0o99", "'0o99'");
-    text_format(id, sizeof(id), "conn_reset %s", id);
+    text_format(again, sizeof(again), "conn_reset %s", id);
+    monitor_refuses(s.mon[_i & 1], again, id);          /* it has gone */
     talk(other);
     for (int k = 0; k < 2; k++) {
         ck_assert_uint_eq(line_count(monitor_ask(s.mon[k], "info conns -k"),
@@ -1208,13 +1216,17 @@ START_TEST(log_level)
     d = s.daemon[0];
     ck_assert_int_eq(daemon_count(d, " debug "), 0);
     monitor_ask(s.mon[0], "log debug");
-    ck_assert_str_eq(value(monitor_ask(s.mon[0], "info status -k"), "log"),
+    ck_assert_str_eq(value(monitor_ask(s.mon[0], "info\tstatus\t -k"), "log"),
                      "debug");
+    ck_assert_ptr_nonnull(strstr(monitor_ask(s.mon[0], "info config"),
+                                 "\nverbose\n"));
     monitor_ask(s.mon[0], "channel_add unix-connect:%s:-:1", s.channel);
     daemon_wait(d, "^[0-9-]+ [0-9:.]+ debug ");
     monitor_ask(s.mon[0], "channel_del unix-connect:%s:-:1", s.channel);
     for (int i = 0; i < 2; i++) {
         monitor_ask(s.mon[0], i ? "log error" : "log warn");
+        ck_assert_ptr_nonnull(strstr(monitor_ask(s.mon[0], "info config"), i ?
+                                     "\nquiet\nquiet\n" : "\nquiet\n"));
         daemon_mark(d);
         check_works(s.where, s.listener);
         monitor_ask(s.mon[0], "oforward_add x:127.0.0.1:0");
@@ -1602,6 +1614,12 @@ START_TEST(executes)
     ck_assert_int_eq(execute(s.path[0], "nonsense"), 1);
     ck_assert_msg(strstr(executed(2), "'nonsense'"), "%s", executed(2));
     ck_assert_int_eq(execute(s.path[0], "oforward_del x:127.0.0.1:0"), 0);
+    ck_assert_int_eq(execute(s.path[0], "batch"), 0);
+    ck_assert_str_eq(executed(1), "");
+    ck_assert_str_eq(executed(2), "");
+    ck_assert_int_eq(execute(s.path[0], "info status\nquit"), 2);
+    ck_assert_msg(strstr(executed(2), "-x 'info status?quit'"), "%s",
+                  executed(2));
     file_path(path, "nobody");
     ck_assert_int_eq(execute(path, "info status"), 1);
     ck_assert_msg(strstr(executed(2), path) &&
