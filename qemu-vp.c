@@ -73,6 +73,8 @@
 #define DEFAULT_BAUD 115200
 #define MAX_ADDRS 16
 #define KEY_LEN_MIN 16
+/* Of an option's value: a path may be as long, and get ".out" appended. */
+#define VALUE_MAX 4000
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -224,10 +226,13 @@ static bool log_open(const char *path, Error *err)
     return true;
 }
 
-/* fail() - end with a message on stderr */
+/* fail() - end with a message on stderr, and in the log where that is one */
 static void fail(int status, const Error *err)
 {
     fprintf(stderr, "qemu-vp: %s\n", err->text);
+    if (log_fd != STDERR_FILENO) {
+        log_line(VP_LOG_ERROR, VP_NO_CHANNEL, err->text);
+    }
     exit(status);
 }
 
@@ -323,6 +328,22 @@ static bool parse_number(const char *text, unsigned long min,
     errno = 0;
     *value = strtoul(text, &end, 10);
     return errno == 0 && *end == '\0' && *value >= min && *value <= max;
+}
+
+/* value_wrong() - why an init file can't hold this value, or NULL */
+static const char *value_wrong(const char *value)
+{
+    size_t len = strlen(value);
+
+    for (const char *p = value; *p != '\0'; p++) {
+        if ((unsigned char)*p < ' ' || *p == '\177') {
+            return "it has a control character";
+        }
+    }
+    if (len > 0 && (value[0] == ' ' || value[len - 1] == ' ')) {
+        return "it begins or ends with a blank";
+    }
+    return len > VALUE_MAX ? "it is too long" : NULL;
 }
 
 /*
@@ -451,9 +472,13 @@ static void spec_free(Spec *spec)
 
 static bool spec_check(Spec *spec, Error *err)
 {
+    const char *wrong = value_wrong(spec->text);
     unsigned long number = 0;
     char *field[4];
 
+    if (wrong != NULL) {
+        return bad(spec, err, "%s", wrong);
+    }
     if (!split_fields(spec, field, err)) {
         return false;
     }
@@ -633,7 +658,8 @@ typedef struct Settings {
     size_t nspecs;
     VPConfig config;       /* what the numbers below come to */
     unsigned number[NUMBERS];
-    bool given[NUMBERS];   /* on the command line, which wins */
+    /* Of each option: is it on the command line? its line in the init file */
+    unsigned given[2][COUNT(long_options)];
     char *key_path;
     bool key_kept;         /* it can't be read again: it is the old one */
     int level;
@@ -665,8 +691,40 @@ static void settings_free(Settings *s)
     memset(s, 0, sizeof(*s));
 }
 
+/* option_find() - its place in the table */
+static size_t option_find(int opt)
+{
+    size_t o = 0;
+
+    while (long_options[o].val != opt) {
+        o++;
+    }
+    return o;
+}
+
+/* settings_where() - say in which @line it is, if any, and @why it is wrong */
+static bool settings_where(const Settings *s, unsigned line, const Error *why,
+                           Error *err)
+{
+    if (line == 0) {
+        *err = *why;
+        return false;
+    }
+    return error_set(err, "%.200s:%u: %.300s", s->config_path, line,
+                     why->text);
+}
+
+/* option_where() - the same for the option whose value is in force */
+static bool option_where(const Settings *s, int opt, const Error *why,
+                         Error *err)
+{
+    size_t o = option_find(opt);
+
+    return settings_where(s, s->given[0][o] ? 0 : s->given[1][o], why, err);
+}
+
 static bool settings_spec(Settings *s, char option, const char *text,
-                          Error *err)
+                          unsigned line, Error *err)
 {
     Spec *specs = realloc(s->specs, (s->nspecs + 1) * sizeof(*specs));
 
@@ -677,16 +735,19 @@ static bool settings_spec(Settings *s, char option, const char *text,
     if (!spec_parse(&specs[s->nspecs], option, text, err)) {
         return false;
     }
-    s->nspecs++;
+    specs[s->nspecs++].line = line;
     return true;
 }
 
 /* settings_string() - the first value wins: the command line is read first */
-static bool settings_string(char **to, const char *name, const char *value,
-                            Error *err)
+static bool settings_string(const Settings *s, char **to, const char *name,
+                            const char *value, Error *err)
 {
-    if (value[0] == '\0') {
-        return error_set(err, "--%s '': expected a value", name);
+    const char *wrong = value[0] == '\0' ? "expected a value"
+                        : to != &s->execute ? value_wrong(value) : NULL;
+
+    if (wrong != NULL) {
+        return error_set(err, "--%s '%.128s': %s", name, value, wrong);
     }
     if (*to == NULL) {
         *to = strdup(value);
@@ -705,10 +766,9 @@ static bool settings_number(Settings *s, int n, const char *value,
                          numbers[n].name, value, numbers[n].min,
                          numbers[n].max);
     }
-    if (!in_file || !s->given[n]) {
+    if (!in_file || !s->given[0][option_find(numbers[n].opt)]) {
         s->number[n] = (unsigned)number;
     }
-    s->given[n] |= !in_file;
     return true;
 }
 
@@ -768,6 +828,8 @@ static bool key_read(VPKey *key, const char *path, const char *user,
 /* settings_key() - read it; or keep it, if USER can't read it again */
 static bool settings_key(Settings *s, Error *err)
 {
+    Error why;
+
     if (s->key_path == NULL) {
         return true;
     }
@@ -777,7 +839,8 @@ static bool settings_key(Settings *s, Error *err)
         s->key_kept = true;
         return true;
     }
-    return key_read(&s->config.key, s->key_path, s->user, err);
+    return key_read(&s->config.key, s->key_path, s->user, &why) ||
+           option_where(s, 'k', &why, err);
 }
 
 /* settings_config() - what the settings mean to a channel */
@@ -793,10 +856,27 @@ static bool settings_config(Settings *s, Error *err)
     return settings_key(s, err);
 }
 
-/* settings_option() - apply one option, from the command line or a file */
+/*
+ * settings_option() - apply one option
+ * @line:  of the init file; 0: the command line
+ */
 static bool settings_option(Settings *s, int opt, const char *value,
-                            bool in_file, Error *err)
+                            unsigned line, Error *err)
 {
+    bool in_file = line > 0;
+    unsigned *given;
+
+    if (opt == '?') {
+        return false; /* getopt_long() has said why */
+    }
+    given = &s->given[in_file][option_find(opt)];
+    if (*given != 0 && value != NULL && opt != 'c' && opt != 'o' &&
+        opt != 'i') {
+        return error_set(err, "--%s '%.64s': it was given before, and takes "
+                         "one value", long_options[option_find(opt)].name,
+                         value);
+    }
+    *given = in_file ? line : 1;
     for (int n = 0; n < NUMBERS; n++) {
         if (numbers[n].opt == opt) {
             return settings_number(s, n, value, in_file, err);
@@ -806,21 +886,21 @@ static bool settings_option(Settings *s, int opt, const char *value,
     case 'c':
     case 'o':
     case 'i':
-        return settings_spec(s, (char)opt, value, err);
+        return settings_spec(s, (char)opt, value, line, err);
     case 'k':
-        return settings_string(&s->key_path, "key", value, err);
+        return settings_string(s, &s->key_path, "key", value, err);
     case 'm':
-        return settings_string(&s->monitor, "monitor", value, err);
+        return settings_string(s, &s->monitor, "monitor", value, err);
     case 'l':
-        return settings_string(&s->logfile, "logfile", value, err);
+        return settings_string(s, &s->logfile, "logfile", value, err);
     case 'f':
-        return settings_string(&s->pidfile, "pidfile", value, err);
+        return settings_string(s, &s->pidfile, "pidfile", value, err);
     case 'u':
-        return settings_string(&s->user, "user", value, err);
+        return settings_string(s, &s->user, "user", value, err);
     case 'C':
-        return settings_string(&s->config_path, "config", value, err);
+        return settings_string(s, &s->config_path, "config", value, err);
     case 'x':
-        return settings_string(&s->execute, "execute", value, err);
+        return settings_string(s, &s->execute, "execute", value, err);
     case 'd':
         s->daemonize = true;
         return true;
@@ -838,8 +918,8 @@ static bool settings_option(Settings *s, int opt, const char *value,
     }
 }
 
-/* settings_line() - one line of the init file, without its newline */
-static bool settings_line(Settings *s, char *line, Error *err)
+/* settings_line() - line @number of the init file, without its newline */
+static bool settings_line(Settings *s, char *line, unsigned number, Error *err)
 {
     const struct option *o = long_options;
     char *name = line + strspn(line, " \t"), *value, *end;
@@ -869,36 +949,51 @@ static bool settings_line(Settings *s, char *line, Error *err)
         return error_set(err, "'%s': expected no value, not '%.64s'", name,
                          value);
     }
-    return settings_option(s, o->val, value, true, err);
+    return settings_option(s, o->val, value, number, err);
+}
+
+/*
+ * file_line() - the next line of @f, without its newline
+ * @wrong:  what is wrong with it, or NULL
+ *
+ * Returns false if there is none.
+ */
+static bool file_line(FILE *f, char *line, size_t size, const char **wrong)
+{
+    size_t n = 0;
+    int c;
+
+    *wrong = NULL;
+    while ((c = getc(f)) != EOF && c != '\n') {
+        if (c == '\0') {
+            *wrong = "the line has a NUL byte";
+        }
+        if (n == size - 1) {
+            *wrong = "the line is too long";
+        } else {
+            line[n++] = (char)c;
+        }
+    }
+    line[n] = '\0';
+    return c != EOF || n > 0;
 }
 
 static bool settings_file(Settings *s, const char *path, Error *err)
 {
     FILE *f = fopen(path, "r");
-    char line[1024];
+    char line[VALUE_MAX + 100];
+    const char *wrong;
     Error why;
-    size_t old;
     bool ok = true;
 
     if (f == NULL) {
         return error_set(err, "--config '%s': %s", path, strerror(errno));
     }
-    for (unsigned n = 1; ok && fgets(line, sizeof(line), f) != NULL; n++) {
-        size_t len = strlen(line);
-
-        if (len > 0 && line[len - 1] == '\n') {
-            line[len - 1] = '\0';
-        } else if (len == sizeof(line) - 1) {
-            ok = error_set(err, "%s:%u: the line is too long", path, n);
-            break;
-        }
-        old = s->nspecs;
-        ok = settings_line(s, line, &why);
-        if (s->nspecs > old) {
-            s->specs[old].line = n;
-        }
+    for (unsigned n = 1; ok && file_line(f, line, sizeof(line), &wrong); n++) {
+        ok = wrong != NULL ? error_set(&why, "%s", wrong)
+                           : settings_line(s, line, n, &why);
         if (!ok) {
-            error_set(err, "%.200s:%u: %.300s", path, n, why.text);
+            settings_where(s, n, &why, err);
         }
     }
     if (ok && ferror(f)) {
@@ -906,18 +1001,6 @@ static bool settings_file(Settings *s, const char *path, Error *err)
     }
     fclose(f);
     return ok;
-}
-
-/* settings_where() - say where @spec came from, and @why it is wrong */
-static bool settings_where(const Settings *s, const Spec *spec,
-                           const Error *why, Error *err)
-{
-    if (spec->line == 0) {
-        *err = *why;
-        return false;
-    }
-    return error_set(err, "%.200s:%u: %.300s", s->config_path, spec->line,
-                     why->text);
 }
 
 /* settings_check() - what only shows when all of it is known */
@@ -937,14 +1020,14 @@ static bool settings_check(const Settings *s, Error *err)
 
             if (clash != NULL) {
                 bad(spec, &why, "%s", clash);
-                return settings_where(s, spec, &why, err);
+                return settings_where(s, spec->line, &why, err);
             }
             found |= other->option == 'c' &&
                      other->channel_id == spec->channel_id;
         }
         if (!found) {
             bad(spec, &why, "there is no channel %u", spec->channel_id);
-            return settings_where(s, spec, &why, err);
+            return settings_where(s, spec->line, &why, err);
         }
     }
     return any || s->monitor != NULL ||
@@ -979,7 +1062,7 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
             fputs(usage_text, stdout);
             exit(printed());
         }
-        if (!settings_option(s, opt, optarg, false, err)) {
+        if (!settings_option(s, opt, optarg, 0, err)) {
             return false;
         }
     }
@@ -1546,7 +1629,7 @@ static void open_serial(Channel *ch)
  */
 static void open_fifos(Channel *ch)
 {
-    char path[PATH_MAX];
+    char path[VALUE_MAX + 5];
     int wfd;
 
     if (ch->fd < 0) {
@@ -2194,7 +2277,7 @@ static bool apply_spec(const Settings *now, Spec *spec, const char *who,
     spec->addrs = NULL;
     if (!running_add(&copy, &now->config, who, &why)) {
         spec_free(&copy);
-        return settings_where(now, spec, &why, err);
+        return settings_where(now, spec->line, &why, err);
     }
     return true;
 }
@@ -2291,7 +2374,7 @@ static void mon_printf(Mon *mon, const char *fmt, ...)
 
 static void mon_printf(Mon *mon, const char *fmt, ...)
 {
-    char text[1024];
+    char text[VALUE_MAX + 200]; /* a value, and what is said of it */
     va_list ap;
     size_t len;
 
@@ -2300,7 +2383,7 @@ static void mon_printf(Mon *mon, const char *fmt, ...)
     va_end(ap);
     len = strlen(text);
     if (mon->out_len + len > mon->out_cap) {
-        size_t cap = mon->out_cap > 0 ? 2 * mon->out_cap : 4096;
+        size_t cap = 2 * mon->out_cap + sizeof(text);
         char *out = realloc(mon->out, cap);
 
         if (out == NULL) {
@@ -2317,18 +2400,20 @@ static void mon_printf(Mon *mon, const char *fmt, ...)
 /* key_value() - " key=value", the value without blanks: %20 and so on */
 static void key_value(Mon *mon, const char *key, const char *value)
 {
-    char text[400];
-    size_t n = 0;
+    mon_printf(mon, " %s=", key);
+    while (*value != '\0') {
+        int plain = 0;
 
-    for (const char *p = value; *p != '\0' && n + 4 < sizeof(text); p++) {
-        if (*p <= ' ' || *p > '~' || *p == '%') {
-            n += (size_t)snprintf(text + n, 4, "%%%02X", (unsigned char)*p);
-        } else {
-            text[n++] = *p;
+        while (value[plain] > ' ' && value[plain] <= '~' &&
+               value[plain] != '%') {
+            plain++;
+        }
+        mon_printf(mon, "%.*s", plain, value);
+        value += plain;
+        if (*value != '\0') {
+            mon_printf(mon, "%%%02X", (unsigned char)*value++);
         }
     }
-    text[n] = '\0';
-    mon_printf(mon, " %s=%s", key, text);
 }
 
 /* human() - a count of bytes in 5 columns; one static buffer per use */
@@ -3547,6 +3632,16 @@ static void descriptors_raise(void)
     }
 }
 
+/* start_option() - do what an option asks for, if it was given */
+static bool start_option(int opt, const char *value,
+                         bool (*take)(const char *, Error *), Error *err)
+{
+    Error why;
+
+    return value == NULL || take(value, &why) ||
+           option_where(&settings, opt, &why, err);
+}
+
 /* start() - open everything; what an administrator must know fails here */
 static bool start(Error *err)
 {
@@ -3557,11 +3652,12 @@ static bool start(Error *err)
     if (loop == NULL) {
         return error_memory(err);
     }
-    if (!log_open(settings_log(s), err) || !signals_start(err) ||
-        (s->pidfile != NULL && !pidfile_take(s->pidfile, err)) ||
+    if (!start_option('l', settings_log(s), log_open, err) ||
+        !signals_start(err) ||
+        !start_option('f', s->pidfile, pidfile_take, err) ||
         !apply(NULL, s, err) ||
-        (s->monitor != NULL && !monitor_start(s->monitor, err)) ||
-        (s->user != NULL && !user_become(s->user, err))) {
+        !start_option('m', s->monitor, monitor_start, err) ||
+        !start_option('u', s->user, user_become, err)) {
         return false;
     }
     if (s->daemonize) {

@@ -1209,6 +1209,12 @@ static const BadLine bad_lines[] = {
     { "version", "'version'" },
     { "dump-config", "'dump-config'" },
     { "monitor", "'monitor'" },
+    { "grace 5\ngrace 5", "--grace '5'" },
+    { "user nobody\nuser root", "--user 'root'" },
+    { "logfile /x/a\nlogfile /x/b", "--logfile '/x/b'" },
+    { "grace 5\r", "'5?'" },
+    { "channel unix-listen:/x:-:1\r", "control character" },
+    { "oforward r:/x\t/y:-", "control character" },
     { "\x1b[31mchannel", "[31mchannel" },
 };
 
@@ -1238,6 +1244,75 @@ START_TEST(bad_config)
     ck_assert_msg(says(d, bad_lines[_i].names), "no '%s' in the message",
                   bad_lines[_i].names);
     check_files(before);
+}
+END_TEST
+
+/* What a NUL byte would hide is no comment; nor may a line be endless. */
+START_TEST(odd_config)
+{
+    static char text[8000];
+    char path[PATH_LEN];
+    Daemon *d;
+
+    file_path(path, "conf");
+    memset(text, _i ? 'x' : '\0', sizeof(text));
+    memcpy(text, "#\nmonitor /x/m", 14);
+    file_write(path, text, _i ? sizeof(text) : 24);
+    d = daemon_start("bad", "-C %s", path);
+    ck_assert_int_eq(daemon_exit(d), 2);
+    ck_assert(says(d, _i ? "/conf:2: the line is too long" :
+                   "/conf:2: the line has a NUL byte"));
+}
+END_TEST
+
+/* A line that must make the start fail */
+typedef struct BadSetting {
+    const char *line;           /* %s: vp_dir */
+    int status;
+    const char *says;
+} BadSetting;
+
+static const BadSetting bad_settings[] = {
+    { "key %s/missing", 2, "--key" },
+    { "key %s/conf", 2, "--key" },
+    { "user no-such-user", 1, "--user 'no-such-user'" },
+    { "oforward r:%s/taken:-", 1, "in use" },
+    { "channel unix-listen:%s/no/dir:-:1", 1, "No such file" },
+    { "channel fd:999:-:1", 1, "999" },
+    { "monitor %s/no/dir", 1, "No such file" },
+    { "pidfile %s/no/dir", 1, "No such file" },
+    { "logfile %s/no/dir", 1, "No such file" },
+};
+
+/* What is wrong with a value that can be read names its line, in the log too. */
+START_TEST(bad_setting)
+{
+    const BadSetting *bad = &bad_settings[_i];
+    char line[TEXT_LEN], expected[TEXT_LEN], *before;
+    bool logged = strncmp(bad->line, "logfile", 7) != 0 && bad->status == 1;
+    int listener;
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    file_path(line, "taken");
+    listener = listen_on(line, 5);
+    expand(line, sizeof(line), bad->line);
+    conf(&c, line);
+    before = files();
+    d = daemon_start("bad", "-C %s/conf %s%s%s", vp_dir, logged ? "-l " : "",
+                     logged ? vp_dir : "", logged ? "/x.log" : "");
+    ck_assert_int_eq(daemon_exit(d), bad->status);
+    text_format(expected, sizeof(expected), "qemu-vp: %s/conf:5: ", vp_dir);
+    ck_assert_msg(says(d, expected) && says(d, bad->says), "no '%s', '%s'",
+                  expected, bad->says);
+    if (logged) {
+        text_format(expected, sizeof(expected), " error %s/conf:5: ", vp_dir);
+        ck_assert_msg(strstr(file_text("x.log"), expected) != NULL,
+                      "not in the log: %s", expected);
+    }
+    check_files(before);
+    close(listener);
 }
 END_TEST
 
@@ -1762,6 +1837,50 @@ START_TEST(dump_config)
 }
 END_TEST
 
+/* However long a value is, it is shown and read back whole, or refused. */
+START_TEST(long_values)
+{
+    static char name[4100], options[5000], expected[5000], *first;
+    const char *const kinds[] = { "virtserial-open", "isaserial-open" };
+    const char *const args[] = { "-C", "conf", NULL };
+    const size_t fits = 4000 - strlen(kinds[_i]) - strlen("::-:65535");
+    const StartOptions none = { 0 };
+    char monitor[PATH_LEN];
+    int mon;
+    Daemon *d;
+
+    ck_assert(chdir(vp_dir) == 0);
+    memset(name, '%', fits);
+    name[0] = '/';
+    command_wait(command_start("long", "test \"$(%s -c '%s:/'$(head -c %zu "
+        "/dev/zero | tr '\\0' %%)':-:65535' 2>&1 | grep -o 'too long')\" = "
+        "'too long'", vp_program, kinds[_i], fits));
+    file_path(monitor, "monitor");
+    snprintf(expected, sizeof(expected), "channel %s:%s:-:65535\n", kinds[_i],
+             name);
+    file_write("conf", expected, strlen(expected));
+    command_wait(command_start("dump", "%s -C conf -m %s -l $(head -c 4000 "
+        "/dev/zero | tr '\\0' l) --dump-config >dumped", vp_program, monitor));
+    first = strdup(file_text("dumped"));
+    ck_assert_ptr_nonnull(strstr(first, expected));
+    command_wait(command_start("again", "%s -C dumped --dump-config >again",
+                               vp_program));
+    ck_assert_str_eq(file_text("again"), first);
+
+    snprintf(options, sizeof(options), "monitor %s\n%s", monitor, expected);
+    file_write("conf", options, strlen(options));
+    d = daemon_start_args(&none, "host", args);
+    mon = monitor_batch(monitor);
+    ck_assert_ptr_nonnull(strstr(monitor_ask(mon, "info config"), expected));
+    ck_assert_ptr_nonnull(strstr(monitor_ask(mon, "info channels"), name));
+    /* each '%' is %25 there */
+    ck_assert_uint_ge(strlen(monitor_ask(mon, "info channels -k")), 3 * fits);
+    daemon_stop(d);
+    close(mon);
+    free(first);
+}
+END_TEST
+
 /* What can't be printed is no success. */
 START_TEST(full_stdout)
 {
@@ -1835,6 +1954,8 @@ int main(void)
     HARNESS_ADD(s, flush, 2);
     HARNESS_ADD(s, flush_in_vain, 2);
     HARNESS_ADD(s, bad_config, N(bad_lines));
+    HARNESS_ADD(s, odd_config, 2);
+    HARNESS_ADD(s, bad_setting, N(bad_settings));
     HARNESS_ADD(s, bad_reload, 1);
     HARNESS_ADD(s, reload_changes, 1);
     HARNESS_ADD(s, reload_says, 1);
@@ -1846,6 +1967,7 @@ int main(void)
     HARNESS_ADD(s, reload_key_as_user, 2);
     HARNESS_ADD(s, reload_pid_file, 2);
     HARNESS_ADD(s, dump_config, 1);
+    HARNESS_ADD(s, long_values, 2);
     HARNESS_ADD(s, full_stdout, 4);
     HARNESS_ADD(s, info_config, 1);
     return harness_run(s);

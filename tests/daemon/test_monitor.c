@@ -688,6 +688,7 @@ static const BadCommand bad_commands[] = {
     { "iforward_add r:127.0.0.1:0", "'0'" },
     { "iforward_add r:127.0.0.1:nonsense", "'nonsense'" },
     { "iforward_add there:127.0.0.1:80", "already" },
+    { "iforward_add r:/x\a/y:-", "-i 'r:/x?/y:-': it has a control" },
     { "iforward_add r:127.0.0.1:80:1", "no such channel" },
     { "iforward_del", "SERVICE_ID:ADDR:PORT" },
     { "iforward_del there", "'there'" },

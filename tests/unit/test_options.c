@@ -271,7 +271,7 @@ static const struct {
     /* service ids */
     { "-o :h:1", "-o ':h:1'", "a SERVICE_ID is 1 to 32" },
     { "-o a_b:h:1", "-o 'a b:h:1'", "a SERVICE_ID is 1 to 32" },
-    { "-i a\001b:h:1", "-i '", "a SERVICE_ID is 1 to 32" },
+    { "-i a\001b:h:1", "-i '", "it has a control character" },
     { "-i \303\274:h:1", "-i '", "a SERVICE_ID is 1 to 32" },
     { "-i abcdefghijklmnopqrstuvwxyz0123456:h:1", "-i 'abc", "1 to 32" },
     /* the same twice */
