@@ -83,15 +83,21 @@ typedef struct Error {
     char text[512];
 } Error;
 
-/* text_format() - one line; control characters in what it quotes become '?' */
-static void text_format(char *text, size_t size, const char *fmt, va_list ap)
+/* text_plain() - control characters become '?' */
+static void text_plain(char *text)
 {
-    vsnprintf(text, size, fmt, ap);
     for (; *text != '\0'; text++) {
         if ((unsigned char)*text < ' ' || *text == '\177') {
             *text = '?';
         }
     }
+}
+
+/* text_format() - one line, whatever it quotes */
+static void text_format(char *text, size_t size, const char *fmt, va_list ap)
+{
+    vsnprintf(text, size, fmt, ap);
+    text_plain(text);
 }
 
 static bool error_set(Error *err, const char *fmt, ...)
@@ -2436,9 +2442,50 @@ static const char *human(double bytes, char buf[16])
 /* seconds() - a time in us as seconds, with what precision it deserves */
 static const char *seconds(uint64_t us, char buf[16])
 {
-    snprintf(buf, 16, us < 10 * SECOND ? "%.3fs" : "%.0fs",
-             (double)us / (double)SECOND);
+    if (us < 10 * MS) {
+        snprintf(buf, 16, "%uus", (unsigned)us);
+    } else {
+        snprintf(buf, 16, us < 10 * SECOND ? "%.3fs" : "%.0fs",
+                 (double)us / (double)SECOND);
+    }
     return buf;
+}
+
+/*
+ * mon_table() - lines whose columns are as wide as they have to be
+ * @rows:   a cell ends with a tab, the last of a row with a newline; freed
+ * @align:  '<' or '>' for each but the last
+ */
+static void mon_table(Mon *mon, Mon *rows, const char *align)
+{
+    int width[16] = { 0 };
+
+    for (int pass = 0; pass < 2; pass++) {
+        size_t at = 0, column = 0;
+
+        while (at < rows->out_len) {
+            const char *cell = rows->out + at;
+            int len = (int)strcspn(cell, "\t\n");
+
+            if (cell[len] == '\n') {
+                if (pass == 1) {
+                    mon_printf(mon, "%.*s\n", len, cell);
+                }
+                column = 0;
+            } else {
+                if (pass == 1) {
+                    mon_printf(mon, align[column] == '<' ? "%-*.*s " : "%*.*s ",
+                               width[column], len, cell);
+                } else if (len > width[column]) {
+                    width[column] = len;
+                }
+                column++;
+            }
+            at += (size_t)len + 1;
+        }
+    }
+    mon->broken |= rows->broken;
+    free(rows->out);
 }
 
 static void info_status(Mon *mon, bool keys)
@@ -2487,12 +2534,11 @@ static void info_channels_keys(Mon *mon, const Channel *ch,
 
 static void info_channels(Mon *mon, bool keys)
 {
-    char a[16], b[16], c[16], d[16];
+    char a[16], b[16], c[16], d[16], e[16];
 
     if (!keys) {
-        mon_printf(mon, "%5s %-5s %9s %7s %7s %8s %7s %7s %7s  %s\n", "ID",
-                   "STATE", "SESSION", "IN", "OUT", "RTT", "RATE/s", "RESYNCS",
-                   "RECONN", "CHANNEL");
+        mon_printf(mon, "ID\tSTATE\tSESSION\tIN\tOUT\tRTT\tRATE/s\tRESYNCS\t"
+                   "RECONN\tCHANNEL\n");
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         VPChannelInfo i;
@@ -2502,11 +2548,11 @@ static void info_channels(Mon *mon, bool keys)
             info_channels_keys(mon, ch, &i);
             continue;
         }
-        mon_printf(mon, "%5u %-5s %9s %7s %7s %6lluus", ch->spec.channel_id,
-                   i.state, seconds(i.session_age, a),
+        mon_printf(mon, "%u\t%s\t%s\t%s\t%s\t%s\t%s\t%llu\t%llu\t%s\n",
+                   ch->spec.channel_id, i.state, seconds(i.session_age, a),
                    human((double)i.bytes[0], b), human((double)i.bytes[1], c),
-                   (unsigned long long)i.rtt);
-        mon_printf(mon, " %7s %7llu %7llu  %s\n", human(i.rate, d),
+                   i.rtt > 0 ? seconds(i.rtt, d) : "-",
+                   i.rate > 0 ? human(i.rate, e) : "-",
                    (unsigned long long)i.resyncs,
                    (unsigned long long)(i.attaches > 0 ? i.attaches - 1 : 0),
                    ch->spec.text);
@@ -2526,7 +2572,7 @@ static void info_channels(Mon *mon, bool keys)
 static void info_forwards(Mon *mon, bool keys, char option)
 {
     if (!keys) {
-        mon_printf(mon, "%7s %-32s %s\n", "CHANNEL", "SERVICE", "ADDRESS");
+        mon_printf(mon, "CHANNEL\tSERVICE\tADDRESS\n");
     }
     for (Forward *f = forwards; f != NULL; f = f->next) {
         if (f->spec.option != option) {
@@ -2538,7 +2584,7 @@ static void info_forwards(Mon *mon, bool keys, char option)
             key_value(mon, "service", f->spec.service_id);
             key_value(mon, "spec", f->spec.text);
         } else {
-            mon_printf(mon, "%7u %-32s", f->spec.channel_id,
+            mon_printf(mon, "%u\t%s\t", f->spec.channel_id,
                        f->spec.service_id);
         }
         for (int i = 0; i < f->nfds; i++) {
@@ -2548,15 +2594,25 @@ static void info_forwards(Mon *mon, bool keys, char option)
             if (keys) {
                 key_value(mon, "listening", addr_name(&addr));
             } else {
-                mon_printf(mon, " %s", addr_name(&addr));
+                mon_printf(mon, i > 0 ? " %s" : "%s", addr_name(&addr));
             }
         }
         if (!keys && option == 'i') {
-            mon_printf(mon, f->spec.port != NULL ? " %s:%s" : " %s",
+            mon_printf(mon, f->spec.port != NULL ? "%s:%s" : "%s",
                        f->spec.addr, f->spec.port);
         }
         mon_printf(mon, "\n");
     }
+}
+
+static void info_oforwards(Mon *mon, bool keys)
+{
+    info_forwards(mon, keys, 'o');
+}
+
+static void info_iforwards(Mon *mon, bool keys)
+{
+    info_forwards(mon, keys, 'i');
 }
 
 /* What info_conn() needs to know beside the connection. */
@@ -2584,6 +2640,9 @@ static void info_conn(const VPConnInfo *c, void *opaque)
             addr[from_peer].len = 0;
         }
     }
+    if (c->connecting != NULL) {
+        addr[1] = *c->connecting;
+    }
     for (int i = 0; i < 2; i++) {
         vp_addr_str(&addr[i], name[i], sizeof(name[i]));
     }
@@ -2603,8 +2662,9 @@ static void info_conn(const VPConnInfo *c, void *opaque)
                    (unsigned long long)c->credit, c->waiting);
         return;
     }
-    mon_printf(in->mon, "%-16s %-32s %6s/%-10s %8s %8s %7s %7s %7s %7s  "
-               "%s > %s\n", id, c->service_id, c->in, c->out,
+    text_plain(name[0]);
+    text_plain(name[1]);
+    mon_printf(in->mon, "%s\t%s\t%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s > %s\n", id, c->service_id, c->in, c->out,
                seconds(c->age, a), seconds(c->idle, b),
                human((double)c->bytes[1], d), human((double)c->bytes[0], e),
                human((double)c->credit, f), human((double)c->waiting, g),
@@ -2614,9 +2674,8 @@ static void info_conn(const VPConnInfo *c, void *opaque)
 static void info_conns(Mon *mon, bool keys)
 {
     if (!keys) {
-        mon_printf(mon, "%-16s %-32s %6s/%-10s %8s %8s %7s %7s %7s %7s  %s\n",
-                   "ID", "SERVICE", "IN", "OUT", "AGE", "IDLE", "SENT",
-                   "RECVD", "CREDIT", "WAITING", "FROM > TO");
+        mon_printf(mon, "ID\tSERVICE\tIN/OUT\tAGE\tIDLE\tSENT\tRECVD\t"
+                   "CREDIT\tWAITING\tFROM > TO\n");
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         InfoConns in = { mon, ch->spec.channel_id, keys };
@@ -2630,8 +2689,7 @@ static void info_stats(Mon *mon, bool keys)
     char a[16], b[16];
 
     if (!keys) {
-        mon_printf(mon, "%5s %9s %9s %10s %10s\n", "ID", "CONNS",
-                   "MAX_CONNS", "MEMORY", "MAX_MEMORY");
+        mon_printf(mon, "ID\tCONNS\tMAX_CONNS\tMEMORY\tMAX_MEMORY\n");
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         VPChannelInfo i;
@@ -2642,12 +2700,26 @@ static void info_stats(Mon *mon, bool keys)
                        "memory=%zu max_memory=%zu\n", ch->spec.channel_id,
                        i.conns, i.max_conns, i.memory, i.memory_max);
         } else {
-            mon_printf(mon, "%5u %9zu %9zu %10s %10s\n", ch->spec.channel_id,
+            mon_printf(mon, "%u\t%zu\t%zu\t%s\t%s\n", ch->spec.channel_id,
                        i.conns, i.max_conns, human((double)i.memory, a),
                        human((double)i.memory_max, b));
         }
     }
 }
+
+/* What "info" can show; for people as a table, where that is aligned. */
+static const struct {
+    const char *name;
+    void (*show)(Mon *mon, bool keys);
+    const char *align; /* see mon_table() */
+} infos[] = {
+    { "status", info_status, NULL },
+    { "channels", info_channels, "><>>>>>>>" },
+    { "oforwards", info_oforwards, "><" },
+    { "iforwards", info_iforwards, "><" },
+    { "conns", info_conns, "<<<>>>>>>" },
+    { "stats", info_stats, ">>>>" },
+};
 
 /* info_config() - what is in force, as an init file */
 static void info_config(Mon *mon, const Settings *s)
@@ -2697,30 +2769,32 @@ static bool run_info(Mon *mon, char *args, Error *err)
         return error_set(err, "'%.64s': expected -k", more);
     }
     args[len] = '\0';
-    if (strcmp(args, "status") == 0) {
-        info_status(mon, keys);
-    } else if (strcmp(args, "channels") == 0) {
-        info_channels(mon, keys);
-    } else if (strcmp(args, "oforwards") == 0) {
-        info_forwards(mon, keys, 'o');
-    } else if (strcmp(args, "iforwards") == 0) {
-        info_forwards(mon, keys, 'i');
-    } else if (strcmp(args, "conns") == 0) {
-        info_conns(mon, keys);
-    } else if (strcmp(args, "stats") == 0) {
-        info_stats(mon, keys);
-    } else if (strcmp(args, "config") == 0 && keys) {
-        return error_set(err, "'-k': 'info config' is an init file already");
-    } else if (strcmp(args, "config") == 0) {
+    if (strcmp(args, "config") == 0) {
         Settings now = settings;
 
+        if (keys) {
+            return error_set(err, "'-k': 'info config' is an init file "
+                             "already");
+        }
         now.level = (int)log_level; /* "log" may have changed it */
         info_config(mon, &now);
-    } else {
-        return error_set(err, "'%.64s': expected status, channels, oforwards, "
-                         "iforwards, conns, stats or config", args);
+        return true;
     }
-    return true;
+    for (size_t i = 0; i < COUNT(infos); i++) {
+        if (strcmp(args, infos[i].name) == 0) {
+            Mon rows = { .fd = -1 };
+
+            if (keys || infos[i].align == NULL) {
+                infos[i].show(mon, keys);
+            } else {
+                infos[i].show(&rows, false);
+                mon_table(mon, &rows, infos[i].align);
+            }
+            return true;
+        }
+    }
+    return error_set(err, "'%.64s': expected status, channels, oforwards, "
+                     "iforwards, conns, stats or config", args);
 }
 
 /* mon_add() - add what mon->adding asks for; its addresses are known now */

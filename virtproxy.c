@@ -4874,6 +4874,8 @@ void vp_conns(const VPDriver *drv,
             .in = in_name[c->in],
             .out = out_name[c->out],
             .fd = c->fd,
+            .connecting = node_linked(&c->wait)
+                          ? &c->iforward->addrs[c->next_addr] : NULL,
             .age = now - c->born,
             .idle = now - c->moved,
             .bytes = { c->rx_taken, c->tx_count },

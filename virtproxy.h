@@ -256,6 +256,7 @@ typedef struct VPConnInfo {
     const char *in;           /* state, from the local socket */
     const char *out;          /* state, to the local socket */
     int fd;                   /* the local socket; -1: closed already */
+    const VPAddr *connecting; /* what it is being connected to, or NULL */
     uint64_t age;
     uint64_t idle;            /* since data moved either way */
     uint64_t bytes[2];        /* to and from the local socket */

@@ -613,6 +613,42 @@ START_TEST(tables)
 }
 END_TEST
 
+/* longest_line() - in a text */
+static size_t longest_line(const char *text)
+{
+    size_t longest = 0;
+
+    for (const char *p = text; *p; p = strchr(p, '\n') + 1) {
+        size_t len = strcspn(p, "\n");
+
+        longest = len > longest ? len : longest;
+    }
+    return longest;
+}
+
+/* Nothing is wider than it has to be, and what isn't known is no number. */
+START_TEST(narrow_tables)
+{
+    char path[PATH_LEN];
+    const char *line;
+    Scene s;
+
+    scene_start(&s, "", "");
+    file_path(path, "another");
+    monitor_ask(s.mon[0], "channel_add unix-connect:%s:-:65535", path);
+    check_table(monitor_ask(s.mon[0], "info channels"), 10, 2);
+    line = line_find(monitor_ask(s.mon[0], "info channels"), "65535", 0);
+    ck_assert_ptr_nonnull(line);
+    ck_assert_msg(strstr(line, " - "), "%s", line);
+    line = monitor_ask(s.mon[0], "info channels");
+    ck_assert_msg(strstr(line, "us") && !strstr(line, "0.000s"), "%s", line);
+    ck_assert_uint_le(longest_line(monitor_ask(s.mon[0], "info conns")), 115);
+    ck_assert_uint_le(longest_line(monitor_ask(s.mon[0], "info oforwards")),
+                      40);
+    scene_end(&s);
+}
+END_TEST
+
 /* --- what is wrong ------------------------------------------------------ */
 
 /* A command that must be refused */
@@ -867,6 +903,8 @@ START_TEST(delete_while_connecting)
         ck_assert(now_ms() < start + WAIT_MS);
         sleep_ms(5);
     }
+    ck_assert_str_eq(value(conn_line(s.mon[1], "mute"), "in"), "WAIT");
+    ck_assert_str_eq(value(conn_line(s.mon[1], "mute"), "to"), mute);
     monitor_ask(s.mon[1], "iforward_del mute:%s", mute);
     expect_reset(client);
     close(client);
@@ -1705,6 +1743,7 @@ int main(void)
     HARNESS_ADD(s, channel_history, 1);
     HARNESS_ADD(s, by_socat, 1);
     HARNESS_ADD(s, tables, 1);
+    HARNESS_ADD(s, narrow_tables, 1);
     HARNESS_ADD(s, bad_command, 1);
     HARNESS_ADD(s, own_descriptors, 1);
     HARNESS_ADD(s, change_forwards, 1);
