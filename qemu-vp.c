@@ -2549,7 +2549,8 @@ static void info_channels(Mon *mon, bool keys)
             continue;
         }
         mon_printf(mon, "%u\t%s\t%s\t%s\t%s\t%s\t%s\t%llu\t%llu\t%s\n",
-                   ch->spec.channel_id, i.state, seconds(i.session_age, a),
+                   ch->spec.channel_id, i.state,
+                   i.session_age > 0 ? seconds(i.session_age, a) : "-",
                    human((double)i.bytes[0], b), human((double)i.bytes[1], c),
                    i.rtt > 0 ? seconds(i.rtt, d) : "-",
                    i.rate > 0 ? human(i.rate, e) : "-",
@@ -3513,12 +3514,8 @@ static void quit_start(void)
     }
     reload_cancel();
     notify("STOPPING=1");
-    for (Forward **f = &forwards; *f != NULL; ) {
-        if ((*f)->spec.option == 'o') {
-            forward_del(*f);
-        } else {
-            f = &(*f)->next;
-        }
+    while (forwards != NULL) {
+        forward_del(forwards);
     }
     quit_at = vp_loop_now(loop) + FLUSH_TIME;
     quit_step(NULL);

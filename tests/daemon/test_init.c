@@ -1167,6 +1167,36 @@ START_TEST(flush_in_vain)
 }
 END_TEST
 
+/* While it ends, the other side's new connections are refused, too. */
+START_TEST(refused_at_end)
+{
+    bool refused = false;
+
+    for (int round = 0; round < 3 && !refused; round++) {
+        int fds[2], late;
+        Couple c;
+
+        couple_start(&c, "");
+        deaf_target(&c, fds);
+        kill(c.daemon[1]->pid, SIGTERM);
+        daemon_wait(c.daemon[1], "ending on signal");
+        late = dial(c.where, true);
+        ck_assert_int_eq(daemon_exit(c.daemon[1]), 0);
+        refused = daemon_saw(c.daemon[0], "s: connection from .* refused");
+        ck_assert_msg(poll(&(struct pollfd){ .fd = c.listener,
+                                             .events = POLLIN }, 1, 0) == 0,
+                      "the target gets a connection at the end");
+        daemon_kill(c.daemon[0]);
+        close(late);
+        close(fds[0]);
+        close(fds[1]);
+        close(c.listener);
+        ck_assert(unlink(c.monitor[0]) == 0);
+    }
+    ck_assert_msg(refused, "it is never refused");
+}
+END_TEST
+
 /* --- init file ---------------------------------------------------------- */
 
 /* A line that must be refused */
@@ -1953,6 +1983,7 @@ int main(void)
     HARNESS_ADD(s, status_signal, 3);
     HARNESS_ADD(s, flush, 2);
     HARNESS_ADD(s, flush_in_vain, 2);
+    HARNESS_ADD(s, refused_at_end, 1);
     HARNESS_ADD(s, bad_config, N(bad_lines));
     HARNESS_ADD(s, odd_config, 2);
     HARNESS_ADD(s, bad_setting, N(bad_settings));
