@@ -225,6 +225,20 @@ recipe_busybox() {
     not kill -0 "$pid" 2>/dev/null || fail 'it outlives SIGKILL'
 }
 
+# exec_start() - the words of unit $1's ExecStart, for instance vm1
+exec_start() { sed -n -e 's/%i/vm1/g' -e 's/^ExecStart=//p' "$1"; }
+
+# notices() - play systemd, and keep what it is told in /run/notices
+notices() {
+    socat -u UNIX-RECV:/run/notify OPEN:/run/notices,creat,append &
+    until_ok [ -S /run/notify ]
+}
+
+# confined() - what $caps allow, and no more
+confined() {
+    exec setpriv --no-new-privs --inh-caps=-all --bounding-set="$caps" "$@"
+}
+
 # What systemd has to say about the units, and ExecStart in its surroundings
 recipe_systemd() {
     host=/etc/systemd/system/qemu-vp@.service
@@ -254,18 +268,44 @@ recipe_systemd() {
     for cap in $(sed -n 's/^CapabilityBoundingSet=//p' $host); do
         caps=$caps,+$(echo "${cap#CAP_}" | tr '[:upper:]' '[:lower:]')
     done
-    socat -u UNIX-RECV:/run/notify OPEN:/run/notices,creat,append &
-    until_ok [ -S /run/notify ]
+    notices
     # shellcheck disable=SC2046 # ExecStart is words
-    NOTIFY_SOCKET=/run/notify setpriv --no-new-privs --inh-caps=-all \
-        --bounding-set="$caps" $(sed -n 's/^ExecStart=//p' $host |
-            sed 's/%i/vm1/g') &
+    NOTIFY_SOCKET=/run/notify confined $(exec_start $host) &
     MAINPID=$!
     until_ok grep -q READY=1 /run/notices
     until_ok echoes 9022
     echo oforward ssh:127.0.0.1:9023 >>/etc/qemu-vp/vm1.conf
     eval "$(sed -n 's/^ExecReload=//p' $host)"
     until_ok echoes 9023
+    kill $MAINPID
+    wait $MAINPID
+    until_ok grep -q STOPPING=1 /run/notices
+
+    # not there, as the README says
+    if [ -z "${VP_MAPPED-}" ]; then
+        echo user nobody >>/etc/qemu-vp/vm1.conf
+        # shellcheck disable=SC2046 # ExecStart is words
+        if (confined $(exec_start $host)) 2>/run/said; then
+            fail 'user works in the unit'
+        fi
+        grep -q "vm1.conf:4: --user 'nobody'" /run/said ||
+            { cat /run/said; fail 'user is not what is wrong'; }
+    fi
+}
+
+# The guest's unit, beside a host that has QEMU's socket
+recipe_systemd_guest() {
+    guest=/etc/systemd/system/qemu-vp-guest.service
+    put 'systemd, guest;' $guest
+    qemu
+    guest_service
+    start 'A virtio-serial channel'
+    notices
+    # shellcheck disable=SC2046 # ExecStart is words
+    env NOTIFY_SOCKET=/run/notify $(exec_start $guest) &
+    MAINPID=$!
+    until_ok grep -q READY=1 /run/notices
+    until_ok echoes 9022
     kill $MAINPID
     wait $MAINPID
     until_ok grep -q STOPPING=1 /run/notices

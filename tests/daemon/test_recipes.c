@@ -13,7 +13,7 @@
 
 static const char *const recipes[] = {
     "install", "commands", "virtio", "serial", "reconnect", "descriptor",
-    "ssh", "libvirt", "systemd", "udev", "sysv", "sysv_busybox", "openrc",
+    "ssh", "libvirt", "systemd", "systemd_guest", "udev", "sysv", "sysv_busybox", "openrc",
     "busybox",
 };
 
