@@ -2460,7 +2460,8 @@ static void mon_table(Mon *mon, Mon *rows, const char *align)
 {
     int width[16] = { 0 };
 
-    for (int pass = 0; pass < 2; pass++) {
+    mon->broken |= rows->broken; /* then its last row may be half a one */
+    for (int pass = 0; !mon->broken && pass < 2; pass++) {
         size_t at = 0, column = 0;
 
         while (at < rows->out_len) {
@@ -2484,7 +2485,6 @@ static void mon_table(Mon *mon, Mon *rows, const char *align)
             at += (size_t)len + 1;
         }
     }
-    mon->broken |= rows->broken;
     free(rows->out);
 }
 
