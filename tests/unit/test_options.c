@@ -4,8 +4,26 @@
  *
  * The program itself runs in a child process for each line of the tables:
  * with --dump-config it ends once everything has been read and checked.
+ *
+ * And what a pid file's path may be by the time that the file is locked.
  */
 #include "virtproxy.c"
+
+#include <fcntl.h>
+
+/* A file that somebody removes each time before it is locked, so often. */
+static char removed[64];
+static int removals;
+
+static void fcntl_begins(void)
+{
+    if (removals > 0) {
+        removals--;
+        unlink(removed);
+    }
+}
+
+#define fcntl(fd, ...) (fcntl_begins(), fcntl(fd, __VA_ARGS__))
 
 /* netinet/tcp.h, which only the engine includes, has a state of this name */
 #define TCP_LISTEN METHOD_TCP_LISTEN
@@ -415,6 +433,32 @@ START_TEST(help_and_version)
 }
 END_TEST
 
+/* ---- pid file --------------------------------------------------------- */
+
+/* Who locks what its last owner has just removed tries again, for a while. */
+START_TEST(pid_file_removed)
+{
+    char dir[] = "/tmp/vp-unit.XXXXXX", text[32] = "";
+    Error err;
+    FILE *f;
+
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(removed, sizeof(removed), "%s/pid", dir);
+    removals = 1000;
+    ck_assert(!pidfile_take(removed, &err));
+    ck_assert_ptr_nonnull(strstr(err.text, "others replace it"));
+    removals = 3;
+    ck_assert(pidfile_take(removed, &err));
+    ck_assert_int_eq(removals, 0);
+    f = fopen(removed, "r");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_ptr_nonnull(fgets(text, sizeof(text), f));
+    fclose(f);
+    ck_assert_int_eq(atoi(text), getpid());
+    ck_assert(unlink(removed) == 0 && rmdir(dir) == 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("options");
@@ -427,5 +471,6 @@ int main(void)
     UNIT_ADD(s, numbers_read, 1);
     UNIT_ADD(s, numeric_addresses, 1);
     UNIT_ADD(s, help_and_version, 1);
+    UNIT_ADD(s, pid_file_removed, 1);
     return unit_run(s);
 }
