@@ -25,23 +25,38 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# need_host() - the programs the host needs, installed where we may do that
+# need_host() - the programs the host needs
 need_host() {
+    need qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
+        ssh:openssh-client rsync:rsync wget:wget "${CC:-gcc}:gcc" make:make
+    links_statically || install_host libc6-dev
+    links_statically || die "${CC:-gcc} cannot link a static program"
+}
+
+links_statically() {
+    echo 'int main(void) { return 0; }' | "${CC:-gcc}" -static -x c \
+        -o "$cache/static" - 2>/dev/null
+}
+
+# need() - programs, each with the package that has it
+need() {
     local pair missing=
-    for pair in qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
-        ssh:openssh-client rsync:rsync wget:wget gcc:gcc make:make; do
-        [ "${pair%:*}" = gcc ] && have "${CC:-gcc}" && continue
-        have "${pair%:*}" || missing="$missing ${pair#*:}"
+    for pair; do
+        have "${pair%:*}" || missing="$missing ${pair##*:}"
     done
-    [ -z "$missing" ] && return
+    [ -z "$missing" ] || install_host $missing
+}
+
+# install_host() - packages on the host, where we may do that
+install_host() {
     if have apt-get && [ "$(id -u)" = 0 ]; then
-        echo "Installing$missing"
+        echo "Installing $*"
         apt_update
         DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
-            --no-install-recommends $missing >>"$cache/apt.log" 2>&1 ||
-            die "cannot install$missing, see $cache/apt.log"
+            --no-install-recommends "$@" >>"$cache/apt.log" 2>&1 ||
+            die "cannot install $*, see $cache/apt.log"
     else
-        die "please install$missing (Debian's names) and try again"
+        die "please install $* (Debian's names) and try again"
     fi
 }
 
@@ -71,7 +86,7 @@ kernel_package() {
 # fetch() - download and unpack, once; a half-done job starts again
 fetch() {
     local kernel wanted
-    [ -e "$cache/fetched" ] && return
+    [ "$cache/fetched" -nt "$here/image.sh" ] && return
     have apt-get && have dpkg || die "the guest is made of Debian packages:" \
         "it needs apt-get and dpkg, so Debian or Ubuntu"
     apt_update
@@ -92,7 +107,8 @@ fetch() {
             >/dev/null 2>&1; then
         (cd "$cache/debs" &&
             apt-get download -q "linux-modules-${kernel#linux-image-}") \
-            >>"$cache/apt.log" 2>&1
+            >>"$cache/apt.log" 2>&1 ||
+            die "no modules for $kernel, see $cache/apt.log"
     fi
     # Newer packages unpack through links that older ones hold as directories.
     for wanted in "$cache"/debs/*.deb; do
@@ -127,7 +143,7 @@ add_program() {
 # build_base() - base.cpio: everything that doesn't come from this tree
 build_base() {
     local tree=$cache/tree libpath module file
-    [ -e "$cache/base.cpio" ] && return
+    [ "$cache/base.cpio" -nt "$cache/fetched" ] && return
     rm -rf "$tree"
     mkdir -p "$tree"/{bin,lib64,lib/modules,etc/dropbear,root/.ssh,run,tmp} \
         "$tree"/{dev,proc,sys,var/log,www,usr/lib/openssh}
@@ -144,10 +160,16 @@ build_base() {
         file=$(find_file "$module.ko*")
         case $file in
         '') ;; # built in
-        *.zst) zstd -dqf "$file" -o "$tree/lib/modules/$module.ko" ;;
-        *.xz) xz -dc "$file" >"$tree/lib/modules/$module.ko" ;;
+        *.zst)
+            need zstd:zstd
+            zstd -dqc "$file" >"$tree/lib/modules/$module.ko"
+            ;;
+        *.xz)
+            need xz:xz-utils
+            xz -dc "$file" >"$tree/lib/modules/$module.ko"
+            ;;
         *) cp "$file" "$tree/lib/modules/" ;;
-        esac
+        esac || die "cannot unpack $file"
     done
     echo 'root::0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
     echo 'root:x:0:' >"$tree/etc/group"
