@@ -56,12 +56,24 @@ host() {
 
 guest() {
     printf 'guest# %s\n' "$*"
-    g "${*//\\/}" || fail "this command failed"
+    g "${*//\\$'\n'/ }" || fail "this command failed"
+}
+
+# What went wrong is in these, if it did.
+end_demo() {
+    local status=$? log
+    end_all
+    for log in host.out guest.log console.log qemu.out; do
+        [ $status != 0 ] && [ -s "$D/$log" ] || continue
+        printf '\nThe end of %s:\n' $log
+        tail -n 20 "$D/$log"
+    done >&2
+    rm -rf "$D"
 }
 
 make_image
 D=$(mktemp -d "${TMPDIR:-/tmp}/vp-demo.XXXXXX") || exit 1
-trap 'end_all; rm -rf "$D"' EXIT
+trap end_demo EXIT
 trap 'exit 1' HUP INT TERM
 cd "$D" || exit 1
 mkdir bin
@@ -71,8 +83,6 @@ cp "$vp" bin/
 cp "$cache/id" key
 PATH=$D/bin:$PATH
 vm=.
-http=$((20000 + RANDOM % 20000))
-ssh=$((http + 1))
 
 say "A guest with a virtio-serial port named test2, and without a network:"
 start qemu qemu-system-x86_64 -accel tcg -M q35 -cpu max -m 384M \
@@ -88,22 +98,26 @@ start qemu qemu-system-x86_64 -accel tcg -M q35 -cpu max -m 384M \
 wait_guest
 
 say "In the guest: a web server, an ssh server, and qemu-vp in front of them:"
-g 'head -c 30000000 /dev/urandom >/www/file;
-    echo "Hello from $(uname -sr), up for $(cut -d " " -f 1 /proc/uptime) s." \
-    >/www/index.html; dropbearkey -t ed25519 -f /etc/dropbear/key' >/dev/null
+guest 'head -c 30000000 /dev/urandom >/www/file'
+guest 'echo "Hello from $(uname -sr), up for $(cut -d. -f1 /proc/uptime) s." \
+    >/www/index.html'
+guest 'dropbearkey -t ed25519 -f /etc/dropbear/key >/dev/null 2>&1'
 guest 'httpd -p 127.0.0.1:80 -h /www'
 guest 'dropbear -r /etc/dropbear/key -p 127.0.0.1:22'
 guest 'qemu-vp -c virtserial-open:/dev/virtio-ports/test2:- \
     -i http:127.0.0.1:80 -i ssh:127.0.0.1:22 2>/dev/hvc0 &'
 
-say "On the host: qemu-vp at the other end of that port:"
+say "On the host: qemu-vp at the other end; its log names the ports it took:"
 start host qemu-vp -c unix-connect:test2.sock:- \
-    -o http:127.0.0.1:$http -o ssh:127.0.0.1:$ssh
-wait_for 30 grep -q 'channel up' host.out || fail "$(cat host.out)"
+    -o http:127.0.0.1:0 -o ssh:127.0.0.1:0
+wait_for 30 grep -q 'channel up' host.out || fail "the channel does not come up"
+http=$(sed -n 's/.*oforward http: listening on //p' host.out)
+ssh=$(sed -n 's/.*oforward ssh: listening on //p' host.out)
+grep 'listening on' host.out
 
 say "A page and a file from the guest:"
-host wget -q -t 1 -T 60 -O - http://127.0.0.1:$http/
-host wget -q -t 1 -T 60 -O file http://127.0.0.1:$http/file
+host wget -q -t 1 -T 60 -O - "http://$http/"
+host wget -q -t 1 -T 60 -O file "http://$http/file"
 host sha256sum file
 guest 'sha256sum /www/file' | tee sum
 [ "$(sha256sum <file | cut -c 1-64)" = "$(grep -o '[0-9a-f]\{64\}' sum)" ] ||
@@ -111,7 +125,7 @@ guest 'sha256sum /www/file' | tee sum
 
 say "A command in the guest, by ssh:"
 host ssh -F none -i key -o StrictHostKeyChecking=no \
-    -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -p $ssh \
+    -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -p "${ssh##*:}" \
     root@127.0.0.1 'uname -a; free -m' </dev/null
 
 say "What the daemons had to say:"
