@@ -12,6 +12,7 @@
  * that ended too early is told from one that was reset.
  *
  *   serve      the server's end, for any number of connections or one device
+ *   tell       what became of the connections of such a server so far
  *   load       the client's end, many connections at once
  *   type       single bytes, each echoed before the next one is sent
  *   relay      a device and a connection joined by plain 32 KiB reads and
@@ -62,6 +63,7 @@ enum {
     MODE_RAW,                   /* bytes are only counted, for speed */
     MODE_ECHO,                  /* every byte comes back */
     MODE_MARK,                  /* only bytes of the value MARK come back */
+    MODE_TELL,                  /* a line about the other connections */
 };
 
 typedef struct Header {
@@ -586,10 +588,29 @@ static void serve_device(int fd)
     }
 }
 
+/* tell() - answer MODE_TELL: how connections ended, and all bytes received */
+static void tell(Xfer *x, Xfer *const *others, int count, const unsigned *ended,
+                 uint64_t rcvd)
+{
+    int i, open = 0;
+
+    for (i = 0; i < count; i++) {
+        open += others[i]->outcome == RUNNING;
+        rcvd += others[i]->rcvd;
+    }
+    dprintf(x->fd, "open=%d ok=%u reset=%u eof=%u bad=%u rcvd=%llu\n",
+            open - 1, ended[OK], ended[RESET], ended[END], ended[BAD],
+            (unsigned long long)(rcvd - x->rcvd));
+    close(x->fd);
+    x->outcome = OK;
+}
+
 static void serve_listener(int lfd)
 {
     static Xfer *xs[MAX_XFERS];
     static struct pollfd ps[MAX_XFERS + 1];
+    unsigned ended[OUTCOMES] = { 0 };
+    uint64_t rcvd = 0;
     int count = 0, i, fd;
 
     ps[0].fd = lfd;
@@ -603,6 +624,13 @@ static void serve_listener(int lfd)
         for (i = count - 1; i >= 0; i--) {
             if (ps[i + 1].revents) {
                 drive(xs[i], ps[i + 1].revents);
+            }
+            if (xs[i]->head.mode == MODE_TELL &&
+                xs[i]->rcvd == sizeof(Header)) {
+                tell(xs[i], xs, count, ended, rcvd);
+            } else if (xs[i]->outcome != RUNNING) {
+                ended[xs[i]->outcome]++;
+                rcvd += xs[i]->rcvd;
             }
             if (xs[i]->outcome != RUNNING) {
                 free(xs[i]);
@@ -694,7 +722,8 @@ static uint64_t mixed(uint64_t max)
     return random64() % (max + 1) >> random64() % 12;
 }
 
-static volatile sig_atomic_t holding;
+/* Signals: SIGUSR1 ends the waiting of load -h, SIGTERM load and type. */
+static volatile sig_atomic_t holding, enough;
 
 static void on_usr1(int sig)
 {
@@ -702,25 +731,32 @@ static void on_usr1(int sig)
     holding = 0;
 }
 
+static void on_term(int sig)
+{
+    (void)sig;
+    enough = 1;
+}
+
 /*
- * load [-n CONNS] [-u UP] [-d DOWN] [-m] [-a] [-r] [-h] [-t SECONDS] ADDR
+ * load [-n CONNS] [-u UP] [-d DOWN] [-marhw] [-t SECONDS] ADDR
  *
  * -m draws each size between 0 and the given one, -a lets every other
  * connection only download, -r only counts bytes, -h reads nothing before
- * SIGUSR1 comes, -t is the end of patience.
+ * SIGUSR1 comes, -w says when all have received something, -t is the end of
+ * patience. SIGTERM ends it early; what is still running is counted as that.
  */
 static int cmd_load(int argc, char **argv)
 {
     static struct pollfd ps[MAX_XFERS];
-    uint64_t n = 1, up = 0, down = 0, limit = 60, bytes = 0;
-    uint64_t mode = MODE_CHECK, i, running;
+    uint64_t n = 1, up = 0, down = 0, limit = 60, sent = 0, rcvd = 0;
+    uint64_t mode = MODE_CHECK, i, running, waiting;
     unsigned count[OUTCOMES] = { 0 };
-    bool mix = false, alternate = false;
+    bool mix = false, alternate = false, tell_way = false;
     double start = now_ms(), ms;
     Xfer *xs;
     int opt, o;
 
-    while ((opt = getopt(argc, argv, "n:u:d:t:hmar")) != -1) {
+    while ((opt = getopt(argc, argv, "n:u:d:t:hmarw")) != -1) {
         switch (opt) {
         case 'n':
             n = number(optarg);
@@ -747,6 +783,9 @@ static int cmd_load(int argc, char **argv)
         case 'r':
             mode = MODE_RAW;
             break;
+        case 'w':
+            tell_way = true;
+            break;
         default:
             return 2;
         }
@@ -758,6 +797,7 @@ static int cmd_load(int argc, char **argv)
     if (!xs) {
         die("out of memory");
     }
+    signal(SIGTERM, on_term);
     for (i = 0; i < n; i++) {
         open_xfer(&xs[i], argv[optind],
                   alternate && i % 2 ? 0 : mix ? mixed(up) : up,
@@ -765,13 +805,19 @@ static int cmd_load(int argc, char **argv)
     }
     do {
         ms = now_ms() - start;
-        for (i = running = 0; i < n; i++) {
+        for (i = running = waiting = 0; i < n; i++) {
             ps[i].fd = xs[i].outcome == RUNNING ? xs[i].fd : -1;
             ps[i].events = interest(&xs[i]);
             if (holding) {
                 ps[i].events &= POLLOUT;
             }
             running += xs[i].outcome == RUNNING;
+            waiting += xs[i].rcvd == 0;
+        }
+        if (tell_way && waiting == 0) {
+            tell_way = false;
+            puts("under way");
+            fflush(stdout);
         }
         if (running) {
             poll(ps, (nfds_t)n, 100);
@@ -781,32 +827,26 @@ static int cmd_load(int argc, char **argv)
                 drive(&xs[i], ps[i].revents);
             }
         }
-    } while (running && ms < (double)limit * 1e3);
+    } while (running && !enough && ms < (double)limit * 1e3);
     for (i = 0; i < n; i++) {
         if (xs[i].outcome == RUNNING) {
-            finish(&xs[i], TIMEOUT, NULL);
+            finish(&xs[i], enough ? RUNNING : TIMEOUT, NULL);
         }
         count[xs[i].outcome]++;
-        bytes += xs[i].sent + xs[i].rcvd;
+        sent += xs[i].sent;
+        rcvd += xs[i].rcvd;
     }
-    for (o = OK; o < OUTCOMES; o++) {
+    for (o = RUNNING; o < OUTCOMES; o++) {
         printf("%s=%u ", outcome_name[o], count[o]);
     }
-    printf("bytes=%llu ms=%.0f kbps=%.0f\n", (unsigned long long)bytes, ms,
-           (double)bytes / (ms > 1 ? ms : 1));
+    printf("sent=%llu rcvd=%llu ms=%.0f kbps=%.0f\n", (unsigned long long)sent,
+           (unsigned long long)rcvd, ms,
+           (double)(sent + rcvd) / (ms > 1 ? ms : 1));
     free(xs);
     return count[OK] == n ? 0 : 1;
 }
 
 /* ---- typing ---------------------------------------------------------- */
-
-static volatile sig_atomic_t enough;
-
-static void on_term(int sig)
-{
-    (void)sig;
-    enough = 1;
-}
 
 static int by_size(const void *a, const void *b)
 {
@@ -855,7 +895,7 @@ static double keystroke(int fd, unsigned char c, bool flood, Outcome *why)
         if (poll(&p, 1, 1000) < 0 && errno != EINTR) {
             die("poll: %s", strerror(errno));
         }
-        if (now_ms() - start > 30e3) {
+        if (now_ms() - start > 120e3) {
             *why = TIMEOUT;
             return -1;
         }
@@ -1216,6 +1256,25 @@ static int cmd_line(int argc, char **argv)
     return 0;
 }
 
+/* tell ADDR - the line of a server about its connections */
+static int cmd_tell(int argc, char **argv)
+{
+    char buf[256];
+    Xfer x;
+
+    if (argc != 2) {
+        return 2;
+    }
+    open_xfer(&x, argv[1], 0, 0, MODE_TELL);
+    if (x.outcome != RUNNING || !write_all(x.fd, &x.head, sizeof(x.head)) ||
+        !read_line(x.fd, buf, sizeof(buf), now_ms() + 20e3)) {
+        fprintf(stderr, "probe: no answer from %s\n", argv[1]);
+        return 1;
+    }
+    fputs(buf, stdout);
+    return 0;
+}
+
 /* cpu PID SECONDS - milliseconds of processor time used meanwhile */
 static int cmd_cpu(int argc, char **argv)
 {
@@ -1264,7 +1323,7 @@ int main(int argc, char **argv)
         { "serve", cmd_serve }, { "load", cmd_load }, { "type", cmd_type },
         { "relay", cmd_relay }, { "agent", cmd_agent }, { "ctl", cmd_ctl },
         { "hmp", cmd_hmp }, { "line", cmd_line }, { "cpu", cmd_cpu },
-        { "pair", cmd_pair },
+        { "pair", cmd_pair }, { "tell", cmd_tell },
     };
     struct rlimit rl;
     size_t i;

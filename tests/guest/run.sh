@@ -33,6 +33,7 @@ one() {
     trap end_all EXIT
     trap 'exit 1' TERM INT
     channel "${name##*-}"
+    declare -F "${name%-*}" >/dev/null || fail "there is no such scenario"
     "${name%-*}"
 }
 
@@ -89,5 +90,5 @@ for name in "${chosen[@]}"; do
 done
 rm -f "$logs/initrd"
 echo "Logs and consoles: $logs"
-echo "$passed passed, $failed failed"
+echo "$passed passed, $failed failed, $SECONDS s in all"
 [ "$failed" = 0 ]

@@ -6,8 +6,8 @@
 # A scenario is a function that leaves with fail or comes to its end; it is
 # called in a process of its own with $kind, $host_channel, $guest_channel
 # and sizes that suit the kind ($big, $mid, $small) set by channel(). Times
-# are reported, not judged, but for bounds so wide that only a hang or a
-# timer of the wrong order meets them.
+# are reported beside what is aimed at, and judged by bounds so wide that only
+# a hang, a timer of the wrong order or a queue in the wrong place meets them.
 
 scenarios=(
     rfc-virtio rfc-isa
@@ -28,14 +28,27 @@ scenarios=(
     speed-virtio speed-isa
 )
 
-# What new connections may take after a daemon's start, in milliseconds. The
-# aim is one second; ten are said to be broken.
-broken=10000
+median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
 
-# took() - report how long the way back took, refuse what is far too long
+# ratio() - a / b to two places
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
+
+# holds() - compare two numbers, whole or not
+holds() { awk -v a="$1" -v b="$3" "BEGIN { exit !(a $2 b) }"; }
+
+# goal() - report a figure and whether it is what is aimed at; fail where it
+# isn't even within the limit
+goal() {
+    local what=$1 value=$2 op=$3 aim=$4 limit=$5 met=met
+    holds "$value" "$op" "$aim" || met=missed
+    note "$what: $value (aim $op $aim: $met)"
+    holds "$value" "$op" "$limit" || fail "$what: $value is not $op $limit"
+}
+
+# took() - report how long the way back took; the aim is one second if nothing
+# else is said, ten are said to be broken
 took() {
-    [ "$took" -lt "$broken" ] || fail "$1: new connections work after $took ms"
-    note "$1: new connections work after $took ms"
+    goal "$1: new connections work, after ms" "$took" '<=' "${2:-1000}" 10000
 }
 
 ssh_options=(-F none -o BatchMode=yes -o StrictHostKeyChecking=no
@@ -81,7 +94,11 @@ rfc() {
     wait_for 30 grep -q 'oforward web: listening' "$D/guest-daemon.log" ||
         fail "the guest's daemon does not listen"
 
+    # Both at once: the guest's is under way when the host's begins. On isa the
+    # file is small, as 64 MB would take seven minutes and more each time.
     gbg wget wget -q -O /tmp/file http://127.0.0.1:8080/file
+    wait_for 20 g '[ -s /tmp/file ]' || fail "the guest's wget gets nothing"
+    grunning wget
     wget -q -T 120 -t 1 -O "$D/file" "http://$(port http)/file" ||
         fail "wget of the guest's file failed"
     gfinish wget 120 || fail "the guest's wget failed"
@@ -92,13 +109,13 @@ rfc() {
     rm "$D/file" "$D/www/file"
 
     login=$(port ssh)
-    login="-i $cache/id -p ${login#*:}"
+    login="-i $cache/id -o Port=${login#*:}"
     [ "$(ssh "${ssh_options[@]}" $login root@127.0.0.1 'echo $((6 * 7))' \
         </dev/null)" = 42 ] || fail "ssh does not work"
     copy=$D/copy
     head -c "$small" /dev/urandom >"$copy"
-    scp -q "${ssh_options[@]}" ${login/-p/-P} "$copy" root@127.0.0.1:/tmp/c1 &&
-        scp -q "${ssh_options[@]}" ${login/-p/-P} root@127.0.0.1:/tmp/c1 \
+    scp -q "${ssh_options[@]}" $login "$copy" root@127.0.0.1:/tmp/c1 &&
+        scp -q "${ssh_options[@]}" $login root@127.0.0.1:/tmp/c1 \
             "$copy.1" || fail "scp failed"
     rsync -e "ssh ${ssh_options[*]} $login" "$copy" root@127.0.0.1:/tmp/c2 &&
         rsync -e "ssh ${ssh_options[*]} $login" root@127.0.0.1:/tmp/c2 \
@@ -112,18 +129,38 @@ rfc() {
         grep -q '"version"' || fail "the guest agent says nothing of itself"
 }
 
-# typed() - report one round of typing
+# typed() - report one round of typing; its median is below the given limit
 typed() {
     [ "$(field outcome "$2")" = ok ] || fail "typing $1: $2"
+    holds "$(field p50 "$2")" '<' "$3" || fail "typing $1 lags: $2"
     note "typing $1: $(field count "$2") bytes, round trip p50" \
         "$(field p50 "$2") ms, p99 $(field p99 "$2") ms," \
         "max $(field max "$2") ms"
 }
 
+# beside() - typing beside one bulk transfer, which is not starved meanwhile:
+# a tenth of what the channel can do has to be left to it
+beside() {
+    local what=$1 line rcvd least=2000
+    shift
+    [ "$kind" = isa ] && least=4
+    rcvd=$(told guest rcvd)
+    rload bulk -r "$@" -t 300
+    typed "$what" "$("$probe" type -n 1000 "$x")" 200
+    running bulk
+    rcvd=$(($(told guest rcvd) - rcvd))
+    end bulk
+    line=$(cat "$D/bulk.out")
+    [ "$1" = -d ] && rcvd=$(field rcvd "$line")
+    rcvd=$(ratio "$rcvd" "$(field ms "$line")")
+    note "$what: $rcvd KB/s of bulk meanwhile"
+    holds "$rcvd" '>' $least || fail "$what: only $rcvd KB/s of bulk"
+}
+
 # Every byte is answered before the next one is sent: none may wait for
 # company, whatever else is under way.
 typing() {
-    local login line
+    local login
 
     boot
     g 'dropbearkey -t ed25519 -f /etc/dropbear/key >/dev/null &&
@@ -132,22 +169,33 @@ typing() {
     start_host -o ssh:127.0.0.1:0
     start_guest -i ssh:127.0.0.1:22
     works
-    typed "idle" "$("$probe" type -n 1000 "$x")"
+    typed "idle" "$("$probe" type -n 1000 "$x")" 20
     login=$(port ssh)
     typed "idle, ssh with a terminal" "$("$probe" type -n 200 -x \
         "ssh -tt ${ssh_options[*]} -i $cache/id -p ${login#*:} \
-        root@127.0.0.1 'stty raw -echo; echo ready; exec cat'")"
+        root@127.0.0.1 'stty raw -echo; echo ready; exec cat'")" 100
+    beside "beside bulk to the guest" -u 1000000000000
+    beside "beside bulk from the guest" -d 1000000000000
+}
 
-    rload bulk -r -u 1000000000000 -t 300
-    line=$("$probe" type -n 1000 "$x")
-    typed "beside bulk to the guest" "$line"
-    kill -0 "${pids[bulk]}" 2>/dev/null || fail "the bulk transfer ended"
-    end bulk KILL
-    rload bulk -r -d 1000000000000 -t 300
-    line=$("$probe" type -n 1000 "$x")
-    typed "beside bulk from the guest" "$line"
-    kill -0 "${pids[bulk]}" 2>/dev/null || fail "the bulk transfer ended"
-    end bulk KILL
+# held() - what the host's daemon says of the two connections whose clients
+# read nothing, but for the time that passes
+held() {
+    "$vp" -m "$D/monitor" -x 'info conns -k' |
+        grep 'service=unix .*_bytes=[1-9].*_bytes=[1-9]' |
+        sed 's/age_us=[^ ]* idle_us=[^ ]* //'
+}
+
+# wait_stuck() - until they hold all that fits, and nothing of them moves
+wait_stuck() {
+    local before=- now='' end=$((SECONDS + 100))
+    until [ "$(wc -l <<<"$now")" = 2 ] && [ "$now" = "$before" ]; do
+        [ $SECONDS -lt $end ] || fail "who reads nothing gets on: $now"
+        sleep 2
+        before=$now
+        now=$(held)
+    done
+    echo "$now" >"$D/stuck"
 }
 
 # The two daemons, QEMU and the clients wait for each other in a ring when one
@@ -157,25 +205,29 @@ typing() {
 deadlock() {
     local line stuck=$mid
 
-    [ "$kind" = isa ] && stuck=400000
+    [ "$kind" = isa ] && stuck=1000000
     boot
     start_servers
-    start_host -o "unix:$D/unix.sock:-" -i "unix:$host_server"
+    start_host -m "$D/monitor" -o "unix:$D/unix.sock:-" \
+        -i "unix:$host_server"
     start_guest -o unix:/tmp/unix.sock:- -i unix:127.0.0.1:7000
     works
-    run stuck "$probe" load -h -u 20000 -d "$stuck" -t 250 "$D/unix.sock"
+    run stuck "$probe" load -h -u 20000 -d "$stuck" -t 300 "$D/unix.sock"
     gbg stuck "sh -c 'echo \$\$ >/tmp/stuck.pid;
-        exec probe load -h -u 20000 -d $stuck -t 250 /tmp/unix.sock'"
+        exec probe load -h -u 20000 -d $stuck -t 300 /tmp/unix.sock'"
+    wait_stuck
     rload bulk -n 2 -u "$mid" -d "$mid" -t 200
     gbg bulk probe load -n 2 -u "$mid" -d "$mid" -t 200 $y
-    sleep 1
+    sleep 0.5
     GT=30 g true || fail "the guest does not answer"
     hmp info status | grep -q running || fail "the monitor does not answer"
     line=$("$probe" type -n 20 "$x")
-    typed "beside clients that read nothing" "$line"
+    typed "beside clients that read nothing" "$line" 1000
     load -n 5 -u 5000 -d 5000 -t 60 || fail "other connections do not work"
     finish bulk 200 || fail "bulk: $(cat "$D/bulk.out")"
     line=$(gfinish bulk 200) || fail "bulk in the guest: $line"
+    [ "$(held)" = "$(cat "$D/stuck")" ] ||
+        fail "who read nothing was not stuck: $(cat "$D/stuck"); $(held)"
     kill -USR1 "${pids[stuck]}" && g 'kill -USR1 $(cat /tmp/stuck.pid)' ||
         fail "the clients that read nothing have gone"
     finish stuck 200 || fail "clients that read late: $(cat "$D/stuck.out")"
@@ -183,10 +235,16 @@ deadlock() {
     no_strangers
 }
 
-# traffic() - transfers both ways that do not end by themselves
+# traffic() - transfers both ways that do not end by themselves, under way
 traffic() {
-    rload traffic -n 4 -a -u 1000000000 -d 1000000000 -t 250
-    gbg traffic probe load -n 2 -a -u 1000000000 -d 1000000000 -t 250 $y
+    local side
+    for side in host guest; do
+        resets["$side"]=$(told "$side" reset)
+    done
+    rload traffic -w -n 4 -a -u 1000000000 -d 1000000000 -t 250
+    gbg traffic probe load -w -n 2 -a -u 1000000000 -d 1000000000 -t 250 $y
+    wait_for 30 grep way "$D/traffic.out" && wait_for 30 g grep way \
+        /tmp/traffic.out || fail "the transfers do not get under way"
     sleep 0.$((RANDOM % 8 + 2))
 }
 
@@ -211,10 +269,14 @@ reboot() {
         [ "$took" -gt "$worst" ] && worst=$took
         finish traffic 60
         all_reset "host's clients, round $round" "$(cat "$D/traffic.out")" 4
+        server_saw host 2
         no_strangers
     done
+    took=$(median $times)
+    [ "$took" -le 1000 ] ||
+        fail "guest rebooted: new connections work after $took ms (${times# })"
     took=$worst
-    took "guest rebooted ten times ($times ms), the longest"
+    took "guest rebooted ten times (${times# } ms), the longest"
 }
 
 # Each of the three ends without a word and comes again.
@@ -234,6 +296,9 @@ restart() {
     all_reset "host's clients" "$(cat "$D/traffic.out")" 4
     line=$(gfinish traffic)
     all_reset "guest's clients" "$line" 2
+    server_saw host 2
+    server_saw guest 4
+    no_strangers
 
     traffic
     end host KILL
@@ -245,6 +310,8 @@ restart() {
     took "host's daemon killed and restarted"
     line=$(gfinish traffic)
     all_reset "guest's clients" "$line" 2
+    server_saw host 2
+    server_saw guest 4
     no_strangers
 
     traffic
@@ -258,6 +325,7 @@ restart() {
     took "QEMU killed and restarted"
     finish traffic 60
     all_reset "host's clients" "$(cat "$D/traffic.out")" 4
+    server_saw host 2
     no_strangers
 }
 
@@ -272,6 +340,9 @@ order() {
     # Boot messages on the serial line, with our daemon already listening.
     [ "$kind" = isa ] && console="console=ttyS1 debug"
     boot
+    if [ "$kind" = isa ]; then
+        g 'grep -q ttyS1 /proc/consoles' || fail "ttyS1 is no console"
+    fi
     start_guest_server
     start_guest
     since=$(now_ms)
@@ -296,7 +367,7 @@ order() {
         g "cat <>${device[virtio]} 1>&0 & echo \$! >/tmp/pid"
     fi
     sleep 2
-    g 'kill -KILL $(cat /tmp/pid)'
+    g 'kill -KILL $(cat /tmp/pid)' || fail "nobody else was on the channel"
     start_guest
     since=$(now_ms)
     works
@@ -325,11 +396,17 @@ pause() {
     rload bulk -n 3 -u "$mid" -d "$mid" -t 250
     gbg bulk probe load -n 3 -u "$mid" -d "$mid" -t 250 $y
     sleep 0.5
+    grunning bulk
     hmp stop >/dev/null
+    hmp info status | grep -q paused || fail "the guest is not paused"
     sleep 2
     rload late -u 1000 -d 1000 -t 100
     sleep 20
+    running typing
+    running bulk
+    running late
     hmp cont >/dev/null
+    hmp info status | grep -q running || fail "the guest is not continued"
     finish late 60 || fail "connected during the pause: $(cat "$D/late.out")"
     finish typing 120 || fail "typing: $(cat "$D/typing.out")"
     finish bulk 250 || fail "bulk: $(cat "$D/bulk.out")"
@@ -362,11 +439,14 @@ snapshot() {
         fail "typing: $(cat "$D/typing.out")"
     line=$(gfinish traffic)
     all_reset "guest's clients" "$line" 2
+    server_saw host 2
+    server_saw guest 5
     rm "$D/disk"
     no_strangers
 }
 
-# QEMU is the client of the chardev and comes back when we do.
+# QEMU is the client of the chardev and comes back when we do: it looks once a
+# second.
 reconnect() {
     local line
 
@@ -379,17 +459,19 @@ reconnect() {
     start_host
     since=$(now_ms)
     works
-    took "QEMU as the client, daemon started"
+    took "QEMU as the client, daemon started" 2000
     traffic
     end host KILL
     start_host
     since=$(now_ms)
     works
-    took "daemon killed and restarted"
+    took "daemon killed and restarted" 2000
     finish traffic 60
     all_reset "host's clients" "$(cat "$D/traffic.out")" 4
     line=$(gfinish traffic)
     all_reset "guest's clients" "$line" 2
+    server_saw host 2
+    server_saw guest 4
     no_strangers
 }
 
@@ -425,6 +507,16 @@ handover() {
     no_strangers
 }
 
+# typed_on() - typing without end, begun by run(), has gone on until now
+typed_on() {
+    local line
+    running typing
+    end typing
+    line=$(cat "$D/typing.out")
+    [ "$(field outcome "$line")" = ok ] || fail "typing: $line"
+    note "typing went on: $line"
+}
+
 # The port is taken out and put back under load: both daemons live on, and so
 # do the connections.
 hotplug() {
@@ -432,11 +524,14 @@ hotplug() {
 
     boot
     start_pair
-    run typing "$probe" type -n 200 -g 20 "$x"
-    rload bulk -n 3 -u "$mid" -d "$mid" -t 200
-    gbg bulk probe load -n 3 -u "$mid" -d "$mid" -t 200 $y
+    run typing "$probe" type -n 1000000 -g 20 "$x"
+    rload bulk -n 3 -u "$big" -d "$big" -t 200
+    gbg bulk probe load -n 3 -u "$big" -d "$big" -t 200 $y
     for _ in 1 2 3; do
         sleep 0.5
+        running typing
+        running bulk
+        grunning bulk
         hmp device_del virtio >/dev/null
         wait_for 20 g "[ ! -e ${device[virtio]} ]" ||
             fail "the port does not go"
@@ -451,7 +546,7 @@ hotplug() {
     since=$(now_ms)
     works
     took "port plugged in again"
-    finish typing 200 || fail "typing: $(cat "$D/typing.out")"
+    typed_on
     finish bulk 200 || fail "bulk: $(cat "$D/bulk.out")"
     line=$(gfinish bulk 200) || fail "bulk in the guest: $line"
     no_strangers
@@ -487,11 +582,14 @@ migration() {
     boot
     start_pair
     start_target
-    run typing "$probe" type -n 200 -g 20 "$x"
+    run typing "$probe" type -n 1000000 -g 20 "$x"
     rload bulk -n 3 -u "$mid" -d "$mid" -t 250
     gbg bulk probe load -n 3 -u "$mid" -d "$mid" -t 250 $y
     sleep 0.5
     migrate
+    running typing
+    running bulk
+    grunning bulk
     ln -sfn "2/$kind.sock" "$D/channel"
     end qemu
     pids[qemu]=${pids[target]}
@@ -499,9 +597,9 @@ migration() {
     since=$(now_ms)
     works
     took "guest migrated, daemon follows the link"
-    finish typing 200 || fail "typing: $(cat "$D/typing.out")"
     finish bulk 250 || fail "bulk: $(cat "$D/bulk.out")"
     line=$(gfinish bulk 250) || fail "bulk in the guest: $line"
+    typed_on
     no_strangers
     note "all connections survived the migration"
 }
@@ -532,28 +630,31 @@ second() {
     all_reset "host's clients" "$(cat "$D/traffic.out")" 4
     line=$(gfinish traffic)
     all_reset "guest's clients" "$line" 2
+    server_saw host 2
+    server_saw guest 4
     no_strangers
 }
 
 # lazy() - a daemon with nothing to do costs next to nothing: $1 says why,
 # the others on which side
 lazy() {
-    local why=$1 side ms
+    local why=$1 side ms windows good
     shift
     for side; do
         # A guest's clock also counts what other programs take from the host:
-        # the best of some windows is the daemon's own.
-        for _ in 1 2 3; do
+        # there one of three windows may be spoilt.
+        [ "$side" = guest ] && windows="1 2 3" good=-2 || windows=1 good=-1
+        for _ in $windows; do
             if [ "$side" = guest ]; then
                 ms=$(g 'probe cpu $(cat /run/vp.pid) 5')
             else
                 ms=$("$probe" cpu "${pids[host]}" 5)
             fi || fail "$why: the $side's daemon has gone"
-            [ "${ms%.*}" -lt 20 ] && break
+            note "$why: $ms ms of processor time in 5 s on the $side"
+            [ "${ms%.*}" -lt 20 ] && good=$((good + 1))
+            [ $good = 0 ] && break
         done
-        [ "${ms%.*}" -lt 20 ] ||
-            fail "$why: $ms ms of processor time in 5 s on the $side"
-        note "$why: $ms ms of processor time in 5 s on the $side"
+        [ $good = 0 ] || fail "$why: the $side's daemon is busy: $ms ms in 5 s"
     done
 }
 
@@ -596,20 +697,6 @@ many() {
         fail "from the guest: $line"
     note "200 from the guest: $line"
     no_strangers
-}
-
-median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
-
-# ratio() - a / b to two places; goal() says so and whether it is enough
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
-
-goal() {
-    local what=$1 value=$2 op=$3 aim=$4
-    if awk -v v="$value" -v a="$aim" "BEGIN { exit !(v $op a) }"; then
-        note "$what: $value (aim $op $aim: met)"
-    else
-        note "$what: $value (aim $op $aim: missed)"
-    fi
 }
 
 # measured() - one round over what $x leads to now: rates and round trip
@@ -675,11 +762,15 @@ speed() {
     line=0.8
     [ "$kind" = isa ] && line=0.9
     goal "to the guest, of the plain loop" \
-        "$(ratio "${to[vp]}" "${to[relay]}")" '>=' $line
+        "$(ratio "${to[vp]}" "${to[relay]}")" '>=' $line 0.4
     goal "from the guest, of the plain loop" \
-        "$(ratio "${from[vp]}" "${from[relay]}")" '>=' $line
+        "$(ratio "${from[vp]}" "${from[relay]}")" '>=' $line 0.4
+    # Most of the first is the way through one more program in a guest whose
+    # processor is emulated, as the second shows.
+    goal "round trip, of the plain port's" \
+        "$(ratio "${trip[vp]}" "${trip[port]}")" '<=' 1.5 15
     goal "round trip, of the plain loop's" \
-        "$(ratio "${trip[vp]}" "${trip[relay]}")" '<=' 1.5
+        "$(ratio "${trip[vp]}" "${trip[relay]}")" '<=' 1.5 5
 
     # A byte behind a bulk transfer, and what that does to the transfer.
     [ "$kind" = isa ] && up=400000 || up=$((up * 4))
@@ -698,10 +789,10 @@ speed() {
     bulk_ms=$(field ms "$line")
     end typing
     line=$(cat "$D/typing.out")
-    typed "beside bulk to the guest" "$line"
+    typed "beside bulk to the guest" "$line" 200
     [ "$kind" = isa ] &&
-        goal "a byte behind bulk, p99 in ms" "$(field p99 "$line")" '<=' 60
+        goal "a byte behind bulk, p99 in ms" "$(field p99 "$line")" '<=' 60 300
     goal "bulk rate kept beside typing" \
-        "$(ratio "$bulk_alone" "$bulk_ms")" '>=' 0.85
+        "$(ratio "$bulk_alone" "$bulk_ms")" '>=' 0.85 0.5
     no_strangers
 }

@@ -112,7 +112,7 @@ g() { "$probe" ctl "$vm/ctl.sock" "${GT:-60}" "${*//$'\n'/ }"; }
 hmp() { "$probe" hmp "$vm/mon.sock" "$*"; }
 
 guest_is_up() {
-    boot_id=$(GT=1 g cat /proc/sys/kernel/random/boot_id) &&
+    boot_id=$(GT=3 g cat /proc/sys/kernel/random/boot_id) &&
         [ "$boot_id" != "${old_boot_id-}" ]
 }
 
@@ -135,7 +135,8 @@ boot() {
 
 # reboot_guest() - without any warning to what runs in it
 reboot_guest() {
-    g 'reboot -f &' || fail "the guest did not take the reboot command"
+    # The answer may be lost with the guest; the new boot is what counts.
+    GT=3 g '(usleep 200000; reboot -f) &' 2>/dev/null
     wait_guest
 }
 
@@ -143,8 +144,20 @@ reboot_guest() {
 gbg() {
     local name=$1
     shift
+    # A status that can be seen is a whole one.
     g "rm -f /tmp/$name.rc;" \
-        "($*; echo \$? >/tmp/$name.rc) >/tmp/$name.out 2>&1 &"
+        "($*; echo \$? >/tmp/$name.part; mv /tmp/$name.part /tmp/$name.rc)" \
+        ">/tmp/$name.out 2>&1 &"
+}
+
+# running() - what run() or gbg() started is still under way
+running() {
+    kill -0 "${pids[$1]-}" 2>/dev/null || fail "$1 ended too early"
+}
+
+grunning() {
+    g "[ -e /tmp/$1.out ] && [ ! -e /tmp/$1.rc ]" ||
+        fail "$1 ended too early in the guest"
 }
 
 # gfinish() - wait for what gbg() started; prints its output
@@ -248,32 +261,66 @@ rload() {
     run "$name" "$probe" load "$@" "$x"
 }
 
+# try() - one connection from host to guest, what came of it in tries.out
+try() { "$probe" load -t 1 -u 500 -d 500 "$x" >>"$D/tries.out" 2>&1; }
+
 # works() - new connections are carried in both directions; says in $took how
 # many milliseconds after $since (or the call) that was so
 works() {
     local start=${since:-$(now_ms)}
-    wait_for "${1:-30}" "$probe" load -t 1 -u 500 -d 500 "$x" ||
+    wait_for "${1:-30}" try ||
         fail "no connection from host to guest works after ${1:-30} s"
-    took=$(($(now_ms) - start))
     g "probe load -t 20 -u 500 -d 500 $y" >/dev/null ||
         fail "connections from guest to host do not work"
+    took=$(($(now_ms) - start))
     unset since
 }
 
 # field() - a figure of probe's output
 field() { sed -n "s/.*\<$1=\([^ ]*\).*/\1/p" <<<"$2"; }
 
-# all_reset() - the clients whose connections had to be reset saw just that
+# all_reset() - the clients whose connections had to be reset saw just that,
+# in the midst of their transfers
 all_reset() {
     local line=$2
-    [ "$(field reset "$line")" = "$3" ] ||
-        fail "$1: expected reset=$3, got: $line"
+    [ "$(field reset "$line")" = "$3" ] && [ "$(field rcvd "$line")" -gt 0 ] ||
+        fail "$1: expected reset=$3 after some bytes, got: $line"
 }
 
-# no_strangers() - no server has seen a byte that was not meant for it
+# told() - a figure of the host's or the guest's server, see probe tell
+told() {
+    local line
+    case $1 in
+    host) line=$("$probe" tell "$host_server") ;;
+    guest) line=$(g probe tell 127.0.0.1:7000) ;;
+    esac || fail "the $1's server does not answer"
+    field "$2" "$line"
+}
+
+# What $(told SIDE reset) was before the connections that are to be reset.
+declare -A resets
+
+# server_saw() - soon it has no connection open, and so many were reset; those
+# of clients that came early and lost their patience may be among them
+server_saw() {
+    local reset
+    wait_for 20 nothing_open "$1" ||
+        fail "$1's server: $(told "$1" open) connections are left over"
+    reset=$(($(told "$1" reset) - ${resets[$1]}))
+    [ $reset -ge "$2" ] ||
+        fail "$1's server: expected $2 connections reset, got $reset"
+}
+
+nothing_open() { [ "$(told "$1" open)" = 0 ]; }
+
+# no_strangers() - no server has seen a byte that was not meant for it, nor has
+# a client that came before all was ready again
 no_strangers() {
     local bad
     bad=$(grep -h BAD "$D"/hostserver.out) && fail "host's server: $bad"
-    bad=$(g grep BAD /tmp/server.log) && fail "guest's server: $bad"
+    bad=$(g '[ -e /tmp/server.log ] && ! grep BAD /tmp/server.log') ||
+        fail "guest's server: $bad"
+    bad=$(grep -E 'BAD|eof=[1-9]' "$D/tries.out") &&
+        fail "a client that came early: $bad"
     return 0
 }
