@@ -69,10 +69,14 @@
 #define FLUSH_TIME (2 * SECOND)
 #define RESET_TIME (500 * MS)
 #define QUIT_STEP (10 * MS)
+/* Time for a serial line to send the engine's goodbye. */
+#define LAST_WORDS_TIME (300 * MS)
+#define LAST_WORDS_STEP (20 * MS)
 #define PIDFILE_TRIES 10
 #define DEFAULT_BAUD 115200
 #define MAX_ADDRS 16
 #define KEY_LEN_MIN 16
+#define KEY_LEN_MAX 1023
 /* Of an option's value: a path may be as long, and get ".out" appended. */
 #define VALUE_MAX 4000
 
@@ -799,6 +803,7 @@ static bool key_read(VPKey *key, const char *path, const char *user,
     int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK);
     const char *wrong = NULL;
     struct stat st;
+    char text[KEY_LEN_MAX + 3]; /* a longest key, its newline, one more */
     ssize_t n = 0;
 
     if (fd < 0 || fstat(fd, &st) < 0) {
@@ -811,23 +816,25 @@ static bool key_read(VPKey *key, const char *path, const char *user,
         wrong = "others can read or write it; chmod 600 it and, if it was "
                 "read, make a new one";
     } else {
-        n = read(fd, key->bytes, sizeof(key->bytes));
+        n = read(fd, text, sizeof(text));
         if (n < 0) {
             wrong = strerror(errno);
-        } else if ((size_t)n == sizeof(key->bytes)) {
-            wrong = "it is longer than a key";
+        } else if ((size_t)n == sizeof(text)) {
+            wrong = "expected at most 1023 bytes";
         }
     }
     if (fd >= 0) {
         close(fd);
     }
-    while (n > 0 && (key->bytes[n - 1] == '\n' || key->bytes[n - 1] == '\r')) {
+    while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r')) {
         n--;
     }
-    if (wrong == NULL && n < KEY_LEN_MIN) {
-        wrong = "expected at least 16 bytes";
+    if (wrong == NULL && (n < KEY_LEN_MIN || n > KEY_LEN_MAX)) {
+        wrong = n < KEY_LEN_MIN ? "expected at least 16 bytes"
+                                : "expected at most 1023 bytes";
     }
-    key->len = n > 0 ? (size_t)n : 0;
+    key->len = wrong == NULL ? (size_t)n : 0;
+    memcpy(key->bytes, text, key->len);
     return wrong == NULL || error_set(err, "--key '%s': %s", path, wrong);
 }
 
@@ -1561,6 +1568,94 @@ static void channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
 
 /* ---- serial lines ----------------------------------------------------- */
 
+/* tty_unsent() - does it still hold what we wrote? */
+static bool tty_unsent(int fd)
+{
+    int n = 0;
+
+    return ioctl(fd, TIOCOUTQ, &n) == 0 && n > 0;
+}
+
+/* tty_close() - and leave it as it was */
+static void tty_close(int fd, const struct termios *was)
+{
+    tcflush(fd, TCIFLUSH);
+    if (tty_unsent(fd)) {
+        tcflush(fd, TCOFLUSH); /* close() would wait 30 s for it */
+    }
+    tcsetattr(fd, TCSANOW, was);
+    ioctl(fd, TIOCNXCL);
+    close(fd);
+}
+
+static void tty_restore(Channel *ch)
+{
+    if (ch->tty >= 0) {
+        tty_close(ch->tty, &ch->tty_was);
+        ch->tty = -1;
+    }
+}
+
+/* Lines we are done with, but for our last words, which take their time. */
+typedef struct TtyEnd {
+    struct TtyEnd *next;
+    int fd;
+    struct termios was;
+} TtyEnd;
+
+static TtyEnd *tty_ends;
+static VPTimer tty_ends_timer;
+static uint64_t tty_ends_at; /* no more waiting */
+
+static bool tty_ends_wait(void)
+{
+    for (const TtyEnd *e = tty_ends; e != NULL; e = e->next) {
+        if (tty_unsent(e->fd)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void tty_ends_close(void)
+{
+    vp_timer_stop(&tty_ends_timer);
+    while (tty_ends != NULL) {
+        TtyEnd *e = tty_ends;
+
+        tty_ends = e->next;
+        tty_close(e->fd, &e->was);
+        free(e);
+    }
+}
+
+static void tty_ends_step(void *opaque)
+{
+    (void)opaque;
+    if (tty_ends_wait() && vp_loop_now(loop) < tty_ends_at) {
+        vp_timer_start(loop, &tty_ends_timer, LAST_WORDS_STEP, tty_ends_step,
+                       NULL);
+    } else {
+        tty_ends_close();
+    }
+}
+
+/* tty_leave() - restore it once what the engine wrote last has gone out */
+static void tty_leave(Channel *ch)
+{
+    TtyEnd *e = ch->tty >= 0 ? malloc(sizeof(*e)) : NULL;
+
+    if (e == NULL) {
+        tty_restore(ch);
+        return;
+    }
+    *e = (TtyEnd){ tty_ends, ch->tty, ch->tty_was };
+    tty_ends = e;
+    tty_ends_at = vp_loop_now(loop) + LAST_WORDS_TIME;
+    vp_timer_start(loop, &tty_ends_timer, LAST_WORDS_STEP, tty_ends_step, NULL);
+    ch->tty = -1;
+}
+
 /* tty_raw() - returns 0, or the errno why @fd is no line we can use */
 static int tty_raw(Channel *ch, int fd)
 {
@@ -1569,6 +1664,7 @@ static int tty_raw(Channel *ch, int fd)
     speed_t speed = find_speed(ch->spec.method == ISASERIAL_OPEN
                                ? ch->spec.port : NULL);
 
+    tty_ends_close(); /* it may be one of these */
     if (tcgetattr(fd, &t) < 0) {
         return errno;
     }
@@ -1592,18 +1688,6 @@ static int tty_raw(Channel *ch, int fd)
     }
     tcflush(fd, TCIOFLUSH);
     return 0;
-}
-
-/* tty_restore() - as it was; and don't wait 30 s for a line nobody reads */
-static void tty_restore(Channel *ch)
-{
-    if (ch->tty >= 0) {
-        tcflush(ch->tty, TCIOFLUSH);
-        tcsetattr(ch->tty, TCSANOW, &ch->tty_was);
-        ioctl(ch->tty, TIOCNXCL);
-        close(ch->tty);
-        ch->tty = -1;
-    }
 }
 
 static void open_serial(Channel *ch)
@@ -1807,8 +1891,6 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
 {
     Channel *ch = opaque;
 
-    vp_log(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: lost: %s",
-           method_name[ch->spec.method], reason);
     tty_restore(ch);
     if (ch->nlisteners > 0) {
         return;
@@ -1979,12 +2061,8 @@ static Channel *channel_find(unsigned id)
 
 static void channel_free(Channel *ch)
 {
-    if (ch->tty >= 0) {
-        /* or close() waits 30 s for a line that nobody reads */
-        tcflush(ch->tty, TCOFLUSH);
-    }
     vp_free(ch->drv);
-    tty_restore(ch);
+    tty_leave(ch);
     vp_timer_stop(&ch->timer);
     vp_timer_stop(&ch->accept_timer);
     for (int i = 0; i < ch->nlisteners; i++) {
@@ -3745,6 +3823,14 @@ static void end_all(void)
     while (channels != NULL) {
         channel_del(channels);
     }
+    for (uint64_t t = 0; tty_ends != NULL && t < LAST_WORDS_TIME;
+         t += LAST_WORDS_STEP) {
+        poll(NULL, 0, LAST_WORDS_STEP / MS);
+        if (!tty_ends_wait()) {
+            break;
+        }
+    }
+    tty_ends_close();
 }
 
 static void clean_up(void)

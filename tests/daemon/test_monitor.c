@@ -979,6 +979,12 @@ START_TEST(change_channels)
         ck_assert_uint_eq(line_count(monitor_ask(s.mon[k],
                                                  "info channels -k"),
                                      "channel"), 1);
+        /* a serial line is kept until the last words have gone out */
+        for (int64_t end = now_ms() + WAIT_MS; now_ms() < end; sleep_ms(10)) {
+            if (daemon_fds(s.daemon[k]) == before[k]) {
+                break;
+            }
+        }
         ck_assert_int_eq(daemon_fds(s.daemon[k]), before[k]);
     }
     check_works(s.where, s.listener);
