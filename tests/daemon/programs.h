@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * programs.h - other people's programs that talk through the daemons
+ */
+#ifndef PROGRAMS_H
+#define PROGRAMS_H
+
+#include "harness.h"
+
+/* program() - where it is; the test fails where it isn't */
+const char *program(const char *name, const char *package);
+
+/*
+ * sshd_start() - a private sshd for whoever runs this test
+ *
+ * Its clients find all they need in the file ssh_config.  The host key goes by
+ * a name of its own, since one key has two addresses here.
+ *
+ * @where: its address, TEXT_LEN bytes
+ */
+void sshd_start(char *where);
+
+#endif
