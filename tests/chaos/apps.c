@@ -28,28 +28,41 @@ Side sides[SIM_SIDES];
 
 /* ---- bytes -------------------------------------------------------------- */
 
+/* branch_word() - the eight bytes around @pos, the first one lowest */
+static uint64_t branch_word(int number, const Branch *b, int segment,
+                            uint64_t pos)
+{
+    uint64_t key;
+
+    if (pos < HEAD_LEN) {
+        return mix((uint64_t)number) << 32 | (unsigned)number;
+    }
+    key = mix((uint64_t)number << 32 | b->segment[segment].salt);
+    return mix(key + pos / 8);
+}
+
 static void branch_fill(int number, const Branch *b, uint64_t pos,
                         uint8_t *data, size_t len)
 {
-    uint64_t word = 0, key = 0;
-    int segment = -1;
+    uint64_t end = pos + len;
+    int segment = 0;
 
-    for (size_t i = 0; i < len; i++, pos++) {
-        bool begin = i == 0 || pos % 8 == 0;
+    while (pos < end) {
+        uint64_t word, to = (pos | 7) + 1;
 
         while (segment + 1 < b->nsegments &&
                b->segment[segment + 1].from <= pos) {
             segment++;
-            key = mix((uint64_t)number << 32 | b->segment[segment].salt);
-            begin = true;
         }
-        if (begin) {
-            word = pos >= HEAD_LEN ? mix(key + pos / 8)
-                   : mix((uint64_t)number) << 32 | (unsigned)number;
-            word >>= 8 * (pos % 8);
+        if (segment + 1 < b->nsegments && b->segment[segment + 1].from < to) {
+            to = b->segment[segment + 1].from;
         }
-        data[i] = (uint8_t)word;
-        word >>= 8;
+        to = to < end ? to : end;
+        word = branch_word(number, b, segment, pos) >> 8 * (pos % 8);
+        for (; pos < to; pos++) {
+            *data++ = (uint8_t)word;
+            word >>= 8;
+        }
     }
 }
 

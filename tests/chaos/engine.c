@@ -6,6 +6,9 @@
  * the same object also serves in processes of its own.
  */
 #include <fcntl.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <netdb.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -23,6 +26,7 @@
 #define calloc(n, size) sim_calloc(n, size)
 #define realloc(p, size) sim_realloc(p, size)
 #define free(p) sim_free(p)
+#define malloc_trim(pad) ((void)(pad)) /* slow, and nothing to look at */
 #define open(path, flags) sim_open(path, flags)
 #define close(fd) sim_close(fd)
 #define read(fd, buf, len) sim_read(fd, buf, len)

@@ -886,16 +886,14 @@ static int ready_bits(Machine *m, int nfds, fd_set *set, bool writing)
     unsigned long *word = (unsigned long *)(void *)set;
     int bits = 8 * (int)sizeof(*word), n = 0;
 
-    for (int fd = 0; fd < nfds; fd++) {
-        unsigned long bit = 1ul << (fd % bits);
+    for (int first = 0; first < nfds; first += bits, word++) {
+        for (unsigned long left = *word; left != 0; left &= left - 1) {
+            int bit = __builtin_ctzl(left);
 
-        if (word[fd / bits] == 0) {
-            fd += bits - 1 - fd % bits;
-        } else if (word[fd / bits] & bit) {
-            if (file_ready(m, fd, writing)) {
+            if (file_ready(m, first + bit, writing)) {
                 n++;
             } else {
-                word[fd / bits] &= ~bit;
+                *word &= ~(1ul << bit);
             }
         }
     }

@@ -9,6 +9,9 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <sys/mman.h>
 
 #include "sim.h"
@@ -359,6 +362,11 @@ void world_init(uint64_t seed)
 
 void world_start(void)
 {
+#ifdef __GLIBC__
+    /* runs are many and short: what one gave back serves the next */
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
     for (int i = 0; i < 2; i++) {
         if (machine[i] == NULL) {
             machine[i] = mmap(NULL, SIM_MEMORY, PROT_READ | PROT_WRITE,
