@@ -91,12 +91,68 @@ static void every_end_is_reset(Traffic *t, size_t first)
     }
 }
 
+/* Who is killed: HOST, GUEST, or one right after the other */
+enum { HOST = 1, GUEST = 2, BOTH = HOST | GUEST };
+
+static const int victims[] = { HOST, GUEST, BOTH };
+
+static void restart_init(Restart *r, ChannelKind kind, Traffic *t)
+{
+    traffic_init(t);
+    channel_make(&r->channel, kind, "channel");
+    text_format(r->where, sizeof(r->where), "127.0.0.1:%d", free_port());
+    text_format(r->options[0], TEXT_LEN, "-o s:%s", r->where);
+    text_format(r->options[1], TEXT_LEN, "-i s:%s", traffic_listen(t));
+    restart_one(r, 0);
+    restart_one(r, 1);
+    daemon_up(r->daemon[0]);
+    daemon_up(r->daemon[1]);
+}
+
 /*
- * Either daemon is killed in the middle of transfers of all shapes.  Every
- * client and server gets a reset, also those of the one that was killed, never
- * an end of data that makes a part look like the whole.  New connections work
- * within a second of the restart: in the best of some rounds, as the machine
- * may be busy.
+ * restart_round() - kill in the middle of transfers of all shapes
+ *
+ * Every client and server gets a reset, also those of the one that was killed,
+ * never an end of data that makes a part look like the whole.  Returns after
+ * how many ms new connections had worked.
+ */
+static int64_t restart_round(Restart *r, Traffic *t, int who, uint64_t bytes)
+{
+    size_t first = t->n_flows;
+    int64_t start;
+
+    t->hold = true;
+    for (int i = 0; i < 8; i++) {
+        traffic_add(t, r->where, 0, i & 1 ? FOREVER : 100,
+                    i & 2 ? FOREVER : 100);
+    }
+    ck_assert(traffic_run(t, traffic_paired, WAIT_MS));
+    move(t, bytes);
+    for (int i = 0; i < 2; i++) {
+        if (who >> i & 1) {
+            daemon_kill(r->daemon[i]);
+        }
+    }
+    start = now_ms();
+    for (int i = 0; i < 2; i++) {
+        if (who >> i & 1) {
+            restart_one(r, i);
+        }
+    }
+    daemon_listens(r->daemon[0], "s");
+    every_end_is_reset(t, first);
+    check_works(t, r->where);
+    start = now_ms() - start;
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(daemon_count(r->daemon[i], "session resumed"), 0);
+    }
+    return start;
+}
+
+/*
+ * Either daemon or both are killed, on every kind of channel.  New connections
+ * work within a second of the restart: in the best of some rounds, as the
+ * machine may be busy.
  */
 START_TEST(killed)
 {
@@ -104,41 +160,33 @@ START_TEST(killed)
         CHANNEL_UNIX, CHANNEL_TCP, CHANNEL_VIRTSERIAL,
         CHANNEL_QEMU_VIRTSERIAL, CHANNEL_QEMU_ISASERIAL,
     };
-    const int victim = _i % 2;
-    int64_t best = INT64_MAX;
+    int64_t best = INT64_MAX, ms;
     Restart r;
     Traffic t;
 
-    traffic_init(&t);
-    channel_make(&r.channel, kinds[_i / 2], "channel");
-    text_format(r.where, sizeof(r.where), "127.0.0.1:%d", free_port());
-    text_format(r.options[0], TEXT_LEN, "-o s:%s", r.where);
-    text_format(r.options[1], TEXT_LEN, "-i s:%s", traffic_listen(&t));
-    restart_one(&r, 0);
-    restart_one(&r, 1);
-    daemon_up(r.daemon[0]);
-    daemon_up(r.daemon[1]);
+    restart_init(&r, kinds[_i / N(victims)], &t);
     for (int round = 0; round < 2 || (round < 6 && best > 1000); round++) {
-        size_t first = t.n_flows;
-        int64_t start;
-
-        t.hold = true;
-        for (int i = 0; i < 8; i++) {
-            traffic_add(&t, r.where, 0, i & 1 ? FOREVER : 100,
-                        i & 2 ? FOREVER : 100);
-        }
-        ck_assert(traffic_run(&t, traffic_paired, WAIT_MS));
-        move(&t, MIB);
-        daemon_kill(r.daemon[victim]);
-        start = now_ms();
-        restart_one(&r, victim);
-        daemon_listens(r.daemon[0], "s");
-        every_end_is_reset(&t, first);
-        check_works(&t, r.where);
-        best = now_ms() - start < best ? now_ms() - start : best;
-        ck_assert_int_eq(daemon_count(r.daemon[victim], "session resumed"), 0);
+        ms = restart_round(&r, &t, victims[_i % N(victims)], MIB);
+        best = ms < best ? ms : best;
     }
     ck_assert_msg(best <= 1000, "works again only after %d ms", (int)best);
+    traffic_free(&t);
+    ck_assert_int_lt(daemon_fds(r.daemon[0]), 40);
+    ck_assert_int_lt(daemon_fds(r.daemon[1]), 40);
+}
+END_TEST
+
+/* A hundred times in a row, the one, the other and both in turn. */
+START_TEST(killed_often)
+{
+    Restart r;
+    Traffic t;
+
+    restart_init(&r, CHANNEL_UNIX, &t);
+    for (int round = 0; round < 100; round++) {
+        restart_round(&r, &t, victims[round % N(victims)],
+                      (uint64_t)(50000 + 7919 * round));
+    }
     traffic_free(&t);
     ck_assert_int_lt(daemon_fds(r.daemon[0]), 40);
     ck_assert_int_lt(daemon_fds(r.daemon[1]), 40);
@@ -859,7 +907,8 @@ int main(void)
 {
     Suite *s = suite_create("life");
 
-    HARNESS_ADD(s, killed, 10);
+    HARNESS_ADD(s, killed, 15);
+    HARNESS_ADD(s, killed_often, 1);
     HARNESS_ADD(s, cut, 1);
     HARNESS_ADD(s, grace, 2);
     HARNESS_ADD(s, alone, 2);
