@@ -17,19 +17,13 @@
 #define BYTES_MIN 1400
 #define BYTES_MAX 200
 
-static const char *kind_name(VPChannelKind kind)
-{
-    static const char *const name[] = { "socket", "virtserial", "tty" };
-
-    return name[kind];
-}
-
 void exchange_begin(const Exchange *x)
 {
     int n;
 
     world_init(2);
-    n = snprintf(world.what, sizeof(world.what), "%s", kind_name(x->kind));
+    n = snprintf(world.what, sizeof(world.what), "%s",
+                 channel_name(x->channel));
     for (size_t i = 0; i < x->nplan; i++) {
         n += snprintf(world.what + n, sizeof(world.what) - (size_t)n,
                       ", direction %d, byte %llu: damage %d %#x",
@@ -41,7 +35,7 @@ void exchange_begin(const Exchange *x)
                  ", call %llu: %d", (unsigned long long)x->fault_call,
                  x->fault);
     }
-    world.kind[1] = x->kind;
+    world_channel(x->channel);
     world.out_cap = world.in_cap = 65536;
     world.to_open = EXCHANGE_CONNS;
     world.open_gap = 200;
@@ -76,10 +70,15 @@ void exchange_run(const Exchange *x)
     exchange_end();
 }
 
-void exchange_record(Exchange *x, VPChannelKind kind)
+void exchange_record(Exchange *x, Channel channel)
 {
-    *x = (Exchange){ .kind = kind };
+    *x = (Exchange){ .channel = channel };
     exchange_begin(x);
+    for (int d = 0; d < 2; d++) {
+        x->taken[d] = calloc(SIM_TAKEN, sizeof(*x->taken[d]));
+        ck_assert_ptr_nonnull(x->taken[d]);
+        world.taken[d] = x->taken[d];
+    }
     world_start();
     world_run();
     for (int d = 0; d < 2; d++) {
@@ -97,8 +96,10 @@ void exchange_record(Exchange *x, VPChannelKind kind)
 
 void exchange_free(Exchange *x)
 {
-    free(x->bytes[0]);
-    free(x->bytes[1]);
+    for (int d = 0; d < 2; d++) {
+        free(x->bytes[d]);
+        free(x->taken[d]);
+    }
 }
 
 uint64_t stride(void)

@@ -13,14 +13,15 @@
 #define EXCHANGE_CONNS 4
 
 typedef struct Exchange {
-    VPChannelKind kind;
+    Channel channel;
     Plan plan[2];
     size_t nplan;
     uint64_t fault_call;
     int fault;
     uint64_t length[2]; /* of the clean one: bytes on the channel */
     uint64_t calls;     /* and system calls */
-    uint8_t *bytes[2];  /* and what they were; to be freed */
+    uint8_t *bytes[2];  /* and what they were */
+    unsigned *taken[2]; /* and in which turn they went; see World */
 } Exchange;
 
 /* exchange_begin() - world_init(), for the caller to change something */
@@ -32,7 +33,7 @@ void exchange_end(void);
 void exchange_run(const Exchange *x);
 
 /* exchange_record() - the clean one: @x is filled in, with one plan to come */
-void exchange_record(Exchange *x, VPChannelKind kind);
+void exchange_record(Exchange *x, Channel channel);
 
 void exchange_free(Exchange *x);
 

@@ -241,7 +241,22 @@ void sim_fail(const char *fmt, ...)
 
 uint64_t machine_now(const Machine *m)
 {
-    return world.now - m->skew;
+    return machine_stopped(m) ? m->stopped_at : world.now - m->skew;
+}
+
+bool machine_stopped(const Machine *m)
+{
+    return m->stopped_at != 0 && world.now < m->paused_until;
+}
+
+void machine_stop(Machine *m, uint64_t time)
+{
+    if (!machine_stopped(m)) {
+        m->stopped_at = machine_now(m);
+        m->paused_until = world.now;
+    }
+    m->paused_until += time;
+    m->skew += time;
 }
 
 static unsigned size_class(size_t size)
@@ -753,6 +768,7 @@ ssize_t sim_read(int fd, void *buf, size_t len)
     if (fd == RANDOM_FD) {
         uint64_t r = mix(sim_on->rng++);
 
+        engine_draws(sim_on->draws++);
         SIM_ASSERT(len == sizeof(r));
         memcpy(buf, &r, sizeof(r));
         return (ssize_t)len;
@@ -824,7 +840,7 @@ ssize_t sim_writev(int fd, const struct iovec *iov, int n)
         len = shorten(len, how);
         done = sock_write(&sim_on->socks[f->index], 0, flat, len);
     } else {
-        if (world.kind[f->end] != VP_CHN_VIRTSERIAL) {
+        if (world.kind[f->end] != VP_CHN_VIRTSERIAL || world.fifo) {
             len = shorten(len, how);
         }
         done = wire_write(f, flat, len);

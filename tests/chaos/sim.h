@@ -9,7 +9,7 @@
  * still while nothing happens, so hours of silence cost nothing; any system
  * call can be made to fail; and one side can be thrown back in time by
  * copying its memory.  What real sockets would add is covered by the runs
- * with real processes (test_process.c).
+ * with real processes (tests/daemon/test_life.c, test_outage.c).
  *
  *   sim.c     a machine: memory, descriptors, sockets, select(), the log
  *   wire.c    the channel: buffers, speed, delay, and all that goes wrong
@@ -128,6 +128,7 @@ typedef struct File {
     int index;           /* of service, sock or wire */
     int end;             /* of the wire */
     unsigned serial;     /* of the wire */
+    int only;            /* VP_READ or VP_WRITE: half of a pair; else 0 */
     uint64_t accept_at;  /* FILE_LISTEN: not before, out of descriptors */
 } File;
 
@@ -140,8 +141,10 @@ typedef struct Machine {
     unsigned turn;       /* passes since the others had one */
     uint64_t skew;       /* its clock is behind by so much: set back */
     uint64_t paused_until; /* not run before; world time */
+    uint64_t stopped_at; /* its clock stands still there until then */
     uint64_t wake;       /* its select() times out; its own time */
     uint64_t rng;        /* its /dev/urandom */
+    uint64_t draws;      /* the engine's counter of random numbers */
     int pid;
     unsigned passes;     /* through select() */
     unsigned vain;       /* of these, since a byte moved */
@@ -171,6 +174,9 @@ extern Machine *machine[2];
 extern Machine *sim_on; /* whose engine runs; NULL: calls are real ones */
 
 uint64_t machine_now(const Machine *m);
+/* machine_stop() - its clock stands still, and nothing in it runs */
+void machine_stop(Machine *m, uint64_t time);
+bool machine_stopped(const Machine *m);
 void *machine_alloc(Machine *m, size_t size);
 void machine_free(Machine *m, void *p);
 int machine_open(Machine *m, FileKind kind, int index);
@@ -197,9 +203,11 @@ typedef enum Damage {
     ECHO,        /* arg bytes of those that went the other way */
     OLD,         /* of an earlier session: arg & 0xffff bytes from arg >> 16 */
     STALL,       /* this direction, for arg ms */
+    STANDSTILL,  /* both, for arg ms, whoever connects anew */
     CUT,         /* arg: a CutKind */
     KILL,        /* a daemon; arg: bit 0 which, 1 both, 2 and 3 gently */
     PAUSE,       /* a machine; arg: which + 2 * ms */
+    STOP,        /* the same, and its clock */
     SNAPSHOT,    /* of a machine; arg: which */
     THROW_BACK,  /* arg: which; to its snapshot, or makes one */
     OUTAGE,      /* a cut, and none can connect for arg ms */
@@ -231,7 +239,8 @@ typedef struct Event {
 } Event;
 
 #define SIM_EVENTS 16
-#define SIM_CHUNKS 1024
+#define SIM_TAKEN 65536
+#define SIM_CHUNKS 8192
 
 typedef struct Lane {
     Buf out;             /* taken from the sender */
@@ -267,10 +276,25 @@ typedef struct Wire {
 
 #define SIM_WIRES 6
 
+/* What end 1 of the channel is; the kinds that qemu-vp knows, and how. */
+typedef enum Channel {
+    SIM_SOCKET,
+    SIM_VIRTSERIAL,
+    SIM_TTY,
+    SIM_FIFO,        /* a pair of them in place of a port */
+    SIM_CHANNELS,
+} Channel;
+
+const char *channel_name(Channel channel);
+/* world_channel() - it is of this kind; after world_init() */
+void world_channel(Channel channel);
+
 void wires_init(void);
 void wires_free(void);
 /* wire_open() - machine @m opens its device, or its socket connects; fd, -1 */
 int wire_open(Machine *m);
+/* wire_pair() - one more descriptor for writing; then @fd is for reading */
+int wire_pair(Machine *m, int fd);
 /* wire_accept() - a connection waits for machine @m; fd, or -1: none */
 int wire_accept(Machine *m);
 ssize_t wire_read(const File *f, void *data, size_t len);
@@ -367,18 +391,23 @@ typedef struct World {
 
     /* the channel */
     VPChannelKind kind[2];
+    bool fifo;           /* end 1 is a pair of FIFOs in place of a port */
     uint32_t rate;       /* bytes per second */
     uint32_t latency;    /* us */
     uint32_t chunk;      /* bytes that travel together, at most */
     uint32_t out_cap, in_cap;
     uint64_t outage_until; /* nobody can connect */
+    uint64_t standstill_until; /* nothing moves */
     unsigned dumb;       /* per mille of connections that are */
     uint64_t offset[2];  /* bytes that went this way so far */
+    unsigned *taken[2];  /* by offset: in which turn a byte went; or NULL */
+    unsigned turns;
     const Plan *plan;    /* what is to happen, sorted by direction, offset */
     size_t nplan;
     bool done[64];       /* of plan */
     uint32_t damage_gap; /* mean bytes between damages; 0: none */
     uint32_t damages;    /* set of what may happen */
+    uint32_t damage_max; /* bytes of one */
     uint64_t damage_at[2];
     uint64_t damage_until; /* time */
     Event event[SIM_EVENTS];
@@ -393,6 +422,7 @@ typedef struct World {
     bool throws;         /* machines may be thrown back */
     uint64_t restart_max; /* us a daemon stays dead, at most */
     uint64_t restart_at[2];
+    uint64_t life;       /* what its random numbers follow from, besides */
     bool throw_due[2];
     int thrown[2];       /* so many times; a side has a branch for each */
     uint64_t snapshot_at[2]; /* when the last one was made; 0: none */
@@ -464,6 +494,8 @@ uint32_t engine_unacked(const VPDriver *drv);
 const char *engine_check(VPDriver *drv);
 /* engine_dump() - what it is up to, to stderr */
 void engine_dump(const VPDriver *drv);
+/* engine_draws() - let its counter of random numbers be that */
+void engine_draws(uint64_t draws);
 /* engine_quiet() - is it up, with nothing to send or to be acked? */
 bool engine_quiet(const VPDriver *drv);
 /*

@@ -14,23 +14,38 @@
 
 #include "exchange.h"
 
-/* each_offset() - @damage at every byte of both directions */
-static void each_offset(VPChannelKind kind, Damage damage,
-                        uint32_t (*arg)(uint64_t offset))
+/*
+ * each_offset_but() - @damage at every byte of both directions
+ * @arg:     what it is at an offset; NULL: @value, at each
+ * @every:  only so manieth byte
+ */
+static void each_offset_but(Channel channel, Damage damage,
+                            uint32_t (*arg)(uint64_t offset), uint32_t value,
+                            uint64_t every)
 {
     Exchange x;
 
-    exchange_record(&x, kind);
+    exchange_record(&x, channel);
     x.plan[0].damage = damage;
     for (int d = 0; d < 2; d++) {
         x.plan[0].dir = d;
-        for (uint64_t at = 0; at <= x.length[d]; at += stride()) {
+        for (uint64_t at = 0; at <= x.length[d]; at += every) {
             x.plan[0].offset = at;
-            x.plan[0].arg = arg(at);
+            x.plan[0].arg = arg != NULL ? arg(at) : value;
             exchange_run(&x);
+            /* behind the last byte there may be none to come */
+            if (at < x.length[d] && world.ndamages[damage] != 1) {
+                sim_fail("damage was done %u times", world.ndamages[damage]);
+            }
         }
     }
     exchange_free(&x);
+}
+
+static void each_offset(Channel channel, Damage damage,
+                        uint32_t (*arg)(uint64_t offset), uint32_t value)
+{
+    each_offset_but(channel, damage, arg, value, stride());
 }
 
 static uint32_t any_bit(uint64_t offset)
@@ -38,111 +53,101 @@ static uint32_t any_bit(uint64_t offset)
     return (uint32_t)(mix(offset) % 8);
 }
 
-static uint32_t one(uint64_t offset)
-{
-    (void)offset;
-    return 1;
-}
-
 static uint32_t up_to_4096(uint64_t offset)
 {
     return (uint32_t)(1 + mix(offset) % 4096);
 }
 
-static uint32_t always_4096(uint64_t offset)
-{
-    (void)offset;
-    return 4096;
-}
-
-static uint32_t any_cut(uint64_t offset)
-{
-    return (uint32_t)(mix(offset) % CUT_KINDS);
-}
-
-/* longer than every timer there is: PING 5 s, HELLO unanswered 10 s */
-static uint32_t stall_ms(uint64_t offset)
-{
-    (void)offset;
-    return 60000;
-}
-
+/* each kind of cut; on a device some come to the same */
 START_TEST(cut)
 {
-    each_offset((VPChannelKind)_i, CUT, any_cut);
+    int kinds = _i == SIM_SOCKET ? CUT_KINDS : CUT_HALF_DEAD_0;
+
+    for (int kind = 0; kind < kinds; kind++) {
+        each_offset((Channel)_i, CUT, NULL, (uint32_t)kind);
+    }
 }
 END_TEST
 
 START_TEST(bit_flipped)
 {
-    each_offset((VPChannelKind)_i, FLIP, any_bit);
+    each_offset((Channel)_i, FLIP, any_bit, 0);
 }
 END_TEST
 
 START_TEST(byte_dropped)
 {
-    each_offset((VPChannelKind)_i, DROP, one);
+    each_offset((Channel)_i, DROP, NULL, 1);
 }
 END_TEST
 
 START_TEST(byte_doubled)
 {
-    each_offset((VPChannelKind)_i, DOUBLE, one);
+    each_offset((Channel)_i, DOUBLE, NULL, 0);
 }
 END_TEST
 
 START_TEST(noise)
 {
-    each_offset((VPChannelKind)_i, NOISE, up_to_4096);
+    each_offset((Channel)_i, NOISE, up_to_4096, 0);
 }
 END_TEST
 
 START_TEST(bytes_lost)
 {
-    each_offset((VPChannelKind)_i, DROP, always_4096);
+    each_offset((Channel)_i, DROP, NULL, 4096);
 }
 END_TEST
 
 START_TEST(repeated)
 {
-    each_offset((VPChannelKind)_i, REPEAT, up_to_4096);
+    each_offset((Channel)_i, REPEAT, up_to_4096, 0);
 }
 END_TEST
 
 START_TEST(echoed)
 {
-    each_offset((VPChannelKind)_i, ECHO, up_to_4096);
+    each_offset((Channel)_i, ECHO, up_to_4096, 0);
 }
 END_TEST
 
+/* longer than every timer there is: PING 5 s, HELLO unanswered 10 s */
+#define LONG_MS 120000
+
+/* one direction */
 START_TEST(stalled)
 {
-    each_offset((VPChannelKind)_i, STALL, stall_ms);
+    each_offset((Channel)_i, STALL, NULL, LONG_MS);
+}
+END_TEST
+
+/* both, and whoever connects anew finds it so */
+START_TEST(standstill)
+{
+    each_offset((Channel)_i, STANDSTILL, NULL, LONG_MS);
+}
+END_TEST
+
+/* a machine, as a VM that is paused: its clock doesn't go on */
+START_TEST(stopped)
+{
+    each_offset((Channel)_i, STOP, NULL, 0 + 2 * LONG_MS);
+    each_offset((Channel)_i, STOP, NULL, 1 + 2 * LONG_MS);
 }
 END_TEST
 
 /*
- * A machine's clock goes on while it is paused, so a connect() that is under
+ * A process that is stopped: the clock goes on, so a connect() that is under
  * way times out after 10 s, and rightly: a pause is a little shorter.
  */
 #define PAUSE_MS 9000
 
-static uint32_t pause_a(uint64_t offset)
-{
-    (void)offset;
-    return 0 + 2 * PAUSE_MS;
-}
-
-static uint32_t pause_b(uint64_t offset)
-{
-    (void)offset;
-    return 1 + 2 * PAUSE_MS;
-}
-
 START_TEST(paused)
 {
-    each_offset((VPChannelKind)_i, PAUSE, pause_a);
-    each_offset((VPChannelKind)_i, PAUSE, pause_b);
+    for (uint32_t which = 0; which < 2; which++) {
+        each_offset_but((Channel)_i, PAUSE, NULL, which + 2 * PAUSE_MS,
+                        5 * stride());
+    }
 }
 END_TEST
 
@@ -152,7 +157,7 @@ START_TEST(failing_call)
     static const int fault[] = { EAGAIN, EINTR, 0 };
     Exchange x;
 
-    exchange_record(&x, (VPChannelKind)_i);
+    exchange_record(&x, (Channel)_i);
     x.nplan = 0;
     for (size_t i = 0; i < sizeof(fault) / sizeof(fault[0]); i++) {
         x.fault = fault[i];
@@ -167,7 +172,7 @@ END_TEST
 /* calls fail all the time, and move a few bytes otherwise */
 START_TEST(failing_calls)
 {
-    Exchange x = { .kind = (VPChannelKind)_i };
+    Exchange x = { .channel = (Channel)_i };
 
     for (unsigned nasty = 10; nasty <= 900; nasty += 10) {
         exchange_begin(&x);
@@ -181,7 +186,7 @@ END_TEST
 
 START_TEST(one_byte_at_a_time)
 {
-    Exchange x = { .kind = (VPChannelKind)_i };
+    Exchange x = { .channel = (Channel)_i };
 
     exchange_begin(&x);
     world.one_byte = true;
@@ -195,7 +200,7 @@ END_TEST
 /* a byte each 10 ms: HELLO alone takes a second */
 START_TEST(slow)
 {
-    Exchange x = { .kind = (VPChannelKind)_i };
+    Exchange x = { .channel = (Channel)_i };
 
     exchange_begin(&x);
     world.rate = 100;
@@ -207,12 +212,16 @@ START_TEST(slow)
 }
 END_TEST
 
-static void add(Suite *suite, const char *name, const TTest *test)
+/* On FIFOs the engine does as on a port: some kinds of damage will do there. */
+#define BUT_FIFO SIM_FIFO
+
+static void add(Suite *suite, const char *name, const TTest *test,
+                int channels)
 {
     TCase *tcase = tcase_create(name);
 
     tcase_set_timeout(tcase, 600);
-    tcase_add_loop_test(tcase, test, 0, 3); /* kinds of channels */
+    tcase_add_loop_test(tcase, test, 0, channels);
     suite_add_tcase(suite, tcase);
 }
 
@@ -222,20 +231,22 @@ int main(void)
     SRunner *runner;
     int failed;
 
-    add(suite, "cut", cut);
-    add(suite, "bit flipped", bit_flipped);
-    add(suite, "byte dropped", byte_dropped);
-    add(suite, "byte doubled", byte_doubled);
-    add(suite, "noise", noise);
-    add(suite, "4096 bytes lost", bytes_lost);
-    add(suite, "bytes repeated", repeated);
-    add(suite, "bytes echoed", echoed);
-    add(suite, "stalled", stalled);
-    add(suite, "paused", paused);
-    add(suite, "a call fails", failing_call);
-    add(suite, "calls fail", failing_calls);
-    add(suite, "one byte at a time", one_byte_at_a_time);
-    add(suite, "a byte each 10 ms", slow);
+    add(suite, "cut", cut, SIM_CHANNELS);
+    add(suite, "bit flipped", bit_flipped, SIM_CHANNELS);
+    add(suite, "byte dropped", byte_dropped, SIM_CHANNELS);
+    add(suite, "byte doubled", byte_doubled, BUT_FIFO);
+    add(suite, "noise", noise, BUT_FIFO);
+    add(suite, "4096 bytes lost", bytes_lost, BUT_FIFO);
+    add(suite, "bytes repeated", repeated, BUT_FIFO);
+    add(suite, "bytes echoed", echoed, BUT_FIFO);
+    add(suite, "stalled", stalled, BUT_FIFO);
+    add(suite, "standstill", standstill, BUT_FIFO);
+    add(suite, "stopped", stopped, BUT_FIFO);
+    add(suite, "paused", paused, BUT_FIFO);
+    add(suite, "a call fails", failing_call, SIM_CHANNELS);
+    add(suite, "calls fail", failing_calls, SIM_CHANNELS);
+    add(suite, "one byte at a time", one_byte_at_a_time, SIM_CHANNELS);
+    add(suite, "a byte each 10 ms", slow, SIM_CHANNELS);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);

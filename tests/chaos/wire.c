@@ -4,7 +4,8 @@
  *
  * End 0 is always a socket that connects.  End 1 is one that listens, or a
  * device of a virtual machine: a virtio-serial port or a serial line, with the
- * habits that QEMU and its guests were seen to have.
+ * habits that QEMU and its guests were seen to have; or a pair of FIFOs, which
+ * the engine takes for a port, though their habits are others.
  *
  * A byte goes through three buffers: "out", taken from the sender; "air", on
  * the way; "in", for the receiver to read.  Damage is done on the way from
@@ -29,6 +30,29 @@ Wire wires[SIM_WIRES];
 static bool is_device(int end)
 {
     return world.kind[end] != VP_CHN_SOCKET;
+}
+
+const char *channel_name(Channel channel)
+{
+    static const char *const name[] = { "socket", "virtserial", "tty", "FIFO" };
+
+    return name[channel];
+}
+
+void world_channel(Channel channel)
+{
+    static const VPChannelKind kind[] = {
+        VP_CHN_SOCKET, VP_CHN_VIRTSERIAL, VP_CHN_TTY, VP_CHN_VIRTSERIAL,
+    };
+
+    world.kind[1] = kind[channel];
+    world.fifo = channel == SIM_FIFO;
+}
+
+/* is_port() - is an end a virtio-serial port, and no pair of FIFOs? */
+static bool is_port(int end)
+{
+    return world.kind[end] == VP_CHN_VIRTSERIAL && !world.fifo;
 }
 
 /* ---- making and ending wires -------------------------------------------- */
@@ -169,6 +193,17 @@ int wire_open(Machine *m)
     m->files[fd].end = end;
     m->files[fd].serial = w->serial[end];
     return fd;
+}
+
+int wire_pair(Machine *m, int fd)
+{
+    File *f = &m->files[fd];
+    int wfd = machine_open(m, FILE_WIRE, f->index);
+
+    m->files[wfd] = *f;
+    m->files[wfd].only = VP_WRITE;
+    f->only = VP_READ;
+    return wfd;
 }
 
 int wire_accept(Machine *m)
@@ -314,12 +349,13 @@ ssize_t wire_read(const File *f, void *data, size_t len)
     Lane *l;
     int err;
 
+    SIM_ASSERT(f->only != VP_WRITE);
     if (w == NULL) {
         return -ECONNRESET;
     }
     l = &w->lane[!f->end];
     if (l->in.len > 0) {
-        if (world.kind[f->end] == VP_CHN_VIRTSERIAL) {
+        if (is_port(f->end)) {
             len = len < VIRTIO_READ_MAX ? len : VIRTIO_READ_MAX;
         } else if (world.kind[f->end] == VP_CHN_TTY) {
             uint32_t most = 1 + rnd(TTY_READ_MAX);
@@ -358,12 +394,16 @@ ssize_t wire_write(const File *f, const void *data, size_t len)
     Lane *l;
     int err;
 
+    SIM_ASSERT(f->only != VP_READ);
     if (w == NULL) {
         return -EPIPE;
     }
     l = &w->lane[f->end];
-    if (world.kind[f->end] == VP_CHN_VIRTSERIAL) {
+    if (is_port(f->end)) {
         return virtserial_write(w, l, data, len);
+    }
+    if (world.kind[f->end] == VP_CHN_VIRTSERIAL && !w->there) {
+        return -EPIPE;
     }
     err = w->err[f->end];
     w->err[f->end] = 0;
@@ -413,6 +453,9 @@ bool wire_writable(const File *f)
     l = &w->lane[f->end];
     switch (world.kind[f->end]) {
     case VP_CHN_VIRTSERIAL:
+        if (world.fifo) {
+            return !w->there || buf_room(&l->out) > 0;
+        }
         return w->there && l->rec_count < VIRTIO_ENTRIES &&
                buf_room(&l->out) >= VIRTIO_WRITE_MAX;
     case VP_CHN_TTY:
@@ -455,6 +498,11 @@ static uint32_t lane_take(Lane *l, int d, uint8_t *data, uint32_t len)
     uint32_t left;
 
     len = buf_get(&l->out, data, len);
+    for (uint32_t i = 0; world.taken[d] != NULL && i < len; i++) {
+        SIM_ASSERT(world.offset[d] + i < SIM_TAKEN);
+        world.taken[d][world.offset[d] + i] = world.turns;
+    }
+    world.turns++;
     world.offset[d] += len;
     history_add(&world.history[d], data, len);
     for (left = len; l->rec_count > 0; ) {
@@ -481,6 +529,12 @@ static void buf_send(Lane *l, const Buf *b, uint32_t at, uint32_t len)
     len = len < sizeof(data) ? len : sizeof(data);
     buf_get(&copy, NULL, at);
     lane_send(l, data, buf_get(&copy, data, len));
+}
+
+/* damage_len() - bytes of a damage without plan */
+static uint32_t damage_len(void)
+{
+    return rnd_log(1, world.damage_max);
 }
 
 /* lane_damage() - true: the wires are not what they were */
@@ -524,6 +578,9 @@ static bool lane_damage(Lane *l, int d, Damage damage, uint32_t arg)
     case STALL:
         l->stalled_until = world.now + arg * MS;
         return false;
+    case STANDSTILL:
+        world.standstill_until = world.now + arg * MS;
+        return false;
     default:
         world_damage(damage, arg);
         return true;
@@ -543,6 +600,7 @@ static Damage random_damage(uint32_t *arg)
         *arg = rnd(CUT_KINDS);
         break;
     case STALL:
+    case STANDSTILL:
     case OUTAGE:
         *arg = rnd_log(1, 100000);
         break;
@@ -550,6 +608,7 @@ static Damage random_damage(uint32_t *arg)
         *arg = rnd(16);
         break;
     case PAUSE:
+    case STOP:
         *arg = rnd(2) + 2 * rnd_log(1, 100000);
         break;
     case SNAPSHOT:
@@ -557,13 +616,13 @@ static Damage random_damage(uint32_t *arg)
         *arg = rnd(2);
         break;
     case OLD:
-        *arg = rnd_log(1, 4096) | rnd(4096) << 16;
+        *arg = damage_len() | rnd(4096) << 16;
         break;
     case FLIP:
         *arg = rnd(8);
         break;
     default:
-        *arg = rnd_log(1, 4096);
+        *arg = damage_len();
         break;
     }
     return damage;
@@ -613,6 +672,7 @@ static uint64_t lane_can_take(const Lane *l)
         return NEVER;
     }
     at = l->busy_until > at ? l->busy_until : at;
+    at = world.standstill_until > at ? world.standstill_until : at;
     return l->stalled_until > at ? l->stalled_until : at;
 }
 

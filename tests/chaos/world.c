@@ -51,10 +51,12 @@ static void machine_attach(Machine *m, int fd)
 {
     VPChannelKind kind = world.kind[m->index];
 
+    int wfd = world.fifo && m->index == 1 ? wire_pair(m, fd) : fd;
+
     m->channel = fd;
     m->down_before += machine_now(m) - m->down_since;
     m->reopen_at = NEVER;
-    SIM_ASSERT(vp_attach(m->drv, fd, fd, kind, kind == VP_CHN_SOCKET
+    SIM_ASSERT(vp_attach(m->drv, fd, wfd, kind, kind == VP_CHN_SOCKET
                          ? VP_CONNECTED : VP_OPENED) == 0);
 }
 
@@ -109,7 +111,8 @@ static void machine_start(int index)
     m->alive = true;
     m->poked = true;
     m->channel = -1;
-    m->rng = rng();
+    m->rng = rng() ^ mix(world.life);
+    m->draws = 0;
     m->pid = (int)rnd(30000);
     m->reopen_wait = RETRY_MIN;
     m->down_since = machine_now(m);
@@ -274,6 +277,9 @@ static void throw_back(int index)
     memcpy(before, m->files, sizeof(before));
     memcpy(m, world.snapshot[index],
            ((Machine *)world.snapshot[index])->used);
+    if (m->stopped_at != 0 && m->paused_until > world.snapshot_at[index]) {
+        m->paused_until += world.now - world.snapshot_at[index];
+    }
     m->skew += world.now - world.snapshot_at[index];
     m->poked = true;
     for (int fd = 0; fd < SIM_FDS; fd++) {
@@ -319,8 +325,17 @@ void world_damage(Damage damage, uint32_t arg)
         }
         break;
     case PAUSE:
+        if (machine_stopped(m)) {
+            break;
+        }
+        m->stopped_at = 0;
         m->paused_until = world.now + (arg >> 1) * MS;
         sim_note("machine %c pauses for %u ms", 'A' + m->index, arg >> 1);
+        break;
+    case STOP:
+        machine_stop(m, (arg >> 1) * MS);
+        sim_note("machine %c stands still for %u ms", 'A' + m->index,
+                 arg >> 1);
         break;
     case THROW_BACK:
         if (world.snapshot_at[arg & 1] != 0) {
@@ -353,6 +368,7 @@ void world_init(uint64_t seed)
         .max_half_open = 1000,
         .max_opens = 100000,
     };
+    world.damage_max = 4096;
     world.restart_max = SECOND;
     world.restart_at[0] = world.restart_at[1] = world.now;
     world.mix = (Mix){ .total_max = 10000, .chunk_max = 4096 };
@@ -430,7 +446,8 @@ static uint64_t world_next(const Machine *m)
     for (int i = 0; i < 2; i++) {
         at = machine[i] != m ? machine_due(machine[i]) : NEVER;
         next = at < next ? at : next;
-        at = apps_next(machine[i]);
+        at = machine_stopped(machine[i]) ? machine[i]->paused_until
+             : apps_next(machine[i]);
         next = at < next ? at : next;
         at = socks_next(machine[i]);
         next = at < next ? at : next;
@@ -455,8 +472,8 @@ bool world_step(void)
     moved = wires_run();
     moved |= world_events();
     moved |= world_open();
-    moved |= apps_run(first);
-    moved |= apps_run(second);
+    moved |= !machine_stopped(first) && apps_run(first);
+    moved |= !machine_stopped(second) && apps_run(second);
     moved |= machine_run(first);
     moved |= machine_run(second);
     for (int i = 0; i < 2; i++) {
