@@ -28,24 +28,11 @@ Side sides[SIM_SIDES];
 
 /* ---- bytes -------------------------------------------------------------- */
 
-/* branch_word() - the eight bytes around @pos, the first one lowest */
-static uint64_t branch_word(int number, const Branch *b, int segment,
-                            uint64_t pos)
-{
-    uint64_t key;
-
-    if (pos < HEAD_LEN) {
-        return mix((uint64_t)number) << 32 | (unsigned)number;
-    }
-    key = mix((uint64_t)number << 32 | b->segment[segment].salt);
-    return mix(key + pos / 8);
-}
-
 static void branch_fill(int number, const Branch *b, uint64_t pos,
                         uint8_t *data, size_t len)
 {
-    uint64_t end = pos + len;
-    int segment = 0;
+    uint64_t end = pos + len, key = 0;
+    int segment = -1;
 
     while (pos < end) {
         uint64_t word, to = (pos | 7) + 1;
@@ -53,12 +40,15 @@ static void branch_fill(int number, const Branch *b, uint64_t pos,
         while (segment + 1 < b->nsegments &&
                b->segment[segment + 1].from <= pos) {
             segment++;
+            key = mix((uint64_t)number << 32 | b->segment[segment].salt);
         }
         if (segment + 1 < b->nsegments && b->segment[segment + 1].from < to) {
             to = b->segment[segment + 1].from;
         }
         to = to < end ? to : end;
-        word = branch_word(number, b, segment, pos) >> 8 * (pos % 8);
+        word = pos >= HEAD_LEN ? mix(key + pos / 8)
+               : mix((uint64_t)number) << 32 | (unsigned)number;
+        word >>= 8 * (pos % 8);
         for (; pos < to; pos++) {
             *data++ = (uint8_t)word;
             word >>= 8;
@@ -95,6 +85,7 @@ static Branch *branch_of(const App *a)
 static void app_plan(Machine *m, App *a, bool client)
 {
     Mix *mix_ = &world.mix;
+    uint32_t most = mix_->total_min + mix_->total_max;
     uint64_t now = machine_now(m);
 
     a->total = chance(mix_->empty) ? 0
@@ -102,7 +93,7 @@ static void app_plan(Machine *m, App *a, bool client)
     a->wchunk = mix_->chunk_min + rnd_log(1, mix_->chunk_max) +
                 (uint32_t)a->total / ACTIONS_MAX;
     a->rchunk = mix_->chunk_min + rnd_log(1, mix_->chunk_max) +
-                mix_->total_max / ACTIONS_MAX;
+                most / ACTIONS_MAX;
     if (chance(500)) {
         a->wpause = rnd(mix_->pause_max);
         if (a->wpause > BUSY_MAX / (1 + a->total / a->wchunk)) {
@@ -111,8 +102,8 @@ static void app_plan(Machine *m, App *a, bool client)
     }
     if (chance(300)) {
         a->rpause = rnd(mix_->pause_max);
-        if (a->rpause > BUSY_MAX / (1 + mix_->total_max / a->rchunk)) {
-            a->rpause = BUSY_MAX / (1 + mix_->total_max / a->rchunk);
+        if (a->rpause > BUSY_MAX / (1 + most / a->rchunk)) {
+            a->rpause = BUSY_MAX / (1 + most / a->rchunk);
         }
     }
     a->write_at = now + (chance(200) ? rnd(mix_->pause_max) : 0);
