@@ -301,6 +301,73 @@ START_TEST(key_files)
 }
 END_TEST
 
+/* key_fill() - a text of so many bytes, good until the next */
+static char *key_fill(int len, const char *end)
+{
+    static char text[VP_PKT_HDR_LEN + sizeof(((VPKey *)NULL)->bytes)];
+
+    memset(text, 'k', (size_t)len);
+    snprintf(text + len, sizeof(text) - (size_t)len, "%s", end);
+    return text;
+}
+
+/* How many bytes a key may have, which a newline at its end isn't one of */
+static const struct {
+    int len;
+    const char *end;
+    const char *says;       /* NULL: it is a key */
+} lengths[] = {
+    { 15, "", "at least 16" },
+    { 15, "\n", "at least 16" },
+    { 16, "", NULL },
+    { 16, "\n", NULL },
+    { 1023, "", NULL },
+    { 1023, "\n", NULL },
+    { 1023, "\r\n", NULL },
+    { 1024, "", "longer" },
+    { 1024, "\n", "longer" },
+};
+
+START_TEST(key_lengths)
+{
+    static Rogue r;
+    char where[PATH_LEN];
+    Daemon *d;
+
+    file_path(where, "channel");
+    d = daemon_start("host", "-c unix-listen:%s:- -k %s", where,
+                     key_file(key_fill(lengths[_i].len, lengths[_i].end),
+                              0600));
+    if (lengths[_i].says != NULL) {
+        ck_assert_int_eq(daemon_exit(d), 2);
+        ck_assert(daemon_saw(d, "--key"));
+        ck_assert(daemon_saw(d, lengths[_i].says));
+        return;
+    }
+    daemon_wait(d, "listening");
+    rogue_new(&r, where);
+    key_set(&r, key_fill(lengths[_i].len, ""));
+    ck_assert(rogue_shake(&r, WAIT_MS));
+    rogue_hang_up(&r);
+}
+END_TEST
+
+/* Who owns the key file could put another key into it. */
+START_TEST(key_file_owner)
+{
+    const char *path = key_file(secret, 0600);
+    Daemon *d;
+
+    if (geteuid() != 0) {
+        return; /* only root can give a file away */
+    }
+    ck_assert_int_eq(chown(path, 65534, 65534), 0);
+    d = daemon_start("host", "-c unix-listen:%s/c:- -k %s", vp_dir, path);
+    ck_assert_int_eq(daemon_exit(d), 2);
+    ck_assert(daemon_saw(d, "--key .*belongs to another user"));
+}
+END_TEST
+
 START_TEST(key_file_missing)
 {
     static const char *const path[] = { "/nonexistent/key", "/", "/dev/zero" };
@@ -394,6 +461,9 @@ int main(void)
     HARNESS_ADD(suite, reflection, 1);
     HARNESS_ADD(suite, replay, 1);
     HARNESS_ADD(suite, key_files, (int)(sizeof(files) / sizeof(files[0])));
+    HARNESS_ADD(suite, key_lengths,
+                (int)(sizeof(lengths) / sizeof(lengths[0])));
+    HARNESS_ADD(suite, key_file_owner, 1);
     HARNESS_ADD(suite, key_file_missing, 3);
     HARNESS_ADD(suite, key_warning, 3);
     HARNESS_ADD(suite, limit, (int)(sizeof(limits) / sizeof(limits[0])));
