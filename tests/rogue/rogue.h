@@ -14,6 +14,14 @@
 
 #define ROGUE_OUT 65536
 
+/* What it heard of one connection of its own */
+typedef struct RogueConn {
+    uint32_t id;
+    bool ack, close, reset, refused;
+    uint64_t credit;        /* of the last WINDOW or CONNECT_ACK */
+    unsigned long windows;  /* WINDOWs so far */
+} RogueConn;
+
 typedef struct Rogue {
     const char *where;      /* the channel's address */
     int fd;                 /* -1: not connected */
@@ -23,10 +31,13 @@ typedef struct Rogue {
     uint16_t flags;         /* of its HELLOs */
     uint64_t token;
     VPHello heard;          /* the daemon's last HELLO */
+    unsigned long hellos;   /* that it has heard */
     VPHello said;           /* limits are taken from here */
     uint64_t tx_key, rx_key;
     uint32_t next, expect, ack;
     unsigned long refused;  /* CONNECT_REFUSED that came */
+    unsigned long acked;    /* CONNECT_ACK */
+    RogueConn conn;         /* set .id, clear the rest */
     unsigned long sessions; /* that it has begun */
     uint8_t out[ROGUE_OUT];
     size_t out_len;
@@ -66,37 +77,58 @@ static inline void rogue_hang_up(Rogue *r)
     r->heard.token = 0;
 }
 
+/* rogue_hear() - a control message, about a connection of its own or not */
+static inline void rogue_hear(Rogue *r)
+{
+    bool about = !(r->pkt.flags & VP_FLAG_CLIENT) && r->pkt.conn == r->conn.id;
+    int msg = r->data[0];
+
+    r->refused += msg == VP_MSG_CONNECT_REFUSED;
+    r->acked += msg == VP_MSG_CONNECT_ACK;
+    if (about) {
+        r->conn.ack |= msg == VP_MSG_CONNECT_ACK;
+        r->conn.refused |= msg == VP_MSG_CONNECT_REFUSED;
+        r->conn.close |= msg == VP_MSG_CLOSE;
+        r->conn.reset |= msg == VP_MSG_RESET;
+        r->conn.windows += msg == VP_MSG_WINDOW;
+        if (msg == VP_MSG_WINDOW || msg == VP_MSG_CONNECT_ACK) {
+            r->conn.credit = get64(r->data + 1);
+        }
+    }
+    if (r->heard_msg != NULL) {
+        r->heard_msg(r);
+    }
+}
+
 /* rogue_parse() - one packet or HELLO; how many bytes it had, 0: none yet */
-static inline size_t rogue_parse(Rogue *r)
+static inline size_t rogue_parse(Rogue *r, const uint8_t *p, size_t len)
 {
     VPHello h;
     VPPacket pkt;
-    int n = wire_get_hello(r->in, r->in_len, &h);
+    int n = wire_get_hello(p, len, &h);
 
     if (n > 0) {
         r->up = r->up && h.token == r->heard.token;
         r->heard = h;
+        r->hellos++;
         return (size_t)n;
     }
-    if (r->in_len < VP_PKT_HDR_LEN) {
+    if (len < VP_PKT_HDR_LEN) {
         return 0;
     }
-    if (!wire_get(r->in, &pkt, r->rx_key)) {
+    if (!wire_get(p, &pkt, r->rx_key)) {
         return n == 0 ? 0 : 1;
     }
-    if (r->in_len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
+    if (len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
         return 0;
     }
     r->ack = pkt.ack;
     if (pkt.type < VP_PKT_HELLO && pkt.seq == r->expect) {
         r->expect++;
         r->pkt = pkt;
-        memcpy(r->data, r->in + VP_PKT_HDR_LEN,
-               MIN(sizeof(r->data), pkt.bytes));
-        r->refused += pkt.type == VP_PKT_CONTROL &&
-                      r->data[0] == VP_MSG_CONNECT_REFUSED;
-        if (pkt.type == VP_PKT_CONTROL && r->heard_msg != NULL) {
-            r->heard_msg(r);
+        memcpy(r->data, p + VP_PKT_HDR_LEN, MIN(sizeof(r->data), pkt.bytes));
+        if (pkt.type == VP_PKT_CONTROL) {
+            rogue_hear(r);
         }
     }
     return VP_PKT_HDR_LEN + (size_t)pkt.bytes;
@@ -116,11 +148,11 @@ static inline bool rogue_read(Rogue *r)
         return false;
     }
     r->in_len += (size_t)n;
-    while ((used = rogue_parse(r)) > 0) {
+    while ((used = rogue_parse(r, r->in + pos, r->in_len - pos)) > 0) {
         pos += used;
-        r->in_len -= used;
-        memmove(r->in, r->in + used, r->in_len);
     }
+    r->in_len -= pos;
+    memmove(r->in, r->in + pos, r->in_len);
     return true;
 }
 
@@ -166,6 +198,21 @@ static inline void rogue_wait(Rogue *r, int ms, const bool *flag)
     }
 }
 
+/* rogue_wait_hello() - read until a HELLO comes, for @ms at most */
+static inline void rogue_wait_hello(Rogue *r, int ms)
+{
+    int64_t end = now_ms() + ms;
+    unsigned long n = r->hellos;
+
+    while (r->fd >= 0 && r->hellos == n && now_ms() < end) {
+        struct pollfd pfd = { .fd = r->fd, .events = POLLIN };
+
+        if (poll(&pfd, 1, 5) > 0) {
+            rogue_read(r);
+        }
+    }
+}
+
 /* rogue_hello() - queue one; what it says is in @h but for token and echo */
 static inline void rogue_hello(Rogue *r, VPHello h)
 {
@@ -185,7 +232,6 @@ static inline bool rogue_shake(Rogue *r, int ms)
 {
     int64_t end = now_ms() + ms;
     bool unread = r->unread;
-    uint64_t heard = r->heard.token;
 
     r->up = false;
     r->unread = false;
@@ -198,8 +244,7 @@ static inline bool rogue_shake(Rogue *r, int ms)
         r->out_len = 0;
         rogue_hello(r, r->said);
         rogue_flush(r, ms);
-        rogue_wait(r, heard == r->heard.token ? 50 : 5, NULL);
-        heard = r->heard.token;
+        rogue_wait_hello(r, 50);
         if (r->fd >= 0 && r->heard.echo == r->token &&
             (r->heard.flags & VP_HELLO_UP)) {
             const VPKey *key = r->key.len > 0 ? &r->key : NULL;
@@ -258,6 +303,13 @@ static inline void rogue_init(Rogue *r, uint32_t conn, const char *service,
     rogue_put(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg, 10u + msg[9]);
 }
 
+static inline void rogue_reset(Rogue *r, uint32_t conn, int reason)
+{
+    uint8_t buf[2] = { VP_MSG_RESET, (uint8_t)reason };
+
+    rogue_put(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, buf, sizeof(buf));
+}
+
 /* rogue_msg() - CLOSE, RESET, CONNECT_REFUSED */
 static inline void rogue_msg(Rogue *r, uint32_t conn, int msg)
 {
@@ -275,6 +327,50 @@ static inline void rogue_credit(Rogue *r, uint32_t conn, int msg,
 
     put64(buf + 1, count);
     rogue_put(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, buf, sizeof(buf));
+}
+
+/*
+ * rogue_settle() - until the daemon has taken all that was sent
+ *
+ * False if it said a new HELLO or hung up instead, or nothing for @ms.
+ */
+static inline bool rogue_settle(Rogue *r, int ms)
+{
+    int64_t end = now_ms() + ms;
+
+    /* something that is counted, about a connection that never was */
+    rogue_credit(r, UINT32_MAX / 2, VP_MSG_WINDOW, 0);
+    do {
+        rogue_put(r, VP_PKT_PING, 0, 0, NULL, 0);
+        rogue_flush(r, ms);
+        rogue_wait(r, 2, NULL);
+    } while (r->up && r->ack != r->next && now_ms() < end);
+    return r->up && r->ack == r->next;
+}
+
+/*
+ * rogue_fill() - open @id, whose target doesn't read, and use all its credit
+ *
+ * Until it grants no more, so that bytes wait in the daemon.
+ */
+static inline void rogue_fill(Rogue *r, uint32_t conn, const char *service)
+{
+    static const uint8_t data[VP_WINDOW_INIT / 2];
+    uint64_t sent = 0;
+
+    r->conn = (RogueConn){ .id = conn, .credit = r->heard.window };
+    rogue_init(r, conn, service, 1 << 20);
+    for (int idle = 0, i = 0; r->up && idle < 3 && i < 1000; i++) {
+        uint64_t len = MIN(sizeof(data), r->conn.credit - sent);
+
+        idle = len > 0 ? 0 : idle + 1;
+        if (len > 0) {
+            rogue_put(r, VP_PKT_CLIENT, VP_FLAG_ACK_NOW, conn, data,
+                      (size_t)len);
+        }
+        sent += len;
+        rogue_settle(r, 1000);
+    }
 }
 
 #endif

@@ -277,6 +277,97 @@ START_TEST(replay)
 }
 END_TEST
 
+/*
+ * Who has seen the handshake knows which session there is, but has no key,
+ * or isn't where that was.  So whatever he says first on a connection of his
+ * own, the peer that is there stays.
+ */
+static const struct {
+    bool key;
+    uint16_t flags;
+    bool proved;            /* with the key, but over an old token */
+} onlookers[] = {
+    { true, 0, false },
+    { true, VP_HELLO_BYE, false },
+    { true, VP_HELLO_KEYED, false },
+    { true, VP_HELLO_KEYED, true },
+    { true, VP_HELLO_KEYED | VP_HELLO_BYE, true },
+    { false, 0, false },
+    { false, VP_HELLO_BYE, false },
+};
+
+START_TEST(onlooker)
+{
+    static Rogue r, other;
+    char where[PATH_LEN], option[TEXT_LEN] = "";
+    Daemon *d;
+
+    if (onlookers[_i].key) {
+        text_format(option, sizeof(option), "-k %s",
+                    key_file(secret, 0600));
+    }
+    file_path(where, "channel");
+    d = daemon_start("host", "-c unix-listen:%s:- -o out:127.0.0.1:0 %s",
+                     where, option);
+    daemon_wait(d, "out: listening");
+    rogue_new(&r, where);
+    if (onlookers[_i].key) {
+        key_set(&r, secret);
+    }
+    ck_assert(rogue_shake(&r, WAIT_MS) && rogue_settle(&r, WAIT_MS));
+    rogue_new(&other, where);
+    other.fd = dial(where, false);
+    if (onlookers[_i].proved) {
+        other.key = r.key;
+    }
+    other.flags = onlookers[_i].flags;
+    other.token = random64();
+    other.heard.token = r.heard.token;
+    other.said.my_epoch = r.token;
+    other.said.peer_epoch = r.heard.token;
+    rogue_hello(&other, other.said);
+    ck_assert(rogue_flush(&other, WAIT_MS));
+    rogue_wait(&other, 200, NULL);
+    rogue_wait(&r, 20, NULL);
+    ck_assert(r.up && rogue_settle(&r, WAIT_MS));
+    rogue_hang_up(&other);
+    ck_assert(rogue_settle(&r, WAIT_MS));
+    ck_assert(!daemon_saw(d, "session ended|ends the session"));
+    rogue_hang_up(&r);
+}
+END_TEST
+
+/* The peer itself may come anew, before the daemon has seen it leave. */
+START_TEST(takes_over)
+{
+    static Rogue r, again;
+    char where[PATH_LEN], option[TEXT_LEN] = "";
+    Daemon *d;
+
+    if (_i == 1) {
+        text_format(option, sizeof(option), "-k %s",
+                    key_file(secret, 0600));
+    }
+    file_path(where, "channel");
+    d = daemon_start("host", "-c unix-listen:%s:- -o out:127.0.0.1:0 %s",
+                     where, option);
+    daemon_wait(d, "out: listening");
+    rogue_new(&r, where);
+    rogue_new(&again, where);
+    if (_i == 1) {
+        key_set(&r, secret);
+        key_set(&again, secret);
+    }
+    ck_assert(rogue_shake(&r, WAIT_MS) && rogue_settle(&r, WAIT_MS));
+    again.said.my_epoch = r.token;
+    again.said.peer_epoch = r.heard.token;
+    ck_assert(rogue_shake(&again, WAIT_MS) && rogue_settle(&again, WAIT_MS));
+    rogue_wait(&r, 500, NULL);
+    ck_assert_int_lt(r.fd, 0);
+    rogue_hang_up(&again);
+}
+END_TEST
+
 static const struct {
     const char *text;
     mode_t mode;
@@ -460,6 +551,9 @@ int main(void)
     HARNESS_ADD(suite, handshake, (int)(sizeof(keys) / sizeof(keys[0])));
     HARNESS_ADD(suite, reflection, 1);
     HARNESS_ADD(suite, replay, 1);
+    HARNESS_ADD(suite, onlooker,
+                (int)(sizeof(onlookers) / sizeof(onlookers[0])));
+    HARNESS_ADD(suite, takes_over, 2);
     HARNESS_ADD(suite, key_files, (int)(sizeof(files) / sizeof(files[0])));
     HARNESS_ADD(suite, key_lengths,
                 (int)(sizeof(lengths) / sizeof(lengths[0])));
