@@ -204,6 +204,17 @@ static ssize_t box_writev(int fd, const struct iovec *iov, int n)
     return box.err != 0 ? -1 : writev(fd, &part, 1);
 }
 
+/* box_small() - so that a socket takes little if that is wanted */
+static int box_small(int fd)
+{
+    int least = 1;
+
+    if (fd >= 0 && box.small) {
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &least, sizeof(least));
+    }
+    return fd;
+}
+
 #define box_call(call, real) (box_fails(call) ? -1 : real)
 
 #define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
@@ -218,8 +229,9 @@ static ssize_t box_writev(int fd, const struct iovec *iov, int n)
 #define readv(fd, iov, n) box_readv(fd, iov, n)
 #define writev(fd, iov, n) box_writev(fd, iov, n)
 #define socket(family, type, protocol) \
-    box_call(CALL_SOCKET, socket(family, type, protocol))
-#define accept(fd, addr, len) box_call(CALL_ACCEPT, accept(fd, addr, len))
+    box_call(CALL_SOCKET, box_small(socket(family, type, protocol)))
+#define accept(fd, addr, len) \
+    box_call(CALL_ACCEPT, box_small(accept(fd, addr, len)))
 #define connect(fd, addr, len) box_call(CALL_CONNECT, connect(fd, addr, len))
 #define fcntl(...) box_call(CALL_FCNTL, fcntl(__VA_ARGS__))
 
@@ -254,10 +266,12 @@ void box_run(VPLoop *loop, uint64_t us)
 #define APPS 12
 #define SERVICES 4
 #define MAX_CONNS 8
+#define HELD 262144
 
 typedef struct Rig {
     VPLoop *loop;
     VPDriver *drv;
+    VPDriver *other;    /* a second one, which does nothing; or NULL */
     VPConfig config;
     Input in;
     int rd, wr;         /* our end of the channel; -1: closed */
@@ -267,6 +281,10 @@ typedef struct Rig {
     int oforward_fd;
     int apps[APPS];     /* clients and targets; -1: none */
     unsigned next_app;
+    unsigned holding;   /* what the peer says is held for so many ops more */
+    uint8_t held[HELD];
+    size_t held_len;
+    uint32_t held_seqs; /* sequence numbers in it */
 } Rig;
 
 static const char *const services[SERVICES] = { "unix", "full", "tcp", "gone" };
@@ -424,6 +442,9 @@ static void rig_new(Rig *r, const uint8_t *data, size_t len)
 static void rig_free(Rig *r)
 {
     box.calls = 0;
+    if (r->other != NULL) {
+        vp_free(r->other);
+    }
     vp_free(r->drv);
     fuzz_require(r->loop->nfds == 0 && r->loop->nwatched == 0);
     fuzz_require(r->loop->timers == NULL);
@@ -448,7 +469,7 @@ static void rig_free(Rig *r)
 static void rig_check(Rig *r)
 {
     const VPDriver *drv = r->drv;
-    size_t n = 0, announced = 0, open = 0, connecting = 0;
+    size_t n = 0, announced = 0, open = 0, connecting = 0, fds = 0;
     uint32_t grown = 0;
     VPChannelInfo info;
 
@@ -461,6 +482,8 @@ static void rig_check(Rig *r)
         announced += c->client && c->announced;
         open += !c->client && !c->gone;
         connecting += node_linked(&c->wait);
+        fds += c->fd >= 0;
+        fuzz_require(!c->gone || c->fd < 0);
         grown += c->window - VP_WINDOW_INIT;
         fuzz_require(c->buf_len <= c->window && c->buf_cap <= c->window);
         fuzz_require(c->rx_count - c->rx_taken <= c->window || c->gone);
@@ -468,6 +491,12 @@ static void rig_check(Rig *r)
     }
     fuzz_require(n == drv->nconns && connecting == drv->nconnecting);
     fuzz_require(announced == drv->nannounced && open == drv->nopen);
+    /* of the peer's, as many as may be and as many again that are over */
+    fuzz_require(drv->nopen <= MAX_CONNS &&
+                 drv->nconns - drv->nclients <= 2 * MAX_CONNS);
+    fds += (size_t)(drv->link.rfd >= 0) + (drv->candidate.fd >= 0) +
+           (drv->link.wfd != drv->link.rfd) + node_linked(&drv->oforwards);
+    fuzz_require(fds == r->loop->nwatched);
     fuzz_require(grown == drv->window_grown && grown <= VP_WINDOW_BUDGET);
     fuzz_require(drv->link.store.bytes <= VP_STORE_LEN);
     vp_channel_info(drv, &info);
@@ -495,6 +524,12 @@ static void peer_write(Rig *r, const void *data, size_t len)
 {
     const uint8_t *p = data;
 
+    if (r->holding > 0 && len <= sizeof(r->held) - r->held_len) {
+        memcpy(r->held + r->held_len, data, len);
+        r->held_len += len;
+        return;
+    }
+
     for (int i = 0; i < 64 && len > 0 && r->wr >= 0; i++) {
         ssize_t n = write(r->wr, p, len);
 
@@ -502,6 +537,14 @@ static void peer_write(Rig *r, const void *data, size_t len)
         len -= n > 0 ? (size_t)n : 0;
         box_run(r->loop, 0);
     }
+}
+
+/* peer_release() - write what was held, in one go if the channel takes it */
+static void peer_release(Rig *r)
+{
+    r->holding = 0;
+    peer_write(r, r->held, r->held_len);
+    r->held_len = r->held_seqs = 0;
 }
 
 /*
@@ -528,7 +571,7 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
         .flags = (uint8_t)flags,
         .bytes = (uint16_t)len,
         .conn = id,
-        .seq = l->rx_expect + !!(wrong & WRONG_SEQ),
+        .seq = l->rx_expect + r->held_seqs + !!(wrong & WRONG_SEQ),
         .ack = wrong & WRONG_ACK ? l->store.next + 1
                : wrong & OLD_ACK ? l->store.base : l->store.unsent,
         .data_check = wire_sum(data, len) + !!(wrong & WRONG_DATA),
@@ -545,6 +588,7 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
         memcpy(buf + VP_PKT_HDR_LEN, data, len);
     }
     wire_put(buf, &pkt, l->rx_key + !!(wrong & WRONG_CHECK));
+    r->held_seqs += r->holding > 0 && type < VP_PKT_HELLO;
     peer_write(r, buf, total);
 }
 
@@ -592,6 +636,7 @@ static void peer_shake(Rig *r, bool fresh)
 {
     uint64_t token = peer_token(r);
 
+    peer_release(r);
     rig_plug(r, 0);
     if (r->drv->link.penalty_until > r->loop->now) {
         box_run(r->loop, VP_PENALTY_US + 1);
@@ -914,20 +959,26 @@ static void do_offer(Rig *r)
 {
     uint8_t how = in8(&r->in), buf[VP_PKT_HDR_LEN + VP_HELLO_LEN] = { how };
     int fds[2];
-    Rig other = { .loop = r->loop, .rd = -1, .wr = -1 };
+    static Rig other; /* it has no more than a channel */
     VPHello h = hello_true(r, peer_token(r));
 
+    other.loop = r->loop;
+    other.rd = other.wr = -1;
     channel_new(&other, false, fds);
     vp_offer(r->drv, fds[0]);
+    h.echo = how & 32 ? h.echo : r->drv->candidate.token;
     if (how & 1) {
         h.my_epoch = 0;
     }
     if (how & 2) {
         h.version++;
     }
-    wire_put_hello(buf, &h, NULL);
+    wire_put_hello(buf, &h, r->config.key.len > 0 ? &r->config.key : NULL);
     buf[3] ^= !!(how & 4);
     peer_write(&other, buf, how & 8 ? how / 2u : sizeof(buf));
+    if (how & 64) { /* the present peer has time to answer, or not to */
+        box_run(r->loop, 4 * SECOND);
+    }
     if (how & 16) {
         rig_unplug(r);
         r->rd = r->wr = other.rd;
@@ -1020,21 +1071,47 @@ static void do_deaf(Rig *r)
     r->deaf = !r->deaf;
 }
 
+static void do_small(Rig *r)
+{
+    (void)r;
+    box.small = !box.small;
+}
+
+/* do_hold() - what the peer says in the next ops comes all at once */
+static void do_hold(Rig *r)
+{
+    r->holding = 1 + in8(&r->in) % 64;
+}
+
+/* do_other() - beside another channel a peer gets less done in a pass */
+static void do_other(Rig *r)
+{
+    if (r->other == NULL) {
+        r->other = vp_new(r->loop, 4, &r->config, rig_lost, NULL);
+    } else {
+        vp_free(r->other);
+        r->other = NULL;
+    }
+}
+
 static void (*const ops[])(Rig *) = {
     do_open, do_data, do_control, do_packet, do_client, do_accept,
     do_app_write, do_app_read, do_app_end, do_time, do_shake, do_hello,
     do_deaf, do_channel, do_fail, do_settings, do_offer, do_raw, do_info,
-    do_pump,
+    do_pump, do_small, do_hold, do_other,
 };
 
 void fuzz_engine(const uint8_t *data, size_t len)
 {
-    Rig r;
+    static Rig r;
 
     rig_new(&r, data, len);
     peer_shake(&r, true);
     for (int i = 0; i < 100 && r.in.left > 0; i++) {
         ops[in8(&r.in) % (sizeof(ops) / sizeof(ops[0]))](&r);
+        if (r.holding > 0 && --r.holding == 0) {
+            peer_release(&r);
+        }
         box_run(r.loop, 0);
         peer_read(&r);
         rig_check(&r);

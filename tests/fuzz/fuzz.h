@@ -89,6 +89,7 @@ typedef struct Box {
     unsigned after;
     unsigned fails;
     int err;
+    bool small;         /* sockets take as little as the kernel allows */
     size_t allocated;   /* bytes, of the engine */
     size_t blocks;
 } Box;
