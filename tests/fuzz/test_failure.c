@@ -26,7 +26,7 @@
 
 #define STEP_US 3000
 #define STEPS 3000              /* against hanging: 9 s of the box's time */
-#define CLIENTS_MAX 40
+#define CLIENTS_MAX 70          /* more than a hash table has room for */
 
 typedef struct Client {
     int fd;                     /* -1: ended */
@@ -287,34 +287,46 @@ static void pair_run(Pair *p)
     }
 }
 
-/*
- * run() - the n-th call of a kind fails; false: there is no n-th one
- * @clients:  at once
- * @times:  so many clients come, one after the other, if need be
- */
-static bool run(unsigned call, int err, unsigned n, int clients, int times)
+/* arm() - the n-th call of a kind fails from here on */
+static void arm(unsigned call, int err, unsigned n)
 {
-    static Pair p;
-    bool failed = false;
-
-    pair_new(&p);
     box.calls = call;
     box.err = err;
     box.after = n;
     box.fails = 1;
-    for (int t = 0; t < times && !failed; t++) {
-        p.n = 0;
-        for (int i = 0; i < clients; i++) {
-            client_add(&p, i % 3 == 0 ? 40000 : i % 3 == 1 ? 700 : 0);
-        }
-        pair_run(&p);
-        failed = box.fails == 0;
+}
+
+/* serve() - so many clients at once; true if a call has failed meanwhile */
+static bool serve(Pair *p, int clients)
+{
+    p->n = 0;
+    for (int i = 0; i < clients; i++) {
+        client_add(p, i % 3 == 0 ? 40000 : i % 3 == 1 ? 700 : 0);
     }
+    pair_run(p);
+    return box.fails == 0;
+}
+
+/* all_works() - as if nothing had been */
+static void all_works(Pair *p)
+{
     box.calls = 0;
-    p.n = 0;
-    client_add(&p, 5000);
-    pair_run(&p);
-    ck_assert_msg(p.clients[0].whole, "after a failure nothing works");
+    p->n = 0;
+    client_add(p, 5000);
+    pair_run(p);
+    ck_assert_msg(p->clients[0].whole, "after a failure nothing works");
+}
+
+/* run() - engines whose n-th call of a kind fails; false: there is none */
+static bool run(unsigned call, int err, unsigned n, int clients)
+{
+    static Pair p;
+    bool failed;
+
+    pair_new(&p);
+    arm(call, err, n);
+    failed = serve(&p, clients);
+    all_works(&p);
     pair_free(&p);
     return failed;
 }
@@ -324,7 +336,7 @@ static void every_nth(unsigned call, int err, int clients, unsigned least)
 {
     unsigned n = 0;
 
-    while (run(call, err, n, clients, 1)) {
+    while (run(call, err, n, clients)) {
         n++;
     }
     ck_assert_uint_ge(n, least);
@@ -333,18 +345,34 @@ static void every_nth(unsigned call, int err, int clients, unsigned least)
 /* Of engines that have just started */
 START_TEST(memory)
 {
-    every_nth(CALL_ALLOC, ENOMEM, 20, 40);
+    every_nth(CALL_ALLOC, ENOMEM, CLIENTS_MAX, 140);
 }
 END_TEST
 
-/* Of engines that have served many; FAILURE_STEP=1 leaves none out. */
+/*
+ * Of engines that have served many: each of the first LATER.  One pair has
+ * every GAP-th of them fail, so that it lives on for long after a failure, and
+ * GAP pairs have them all.
+ */
+#define LATER 2500
+#define GAP 40
+
 START_TEST(memory_later)
 {
-    const char *step = getenv("FAILURE_STEP");
+    static Pair p;
 
-    for (int n = 0; n < 3000; n += step != NULL ? atoi(step) : 277) {
-        ck_assert(run(CALL_ALLOC, ENOMEM, (unsigned)n, CLIENTS_MAX, 100));
+    pair_new(&p);
+    for (int n = _i; n < LATER; n += GAP) {
+        bool failed = false;
+
+        arm(CALL_ALLOC, ENOMEM, n == _i ? (unsigned)_i : GAP - 1);
+        for (int i = 0; i < GAP && !failed; i++) {
+            failed = serve(&p, 5);
+        }
+        ck_assert(failed);
+        all_works(&p);
     }
+    pair_free(&p);
 }
 END_TEST
 
@@ -373,19 +401,24 @@ START_TEST(call)
 }
 END_TEST
 
+static void add(Suite *suite, const char *name, const TTest *test, int loops)
+{
+    TCase *tcase = tcase_create(name);
+
+    tcase_set_timeout(tcase, 300);
+    tcase_add_loop_test(tcase, test, 0, loops);
+    suite_add_tcase(suite, tcase);
+}
+
 int main(void)
 {
     Suite *suite = suite_create("failure");
-    TCase *tcase = tcase_create("failure");
     SRunner *runner;
     int failed;
 
-    tcase_set_timeout(tcase, 300);
-    tcase_add_test(tcase, memory);
-    tcase_add_test(tcase, memory_later);
-    tcase_add_loop_test(tcase, call, 0,
-                        (int)(sizeof(calls) / sizeof(calls[0])));
-    suite_add_tcase(suite, tcase);
+    add(suite, "memory", memory, 1);
+    add(suite, "memory_later", memory_later, GAP);
+    add(suite, "call", call, (int)(sizeof(calls) / sizeof(calls[0])));
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
     failed = srunner_ntests_failed(runner);
