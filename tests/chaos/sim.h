@@ -454,8 +454,11 @@ void world_start(void);
 bool world_step(void);
 /* world_run() - until all programs are done; then the engines are looked at */
 void world_run(void);
-/* world_idle() - nothing is going on for that long: so nothing should run */
-void world_idle(uint64_t time);
+/*
+ * world_idle() - nothing is going on for that long: so nothing should run
+ * @after:  what is still on the way by then has arrived
+ */
+void world_idle(uint64_t after, uint64_t time);
 void world_free(void);
 /* world_kill() - @gently: it is told to end */
 void world_kill(int index, bool gently);

@@ -185,7 +185,7 @@ START_TEST(chaos)
     world_start();
     world_run();
     count();
-    world_idle(60 * SECOND);
+    world_idle(STALL_MAX + 10 * SECOND, 60 * SECOND);
     if (getenv("VERBOSE") != NULL) {
         fprintf(stderr, "%s: %.3f s, %llu bytes, %d sides, %u resets, %d "
                 "breaks\n", world.what, (double)world.now / SECOND,

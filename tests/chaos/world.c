@@ -551,13 +551,16 @@ void world_run(void)
     }
 }
 
-void world_idle(uint64_t time)
+void world_idle(uint64_t after, uint64_t time)
 {
-    uint64_t end = world.now + time;
-    unsigned before = machine[0]->passes + machine[1]->passes, passes;
+    uint64_t begin = world.now + after;
+    unsigned before, passes;
 
     world.end_by = NEVER; /* that was for the run */
-    while (world.now < end && world_step()) {
+    while (world.now < begin && world_step()) {
+    }
+    before = machine[0]->passes + machine[1]->passes;
+    while (world.now < begin + time && world_step()) {
     }
     passes = machine[0]->passes + machine[1]->passes - before;
     /* a packet of 32 bytes every 5 s, and its answer, even byte by byte */
