@@ -46,7 +46,8 @@ build/%.o: %.c config.mak
 
 # In a directory of suites every test_*.c is a program, and the other sources
 # are linked into each of them.
-suite_dirs = tests/unit tests/daemon tests/chaos tests/rogue tests/fuzz
+suite_dirs = tests/unit tests/daemon tests/chaos tests/rogue tests/fuzz \
+    tests/calls
 suites =
 define suite_dir
 suites += $$(patsubst %.c,build/%,$$(wildcard $(1)/test_*.c))
