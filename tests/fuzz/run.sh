@@ -6,18 +6,24 @@
 #   FUZZ_SECONDS  for each target (60)
 #   FUZZ_TARGETS  which ones (packet engine text)
 #   FUZZER        libfuzzer, which comes with clang, or afl: AFL++ (libfuzzer)
+#   FUZZ_OUT      directory for all that is made (build/fuzz/FUZZER)
 #
 # All is built with the address and undefined-behaviour sanitizers. Inputs that
-# reach something new stay in build/fuzz for the next run. The first one that
+# reach something new stay there for the next run. The first one that
 # ends a target ends the run, with status 1 and its name: once what it found is
 # mended, it goes to tests/fuzz/crashes/TARGET, and make check replays it.
+#
+# What reaches lines that tests/fuzz/corpus doesn't is added to it by
+#
+#   FUZZ_TARGET=engine build/fuzz/libfuzzer/fuzz -set_cover_merge=1 \
+#       -use_counters=0 tests/fuzz/corpus/engine build/fuzz/libfuzzer/engine
 
 set -eu
 cd "$(dirname "$0")/../.."
 seconds=${FUZZ_SECONDS:-60}
 targets=${FUZZ_TARGETS:-packet engine text}
 fuzzer=${FUZZER:-libfuzzer}
-out=build/fuzz/$fuzzer
+out=${FUZZ_OUT:-build/fuzz/$fuzzer}
 mkdir -p "$out"
 
 case $fuzzer in
