@@ -65,6 +65,8 @@
 #define RETRY_MAX (5 * SECOND)
 #define CONNECT_TIMEOUT (10 * SECOND)
 #define ACCEPT_PAUSE (200 * MS)
+/* Out of descriptors again after so long: that is worth a line. */
+#define STARVED_NEWS (10 * SECOND)
 /* Time for what is queued when the daemon is told to end; for resets. */
 #define FLUSH_TIME (2 * SECOND)
 #define RESET_TIME (500 * MS)
@@ -374,7 +376,7 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
             continue;
         }
         end = at + strcspn(at, ":");
-        if (at[0] == '[') {
+        if (i == 1 && at[0] == '[') {
             end = strchr(at, ']');
             if (end == NULL) {
                 return bad(spec, err, "'[' without ']'");
@@ -559,6 +561,11 @@ static bool spec_same(const Spec *a, const Spec *b)
 /* spec_clash() - why @a can't stand beside @b, or NULL */
 static const char *spec_clash(const Spec *a, const Spec *b)
 {
+    if (a->option == 'c' && b->option == 'c' && a->method == b->method &&
+        (a->method == VIRTSERIAL_OPEN || a->method == ISASERIAL_OPEN) &&
+        strcmp(a->addr, b->addr) == 0) {
+        return "there is a channel with this device already";
+    }
     if (a->option != b->option || a->channel_id != b->channel_id) {
         return NULL;
     }
@@ -1048,12 +1055,24 @@ static bool settings_check(const Settings *s, Error *err)
                      "needed");
 }
 
-/*
- * settings_read() - the command line, then the init file it names
- *
- * Returns false with @err set; with an empty text if getopt_long() has said
- * what is wrong already.
- */
+/* settings_misused() - getopt_long() gave @opt for @word; false */
+static bool settings_misused(int opt, const char *word, Error *err)
+{
+    char letter[3] = { '-', (char)optopt, '\0' };
+    bool is_long = strncmp(word, "--", 2) == 0;
+
+    if (opt == ':') {
+        return error_set(err, "'%.64s': expected a value after it",
+                         is_long ? word : letter);
+    }
+    if (is_long && optopt != 0) {
+        return error_set(err, "'%.64s': expected no value", word);
+    }
+    return error_set(err, "'%.64s': expected an option, see -h",
+                     is_long ? word : letter);
+}
+
+/* settings_read() - the command line, then the init file it names */
 static bool settings_read(Settings *s, int argc, char **argv, Error *err)
 {
     int opt;
@@ -1063,10 +1082,13 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
         s->number[n] = numbers[n].standard;
     }
     s->level = VP_LOG_INFO;
-    err->text[0] = '\0';
     optind = 1;
-    while ((opt = getopt_long(argc, argv, "c:o:i:k:m:l:f:u:C:x:dvqVh",
+    opterr = 0; /* it wouldn't say what is expected */
+    while ((opt = getopt_long(argc, argv, ":c:o:i:k:m:l:f:u:C:x:dvqVh",
                               long_options, NULL)) != -1) {
+        if (opt == ':' || opt == '?') {
+            return settings_misused(opt, argv[optind - 1], err);
+        }
         if (opt == 'V') {
             puts("qemu-vp " VERSION);
             exit(printed());
@@ -1134,8 +1156,17 @@ static int addr_lookup(const char *host, const char *port, int flags,
     }
     for (struct addrinfo *ai = list; ai != NULL && n < MAX_ADDRS;
          ai = ai->ai_next) {
-        addrs[n].len = ai->ai_addrlen;
-        memcpy(&addrs[n++].ss, ai->ai_addr, ai->ai_addrlen);
+        int i = 0;
+
+        /* /etc/hosts may have it twice, which nobody could listen on */
+        while (i < n && (addrs[i].len != ai->ai_addrlen ||
+                         memcmp(&addrs[i].ss, ai->ai_addr, addrs[i].len) != 0)) {
+            i++;
+        }
+        if (i == n) {
+            addrs[n].len = ai->ai_addrlen;
+            memcpy(&addrs[n++].ss, ai->ai_addr, ai->ai_addrlen);
+        }
     }
     freeaddrinfo(list);
     return n;
@@ -1515,7 +1546,7 @@ typedef struct Channel {
     int listeners[MAX_ADDRS];
     int nlisteners;
     VPTimer accept_timer;
-    bool starved;
+    uint64_t starved_at; /* when accept() last found no descriptor; 0: never */
 } Channel;
 
 static Channel *channels;
@@ -1938,19 +1969,20 @@ static void channel_accept(void *opaque, int fd, int events)
 
     (void)events;
     if (peer >= 0) {
-        ch->starved = false;
         if (fcntl(peer, F_SETFL, O_NONBLOCK) < 0) {
             close(peer);
         } else {
             vp_offer(ch->drv, peer);
         }
     } else if (accept_starved(errno)) {
-        if (!ch->starved) {
-            ch->starved = true;
+        uint64_t now = vp_loop_now(loop);
+
+        if (ch->starved_at == 0 || now - ch->starved_at >= STARVED_NEWS) {
             vp_log(VP_LOG_WARN, (int)ch->spec.channel_id,
                    "channel %s: cannot accept: %s",
                    method_name[ch->spec.method], strerror(errno));
         }
+        ch->starved_at = now;
         for (int i = 0; i < ch->nlisteners; i++) {
             vp_watch_set(loop, ch->listeners[i], 0);
         }
@@ -2018,7 +2050,11 @@ static bool channel_inherit(Channel *ch, Error *err)
     const char *wrong = NULL;
     struct stat st;
 
-    if (given < (int)COUNT(inherited) && inherited[given]) {
+    if (given >= (int)COUNT(inherited)) {
+        return error_set(err, "-c '%.128s': only descriptors below %zu can be "
+                         "inherited", ch->spec.text, COUNT(inherited));
+    }
+    if (inherited[given]) {
         fd = standard_dup(given);
         inherited[given] = false;
     }
@@ -3883,11 +3919,7 @@ int main(int argc, char **argv)
     saved_argc = argc;
     saved_argv = argv;
     if (!settings_read(&settings, argc, argv, &err)) {
-        if (err.text[0] != '\0') {
-            fail(2, &err);
-        }
-        fputs("Try 'qemu-vp -h'.\n", stderr);
-        return 2;
+        fail(2, &err);
     }
     if (settings.execute != NULL) {
         return monitor_client(settings.monitor, settings.execute);

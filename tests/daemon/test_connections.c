@@ -438,7 +438,7 @@ static const char *names_file(void)
     char path[PATH_LEN];
     static const char text[] =
         "127.0.0.1 localhost\n::1 three.test\n127.3.3.1 three.test\n"
-        "127.3.3.2 three.test\n";
+        "127.3.3.2 three.test\n127.3.3.1 three.test\n"; /* that one twice */
 
     file_path(path, "hosts");
     file_write(path, text, sizeof(text) - 1);

@@ -458,8 +458,8 @@ static int open_line(const RelayEnd *end)
 START_TEST(line_settings)
 {
     struct termios before, during, after;
+    Daemon *d, *other;
     RelayEnd end;
-    Daemon *d;
     int line;
 
     relay_pty(&end);
@@ -483,6 +483,11 @@ START_TEST(line_settings)
     ck_assert((during.c_cflag & CSIZE) == CS8);
     ck_assert(cfgetospeed(&during) == B9600);
     ck_assert(cfgetispeed(&during) == B9600);
+    daemon_wait(d, "silent: waiting"); /* not even the stale words came */
+    ck_assert_int_eq(daemon_count(d, "not qemu-vp"), 0);
+    other = daemon_start("other", "-c isaserial-open:%s:9600", end.path);
+    daemon_wait(other, "busy: trying again");
+    daemon_stop(other);
 #ifdef TIOCGEXCL
     int exclusive = 0;
 

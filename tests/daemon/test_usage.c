@@ -111,6 +111,10 @@ static const BadOption bad_options[] = {
     { "-o", "http:127.0.0.1:8o", NULL },
     { "-o", "http:[::1:80", NULL },
     { "-o", "http:[::1]80", NULL },
+    { "-o", "http:127.0.0.1:[0]", NULL },
+    { "-o", "http:127.0.0.1:0:[0]", NULL },
+    { "-c", "[unix-connect]:/x:-", NULL },
+    { "-c", "fd:1024:-:3:4", NULL },
     { "-o", "http:127.0.0.1:80:", NULL },
     { "-o", "http:127.0.0.1:80:x", NULL },
     { "-o", "http:127.0.0.1:80:-1", NULL },
@@ -185,6 +189,19 @@ static const BadLine bad_lines[] = {
     { { "-c", CHANNEL ":5", "-i", "http:127.0.0.1:80:0", NULL },
       { "-i", "http:127.0.0.1:80:0" } },
     { { "-c", CHANNEL, "left-over", NULL }, { "left-over", "" } },
+    { { "-c", CHANNEL, "-Z", NULL }, { "'-Z'", "expected an option" } },
+    { { "-c", CHANNEL, "--nosuch", NULL },
+      { "'--nosuch'", "expected an option" } },
+    { { "-c", CHANNEL, "--verbose=1", NULL },
+      { "'--verbose=1'", "expected no value" } },
+    { { "-c", CHANNEL, "--grace", NULL },
+      { "'--grace'", "expected a value" } },
+    { { "-c", "isaserial-open:/dev/ttyS1:-", "-c",
+        "isaserial-open:/dev/ttyS1:9600:1", NULL },
+      { "isaserial-open:/dev/ttyS1:9600:1", "with this device" } },
+    { { "-c", "virtserial-open:/dev/vport1p1:-", "-c",
+        "virtserial-open:/dev/vport1p1:-:1", NULL },
+      { "virtserial-open:/dev/vport1p1:-:1", "with this device" } },
     { { "-c", CHANNEL, "--grace", "5", "--grace", "6", NULL },
       { "--grace", "'6'" } },
     { { "-m", "/x/a", "--monitor=/x/b", NULL }, { "--monitor", "'/x/b'" } },
@@ -202,6 +219,7 @@ static const char *const good_forwards[][2] = {
     { "-o", "a:[::1]:0" },
     { "-o", "a:127.0.0.1:0:0" },
     { "-o", "a-b_c.d/e:127.0.0.1:0" },
+    { "-o", "[x:127.0.0.1:0" },
     { "--oforward", "a:localhost:0" },
     { "-i", ID_32 ":127.0.0.1:80" },
     { "-i", "a:[::1]:80" },
@@ -329,6 +347,7 @@ START_TEST(good_forward)
         daemon_wait(d, "/nonexistent/channel");
     } else {
         sleep_ms(200);
+        ck_assert_int_eq(daemon_count(d, "."), 0);
     }
     daemon_stop(d);
 }
@@ -484,6 +503,9 @@ START_TEST(bad_descriptor)
     ck_assert_int_ne(daemon_exit(d), 0);
     ck_assert(says(d, "777"));
     ck_assert(says(d, "not open"));
+    d = daemon_start("fd", "-c fd:1024:-");
+    ck_assert_int_ne(daemon_exit(d), 0);
+    ck_assert(says(d, "below 1024"));
 
     o.keep_fd = open("/etc/passwd", O_RDONLY | O_CLOEXEC);
     text_format(option, sizeof(option), "fd:%d:-", o.keep_fd);

@@ -311,10 +311,10 @@ static const struct {
     { "-c fd:3:- stray", "'stray'", "expected an option" },
     { "-c fd:3:- -- -v", "'-v'", "expected an option" },
     { "-c fd:3:- -x quit", "-x 'quit'", "-m PATH" },
-    { "-c", "requires an argument", "'c'" },
-    { "-Z", "invalid option", "'Z'" },
-    { "--nonesuch", "unrecognized option", "'--nonesuch'" },
-    { "--grace", "requires an argument", "grace" },
+    { "-c", "'-c'", "expected a value after it" },
+    { "-Z", "'-Z'", "expected an option" },
+    { "--nonesuch", "'--nonesuch'", "expected an option" },
+    { "--grace", "'--grace'", "expected a value after it" },
 };
 
 START_TEST(refused)
