@@ -9,9 +9,9 @@
 #   FUZZ_OUT      directory for all that is made (build/fuzz/FUZZER)
 #
 # All is built with the address and undefined-behaviour sanitizers. Inputs that
-# reach something new stay there for the next run. The first one that
-# ends a target ends the run, with status 1 and its name: once what it found is
-# mended, it goes to tests/fuzz/crashes/TARGET, and make check replays it.
+# reach something new stay there for the next run. The first one that ends a
+# target ends the run, with status 1 and its name: once what it found is mended,
+# it goes to tests/fuzz/crashes/TARGET, and make check replays it.
 #
 # What reaches lines that tests/fuzz/corpus doesn't is added to it by
 #
