@@ -14,7 +14,7 @@
 
 typedef struct Exchange {
     Channel channel;
-    Plan plan[2];
+    Plan plan[3];
     size_t nplan;
     uint64_t fault_call;
     int fault;

@@ -427,7 +427,11 @@ int sim_clock_gettime(clockid_t clock, struct timespec *ts)
     if (sim_on == NULL) {
         return clock_gettime(clock, ts);
     }
-    now = machine_now(sim_on) + (clock == CLOCK_REALTIME ? 1u << 30 : 0);
+    now = machine_now(sim_on);
+    if (clock == CLOCK_REALTIME) {
+        /* the worst case: at the same time the same numbers are drawn */
+        now = world.throws ? 1u << 30 : now + (1u << 30);
+    }
     ts->tv_sec = (time_t)(now / SECOND);
     ts->tv_nsec = (long)(now % SECOND * 1000);
     return 0;
@@ -769,6 +773,11 @@ ssize_t sim_read(int fd, void *buf, size_t len)
         uint64_t r = mix(sim_on->rng++);
 
         engine_draws(sim_on->draws++);
+        if (sim_on->draws <= world.draws[sim_on->index]) {
+            world.redraws++;
+        } else {
+            world.draws[sim_on->index] = sim_on->draws;
+        }
         SIM_ASSERT(len == sizeof(r));
         memcpy(buf, &r, sizeof(r));
         return (ssize_t)len;

@@ -425,6 +425,8 @@ typedef struct World {
     uint64_t life;       /* what its random numbers follow from, besides */
     bool throw_due[2];
     int thrown[2];       /* so many times; a side has a branch for each */
+    uint64_t draws[2];   /* random numbers of that machine's daemon so far */
+    unsigned redraws;    /* those that it was given twice */
     uint64_t snapshot_at[2]; /* when the last one was made; 0: none */
     void *snapshot[2];
 

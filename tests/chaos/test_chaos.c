@@ -28,7 +28,7 @@
 /* A run that tells something: bytes moved, and at least one damage. */
 #define EFFECTIVE 20000
 /* Of fewer seeds nothing can be said. */
-#define BATCH_MIN 50
+#define BATCH_MIN 200
 
 /* What the runs, each in a process of its own, came to. */
 static struct {

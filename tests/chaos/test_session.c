@@ -249,19 +249,24 @@ static void thrown_back_at(const Exchange *x)
     world_free();
 }
 
-/* thrown_back() - machine @m, to moments from earlier ones */
+/*
+ * thrown_back() - machine @m, to moments from earlier ones
+ *
+ * In half of the runs the channel is cut right after the snapshot, so that
+ * there was a handshake for which the machine draws its numbers once more.
+ */
 static void thrown_back(Channel channel, int m)
 {
-    unsigned back = 0, runs = 0;
+    unsigned back = 0, runs = 0, redraws = 0;
     Exchange x;
 
     exchange_record(&x, channel);
-    x.nplan = 2;
     x.plan[0].damage = SNAPSHOT;
     x.plan[1].damage = THROW_BACK;
+    x.plan[2].damage = CUT;
     x.plan[0].arg = x.plan[1].arg = (uint32_t)m;
     for (int d = 0; d < 4; d++) {
-        x.plan[0].dir = d & 1;
+        x.plan[0].dir = x.plan[2].dir = d & 1;
         x.plan[1].dir = d >> 1;
         for (uint64_t at = 0; at < x.length[d & 1]; at += FROM_STRIDE) {
             /* so that each moment's later ones are others */
@@ -272,11 +277,13 @@ static void thrown_back(Channel channel, int m)
 
                 if (from_turn < to_turn ||
                     (x.plan[0].dir == x.plan[1].dir && at <= to)) {
-                    x.plan[0].offset = at;
+                    x.plan[0].offset = x.plan[2].offset = at;
                     x.plan[1].offset = to;
+                    x.plan[2].arg = (uint32_t)(mix(to) % CUT_KINDS);
+                    x.nplan = 2 + runs++ % 2;
                     thrown_back_at(&x);
-                    runs++;
                     back += (unsigned)world.thrown[m];
+                    redraws += world.redraws;
                 }
             }
         }
@@ -284,6 +291,7 @@ static void thrown_back(Channel channel, int m)
     /* nearly all of them were */
     ck_assert_uint_gt(runs, 0);
     ck_assert_uint_ge(back * 100, runs * 98);
+    ck_assert_uint_gt(redraws, 0);
     exchange_free(&x);
 }
 

@@ -112,7 +112,7 @@ static void machine_start(int index)
     m->poked = true;
     m->channel = -1;
     m->rng = rng() ^ mix(world.life);
-    m->draws = 0;
+    m->draws = world.draws[index] = 0;
     m->pid = (int)rnd(30000);
     m->reopen_wait = RETRY_MIN;
     m->down_since = machine_now(m);
