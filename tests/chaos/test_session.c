@@ -228,7 +228,7 @@ END_TEST
 
 /* From how many moments of its life a machine is thrown back, and how often. */
 #define FROM_STRIDE (97 * stride())
-#define TO_STRIDE (193 * stride())
+#define TO_STRIDE (389 * stride())
 
 /* thrown_back_at() - then connections work again as they did before */
 static void thrown_back_at(const Exchange *x)
