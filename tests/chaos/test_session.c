@@ -320,11 +320,13 @@ static bool quiet(void)
  * wraps() - open connections go on when all numbers are just before @packets,
  * @bytes, and the next ids are those of connections that are open
  */
-static void wraps(Channel channel, uint32_t packets, uint64_t bytes)
+static void wraps(Channel channel, uint64_t seed, uint32_t packets,
+                  uint64_t bytes)
 {
-    world_init(7);
-    snprintf(world.what, sizeof(world.what), "%s, at packet %#x, byte %#llx",
-             channel_name(channel), packets, (unsigned long long)bytes);
+    world_init(seed);
+    snprintf(world.what, sizeof(world.what), "%s, %llu, at packet %#x, byte "
+             "%#llx", channel_name(channel), (unsigned long long)seed, packets,
+             (unsigned long long)bytes);
     world_channel(channel);
     world.to_open = 40;
     world.open_gap = 100000;
@@ -355,9 +357,11 @@ START_TEST(wrapped)
     static const uint32_t packets[] = { 0, 0x80000000u };
     static const uint64_t bytes[] = { 1ull << 32, 1ull << 31, 1ull << 63 };
 
-    for (size_t i = 0; i < 2; i++) {
-        for (size_t j = 0; j < 3; j++) {
-            wraps((Channel)_i, packets[i], bytes[j]);
+    for (uint64_t seed = 1; seed <= 3; seed++) {
+        for (size_t i = 0; i < 2; i++) {
+            for (size_t j = 0; j < 3; j++) {
+                wraps((Channel)_i, seed, packets[i], bytes[j]);
+            }
         }
     }
 }
