@@ -326,6 +326,14 @@ static double innocent_gets(Scene *s, int ms)
     return bytes * 1000 / (double)(now_ms() - start);
 }
 
+/* innocent_paced() - the same, but for what had queued up before */
+static double innocent_paced(Scene *s, int ms)
+{
+    double got = innocent_gets(s, ms), pace = 1000.0 * (double)s->limits->pace;
+
+    return MIN(got, pace);
+}
+
 /*
  * innocent_fares() - as well beside the rogue as without it?
  * @name:  of what the rogue does
@@ -333,22 +341,22 @@ static double innocent_gets(Scene *s, int ms)
 static void innocent_fares(Scene *s, const char *name)
 {
     int64_t end = now_ms() + WAIT_MS;
-    double base = 0, with, without;
+    double base, with, without;
     int good = 0, bad = 0;
 
     while (innocent_gets(s, 20) <= 0 && now_ms() < end) {
         continue; /* it is being connected */
     }
-    base = innocent_gets(s, 3 * ROUND_MS);
+    base = innocent_paced(s, 3 * ROUND_MS);
     kill(s->rogue, SIGCONT);
     innocent_gets(s, 100);
     while (good <= ROUNDS / 2 && bad <= ROUNDS / 2) {
         kill(s->rogue, SIGSTOP);
         innocent_gets(s, 40);
-        without = innocent_gets(s, ROUND_MS);
+        without = innocent_paced(s, ROUND_MS);
         kill(s->rogue, SIGCONT);
         innocent_gets(s, 20);
-        with = innocent_gets(s, ROUND_MS);
+        with = innocent_paced(s, ROUND_MS);
         /* what it has left behind may hold the daemon up while it is stopped */
         if (with >= 0.8 * without && with >= 0.6 * base) {
             good++;
@@ -1086,6 +1094,7 @@ START_TEST(late_window)
     }
     rogue_init(&r, 1, "target", 1 << 20);
     r.conn = (RogueConn){ .id = 1 };
+    ck_assert(rogue_settle(&r, WAIT_MS));
     for (int i = 0; i < 100; i++) {
         ssize_t n = recv(fd, buf, sizeof(buf), 0);
 
