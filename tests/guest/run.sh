@@ -23,7 +23,7 @@ apt_updated=
 . "$here/scenarios.sh"
 
 # Seconds a scenario may take; on an idle machine it takes a tenth of them.
-limit=${GUEST_LIMIT:-400}
+limit=${GUEST_LIMIT:-600}
 
 # one() - a single scenario, in this process, everything of it in $D
 one() {
