@@ -429,8 +429,7 @@ int sim_clock_gettime(clockid_t clock, struct timespec *ts)
     }
     now = machine_now(sim_on);
     if (clock == CLOCK_REALTIME) {
-        /* the worst case: at the same time the same numbers are drawn */
-        now = world.throws ? 1u << 30 : now + (1u << 30);
+        now = world.same_date ? 1u << 30 : now + (1u << 30);
     }
     ts->tv_sec = (time_t)(now / SECOND);
     ts->tv_nsec = (long)(now % SECOND * 1000);

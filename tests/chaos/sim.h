@@ -427,6 +427,7 @@ typedef struct World {
     int thrown[2];       /* so many times; a side has a branch for each */
     uint64_t draws[2];   /* random numbers of that machine's daemon so far */
     unsigned redraws;    /* those that it was given twice */
+    bool same_date;      /* at each moment, so that they are the same */
     uint64_t snapshot_at[2]; /* when the last one was made; 0: none */
     void *snapshot[2];
 

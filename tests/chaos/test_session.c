@@ -236,7 +236,7 @@ static void thrown_back_at(const Exchange *x)
     int m = (int)x->plan[0].arg;
 
     exchange_begin(x);
-    world.throws = true;
+    world.throws = world.same_date = true;
     world_start();
     world_run();
     /* what comes after the snapshot need not be as long as it was */
