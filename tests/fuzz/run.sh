@@ -42,9 +42,12 @@ sanitize=-fsanitize=fuzzer
     -o "$out/fuzz" tests/fuzz/engine.c tests/fuzz/text.c tests/fuzz/entry.c
 
 # libfuzzer() - one target, all in this process
+#
+# The box ends a loop that spins. The timeout is for what hangs outside of it,
+# and counts a pause of the machine as well.
 libfuzzer() {
     "$out/fuzz" -max_total_time="$seconds" -max_len="$2" -len_control=0 \
-        -timeout=20 -print_final_stats=1 -artifact_prefix="$out/crash-$1-" \
+        -timeout=900 -print_final_stats=1 -artifact_prefix="$out/crash-$1-" \
         "$out/$1" "tests/fuzz/corpus/$1" 2>"$out/$1.log" || {
         tail -n 60 "$out/$1.log"
         return 1
@@ -56,7 +59,7 @@ libfuzzer() {
 afl() {
     AFL_NO_UI=1 AFL_SKIP_CPUFREQ=1 AFL_AUTORESUME=1 AFL_NO_AFFINITY=1 \
         AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1 \
-        afl-fuzz -V "$seconds" -G "$2" -t 20000 -m none \
+        afl-fuzz -V "$seconds" -G "$2" -t 60000 -m none \
         -i "tests/fuzz/corpus/$1" -o "$out/$1" -- "$out/fuzz" \
         >"$out/$1.log" 2>&1 || { tail -n 60 "$out/$1.log"; return 1; }
     grep -E '^(execs_done|saved_|bitmap)' "$out/$1/default/fuzzer_stats"
