@@ -1441,6 +1441,7 @@ struct VPDriver {
     uint64_t opens_at;
     VPTimer connect_timer;
     VPTimer sweep_timer;
+    uint64_t end_step;     /* between looks at connections that end */
     uint32_t window_grown; /* of VP_WINDOW_BUDGET */
     VPBatch batch;
 
@@ -3288,8 +3289,8 @@ static void conn_end(VPConn *c)
     conn_set_in(c, IN_CLOSED);
     conn_interest(c);
     if (!timer_running(sweep) ||
-        sweep->deadline > drv->loop->now + VP_END_STEP) {
-        vp_timer_start(drv->loop, sweep, VP_END_STEP, sweep_timer, drv);
+        sweep->deadline > drv->loop->now + drv->end_step) {
+        vp_timer_start(drv->loop, sweep, drv->end_step, sweep_timer, drv);
     }
 }
 
@@ -3771,6 +3772,7 @@ static void sweep_timer(void *opaque)
 {
     VPDriver *drv = opaque;
     uint64_t next = 0; /* 0: nothing to look at */
+    unsigned ending = 0;
 
     for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
@@ -3784,7 +3786,7 @@ static void sweep_timer(void *opaque)
             if (c->ends_at <= drv->loop->now || conn_queued(c) == 0) {
                 conn_abort(c, VP_REASON_NONE);
             } else {
-                next = VP_END_STEP;
+                ending++;
             }
             continue;
         }
@@ -3800,6 +3802,12 @@ static void sweep_timer(void *opaque)
             }
             c->doomed = true;
         }
+    }
+    /* the more there are the more rarely: each look is a system call */
+    drv->end_step = VP_END_STEP * (1 + ending / 64);
+    drv->end_step = MIN(drv->end_step, VP_END_US / 8);
+    if (ending > 0) {
+        next = drv->end_step;
     }
     if (next != 0) {
         vp_timer_start(drv->loop, &drv->sweep_timer, next, sweep_timer, drv);
@@ -4521,6 +4529,7 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     drv->opaque = opaque;
     drv->next_id = VP_CONN_FIRST;
     drv->down_at = loop->now;
+    drv->end_step = VP_END_STEP;
     drv->link.rfd = drv->link.wfd = -1;
     drv->candidate.fd = -1;
     store_reset(&drv->link.store);
