@@ -415,8 +415,8 @@ static const struct {
     { 1023, "", NULL },
     { 1023, "\n", NULL },
     { 1023, "\r\n", NULL },
-    { 1024, "", "longer" },
-    { 1024, "\n", "longer" },
+    { 1024, "", "at most 1023" },
+    { 1024, "\n", "at most 1023" },
 };
 
 START_TEST(key_lengths)
