@@ -47,7 +47,7 @@ sanitize=-fsanitize=fuzzer
 # and counts a pause of the machine as well.
 libfuzzer() {
     "$out/fuzz" -max_total_time="$seconds" -max_len="$2" -len_control=0 \
-        -timeout=900 -print_final_stats=1 -artifact_prefix="$out/crash-$1-" \
+        -timeout=3600 -print_final_stats=1 -artifact_prefix="$out/crash-$1-" \
         "$out/$1" "tests/fuzz/corpus/$1" 2>"$out/$1.log" || {
         tail -n 60 "$out/$1.log"
         return 1
