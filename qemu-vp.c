@@ -1156,14 +1156,13 @@ static int addr_lookup(const char *host, const char *port, int flags,
     }
     for (struct addrinfo *ai = list; ai != NULL && n < MAX_ADDRS;
          ai = ai->ai_next) {
-        int i = 0;
+        bool twice = false; /* in /etc/hosts: nobody could listen on it */
 
-        /* /etc/hosts may have it twice, which nobody could listen on */
-        while (i < n && (addrs[i].len != ai->ai_addrlen ||
-                         memcmp(&addrs[i].ss, ai->ai_addr, addrs[i].len) != 0)) {
-            i++;
+        for (int i = 0; i < n; i++) {
+            twice |= addrs[i].len == ai->ai_addrlen &&
+                     memcmp(&addrs[i].ss, ai->ai_addr, addrs[i].len) == 0;
         }
-        if (i == n) {
+        if (!twice) {
             addrs[n].len = ai->ai_addrlen;
             memcpy(&addrs[n++].ss, ai->ai_addr, ai->ai_addrlen);
         }
@@ -2779,7 +2778,8 @@ static void info_conn(const VPConnInfo *c, void *opaque)
     }
     text_plain(name[0]);
     text_plain(name[1]);
-    mon_printf(in->mon, "%s\t%s\t%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s > %s\n", id, c->service_id, c->in, c->out,
+    mon_printf(in->mon, "%s\t%s\t%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t"
+               "%s > %s\n", id, c->service_id, c->in, c->out,
                seconds(c->age, a), seconds(c->idle, b),
                human((double)c->bytes[1], d), human((double)c->bytes[0], e),
                human((double)c->credit, f), human((double)c->waiting, g),

@@ -101,7 +101,7 @@ START_TEST(old_echoes)
 }
 END_TEST
 
-/* ---- restarts -------------------------------------------------------------- */
+/* ---- restarts ----------------------------------------------------------- */
 
 /*
  * killed_at() - soon after, both have a new session, and connections work
@@ -224,7 +224,7 @@ START_TEST(killed_often)
 }
 END_TEST
 
-/* ---- thrown back ----------------------------------------------------------- */
+/* ---- thrown back -------------------------------------------------------- */
 
 /* From how many moments of its life a machine is thrown back, and how often. */
 #define FROM_STRIDE (97 * stride())
@@ -307,7 +307,7 @@ START_TEST(thrown_back_1)
 }
 END_TEST
 
-/* ---- numbers that wrap around ---------------------------------------------- */
+/* ---- numbers that wrap around ------------------------------------------- */
 
 /* quiet() - is nothing on its way? */
 static bool quiet(void)
@@ -367,7 +367,7 @@ START_TEST(wrapped)
 }
 END_TEST
 
-/* ---- a garbled line -------------------------------------------------------- */
+/* ---- a garbled line ----------------------------------------------------- */
 
 /* bulk() - how long a transfer takes, with damage each so many bytes; us */
 static uint64_t bulk(uint32_t rate, uint32_t latency, uint32_t bytes,

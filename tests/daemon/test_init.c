@@ -1314,7 +1314,7 @@ static const BadSetting bad_settings[] = {
     { "logfile %s/no/dir", 1, "No such file" },
 };
 
-/* What is wrong with a value that can be read names its line, in the log too. */
+/* What is wrong in a value that can be read names its line, in the log too */
 START_TEST(bad_setting)
 {
     const BadSetting *bad = &bad_settings[_i];
@@ -1725,7 +1725,7 @@ static void key_guest(Couple *c, const char *options, bool fits)
     daemon_stop(c->daemon[1]);
 }
 
-/* Another key, no key and a key that is none: the next guest is asked for it. */
+/* Another key, no key, a key that is none: the next guest is asked for it. */
 START_TEST(reload_key)
 {
     char head[4 * TEXT_LEN], key[2][TEXT_LEN];
