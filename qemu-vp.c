@@ -2712,8 +2712,13 @@ static void info_forwards(Mon *mon, bool keys, char option)
             }
         }
         if (!keys && option == 'i') {
-            mon_printf(mon, f->spec.port != NULL ? "%s:%s" : "%s",
-                       f->spec.addr, f->spec.port);
+            bool brackets = f->spec.port != NULL &&
+                            strchr(f->spec.addr, ':') != NULL;
+
+            mon_printf(mon, brackets ? "[%s]" : "%s", f->spec.addr);
+            if (f->spec.port != NULL) {
+                mon_printf(mon, ":%s", f->spec.port);
+            }
         }
         mon_printf(mon, "\n");
     }

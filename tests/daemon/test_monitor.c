@@ -828,6 +828,10 @@ START_TEST(change_forwards)
     monitor_ask(s.mon[0], "oforward_add v:127.0.0.1:0");
     flow(&s);
     expect_reset(dial(daemon_listens(s.daemon[0], "v"), true));
+    monitor_ask(s.mon[1], "iforward_add six:[::1]:9");
+    ck_assert_ptr_nonnull(strstr(monitor_ask(s.mon[1], "info iforwards"),
+                                 " [::1]:9\n"));
+    monitor_ask(s.mon[1], "iforward_del six:[::1]:9");
     monitor_ask(s.mon[1], "iforward_add v:%s", s.target);
     monitor_ask(s.mon[1], "iforward_add u:%s", s.target);
     oforward_where(s.mon[0], "v", where[0]);
