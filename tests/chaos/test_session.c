@@ -291,7 +291,9 @@ static void thrown_back(Channel channel, int m)
     /* nearly all of them were */
     ck_assert_uint_gt(runs, 0);
     ck_assert_uint_ge(back * 100, runs * 98);
-    ck_assert_uint_gt(redraws, 0);
+    /* a few runs may miss what is rare */
+    ck_assert_msg(redraws > 0 || runs < 200, "no number was drawn twice in %u "
+                  "runs", runs);
     exchange_free(&x);
 }
 
