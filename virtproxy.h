@@ -178,8 +178,9 @@ int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
 /*
  * vp_offer() - a further peer has come to a listening channel in use
  *
- * It replaces the present one if that is dead, or if its first words prove
- * that it is the other end of the present session; else it is turned away.
+ * It is greeted, and once it has echoed that, with the key's proof if there is
+ * a key, it replaces the present one if it names the present session, or if
+ * that one, when asked, is found dead; else it is turned away.
  * @fd is the driver's.  Without a channel this is vp_attach().
  */
 void vp_offer(VPDriver *drv, int fd);

@@ -277,6 +277,22 @@ START_TEST(replay)
 }
 END_TEST
 
+/* listening_host() - a daemon whose channel listens at vp_dir/channel */
+static Daemon *listening_host(char *where, bool keyed)
+{
+    char option[TEXT_LEN] = "";
+    Daemon *d;
+
+    if (keyed) {
+        text_format(option, sizeof(option), "-k %s", key_file(secret, 0600));
+    }
+    file_path(where, "channel");
+    d = daemon_start("host", "-c unix-listen:%s:- -o out:127.0.0.1:0 %s",
+                     where, option);
+    daemon_wait(d, "out: listening");
+    return d;
+}
+
 /*
  * Who has seen the handshake knows which session there is, but has no key,
  * or isn't where that was.  So whatever he says first on a connection of his
@@ -299,17 +315,9 @@ static const struct {
 START_TEST(onlooker)
 {
     static Rogue r, other;
-    char where[PATH_LEN], option[TEXT_LEN] = "";
-    Daemon *d;
+    char where[PATH_LEN];
+    Daemon *d = listening_host(where, onlookers[_i].key);
 
-    if (onlookers[_i].key) {
-        text_format(option, sizeof(option), "-k %s",
-                    key_file(secret, 0600));
-    }
-    file_path(where, "channel");
-    d = daemon_start("host", "-c unix-listen:%s:- -o out:127.0.0.1:0 %s",
-                     where, option);
-    daemon_wait(d, "out: listening");
     rogue_new(&r, where);
     if (onlookers[_i].key) {
         key_set(&r, secret);
@@ -341,17 +349,9 @@ END_TEST
 START_TEST(takes_over)
 {
     static Rogue r, again;
-    char where[PATH_LEN], option[TEXT_LEN] = "";
-    Daemon *d;
+    char where[PATH_LEN];
 
-    if (_i == 1) {
-        text_format(option, sizeof(option), "-k %s",
-                    key_file(secret, 0600));
-    }
-    file_path(where, "channel");
-    d = daemon_start("host", "-c unix-listen:%s:- -o out:127.0.0.1:0 %s",
-                     where, option);
-    daemon_wait(d, "out: listening");
+    listening_host(where, _i == 1);
     rogue_new(&r, where);
     rogue_new(&again, where);
     if (_i == 1) {

@@ -453,7 +453,6 @@ START_TEST(early_end)
 }
 END_TEST
 
-/* All addresses are tried, each in its share of the time. */
 /* All the addresses together get 10 s, however many don't answer. */
 START_TEST(mute_addresses)
 {
@@ -521,6 +520,7 @@ START_TEST(crowd_waits)
 }
 END_TEST
 
+/* All addresses are tried, each in its share of the time. */
 START_TEST(addresses)
 {
     static Rig r;
