@@ -10,7 +10,7 @@
  *   log        where lines go
  *   specs      the text of a -c, -o or -i, checked and cut into its fields
  *   settings   command line and init file: one table of options for both
- *   addresses, listeners
+ *   addresses, lookups, listeners
  *   channels   what can't be opened now, or is lost later, is tried again for
  *              ever, 0.1 s to 5 s apart.  Opening never blocks the loop:
  *              connect() is non-blocking, names are looked up by a child.  A

@@ -61,6 +61,14 @@
  * peer has shown that it is in it, so a handshake that only one side saw
  * completed costs no connection: those that waited still wait.
  *
+ * One thing escapes this: a side thrown back into the middle of a handshake,
+ * while the peer's echo is under way.  The echo fits, both enter a session that
+ * the abandoned time was in already, and until a number or the digest tells,
+ * within a round trip, an answer to the one may reach the other under its id.
+ *
+ * A further peer on a listening channel gets a HELLO of its own, and takes the
+ * present one's place only after it has echoed that; see vp_offer().
+ *
  * Memory of one driver, at most:
  *
  *   VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent)       send store
@@ -738,7 +746,7 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  *  - two flipped bits: 2^a * w1 +- 2^b * w2 is 0 only for equal a and b (odd
  *    weights) and then only for equal weights.
  * Weights fall by VP_SUM_STEP from block to block, so sums of sums are
- * enough and there is no multiplication per word: 30 GB/s on one core, where
+ * enough and there is no multiplication per word: 25 GB/s on one core, where
  * a table-driven CRC-32 reaches 1 and would halve the throughput.
  * ====================================================================== */
 
