@@ -930,6 +930,46 @@ static void sum_add(VPSum *sum, const uint8_t *p, size_t blocks)
     *sum = t;
 }
 
+#ifdef __x86_64__
+/* sum_add_avx2() - the same, a whole block at once: half the time */
+__attribute__((target("avx2")))
+static void sum_add_avx2(VPSum *sum, const uint8_t *p, size_t blocks)
+{
+    typedef uint64_t Block __attribute__((vector_size(VP_SUM_BLOCK)));
+    Block s, h, s2, h2;
+
+    memcpy(&s, sum->s, sizeof(s));
+    memcpy(&h, sum->h, sizeof(h));
+    memcpy(&s2, sum->s2, sizeof(s2));
+    memcpy(&h2, sum->h2, sizeof(h2));
+    for (; blocks > 0; blocks--, p += VP_SUM_BLOCK) {
+        Block x;
+
+        memcpy(&x, p, sizeof(x));
+        s += x;
+        h += x >> 32;
+        s2 += s;
+        h2 += h;
+    }
+    memcpy(sum->s, &s, sizeof(s));
+    memcpy(sum->h, &h, sizeof(h));
+    memcpy(sum->s2, &s2, sizeof(s2));
+    memcpy(sum->h2, &h2, sizeof(h2));
+}
+#endif
+
+/* sum_add_best() - sum_add(), in the way this processor does fastest */
+static void sum_add_best(VPSum *sum, const uint8_t *p, size_t blocks)
+{
+#ifdef __x86_64__
+    if (blocks >= 16 && __builtin_cpu_supports("avx2")) {
+        sum_add_avx2(sum, p, blocks);
+        return;
+    }
+#endif
+    sum_add(sum, p, blocks);
+}
+
 /* sum_fold() - apply the weights; lower halves follow from words and uppers */
 static VPVec sum_fold(const VPSum *t, int half)
 {
@@ -951,7 +991,7 @@ static uint64_t wire_sum(const uint8_t *p, size_t len)
     VPSum t = { 0 };
     VPVec sum;
 
-    sum_add(&t, p, len / VP_SUM_BLOCK);
+    sum_add_best(&t, p, len / VP_SUM_BLOCK);
     if (len % VP_SUM_BLOCK != 0) {
         uint8_t last[VP_SUM_BLOCK] = { 0 };
 

@@ -72,6 +72,28 @@ START_TEST(sum_reference)
 }
 END_TEST
 
+/* Both ways to add blocks do the same, whichever this processor is given. */
+START_TEST(sum_ways)
+{
+#ifdef __x86_64__
+    static uint8_t p[65504 + 1];
+    VPSum a, b;
+
+    if (!__builtin_cpu_supports("avx2")) {
+        return;
+    }
+    bytes_fill(p, sizeof(p), 1, 0);
+    memset(&a, 0x5a, sizeof(a));
+    b = a;
+    for (size_t blocks = 0; blocks <= sizeof(p) / VP_SUM_BLOCK; blocks++) {
+        sum_add(&a, p + blocks % 2, blocks);
+        sum_add_avx2(&b, p + blocks % 2, blocks);
+        ck_assert_int_eq(memcmp(&a, &b, sizeof(a)), 0);
+    }
+#endif
+}
+END_TEST
+
 /* Computed by other means, once */
 START_TEST(sum_pinned)
 {
@@ -936,6 +958,7 @@ int main(void)
     Suite *s = suite_create("wire");
 
     UNIT_ADD(s, sum_reference, 1);
+    UNIT_ADD(s, sum_ways, 1);
     UNIT_ADD(s, sum_pinned, 1);
     UNIT_ADD(s, sum_alignment, 1);
     UNIT_ADD(s, sum_weights, 1);
