@@ -1178,8 +1178,13 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 
 /* Credit of a new connection, of a fast one, and what all may add up to. */
 #define VP_WINDOW_INIT (16u << 10)
-#define VP_WINDOW_MAX (1u << 20)
+#define VP_WINDOW_MAX (2u << 20)
 #define VP_WINDOW_BUDGET (6u << 20)
+/*
+ * So many windows must have been taken before the next is twice as large:
+ * the kernel takes some MiB even if nobody ever reads them.
+ */
+#define VP_WINDOW_TRIAL 4u
 
 /* Handed to the kernel at a time; more doesn't help, less costs calls. */
 #define VP_WRITE_MAX (256u << 10)
@@ -1396,6 +1401,7 @@ typedef struct VPConn {
     uint64_t rx_taken; /* of these, taken by the local socket */
     uint64_t rx_limit; /* what we let the peer send */
     uint32_t window;
+    uint64_t resized_at; /* rx_taken when the window was last changed */
     int32_t deficit;   /* scheduler: what is left of the quantum */
     uint64_t refilled_at; /* drv->sched_bytes when it was given */
     bool in_turns;     /* "turn" is in drv->turns, not in drv->fresh */
@@ -3002,7 +3008,7 @@ static void link_ready(void *opaque, int fd, int events)
  *
  * Credit counts bytes from the connection's start and never falls.  It is
  * given when the local socket took the bytes.  A connection whose socket
- * keeps up gets a larger window, out of a budget for all.
+ * keeps up gets a larger window, out of a budget for all; see conn_resize().
  * ====================================================================== */
 
 #define VP_CONNECT_TIMEOUT (10 * SECOND)
@@ -3359,22 +3365,49 @@ static void conn_check_over(VPConn *c)
 
 /* ---- credit ----------------------------------------------------------- */
 
+/*
+ * conn_resize() - let the window follow what is left of the budget
+ *
+ * A window grows to what would still be left then, and gives way when less
+ * than half of it is: so all that are busy end up with about the same, and
+ * there is always some for a newcomer, even if those that have become idle
+ * keep theirs (A. Choudhury and E. Hahne, Dynamic Queue Length Thresholds,
+ * 1998).  At least half of the window is not outstanding when this is called,
+ * so it may be halved.
+ */
+static void conn_resize(VPConn *c)
+{
+    VPDriver *drv = c->drv;
+    uint32_t left = VP_WINDOW_BUDGET - drv->window_grown;
+
+    if (c->window > VP_WINDOW_INIT && c->window / 2 > left) {
+        c->window /= 2;
+        drv->window_grown -= c->window;
+    } else if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
+               3 * c->window <= left &&
+               c->rx_taken - c->resized_at >=
+                   VP_WINDOW_TRIAL * (uint64_t)c->window) {
+        drv->window_grown += c->window;
+        c->window *= 2;
+    } else {
+        return;
+    }
+    c->resized_at = c->rx_taken;
+}
+
 /* conn_credit() - give credit for what was taken, in steps worth a packet */
 static void conn_credit(VPConn *c)
 {
-    VPDriver *drv = c->drv;
-    uint64_t due = c->rx_taken + c->window - c->rx_limit;
-
-    if (due < c->window / 2 || c->gone || !c->announced) {
-        return;
-    }
-    if (c->out != OUT_OPEN && c->out != OUT_BROKEN) {
+    if (c->gone || !c->announced ||
+        (c->out != OUT_OPEN && c->out != OUT_BROKEN)) {
         return; /* the peer has sent all it will */
     }
-    if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
-        drv->window_grown + c->window <= VP_WINDOW_BUDGET) {
-        drv->window_grown += c->window;
-        c->window *= 2;
+    if (c->rx_limit - c->rx_taken > c->window / 2) {
+        return;
+    }
+    conn_resize(c);
+    if (c->rx_limit - c->rx_taken > c->window / 2) {
+        return;
     }
     c->rx_limit = c->rx_taken + c->window;
     conn_set_due(c, DUE_WINDOW);

@@ -592,9 +592,10 @@ START_TEST(credit_given)
     p.c->rx_count = p.c->rx_taken = base;
     p.c->rx_limit += base;
     limit += base;
-    for (int round = 0; round < 200; round++) {
-        size_t len = (size_t)MIN(1 + rnd(60000), limit - base - sent);
+    for (int round = 0; round < 600; round++) {
+        size_t len = 1 + rnd(60000);
 
+        len = (size_t)MIN(len, limit - base - sent);
         bytes_fill(data, len, 1, sent);
         play_send(&p, data, len);
         sent += len;
@@ -720,6 +721,99 @@ START_TEST(credit_budget)
     ck_assert_uint_eq(r.drv->nconns, 0);
     close(listener);
     rig_free(&r);
+}
+END_TEST
+
+/* bulk_round() - fill the credit of connection @id, whose target takes all */
+static void bulk_round(Rig *r, uint32_t id, int fd, uint64_t *sent,
+                       uint64_t *got)
+{
+    static uint8_t data[65000];
+    VPConn *c = rig_conn(r, id, false);
+
+    for (int i = 0; i < 40 && *sent < c->rx_limit; i++) {
+        size_t len = (size_t)MIN(c->rx_limit - *sent, sizeof(data));
+
+        bytes_fill(data, len, id, *sent);
+        peer_send(r, VP_PKT_CLIENT, 0, id, data, len);
+        *sent += len;
+        fd_drain(fd, id, got);
+    }
+    peer_drain(r);
+    peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
+    ck_assert_uint_le(r->drv->window_grown, VP_WINDOW_BUDGET);
+}
+
+/*
+ * A connection that comes when others have large windows gets one, too: those
+ * that are busy give some of theirs up (_i = 1), but what the idle keep must
+ * not be all there is (_i = 0).
+ */
+START_TEST(credit_shared)
+{
+    enum { OLD = 6, BUSY = 12 };
+    static Rig r;
+    int listener, fd[BUSY];
+    uint64_t sent[BUSY] = { 0 }, got[BUSY] = { 0 };
+    unsigned n = _i == 0 ? OLD + 1 : BUSY;
+    uint32_t least = UINT32_MAX, most = 0;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    listener = rig_target(&r, "svc");
+    for (unsigned i = 0; i < n; i++) {
+        peer_init(&r, i, "svc", 1000);
+        fd[i] = rig_accept(&r, listener);
+        if (i < OLD) {
+            for (int round = 0; round < 60; round++) {
+                bulk_round(&r, i, fd[i], &sent[i], &got[i]);
+            }
+        }
+    }
+    ck_assert_uint_eq(rig_conn(&r, 0, false)->window, VP_WINDOW_MAX);
+    for (int round = 0; round < 60; round++) {
+        for (unsigned i = _i == 0 ? OLD : 0; i < n; i++) {
+            bulk_round(&r, i, fd[i], &sent[i], &got[i]);
+        }
+    }
+    for (unsigned i = _i == 0 ? OLD : 0; i < n; i++) {
+        least = MIN(least, rig_conn(&r, i, false)->window);
+        most = MAX(most, rig_conn(&r, i, false)->window);
+    }
+    ck_assert_uint_ge(least, 4 * VP_WINDOW_INIT);
+    ck_assert_uint_le(most, 4 * least);
+    log_quiet("warn");
+    for (unsigned i = 0; i < n; i++) {
+        peer_msg(&r, VP_FLAG_CLIENT, i, VP_MSG_RESET, 0);
+        close(fd[i]);
+    }
+    ck_assert_uint_eq(r.drv->window_grown, 0);
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* A target that only the kernel reads for doesn't get a large window. */
+START_TEST(credit_on_trial)
+{
+    static Play p;
+    static uint8_t data[VP_WINDOW_INIT];
+    uint64_t sent = 0, got = 0;
+
+    play_new(&p, 1, 1000);
+    for (int round = 0; round < 8; round++) {
+        size_t len = (size_t)MIN(sizeof(data), p.c->rx_limit - sent);
+
+        bytes_fill(data, len, 1, sent);
+        play_send(&p, data, len);
+        sent += len;
+        box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_OPEN && got == sent);
+        peer_drain(&p.r);
+        peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
+        ck_assert_uint_le(p.c->window, MAX(VP_WINDOW_INIT, sent / 2));
+    }
+    ck_assert_uint_eq(p.c->window, 2 * VP_WINDOW_INIT);
+    play_free(&p);
 }
 END_TEST
 
@@ -1757,6 +1851,8 @@ int main(void)
     UNIT_ADD(s, credit_withheld, 2);
     UNIT_ADD(s, credit_overrun, 4);
     UNIT_ADD(s, credit_budget, 1);
+    UNIT_ADD(s, credit_shared, 2);
+    UNIT_ADD(s, credit_on_trial, 1);
     UNIT_ADD(s, credit_kept, 4);
     UNIT_ADD(s, credit_of_broken, 4);
     UNIT_ADD(s, malformed_control, 3 * COUNT_OF(malformed));
