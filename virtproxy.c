@@ -1174,7 +1174,7 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 
 /* The receive buffer starts small and doubles while reads fill it. */
 #define VP_RX_LEN_MIN (2u * VP_PKT_LEN_MAX)
-#define VP_RX_LEN_MAX (8u * VP_PKT_LEN_MAX)
+#define VP_RX_LEN_MAX (16u * VP_PKT_LEN_MAX)
 
 /* Credit of a new connection, of a fast one, and what all may add up to. */
 #define VP_WINDOW_INIT (16u << 10)
@@ -1186,8 +1186,8 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
  */
 #define VP_WINDOW_TRIAL 4u
 
-/* Handed to the kernel at a time; more doesn't help, less costs calls. */
-#define VP_WRITE_MAX (256u << 10)
+/* Handed to the kernel at a time: what wakes the reader, which is dear. */
+#define VP_WRITE_MAX (512u << 10)
 /* A virtio-serial port takes so much in one write, and all of it or none. */
 #define VP_VIRTIO_WRITE_MAX 32768u
 
@@ -1261,6 +1261,7 @@ typedef struct VPFlow {
     double start_limit;   /* until then, doubled while the rate follows */
     bool probing;         /* holding back to see min_rtt again */
     uint64_t probe_at;    /* since when */
+    uint64_t sparse_at;   /* a sparse connection sent beside busy ones */
     uint64_t delivered;   /* bytes acked */
     uint64_t acked_at;    /* when some were, last */
     uint64_t app_limited; /* "delivered" up to which samples say little */
@@ -1685,6 +1686,13 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * and the queue is cut to VP_QUEUE_US.  From time to time the bound is cut
  * further to let the queue drain and see the shortest round trip again.
  *
+ * Within one machine a round trip is what the scheduler makes of it, and the
+ * bound is one of two: so much that the kernel wakes the other side seldom and
+ * the bytes are still in the cache when it reads them; or, while a connection
+ * with little to say sends beside busy ones, an eighth of that, at the price
+ * of half the throughput: then no such message waits for more than it takes to
+ * carry these.
+ *
  * Since acks bound what the channel holds, its socket's send buffer may be
  * as large as the kernel allows: it never fills on a slow channel.
  * ====================================================================== */
@@ -1693,6 +1701,12 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_PKT_US 4000             /* a packet's time on the channel */
 #define VP_LIMIT_START (4 * VP_PKT_LEN_MIN)
 #define VP_LIMIT_MAX (2u << 20)
+/* Within a machine, and there while a connection sends now and then, too. */
+#define VP_NEAR_US 2000
+#define VP_LIMIT_NEAR (1u << 20)
+#define VP_LIMIT_MIXED (128u << 10)
+#define VP_SPARSE_LEN 4096
+#define VP_SPARSE_US (10 * MS)
 #define VP_SLACK_US 300            /* for the peers' scheduling */
 #define VP_QUEUE_US 10000          /* queue to keep a full channel busy */
 #define VP_ROUND_US 1000           /* a round is no shorter */
@@ -1729,6 +1743,11 @@ static void flow_update(VPFlow *f, uint64_t now)
     limit = MAX(limit, 2 * pkt);
     if (!f->full) {
         limit = MAX(limit, f->start_limit);
+    }
+    if (f->min_rtt < VP_NEAR_US) {
+        bool mixed = now - f->sparse_at < VP_SPARSE_US;
+
+        limit = MIN(limit, mixed ? VP_LIMIT_MIXED : VP_LIMIT_NEAR);
     }
     limit = MIN(limit, VP_LIMIT_MAX);
     if (!f->filled) { /* little was sent: that it took its time says nothing */
@@ -4310,6 +4329,9 @@ static bool conn_read(VPConn *c)
     c->drv->sched_bytes += (uint64_t)n;
     c->moved = c->drv->loop->now;
     c->deficit -= (int32_t)n;
+    if (n <= VP_SPARSE_LEN && (uint32_t)n < asked && c->drv->nturns > 0) {
+        l->flow.sparse_at = c->drv->loop->now;
+    }
     if ((uint32_t)n < asked || c->tx_count == c->tx_limit) {
         sched_idle(c);
     } else if (c->deficit <= 0) {

@@ -460,6 +460,55 @@ START_TEST(flow_follows_channel)
 }
 END_TEST
 
+#define BULK 5 /* connections that send more than the channel carries */
+
+/* run_fast() - @ms on a channel that carries eight packets in each */
+static void run_fast(Rig *r, const int *client, bool sparse, int ms)
+{
+    static uint8_t data[400000];
+
+    while (ms-- > 0) {
+        for (int i = 0; i < BULK; i++) {
+            send(client[i], data, sizeof(data), MSG_NOSIGNAL);
+        }
+        if (sparse) {
+            send(client[BULK], data, 64, MSG_NOSIGNAL);
+        }
+        box_run(r->loop, MS);
+        for (int i = 0; i < 8 && peer_next(r) != 0; i++) {
+        }
+        peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
+}
+
+/*
+ * While a connection sends a little now and then beside busy ones, less is on
+ * its way; these alone aren't held back.
+ */
+START_TEST(flow_mixed)
+{
+    static Rig r;
+    const VPFlow *f;
+    int client[BULK + 1];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_clients(&r, client, BULK + 1);
+    f = &r.drv->link.flow;
+    for (int round = 0; round < 3; round++) {
+        run_fast(&r, client, false, 100);
+        ck_assert_uint_gt(f->limit, VP_LIMIT_MIXED);
+        ck_assert_uint_le(f->limit, VP_LIMIT_NEAR);
+        run_fast(&r, client, true, 20);
+        ck_assert_uint_le(f->limit, VP_LIMIT_MIXED);
+    }
+    for (int i = 0; i <= BULK; i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
 /* A few acks per bound in flight are asked for, whatever the packets are. */
 START_TEST(flow_marks)
 {
@@ -538,6 +587,7 @@ int main(void)
     UNIT_ADD(s, store_bytes_bound, 1);
     UNIT_ADD(s, flow_bounds, 1);
     UNIT_ADD(s, flow_follows_channel, 4);
+    UNIT_ADD(s, flow_mixed, 1);
     UNIT_ADD(s, flow_marks, 1);
     UNIT_ADD(s, flow_typing, 1);
     UNIT_ADD(s, flow_sendable, 1);
