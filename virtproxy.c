@@ -156,8 +156,9 @@ static void node_append(VPNode *ring, VPNode *node)
  * number of bits set, 0.1 us each, so while something is going on only the
  * descriptors that were active lately ("hot") are watched, and all of them
  * every VP_SCAN_US, or less often where that would take more than an eighth
- * of the time.  When nothing is going on all are watched, and the loop
- * sleeps.
+ * of the time.  When nothing has gone on for so long all are watched, and the
+ * loop sleeps.  (A shorter time would cost more than the scans do: the kernel
+ * has to set a clock for each select() that is to end before its next tick.)
  *
  * The maps are our own and grow past FD_SETSIZE, which POSIX allows a system
  * to refuse but Linux and the BSDs take; FD_SET() itself must not be used,
@@ -168,7 +169,9 @@ static void node_append(VPNode *ring, VPNode *node)
 
 /* Up to so many descriptors a full pass costs next to nothing. */
 #define VP_SCAN_ALWAYS 64
-#define VP_SCAN_US 1000
+#define VP_SCAN_US 4000
+/* So long a descriptor stays hot, unless there are more of them than that. */
+#define VP_HOT_US SECOND
 
 typedef struct VPWatch {
     VPFdHandler *handler;
@@ -189,7 +192,8 @@ struct VPLoop {
     VPWatch *watch;  /* by descriptor */
     unsigned long *want[2];
     unsigned long *ready[2];
-    unsigned long *hot[2]; /* active since the last full pass; before it */
+    unsigned long *hot[2]; /* active since hot_at; before that */
+    uint64_t hot_at;
 
     bool quiet;         /* the last pass found nothing going on */
     uint64_t next_full; /* when all descriptors are due again */
@@ -418,6 +422,25 @@ static void loop_drop_bad(VPLoop *loop)
     }
 }
 
+/* loop_cool() - what was not active lately is not hot any more */
+static void loop_cool(VPLoop *loop)
+{
+    size_t words = ((size_t)loop->nfds + WORD_BITS - 1) / WORD_BITS;
+    int hot = 0;
+
+    for (size_t i = 0; i < words; i++) {
+        hot += __builtin_popcountl(loop->hot[0][i] | loop->hot[1][i]);
+    }
+    if (hot <= VP_SCAN_ALWAYS && loop->now - loop->hot_at < VP_HOT_US) {
+        return;
+    }
+    for (size_t i = 0; i < words; i++) {
+        loop->hot[1][i] = loop->hot[0][i];
+        loop->hot[0][i] = 0;
+    }
+    loop->hot_at = loop->now;
+}
+
 /*
  * loop_select() - wait for at most @timeout, UINT64_MAX: for ever
  *
@@ -432,7 +455,7 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     int n;
 
     if (!full) {
-        timeout = MIN(timeout, loop->next_full - loop->now);
+        timeout = MIN(timeout, VP_SCAN_US);
     }
     for (size_t i = 0; i < words; i++) {
         unsigned long hot = full ? ~0ul : loop->hot[0][i] | loop->hot[1][i];
@@ -461,10 +484,7 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     if (full) {
         uint64_t cost = loop->nwatched / 10;
 
-        for (size_t i = 0; i < words; i++) {
-            loop->hot[1][i] = loop->hot[0][i];
-            loop->hot[0][i] = 0;
-        }
+        loop_cool(loop);
         loop->next_full = loop->now + MAX(VP_SCAN_US, 8 * cost);
     }
     loop->quiet = n == 0 && timeout != 0;

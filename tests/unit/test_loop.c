@@ -561,7 +561,7 @@ static void crowd_free(Crowd *w)
 
 /*
  * While one descriptor is busy, the others cost little, and yet each is seen
- * in a millisecond or so.
+ * in a few milliseconds.
  */
 START_TEST(cold_ones_are_seen)
 {
@@ -657,6 +657,37 @@ START_TEST(active_ones_stay_hot)
 }
 END_TEST
 
+/*
+ * So does one that is active some times a second, as when somebody types; and
+ * it is hot in the next second, too, but not for ever.
+ */
+START_TEST(typed_ones_stay_hot)
+{
+    static Crowd w;
+
+    crowd_new(&w);
+    fd_write(w.fd[0][1], "x", 1);
+    box_run(w.loop, 100 * MS);
+    for (int round = 0; round < 30; round++) {
+        w.calls[99].n = 0;
+        fd_write(w.fd[99][1], "x", 1);
+        box_step(w.loop, 1);
+        if (round > 0) {
+            ck_assert_int_eq(w.calls[99].n, 1);
+        }
+        box_run(w.loop, 5 * MS);
+        ck_assert_int_ge(w.calls[99].n, 1);
+        recv(w.fd[99][0], &(char){ 0 }, 1, 0);
+        box_run(w.loop, 200 * MS);
+    }
+    box_run(w.loop, 2 * SECOND + 10 * MS);
+    for (int i = 0; i < 2; i++) {
+        ck_assert(!bit_test(w.loop->hot[i], w.fd[99][0]));
+    }
+    crowd_free(&w);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("loop");
@@ -679,5 +710,6 @@ int main(void)
     UNIT_ADD(s, cold_ones_wake_us, 1);
     UNIT_ADD(s, new_interest_is_hot, 1);
     UNIT_ADD(s, active_ones_stay_hot, 1);
+    UNIT_ADD(s, typed_ones_stay_hot, 1);
     return unit_run(s);
 }
