@@ -61,10 +61,12 @@
  * peer has shown that it is in it, so a handshake that only one side saw
  * completed costs no connection: those that waited still wait.
  *
- * One thing escapes this: a side thrown back into the middle of a handshake,
- * while the peer's echo is under way.  The echo fits, both enter a session that
- * the abandoned time was in already, and until a number or the digest tells,
- * within a round trip, an answer to the one may reach the other under its id.
+ * A side may be thrown back into the middle of a handshake, and the peer's echo
+ * still be under way: it fits, and leads into the session that the abandoned
+ * time was in already, with the same tokens.  So each packet's check is seeded
+ * with the digest of what it acknowledges as well.  A packet passes only where
+ * just that was sent, and so no answer to the abandoned time for one to the new
+ * one; it leads to a handshake like any damage, which ends the session.
  *
  * A further peer on a listening channel gets a HELLO of its own, and takes the
  * present one's place only after it has echoed that; see vp_offer().
@@ -745,7 +747,7 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  * A packet is a header of 32 bytes, big endian, and up to VP_PKT_DATA_LEN
  * bytes of payload:
  *
- *    0  check       64  over the 24 bytes that follow, plus the key
+ *    0  check       64  over the 24 bytes that follow, plus what seeds it
  *    8  data_check  64  over the payload; 0 without one
  *   16  type         8
  *   17  flags        8
@@ -753,6 +755,8 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  *   20  conn        32  connection id, chosen by the connection's client side
  *   24  seq         32  of this packet, or of the sender's next one
  *   28  ack         32  the packet the sender expects next
+ *
+ * What seeds it is the key plus the digest of all packets before "ack".
  *
  * One check for everything.  It is the sum of all 32-bit words, each times
  * an odd weight below 2^31 that no other word of the packet has, modulo 2^64.
@@ -770,10 +774,11 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  * a table-driven CRC-32 reaches 1 and would halve the throughput.
  * ====================================================================== */
 
-#define VP_VERSION 1
+#define VP_VERSION 2
 #define VP_MAGIC 0x71656d752d767031ull /* "qemu-vp1" */
 
 #define VP_PKT_HDR_LEN 32
+#define VP_PKT_ACK_AT 28
 #define VP_PKT_LEN_MAX 65536
 #define VP_PKT_DATA_LEN (VP_PKT_LEN_MAX - VP_PKT_HDR_LEN)
 
@@ -1056,7 +1061,7 @@ static void wire_put(uint8_t *p, const VPPacket *pkt, uint64_t key)
     put16(p + 18, pkt->bytes);
     put32(p + 20, pkt->conn);
     put32(p + 24, pkt->seq);
-    put32(p + 28, pkt->ack);
+    put32(p + VP_PKT_ACK_AT, pkt->ack);
     put64(p, wire_sum(p + 8, VP_PKT_HDR_LEN - 8) + key);
 }
 
@@ -1072,7 +1077,7 @@ static bool wire_get(const uint8_t *p, VPPacket *pkt, uint64_t key)
     pkt->bytes = get16(p + 18);
     pkt->conn = get32(p + 20);
     pkt->seq = get32(p + 24);
-    pkt->ack = get32(p + 28);
+    pkt->ack = get32(p + VP_PKT_ACK_AT);
     return true;
 }
 
@@ -1341,7 +1346,7 @@ typedef struct VPLink {
     uint64_t rx_last_at;   /* when bytes came last */
     size_t rx_gap;         /* where in rx they went on after a silence */
     uint32_t rx_expect;
-    uint64_t rx_digest;
+    uint64_t rx_digest;    /* of all packets before rx_expect */
     uint32_t rx_unacked;   /* bytes */
     bool ack_now;
     VPTimer ack_timer;
@@ -2294,7 +2299,7 @@ static size_t link_put_ctl(VPDriver *drv)
     if (pkt.type != 0) {
         l->need_ping = false;
         link_acks(l);
-        wire_put(l->ctl + len, &pkt, l->tx_key);
+        wire_put(l->ctl + len, &pkt, l->tx_key + l->rx_digest);
         len += VP_PKT_HDR_LEN;
     }
     return len;
@@ -2304,7 +2309,7 @@ static size_t link_put_ctl(VPDriver *drv)
  * link_gather() - what the next write() hands over
  * @iov:  room for VP_WRITE_IOV
  *
- * Headers are finished here: only now is it known what to ack.
+ * Headers are finished here: only now is it known what to ack and vouch for.
  */
 #define VP_WRITE_IOV 8
 static int link_gather(VPDriver *drv, struct iovec *iov)
@@ -2343,7 +2348,7 @@ static int link_gather(VPDriver *drv, struct iovec *iov)
             bytes_out += sent->len;
             sent->pkt.seq = seq;
             sent->pkt.ack = l->rx_expect;
-            wire_put(p, &sent->pkt, l->tx_key);
+            wire_put(p, &sent->pkt, l->tx_key + l->rx_digest);
         }
         if (n > 0 && (uint8_t *)iov[n - 1].iov_base + iov[n - 1].iov_len == p) {
             iov[n - 1].iov_len += len;
@@ -2701,8 +2706,22 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
     }
 }
 
-/* link_acked() - the peer expects @seq; false if that can't be */
-static bool link_acked(VPDriver *drv, uint32_t seq)
+/*
+ * link_get() - read a header of the peer's; false if there is none at @p
+ *
+ * What it acks must be on its way, and be what its sender received.
+ */
+static bool link_get(VPLink *l, const uint8_t *p, VPPacket *pkt)
+{
+    VPStore *s = &l->store;
+    uint32_t ack = get32(p + VP_PKT_ACK_AT);
+
+    return ack - s->base <= s->unsent - s->base &&
+           wire_get(p, pkt, l->rx_key + store_digest(s, ack));
+}
+
+/* link_acked() - the peer expects @seq, as link_get() found */
+static void link_acked(VPDriver *drv, uint32_t seq)
 {
     VPStore *s = &drv->link.store;
     uint32_t before = s->bytes;
@@ -2710,16 +2729,12 @@ static bool link_acked(VPDriver *drv, uint32_t seq)
     VPSent newest;
 
     if (seq == s->base) {
-        return true;
-    }
-    if (seq_diff(seq, s->base) < 0 || seq_diff(s->unsent, seq) < 0) {
-        return false;
+        return;
     }
     newest = *store_sent(s, seq - 1);
     flags = store_release(s, seq);
     flow_acked(&drv->link.flow, &newest, before - s->bytes,
                (flags & VP_FLAG_ACK_NOW) != 0, drv->loop->now);
-    return true;
 }
 
 /*
@@ -2744,7 +2759,7 @@ static bool link_stalled(VPDriver *drv)
         return false;
     }
     for (; l->rx_scanned + VP_PKT_HDR_LEN <= l->rx_len; l->rx_scanned++) {
-        if (wire_get(l->rx + l->rx_scanned, &pkt, l->rx_key)) {
+        if (link_get(l, l->rx + l->rx_scanned, &pkt)) {
             return true;
         }
     }
@@ -2767,7 +2782,7 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
     if (len < VP_PKT_HDR_LEN) {
         return 0;
     }
-    if (!wire_get(p, &pkt, l->rx_key)) {
+    if (!link_get(l, p, &pkt)) {
         int n = wire_get_hello(p, len, &hello);
 
         if (n > 0) {
@@ -2792,13 +2807,12 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         wrong = "a packet breaks off";
     } else if (pkt.bytes > 0 && !wire_data_ok(&pkt, p + VP_PKT_HDR_LEN)) {
         wrong = "a payload is damaged";
-    } else if (!link_acked(drv, pkt.ack)) {
-        wrong = "an ack makes no sense";
     }
     if (wrong != NULL) {
         link_resync(drv, wrong);
         return 1; /* a HELLO may begin at any byte after */
     }
+    link_acked(drv, pkt.ack);
     l->asked_at = 0;
     l->confirmed = true;
     l->ack_now |= (pkt.flags & VP_FLAG_ACK_NOW) != 0;

@@ -566,15 +566,16 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
                         const void *data, size_t len, unsigned wrong)
 {
     static uint8_t buf[VP_PKT_HDR_LEN + UINT16_MAX];
-    const VPLink *l = &r->drv->link;
+    VPLink *l = &r->drv->link;
+    uint32_t ack = wrong & OLD_ACK ? l->store.base : l->store.unsent;
+    uint64_t key = l->rx_key + store_digest(&l->store, ack);
     VPPacket pkt = {
         .type = (uint8_t)type,
         .flags = (uint8_t)flags,
         .bytes = (uint16_t)len,
         .conn = id,
         .seq = l->rx_expect + r->held_seqs + !!(wrong & WRONG_SEQ),
-        .ack = wrong & WRONG_ACK ? l->store.next + 1
-               : wrong & OLD_ACK ? l->store.base : l->store.unsent,
+        .ack = wrong & WRONG_ACK ? l->store.next + 1 : ack,
         .data_check = wire_sum(data, len) + !!(wrong & WRONG_DATA),
     };
     size_t total = VP_PKT_HDR_LEN + len;
@@ -588,7 +589,7 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
     if (len > 0) {
         memcpy(buf + VP_PKT_HDR_LEN, data, len);
     }
-    wire_put(buf, &pkt, l->rx_key + !!(wrong & WRONG_CHECK));
+    wire_put(buf, &pkt, key + !!(wrong & WRONG_CHECK));
     r->held_seqs += r->holding > 0 && type < VP_PKT_HELLO;
     peer_write(r, buf, total);
 }

@@ -14,6 +14,9 @@
 
 #define ROGUE_OUT 65536
 
+/* Packets that it remembers to have sent */
+#define ROGUE_SENT 65536u
+
 /* What it heard of one connection of its own */
 typedef struct RogueConn {
     uint32_t id;
@@ -35,6 +38,8 @@ typedef struct Rogue {
     VPHello said;           /* limits are taken from here */
     uint64_t tx_key, rx_key;
     uint32_t next, expect, ack;
+    uint64_t digest;        /* of what it received, before "expect" */
+    uint64_t sent[ROGUE_SENT]; /* of what it sent, before each number */
     unsigned long refused;  /* CONNECT_REFUSED that came */
     unsigned long acked;    /* CONNECT_ACK */
     RogueConn conn;         /* set .id, clear the rest */
@@ -105,6 +110,7 @@ static inline size_t rogue_parse(Rogue *r, const uint8_t *p, size_t len)
 {
     VPHello h;
     VPPacket pkt;
+    uint64_t vouched;
     int n = wire_get_hello(p, len, &h);
 
     if (n > 0) {
@@ -116,7 +122,8 @@ static inline size_t rogue_parse(Rogue *r, const uint8_t *p, size_t len)
     if (len < VP_PKT_HDR_LEN) {
         return 0;
     }
-    if (!wire_get(p, &pkt, r->rx_key)) {
+    vouched = r->sent[get32(p + VP_PKT_ACK_AT) % ROGUE_SENT];
+    if (!wire_get(p, &pkt, r->rx_key + vouched)) {
         return n == 0 ? 0 : 1;
     }
     if (len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
@@ -125,6 +132,7 @@ static inline size_t rogue_parse(Rogue *r, const uint8_t *p, size_t len)
     r->ack = pkt.ack;
     if (pkt.type < VP_PKT_HELLO && pkt.seq == r->expect) {
         r->expect++;
+        r->digest = digest_add(r->digest, &pkt);
         r->pkt = pkt;
         memcpy(r->data, p + VP_PKT_HDR_LEN, MIN(sizeof(r->data), pkt.bytes));
         if (pkt.type == VP_PKT_CONTROL) {
@@ -252,6 +260,7 @@ static inline bool rogue_shake(Rogue *r, int ms)
             r->tx_key = wire_key(r->token, r->heard.token, key);
             r->rx_key = wire_key(r->heard.token, r->token, key);
             r->next = r->expect = r->ack = VP_SEQ_FIRST;
+            r->digest = r->sent[VP_SEQ_FIRST % ROGUE_SENT] = 0;
             r->flags |= VP_HELLO_UP;
             r->out_len = 0;
             rogue_hello(r, r->said);
@@ -275,7 +284,6 @@ static inline void rogue_put(Rogue *r, int type, int flags, uint32_t conn,
         .bytes = (uint16_t)len,
         .conn = conn,
         .seq = r->next,
-        .ack = r->expect,
         .data_check = wire_sum(data, len),
     };
 
@@ -286,9 +294,14 @@ static inline void rogue_put(Rogue *r, int type, int flags, uint32_t conn,
     if (len > 0) {
         memcpy(r->out + r->out_len + VP_PKT_HDR_LEN, data, len);
     }
-    wire_put(r->out + r->out_len, &pkt, r->tx_key);
+    pkt.ack = r->expect;
+    wire_put(r->out + r->out_len, &pkt, r->tx_key + r->digest);
     r->out_len += VP_PKT_HDR_LEN + len;
-    r->next += type < VP_PKT_HELLO;
+    if (type < VP_PKT_HELLO) {
+        uint64_t before = r->sent[r->next % ROGUE_SENT];
+
+        r->sent[++r->next % ROGUE_SENT] = digest_add(before, &pkt);
+    }
 }
 
 /* rogue_init() - CONNECT_INIT */

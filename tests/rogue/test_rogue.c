@@ -605,12 +605,12 @@ static void large(Rogue *r)
 static void header(Rogue *r, uint16_t bytes)
 {
     VPPacket pkt = {
-        .type = VP_PKT_CLIENT, .bytes = bytes, .conn = id,
-        .seq = r->next, .ack = r->expect,
+        .type = VP_PKT_CLIENT, .bytes = bytes, .conn = id, .seq = r->next,
     };
 
     if (rogue_flush(r, 500)) {
-        wire_put(r->out, &pkt, r->tx_key);
+        pkt.ack = r->expect;
+        wire_put(r->out, &pkt, r->tx_key + r->digest);
         r->out_len = VP_PKT_HDR_LEN;
         rogue_flush(r, 500);
     }

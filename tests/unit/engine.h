@@ -545,6 +545,9 @@ static inline uint32_t rnd(uint32_t below)
 
 #define HELLO_TOTAL ((size_t)VP_PKT_HDR_LEN + VP_HELLO_LEN)
 
+/* Packets that the peer remembers to have sent */
+#define PEER_SENT 4096u
+
 typedef struct Peer {
     int fd;
     VPHello hello;   /* what it says; token, echo and flags are filled in */
@@ -556,7 +559,8 @@ typedef struct Peer {
     uint32_t next;   /* number of the next packet */
     uint32_t expect;
     uint32_t ack;    /* what the engine's last packet said */
-    uint64_t digest; /* of what came from the engine */
+    uint64_t digest; /* of what came from the engine, before "expect" */
+    uint64_t sent[PEER_SENT]; /* of what went to it, before each number */
     uint8_t in[4 * VP_PKT_LEN_MAX];
     size_t len;      /* in "in" */
     VPPacket pkt;    /* of the last peer_next(), and its payload */
@@ -659,6 +663,14 @@ static inline void peer_write(Rig *r, const void *data, size_t len)
     }
 }
 
+/* peer_get() - read a header of the engine's; false if it is none */
+static inline bool peer_get(const Peer *p, const uint8_t *at, VPPacket *pkt)
+{
+    uint32_t ack = get32(at + VP_PKT_ACK_AT);
+
+    return wire_get(at, pkt, p->rx_key + p->sent[ack % PEER_SENT]);
+}
+
 /*
  * peer_next() - take the engine's next packet
  *
@@ -685,7 +697,7 @@ static inline int peer_next(Rig *r)
         p->pkt.type = VP_PKT_HELLO;
         total = (size_t)hello;
     } else if (p->len >= VP_PKT_HDR_LEN) {
-        ck_assert_msg(wire_get(p->in, &p->pkt, p->rx_key),
+        ck_assert_msg(peer_get(p, p->in, &p->pkt),
                       "the engine sent what is no packet");
         total = VP_PKT_HDR_LEN + p->pkt.bytes;
         ck_assert_uint_eq(p->pkt.seq, p->expect);
@@ -738,6 +750,24 @@ static inline void peer_keys(Peer *p)
     p->rx_key = wire_key(p->heard.token, p->hello.token, p->key);
 }
 
+/* peer_begin() - nothing was sent in this session, either way */
+static inline void peer_begin(Peer *p)
+{
+    p->next = p->expect = VP_SEQ_FIRST;
+    p->digest = p->sent[VP_SEQ_FIRST % PEER_SENT] = 0;
+}
+
+/* peer_expects() - it got all of the engine's packets before @seq, no more */
+static inline void peer_expects(Rig *r, uint32_t seq)
+{
+    VPStore *s = &r->drv->link.store;
+
+    r->peer.expect = seq;
+    if (seq - s->base <= s->next - s->base) {
+        r->peer.digest = store_digest(s, seq);
+    }
+}
+
 /*
  * peer_shake() - hands; what the peer claims is in peer.hello
  *
@@ -782,8 +812,7 @@ static inline void peer_session(Rig *r)
     p->hello.my_epoch = p->hello.peer_epoch = p->hello.digest = 0;
     p->hello.expect = p->hello.base = p->hello.next = VP_SEQ_FIRST;
     ck_assert(peer_shake(r));
-    p->next = p->expect = VP_SEQ_FIRST;
-    p->digest = 0;
+    peer_begin(p);
     p->hello.my_epoch = p->hello.token;
     p->hello.peer_epoch = p->heard.token;
     while (!(p->heard.flags & VP_HELLO_UP)) {
@@ -820,8 +849,12 @@ static inline size_t peer_make(Rig *r, uint8_t *buf, int type, int flags,
     if (len > 0) {
         memcpy(buf + VP_PKT_HDR_LEN, data, len);
     }
-    wire_put(buf, &pkt, p->tx_key);
-    p->next += type < VP_PKT_HELLO;
+    wire_put(buf, &pkt, p->tx_key + p->digest);
+    if (type < VP_PKT_HELLO) {
+        uint64_t before = p->sent[p->next % PEER_SENT];
+
+        p->sent[++p->next % PEER_SENT] = digest_add(before, &pkt);
+    }
     return VP_PKT_HDR_LEN + len;
 }
 

@@ -681,12 +681,12 @@ static void held_new(Held *h, const VPConfig *config)
         h->client[i] = rig_client(r, "c");
         peer_expect(r, VP_CONN_FIRST + (uint32_t)i, VP_MSG_CONNECT_INIT);
     }
-    r->peer.expect = VP_SEQ_FIRST + 2; /* as acked; "expect" is really + 5 */
+    peer_expects(r, VP_SEQ_FIRST + 2); /* as acked; "expect" is really + 5 */
     for (int i = 0; i < 4; i++) {
         /* no answer yet: to a service that is connecting it would come */
         peer_send(r, VP_PKT_CLIENT, 0, 1000, "late", 4);
     }
-    r->peer.expect = VP_SEQ_FIRST + 5;
+    peer_expects(r, VP_SEQ_FIRST + 5);
     ck_assert_uint_eq(r->drv->link.store.base, VP_SEQ_FIRST + 2);
     ck_assert_uint_eq(r->drv->link.store.next, VP_SEQ_FIRST + 5);
     ck_assert_uint_eq(r->drv->link.rx_expect, VP_SEQ_FIRST + 4);
@@ -789,9 +789,8 @@ START_TEST(replay)
         held_new(&h, &rig_config);
         rig_unplug(&h.r);
         rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
+        peer_expects(&h.r, VP_SEQ_FIRST + from);
         peer_claim(&h.r);
-        p->expect = p->hello.expect = VP_SEQ_FIRST + from;
-        p->hello.digest = store_digest(&h.r.drv->link.store, p->expect);
         ck_assert(peer_shake(&h.r));
         for (uint32_t i = from; i < 5; i++) {
             peer_expect(&h.r, VP_CONN_FIRST + i, VP_MSG_CONNECT_INIT);
@@ -872,7 +871,7 @@ START_TEST(unconfirmed_session)
         box_run(r.loop, SECOND);
         while (peer_next(&r) != 0) {
             ck_assert_int_ge(r.peer.pkt.type, VP_PKT_HELLO);
-            r.peer.expect = VP_SEQ_FIRST;
+            peer_begin(&r.peer);
         }
         if (_i == 1) {
             rig_unplug(&r);
@@ -889,6 +888,64 @@ START_TEST(unconfirmed_session)
     } while (r.peer.pkt.type != VP_PKT_CLIENT);
     ck_assert_mem_eq(r.peer.data, "hello", 5);
     close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/*
+ * Thrown back into the middle of a handshake, we are put by the peer's echo,
+ * which was under way, into the session that the abandoned time was in.  What
+ * the peer then answers to that time is nothing to a connection that has the
+ * same id now, unless all that was sent is the same.
+ */
+START_TEST(late_echo)
+{
+    static const struct {
+        const char *service; /* that the connection is to now, or NULL */
+        bool same;
+    } cases[] = {
+        { "old", true }, { "new", false }, { NULL, false },
+    };
+    const char *service = cases[_i].service;
+    bool same = cases[_i].same;
+    uint64_t digest;
+    static Rig r;
+    int client;
+
+    rig_new(&r, &rig_config); /* the abandoned time */
+    peer_session(&r);
+    client = rig_client(&r, "old");
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    digest = r.peer.digest;
+    close(client);
+    rig_free(&r);
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    peer_session(&r);
+    if (service != NULL) {
+        client = rig_client(&r, service);
+        peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    }
+    log_clear();
+    r.peer.expect = VP_SEQ_FIRST + 1;
+    r.peer.digest = digest;
+    peer_credit(&r, 0, VP_CONN_FIRST, VP_MSG_CONNECT_ACK, 1 << 20);
+    if (service != NULL) {
+        ck_assert_uint_eq(rig_conn(&r, VP_CONN_FIRST, true)->tx_limit,
+                          same ? 1 << 20 : VP_WINDOW_INIT);
+    }
+    if (!same) {
+        ck_assert_int_eq(log_count("no packet where one should begin"), 1);
+        peer_claim(&r);
+        ck_assert(peer_shake(&r));
+        ck_assert_int_eq(log_count("one side was set back in time"), 1);
+        log_expect("channel up: new session", 1);
+    }
+    if (service != NULL) {
+        ck_assert_int_eq(fd_state(client), same ? FD_OPEN : ECONNRESET);
+        close(client);
+    }
     rig_free(&r);
 }
 END_TEST
@@ -1637,6 +1694,7 @@ int main(void)
     UNIT_ADD(s, replay, 1);
     UNIT_ADD(s, forgotten_session, 2);
     UNIT_ADD(s, unconfirmed_session, 2);
+    UNIT_ADD(s, late_echo, 3);
     UNIT_ADD(s, key_fits, 1);
     UNIT_ADD(s, key_misfits, COUNT_OF(misfits));
     UNIT_ADD(s, key_misfit_later, 1);
