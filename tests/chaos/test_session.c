@@ -309,6 +309,62 @@ START_TEST(thrown_back_1)
 }
 END_TEST
 
+/*
+ * thrown_back_early() - into the first handshake, soon after it
+ *
+ * The way is so long that HELLOs are said again before one is answered.  So an
+ * echo is still under way when the machine is thrown back, and leads into the
+ * session that the abandoned time was in; and both times open a few connections
+ * before the other side notices.  Returns whether one did.
+ */
+static bool thrown_back_early(Channel channel, uint64_t seed)
+{
+    uint32_t again = 100 * MS; /* the second HELLO */
+    uint32_t way, m;
+    bool noticed;
+
+    world_init(seed);
+    snprintf(world.what, sizeof(world.what), "%s, %llu",
+             channel_name(channel), (unsigned long long)seed);
+    world_channel(channel);
+    m = rnd(2);
+    way = again / 2 + rnd(again / 2);
+    world.latency = way;
+    world.to_open = 10;
+    world.open_gap = 100 * MS;
+    world.mix = (Mix){ .total_max = 200, .chunk_max = 200 };
+    world.throws = true;
+    world.nevents = 2;
+    world.event[0] = (Event){
+        .at = world.now + way + rnd(way),
+        .damage = SNAPSHOT,
+        .arg = m,
+    };
+    /* the first echo has come, and not yet the second one */
+    world.event[1] = (Event){
+        .at = world.now + 3ull * way + rnd(again - way),
+        .damage = THROW_BACK,
+        .arg = m,
+    };
+    world.end_by = 600 * SECOND;
+    world_start();
+    world_run();
+    noticed = log_saw("set back in time");
+    world_free();
+    return noticed;
+}
+
+START_TEST(thrown_back_in_handshake)
+{
+    unsigned noticed = 0;
+
+    for (uint64_t seed = 1; seed <= 500; seed++) {
+        noticed += thrown_back_early((Channel)_i, seed);
+    }
+    ck_assert_uint_ge(noticed, 100);
+}
+END_TEST
+
 /* ---- numbers that wrap around ------------------------------------------- */
 
 /* quiet() - is nothing on its way? */
@@ -475,6 +531,7 @@ int main(void)
     add(suite, "killed often", killed_often, SIM_CHANNELS);
     add(suite, "A thrown back", thrown_back_0, SIM_CHANNELS);
     add(suite, "B thrown back", thrown_back_1, SIM_CHANNELS);
+    add(suite, "thrown back early", thrown_back_in_handshake, SIM_CHANNELS);
     add(suite, "wrapped", wrapped, SIM_CHANNELS);
     add(suite, "garbled", garbled, 1);
     runner = srunner_create(suite);
