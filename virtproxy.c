@@ -66,7 +66,10 @@
  * time was in already, with the same tokens.  So each packet's check is seeded
  * with the digest of what it acknowledges as well.  A packet passes only where
  * just that was sent, and so no answer to the abandoned time for one to the new
- * one; it leads to a handshake like any damage, which ends the session.
+ * one; it leads to a handshake like any damage, which ends the session.  For
+ * what is sent the numbers tell: the new time goes on from those that it had.
+ * And a peer that was up, but says HELLO as one that isn't, begins a handshake
+ * as if it had a new token.
  *
  * A further peer on a listening channel gets a HELLO of its own, and takes the
  * present one's place only after it has echoed that; see vp_offer().
@@ -1318,7 +1321,8 @@ typedef struct VPLink {
     VPHello hello;      /* what I say; frozen for one handshake */
     uint64_t peer_token;
     uint64_t epoch[2];     /* mine, the peer's; 0: no session */
-    bool confirmed;        /* the peer has shown that it is up, too */
+    bool confirmed;        /* the peer holds it, too, as far as we know */
+    bool peer_up;          /* the peer has shown that it is, with our token */
     uint64_t tx_key;
     uint64_t rx_key;
     uint64_t hello_at;     /* since when */
@@ -2549,7 +2553,8 @@ static void link_up(VPDriver *drv, const VPHello *h, bool resumed)
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&drv->grace_timer);
     grace_renew(drv);
-    l->confirmed = resumed || (h->flags & VP_HELLO_UP);
+    l->peer_up = (h->flags & VP_HELLO_UP) != 0;
+    l->confirmed = resumed || l->peer_up;
     l->ping_waits = true;
     link_ping_start(drv, VP_PING_WAIT_MIN);
     provoked_log(drv, quiet ? VP_LOG_DEBUG : VP_LOG_INFO, "channel up: %s",
@@ -2680,14 +2685,16 @@ static void link_handle_hello(VPDriver *drv, const VPHello *h,
         return;
     }
     if (l->state == LINK_UP) {
-        if (h->token == l->peer_token) {
-            if (h->flags & VP_HELLO_UP) {
-                l->confirmed = true;
-            } else {
-                l->need_hello = true; /* it has not heard my echo */
-            }
+        if (h->token == l->peer_token && h->echo == l->hello.token &&
+            (h->flags & VP_HELLO_UP)) {
+            l->confirmed = l->peer_up = true;
             return;
         }
+        if (h->token == l->peer_token && !l->peer_up) {
+            l->need_hello = true; /* it has not heard my echo, or token */
+            return;
+        }
+        /* it is a new one, or the same thrown back to before it was up */
         provoked_log(drv, VP_LOG_DEBUG, "the other end says hello again");
         link_hello(drv, 0);
     }
@@ -2814,7 +2821,7 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
     }
     link_acked(drv, pkt.ack);
     l->asked_at = 0;
-    l->confirmed = true;
+    l->confirmed = l->peer_up = true;
     l->ack_now |= (pkt.flags & VP_FLAG_ACK_NOW) != 0;
     switch (pkt.type) {
     case VP_PKT_PING:

@@ -181,22 +181,47 @@ START_TEST(first_hello)
 }
 END_TEST
 
-/* Once up, only a peer that isn't is told so again. */
+/*
+ * Once up, only a peer that isn't is told so again.  But if it was, it was
+ * thrown back, and what it holds must be asked for.
+ */
 START_TEST(hello_when_up)
 {
     static Rig r;
+    Peer *p = &r.peer;
     uint64_t token;
 
     rig_new(&r, &rig_config);
-    peer_session(&r);
-    token = r.peer.heard.token;
-    peer_say(&r, r.peer.hello.token, VP_HELLO_UP);
+    peer_drain(&r);
+    token = p->heard.token;
+    for (int i = 0; i < 3; i++) {
+        bool other = i == 1; /* it is up with a token we no longer have */
+
+        p->heard.token -= other;
+        peer_say(&r, 500, other ? VP_HELLO_UP : 0);
+        ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+        ck_assert_uint_eq(p->heard.token, token);
+        ck_assert(p->heard.flags & VP_HELLO_UP);
+        ck_assert(!r.drv->link.confirmed);
+        ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    }
+    if (_i == 0) {
+        peer_say(&r, 500, VP_HELLO_UP);
+    } else {
+        peer_keys(p);
+        peer_begin(p);
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
     ck_assert_int_eq(peer_next(&r), 0);
-    peer_say(&r, r.peer.hello.token, 0);
+    peer_say(&r, 500, 0);
+    log_expect("the other end says hello again", 1);
     ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
-    ck_assert_uint_eq(r.peer.heard.token, token);
-    ck_assert(r.peer.heard.flags & VP_HELLO_UP);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_uint_ne(p->heard.token, token);
+    ck_assert_uint_eq(p->heard.echo, 500);
+    p->hello.my_epoch = 500;
+    p->hello.peer_epoch = token;
+    ck_assert(peer_shake(&r));
+    log_expect("session resumed", 1);
     rig_free(&r);
 }
 END_TEST
@@ -1507,7 +1532,7 @@ int main(void)
     Suite *s = suite_create("link");
 
     UNIT_ADD(s, first_hello, 1);
-    UNIT_ADD(s, hello_when_up, 1);
+    UNIT_ADD(s, hello_when_up, 2);
     UNIT_ADD(s, no_answer, 1);
     UNIT_ADD(s, other_version, 2);
     UNIT_ADD(s, echoing_line, 2);
