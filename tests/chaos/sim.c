@@ -129,6 +129,10 @@ static void log_check(VPLogLevel level, const char *line, Machine *m)
         }
         world_break();
     }
+    if (strstr(line, "set back in time")) {
+        /* what began after that, before it was noticed, ends, too */
+        world_break();
+    }
     world.timed_out |= strstr(line, "timed out") != NULL;
     if (strstr(line, "channel up: ")) {
         m->down_before = 0;
