@@ -31,6 +31,7 @@
 #define ARGS_MAX 64
 
 static jmp_buf exited;
+static bool ended;                  /* settings_take() came to an exit() */
 static int key_fd = -1;             /* stands for every file that is opened */
 static int accepted = -1;           /* what the next accept() gives */
 static const char *file_text = "";  /* what every init file has in it */
@@ -192,7 +193,12 @@ static bool settings_take(Settings *s, int argc, char **argv)
     Error err;
 
     getopt_reset();
-    return setjmp(exited) == 0 && settings_read(s, argc, argv, &err);
+    if (setjmp(exited) != 0) {
+        ended = true;
+        return false;
+    }
+    ended = false;
+    return settings_read(s, argc, argv, &err);
 }
 
 /* settings_text() - as --dump-config prints it; to free */
@@ -272,6 +278,7 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
 {
     static const Settings nothing;
     char *args[ARGS_MAX + 1];
+    Settings first;
     Error err;
 
     if (!settings_take(&settings, argc, argv)) {
@@ -291,8 +298,10 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
         if (again != NULL) {
             saved_argc = args_split(again, args);
             saved_argv = args;
+            settings_take(&first, saved_argc, saved_argv);
+            settings_free(&first);
             getopt_reset();
-            if (setjmp(exited) == 0) {
+            if (!ended) { /* with such arguments none would be running */
                 reload();
             }
             box_run(loop, SECOND);
