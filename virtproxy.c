@@ -759,7 +759,8 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  *   24  seq         32  of this packet, or of the sender's next one
  *   28  ack         32  the packet the sender expects next
  *
- * What seeds it is the key plus the digest of all packets before "ack".
+ * What seeds it is the key plus the digest of all packets before "ack"; with a
+ * damaged ack that is another one, for which the damage can hardly make up.
  *
  * One check for everything.  It is the sum of all 32-bit words, each times
  * an odd weight below 2^31 that no other word of the packet has, modulo 2^64.
