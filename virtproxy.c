@@ -4329,9 +4329,12 @@ static bool conn_read(VPConn *c)
         return false;
     }
     slots = (int)MIN(VP_STORE_PKTS - (s->next - s->base), VP_READ_PKTS);
-    for (k = 0; k < slots && asked < want && room > VP_PKT_HDR_LEN; k++) {
-        uint32_t len = MIN(MIN(part, want - asked), room - VP_PKT_HDR_LEN);
+    for (k = 0; k < slots && asked < want; k++) {
+        uint32_t len = MIN(part, want - asked);
 
+        if (room < VP_PKT_HDR_LEN + len) {
+            break; /* no small packet just because there is room for one */
+        }
         iov[k].iov_base = s->ring + s->head +
                           (uint32_t)k * pkt_len + VP_PKT_HDR_LEN;
         iov[k].iov_len = len;

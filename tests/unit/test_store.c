@@ -460,6 +460,56 @@ START_TEST(flow_follows_channel)
 }
 END_TEST
 
+/* A packet is as long as it may be, if there is that much to send. */
+START_TEST(flow_whole_packets)
+{
+    static uint8_t data[10000];
+
+    for (uint32_t limit = 2 * VP_PKT_LEN_MIN; limit < 4000; limit += 37) {
+        static Rig r;
+        uint32_t packets = 0;
+        int client;
+
+        rig_new(&r, &rig_config);
+        peer_session(&r);
+        rig_clients(&r, &client, 1);
+        peer_drain(&r);
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        r.drv->link.flow.limit = limit;
+        r.drv->link.flow.pkt_len = VP_PKT_LEN_MIN;
+        fd_write(client, data, sizeof(data));
+        box_settle(r.loop);
+        while (peer_next(&r) != 0) {
+            ck_assert_uint_eq(r.peer.pkt.bytes,
+                              VP_PKT_LEN_MIN - VP_PKT_HDR_LEN);
+            packets++;
+        }
+        ck_assert_uint_eq(packets, limit / VP_PKT_LEN_MIN);
+        close(client);
+        rig_free(&r);
+    }
+}
+END_TEST
+
+/* A few acks per bound in flight are asked for, whatever the packets are. */
+START_TEST(flow_marks)
+{
+    VPFlow f;
+
+    flow_reset(&f, 1);
+    for (uint32_t len = 33; len <= 2048; len += 31) {
+        uint32_t since = 0, most = 0;
+
+        for (int i = 0; i < 1000; i++) {
+            since = link_mark(&f, len, 1) == VP_FLAG_ACK_NOW ? 0 : since + len;
+            most = MAX(most, since);
+        }
+        ck_assert_uint_lt(most, f.limit / 4);
+        ck_assert_uint_gt(most + len, f.limit / 4 - 2);
+    }
+}
+END_TEST
+
 #define BULK 5 /* connections that send more than the channel carries */
 
 /* run_fast() - @ms on a channel that carries eight packets in each */
@@ -506,25 +556,6 @@ START_TEST(flow_mixed)
         close(client[i]);
     }
     rig_free(&r);
-}
-END_TEST
-
-/* A few acks per bound in flight are asked for, whatever the packets are. */
-START_TEST(flow_marks)
-{
-    VPFlow f;
-
-    flow_reset(&f, 1);
-    for (uint32_t len = 33; len <= 2048; len += 31) {
-        uint32_t since = 0, most = 0;
-
-        for (int i = 0; i < 1000; i++) {
-            since = link_mark(&f, len, 1) == VP_FLAG_ACK_NOW ? 0 : since + len;
-            most = MAX(most, since);
-        }
-        ck_assert_uint_lt(most, f.limit / 4);
-        ck_assert_uint_gt(most + len, f.limit / 4 - 2);
-    }
 }
 END_TEST
 
@@ -587,8 +618,9 @@ int main(void)
     UNIT_ADD(s, store_bytes_bound, 1);
     UNIT_ADD(s, flow_bounds, 1);
     UNIT_ADD(s, flow_follows_channel, 4);
-    UNIT_ADD(s, flow_mixed, 1);
+    UNIT_ADD(s, flow_whole_packets, 1);
     UNIT_ADD(s, flow_marks, 1);
+    UNIT_ADD(s, flow_mixed, 1);
     UNIT_ADD(s, flow_typing, 1);
     UNIT_ADD(s, flow_sendable, 1);
     return unit_run(s);
