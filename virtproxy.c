@@ -2806,6 +2806,9 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         link_refuse(drv, "a packet that is too long");
         return 1;
     }
+    if (pkt.seq == l->rx_expect) {
+        link_acked(drv, pkt.ack); /* on a slow line the rest takes a while */
+    }
     if (pkt.seq != l->rx_expect) {
         wrong = "packets are missing";
     } else if (len < total) {
@@ -2820,7 +2823,6 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         link_resync(drv, wrong);
         return 1; /* a HELLO may begin at any byte after */
     }
-    link_acked(drv, pkt.ack);
     l->asked_at = 0;
     l->confirmed = l->peer_up = true;
     l->ack_now |= (pkt.flags & VP_FLAG_ACK_NOW) != 0;

@@ -1083,6 +1083,36 @@ START_TEST(ack_in_time)
 }
 END_TEST
 
+/* A header's ack counts before the rest of the packet has come. */
+START_TEST(ack_ahead)
+{
+    static uint8_t buf[VP_PKT_HDR_LEN + 500];
+    static Rig r;
+    VPStore *s;
+    int target;
+    size_t len;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    target = peer_service(&r, 1);
+    s = &r.drv->link.store;
+    fd_write(target, "x", 1);
+    box_wait(r.loop, s->bytes > 0);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_SERVER);
+    len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN, 500);
+    peer_write(&r, buf, VP_PKT_HDR_LEN - 1);
+    ck_assert_uint_gt(s->bytes, 0);
+    peer_write(&r, buf + VP_PKT_HDR_LEN - 1, 1);
+    ck_assert_uint_eq(s->bytes, 0);
+    ck_assert_uint_eq(r.drv->link.rx_expect, r.peer.next - 1);
+    peer_write(&r, buf + VP_PKT_HDR_LEN, len - VP_PKT_HDR_LEN);
+    ck_assert_uint_eq(r.drv->link.rx_expect, r.peer.next);
+    ck_assert_uint_eq(r.drv->link.resyncs, 0);
+    close(target);
+    rig_free(&r);
+}
+END_TEST
+
 /* Much data is acked on the way, asked for or not. */
 START_TEST(ack_much)
 {
@@ -1561,6 +1591,7 @@ int main(void)
     UNIT_ADD(s, ack_of_half_a_packet, 1);
     UNIT_ADD(s, virtio_writes, 1);
     UNIT_ADD(s, ack_in_time, 1);
+    UNIT_ADD(s, ack_ahead, 1);
     UNIT_ADD(s, ack_much, 1);
     UNIT_ADD(s, ping_for_ack, 1);
     UNIT_ADD(s, ping_idle, 1);
