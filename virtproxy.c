@@ -1280,6 +1280,7 @@ typedef struct VPFlow {
     uint64_t span_at;
     uint64_t round_at;    /* when it began, and "delivered" at that time */
     uint64_t round_start;
+    uint64_t round_sent_at; /* when what was acked last by then had left */
     uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
     uint64_t min_rtt;
     uint64_t min_rtt_at;
@@ -1710,11 +1711,13 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * packets where that is more.  The rate is measured from acks (as in BBR,
  * draft-cardwell-iccrg-bbr-congestion-control): the bytes acked in a round
  * trip, or in VP_ROUND_US where that is longer, since a few packets that go
- * through while both ends have the CPU say little; the best of the last second
- * or two counts.  At first the bound doubles each round for which the rate
- * has followed the last doubling; once it no longer does, the channel is full
- * and the queue is cut to VP_QUEUE_US.  From time to time the bound is cut
- * further to let the queue drain and see the shortest round trip again.
+ * through while both ends have the CPU say little; or in the time in which
+ * they were sent, since acks that were held up come all at once.  The best of
+ * the last second or two counts.  At first the bound doubles each round for
+ * which the rate has followed the last doubling; once it no longer does, or a
+ * round trip shows a queue, the channel is full and the queue is cut to
+ * VP_QUEUE_US.  From time to time the bound is cut further to let the queue
+ * drain and see the shortest round trip again.
  *
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
@@ -1797,9 +1800,11 @@ static void flow_update(VPFlow *f, uint64_t now)
 }
 
 /* flow_busy_round() - a round in which the channel was kept busy is over */
-static void flow_busy_round(VPFlow *f, uint64_t now)
+static void flow_busy_round(VPFlow *f, uint64_t rtt, uint64_t now)
 {
-    if (f->rate > 1.25 * f->full_rate) {
+    if (rtt > 2 * f->min_rtt + VP_QUEUE_US) {
+        f->full = true; /* there is a queue already */
+    } else if (f->rate > 1.25 * f->full_rate) {
         f->full_rate = f->rate;
         f->full_rounds = 0;
         f->start_limit = 2.0 * f->limit;
@@ -1814,34 +1819,35 @@ static void flow_busy_round(VPFlow *f, uint64_t now)
     }
 }
 
-static void flow_begin_round(VPFlow *f, uint64_t now)
+static void flow_begin_round(VPFlow *f, uint64_t sent_at, uint64_t now)
 {
     f->round_at = now;
+    f->round_sent_at = sent_at;
     f->round_start = f->delivered;
 }
 
-/* flow_end_round() - @app_limited: the channel could have carried more */
-static void flow_end_round(VPFlow *f, bool app_limited, uint64_t now)
+/* flow_end_round() - by the ack of @sent */
+static void flow_end_round(VPFlow *f, const VPSent *sent, uint64_t now)
 {
-    double rate = (double)(f->delivered - f->round_start) /
-                  (double)(now - f->round_at);
+    uint64_t time = MAX(now - f->round_at, sent->sent_at - f->round_sent_at);
+    double rate = (double)(f->delivered - f->round_start) / (double)time;
 
-    if (rate > f->rate_max[0] && (!app_limited || rate > f->rate)) {
+    if (rate > f->rate_max[0] && (!sent->app_limited || rate > f->rate)) {
         f->rate_max[0] = rate;
     }
     f->rate = MAX(f->rate_max[0], f->rate_max[1]);
-    f->filled |= !app_limited;
-    if (!app_limited) {
-        flow_busy_round(f, now);
+    f->filled |= !sent->app_limited;
+    if (!sent->app_limited) {
+        flow_busy_round(f, now - sent->sent_at, now);
     }
-    flow_begin_round(f, now);
+    flow_begin_round(f, sent->sent_at, now);
 }
 
 /* flow_sent() - a packet leaves; @idle: nothing else is on its way */
 static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
 {
     if (idle && now - f->acked_at >= VP_ROUND_US) {
-        flow_begin_round(f, now); /* the time before was no transfer's */
+        flow_begin_round(f, now, now); /* the time before was no transfer's */
     }
     sent->sent_at = now;
     sent->delivered = f->delivered;
@@ -1870,7 +1876,7 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
     }
     flow_rtt(f, rtt, now);
     if (sent->delivered >= f->round_start && now - f->round_at >= VP_ROUND_US) {
-        flow_end_round(f, sent->app_limited, now);
+        flow_end_round(f, sent, now);
     }
     if (f->rate > 0) {
         flow_update(f, now);

@@ -460,6 +460,62 @@ START_TEST(flow_follows_channel)
 }
 END_TEST
 
+/*
+ * Acks that were held up come all at once: the channel is no faster for that.
+ * Here it takes a packet each ms, and acks come after 2 ms, or with the last
+ * one's of 20 packets.
+ */
+START_TEST(flow_held_acks)
+{
+    enum { LEN = 1000, MANY = 64 };
+    VPSent sent[MANY];
+    unsigned head = 0, tail = 0;
+    uint64_t now = 1000000;
+    VPFlow f;
+
+    flow_reset(&f, now);
+    flow_rtt(&f, 2 * MS, now);
+    while (head < 30000) {
+        now += MS;
+        flow_sent(&f, &sent[head++ % MANY], false, now);
+        while (tail + 2 < head && head % 40 >= 20) {
+            flow_acked(&f, &sent[tail++ % MANY], LEN, true, now);
+        }
+        if (head > 1000) {
+            check_that(f.rate > 0.8 && f.rate < 1.25, "rate %f after %u ms",
+                       f.rate, head);
+        }
+    }
+}
+END_TEST
+
+/* That there is a queue shows before so much was sent that the rate does. */
+START_TEST(flow_start)
+{
+    uint64_t now = 1000000, left = now;
+    static VPSent sent[4096];
+    unsigned head = 0, tail = 0;
+    uint32_t out = 0;
+    VPFlow f;
+
+    flow_reset(&f, now);
+    flow_rtt(&f, 10 * MS, now); /* a HELLO, at 115200 baud */
+    for (int i = 0; i < 100; i++) {
+        while (out + VP_PKT_LEN_MIN <= f.limit) {
+            flow_sent(&f, &sent[head++], out == 0, now);
+            out += VP_PKT_LEN_MIN;
+        }
+        check_that(out <= VP_LIMIT_START, "%u bytes in flight", out);
+        left = MAX(left, sent[tail].sent_at) + 55 * MS + 5 * MS * rnd(2);
+        now = MAX(now, left);
+        out -= VP_PKT_LEN_MIN;
+        flow_acked(&f, &sent[tail++], VP_PKT_LEN_MIN, true, now);
+    }
+    ck_assert(f.full);
+    ck_assert_uint_lt(f.limit, 3 * VP_PKT_LEN_MIN);
+}
+END_TEST
+
 /* A packet is as long as it may be, if there is that much to send. */
 START_TEST(flow_whole_packets)
 {
@@ -618,6 +674,8 @@ int main(void)
     UNIT_ADD(s, store_bytes_bound, 1);
     UNIT_ADD(s, flow_bounds, 1);
     UNIT_ADD(s, flow_follows_channel, 4);
+    UNIT_ADD(s, flow_held_acks, 1);
+    UNIT_ADD(s, flow_start, 1);
     UNIT_ADD(s, flow_whole_packets, 1);
     UNIT_ADD(s, flow_marks, 1);
     UNIT_ADD(s, flow_mixed, 1);
