@@ -798,6 +798,7 @@ enum {
 enum {
     VP_FLAG_CLIENT = 1,  /* CONTROL: sent by the connection's client side */
     VP_FLAG_ACK_NOW = 2, /* the sender waits for an ack */
+    VP_FLAG_PROBE = 4,   /* it holds back to see the round-trip time */
 };
 
 /* Control messages: the first byte of a VP_PKT_CONTROL payload. */
@@ -1249,6 +1250,7 @@ typedef struct VPSent {
     uint64_t digest;       /* of all packets up to this one */
     uint64_t sent_at;      /* handed to the channel */
     uint64_t delivered;    /* VPFlow.delivered at that moment */
+    uint32_t received;     /* VPFlow.received then */
     bool app_limited;      /* then the channel was not kept busy */
 } VPSent;
 
@@ -1289,12 +1291,15 @@ typedef struct VPFlow {
     unsigned full_rounds; /* without growth beyond full_rate */
     double full_rate;
     double start_limit;   /* until then, doubled while the rate follows */
-    bool probing;         /* holding back to see min_rtt again */
-    uint64_t probe_at;    /* since when */
+    unsigned probing;     /* rounds left of holding back to see min_rtt */
+    uint64_t probe_at;    /* when the last of these began */
+    uint32_t received;    /* bytes of the peer's packets */
+    double came;          /* of these, in a round trip; smoothed */
     uint64_t sparse_at;   /* a sparse connection sent beside busy ones */
     uint64_t delivered;   /* bytes acked */
     uint64_t acked_at;    /* when some were, last */
     uint64_t app_limited; /* "delivered" up to which samples say little */
+    uint32_t enough;      /* bytes in flight that keep the channel busy */
     uint32_t limit;       /* bytes in flight, at most */
     uint32_t pkt_len;     /* of a packet, at most */
     uint32_t unmarked;    /* bytes since the last VP_FLAG_ACK_NOW */
@@ -1717,7 +1722,16 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * which the rate has followed the last doubling; once it no longer does, or a
  * round trip shows a queue, the channel is full and the queue is cut to
  * VP_QUEUE_US.  From time to time the bound is cut further to let the queue
- * drain and see the shortest round trip again.
+ * drain and see the shortest round trip again; the peer then does the same,
+ * or its queue, which acks wait in, would be part of what is seen.
+ *
+ * While the peer sends as well, acks wait behind its packets.  They count as
+ * soon as the header they are in has come.  All the same a round trip takes
+ * what both queues take, so it is the larger bound of the two that fills its
+ * direction.  The other side gets as much of the channel as its bound is of
+ * that one; its rate is less by that, so is the bound then, and so on.  So
+ * half of what came in during a round trip, which is what the peer has on its
+ * way, is added to the bound: for the smaller one that is more.
  *
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
@@ -1751,7 +1765,7 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 static void flow_reset(VPFlow *f, uint64_t now)
 {
     memset(f, 0, sizeof(*f));
-    f->limit = VP_LIMIT_START;
+    f->limit = f->enough = VP_LIMIT_START;
     f->pkt_len = VP_LIMIT_START / 4;
     f->min_rtt = UINT64_MAX;
     f->round_at = now;
@@ -1766,32 +1780,43 @@ static void flow_rtt(VPFlow *f, uint64_t rtt, uint64_t now)
     }
 }
 
+/* flow_probe() - hold back for two rounds, unless that was done just now */
+static void flow_probe(VPFlow *f, uint64_t now)
+{
+    if (f->probing == 0 && now - f->probe_at > VP_MIN_RTT_US / 2) {
+        f->probing = 2;
+        f->probe_at = now;
+    }
+}
+
 static void flow_update(VPFlow *f, uint64_t now)
 {
     double pkt = f->rate * VP_PKT_US, rtt = (double)f->min_rtt;
     double limit, queue = f->full ? MIN(rtt, VP_QUEUE_US) : rtt;
+    double most = VP_LIMIT_MAX;
 
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
     limit = f->rate * (rtt + queue + VP_SLACK_US);
     limit = MAX(limit, 2 * pkt);
-    if (!f->full) {
-        limit = MAX(limit, f->start_limit);
-    }
+    limit += MIN(limit, f->came / 2);
     if (f->min_rtt < VP_NEAR_US) {
         bool mixed = now - f->sparse_at < VP_SPARSE_US;
 
-        limit = MIN(limit, mixed ? VP_LIMIT_MIXED : VP_LIMIT_NEAR);
+        most = mixed ? VP_LIMIT_MIXED : VP_LIMIT_NEAR;
     }
-    limit = MIN(limit, VP_LIMIT_MAX);
+    limit = MIN(limit, most);
+    f->enough = MAX((uint32_t)limit, VP_LIMIT_START);
+    if (!f->full) {
+        limit = MIN(MAX(limit, f->start_limit), most);
+    }
     if (!f->filled) { /* little was sent: that it took its time says nothing */
         pkt = MAX(pkt, VP_LIMIT_START / 4);
         limit = MAX(limit, VP_LIMIT_START);
     }
-    if (!f->probing && now - f->min_rtt_at > VP_MIN_RTT_US) {
-        f->probing = true;
-        f->probe_at = now;
+    if (now - f->min_rtt_at > VP_MIN_RTT_US) {
+        flow_probe(f, now);
     }
-    if (f->probing) {
+    if (f->probing > 0) {
         limit = MAX(limit / 8, 2.0 * VP_PKT_LEN_MIN);
         pkt = MIN(pkt, limit / 2);
     }
@@ -1851,6 +1876,7 @@ static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
     }
     sent->sent_at = now;
     sent->delivered = f->delivered;
+    sent->received = f->received;
     sent->app_limited = f->app_limited > f->delivered;
 }
 
@@ -1870,9 +1896,12 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
         return;
     }
     f->srtt = f->srtt == 0 ? rtt : (7 * f->srtt + rtt) / 8;
-    if (f->probing && sent->sent_at > f->probe_at) {
-        f->probing = false;
-        f->min_rtt = UINT64_MAX;
+    f->came += ((double)(f->received - sent->received) - f->came) / 8;
+    if (f->probing > 0 && sent->sent_at > f->probe_at) {
+        if (f->probing-- == 2) {
+            f->min_rtt = UINT64_MAX;
+        }
+        f->probe_at = now;
     }
     flow_rtt(f, rtt, now);
     if (sent->delivered >= f->round_start && now - f->round_at >= VP_ROUND_US) {
@@ -2832,6 +2861,9 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
     l->asked_at = 0;
     l->confirmed = l->peer_up = true;
     l->ack_now |= (pkt.flags & VP_FLAG_ACK_NOW) != 0;
+    if (pkt.flags & VP_FLAG_PROBE) {
+        flow_probe(&l->flow, drv->loop->now);
+    }
     switch (pkt.type) {
     case VP_PKT_PING:
         l->ack_now = true;
@@ -2844,6 +2876,7 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         l->rx_expect++;
         l->rx_digest = digest_add(l->rx_digest, &pkt);
         l->rx_unacked += (uint32_t)total;
+        l->flow.received += (uint32_t)total;
         l->packets[0]++;
         l->bytes[0] += pkt.bytes;
         l->busy = true;
@@ -3652,7 +3685,7 @@ static uint8_t link_mark(VPFlow *f, uint32_t len, uint64_t now)
     }
     f->unmarked = 0;
     f->marked_at = now;
-    return VP_FLAG_ACK_NOW;
+    return VP_FLAG_ACK_NOW | (f->probing > 0 ? VP_FLAG_PROBE : 0);
 }
 
 /* conn_send_control() - false if the store is full */
@@ -4414,7 +4447,9 @@ static bool sched_run(VPDriver *drv)
             n = drv->turns.next;
         }
         if (n == &drv->turns) {
-            l->flow.app_limited = l->flow.delivered + l->store.bytes;
+            if (l->store.bytes < l->flow.enough) {
+                l->flow.app_limited = l->flow.delivered + l->store.bytes;
+            }
             return false;
         }
         if (!conn_read(container_of(n, VPConn, turn))) {

@@ -475,7 +475,8 @@ void sock_connected(Machine *m, Sock *s)
 {
     s->state = SOCK_OPEN;
     for (int i = 0; i < 2; i++) {
-        s->rx[i].cap = rnd_log(512, 65536);
+        s->rx[i].cap = world.sock_cap > 0 ? world.sock_cap
+                                          : rnd_log(512, 65536);
         s->rx[i].data = machine_alloc(m, s->rx[i].cap);
     }
 }

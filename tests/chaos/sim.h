@@ -388,6 +388,7 @@ typedef struct World {
     uint64_t fault_call; /* this one does */
     int fault;           /* EAGAIN, EINTR, or 0: one byte only */
     bool one_byte;       /* reads and writes on the channel move one byte */
+    uint32_t sock_cap;   /* bytes a local socket holds; 0: any number */
 
     /* the channel */
     VPChannelKind kind[2];

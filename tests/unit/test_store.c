@@ -516,6 +516,72 @@ START_TEST(flow_start)
 }
 END_TEST
 
+/* What the peer has on its way is part of the bound, if that much is. */
+START_TEST(flow_peer_sends)
+{
+    static const struct {
+        uint32_t peer; /* bytes of its packets, for each of ours */
+        uint32_t most, least;
+    } cases[] = {
+        { 0, 4000, 4000 }, { 40, 4100, 4001 }, { 1000, 5600, 5000 },
+        { 100000, 8000, 8000 },
+    };
+
+    for (size_t c = 0; c < COUNT_OF(cases); c++) {
+        VPSent sent[4] = { 0 };
+        uint64_t now = 1000000;
+        VPFlow f;
+
+        flow_reset(&f, now);
+        for (unsigned i = 0; i < 1000; i++) {
+            now += MS;
+            f.received += cases[c].peer;
+            flow_sent(&f, &sent[i % 4], false, now);
+            if (i >= 2) {
+                flow_acked(&f, &sent[(i - 2) % 4], 500, true, now);
+            }
+        }
+        check_that(f.limit <= cases[c].most && f.limit >= cases[c].least,
+                   "limit %u beside %u", f.limit, cases[c].peer);
+    }
+}
+END_TEST
+
+/* Both sides hold back at the same time; nobody has to do it all the time. */
+START_TEST(flow_probe_both)
+{
+    static Rig r;
+    VPFlow *f;
+    int client, asked = 0;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_clients(&r, &client, 1);
+    f = &r.drv->link.flow;
+    for (int i = 0; i < 4000; i++) {
+        static uint8_t data[3000];
+        bool want = i % 100 == 50;
+        bool probing = f->probing > 0;
+
+        send(client, data, sizeof(data), MSG_NOSIGNAL);
+        box_run(r.loop, 5 * MS);
+        while (peer_next(&r) != 0) {
+            asked += r.peer.pkt.flags & VP_FLAG_PROBE ? 1 : 0;
+            ck_assert(!(r.peer.pkt.flags & VP_FLAG_PROBE) || probing);
+        }
+        peer_send(&r, VP_PKT_ACK, want ? VP_FLAG_PROBE : 0, 0, NULL, 0);
+        /* the peer asks each 0.5 s, and is heard each 5 s */
+        if (want) {
+            ck_assert(f->probing > 0 || box.now - f->probe_at < 5 * SECOND);
+        }
+    }
+    ck_assert_int_ge(asked, 3);
+    ck_assert_int_le(asked, 30);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
 /* A packet is as long as it may be, if there is that much to send. */
 START_TEST(flow_whole_packets)
 {
@@ -676,6 +742,8 @@ int main(void)
     UNIT_ADD(s, flow_follows_channel, 4);
     UNIT_ADD(s, flow_held_acks, 1);
     UNIT_ADD(s, flow_start, 1);
+    UNIT_ADD(s, flow_peer_sends, 1);
+    UNIT_ADD(s, flow_probe_both, 1);
     UNIT_ADD(s, flow_whole_packets, 1);
     UNIT_ADD(s, flow_marks, 1);
     UNIT_ADD(s, flow_mixed, 1);

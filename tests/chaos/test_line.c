@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_line.c - a slow line, and who waits for whom on it
+ *
+ * Time is the simulation's own, so bounds on it hold on a slow machine, too.
+ */
+#include "sim.h"
+
+#define ENDLESS (1ull << 40)
+
+/* A line, and for how long to watch it */
+typedef struct Line {
+    uint32_t rate, latency;
+    uint64_t warm, time;
+} Line;
+
+static void wait_until(uint64_t time)
+{
+    while (world.now < time) {
+        SIM_ASSERT(world_step());
+    }
+}
+
+/* line_start() - both are up; what follows begins at some moment */
+static void line_start(const Line *line, uint64_t seed)
+{
+    world_init(seed);
+    snprintf(world.what, sizeof(world.what), "%u B/s, %u us, seed %llu",
+             line->rate, line->latency, (unsigned long long)seed);
+    world_channel(SIM_SOCKET);
+    world.rate = line->rate;
+    world.latency = line->latency;
+    world.chunk = 16 + line->rate / 20000;
+    world.out_cap = world.in_cap = 4 << 20;
+    world.sock_cap = 65536;
+    world.mix = (Mix){ .total_max = 1, .chunk_min = 65536, .chunk_max = 1 };
+    world_start();
+    while (!machine[0]->alive || !machine[1]->alive ||
+           !engine_up(machine[0]->drv) || !engine_up(machine[1]->drv)) {
+        world_step();
+    }
+    wait_until(world.now + rnd(SECOND));
+}
+
+static void line_end(void)
+{
+    world_kill(0, false);
+    world_kill(1, false);
+    world_free();
+}
+
+/* transfer() - a connection that sends from machine @from all the time */
+static App *transfer(int from)
+{
+    App *a = &app_client(machine[from], SVC_QUICK)->app;
+
+    a->total = ENDLESS;
+    a->end = FIN_AFTER_SEND;
+    a->wpause = 0;
+    a->write_at = 0;
+    return a;
+}
+
+static void transfers(int from, int n)
+{
+    for (int i = 0; i < n; i++) {
+        transfer(from);
+    }
+    wait_until(world.now + rnd(SECOND / 2));
+}
+
+/* all_arrived() - bytes of all connections that came to machine @to */
+static uint64_t all_arrived(int to)
+{
+    uint64_t sum = 0;
+
+    for (int i = 1; i <= world.nsides; i++) {
+        sum += sides[i].machine == to ? sides[i].got : 0;
+    }
+    return sum;
+}
+
+/* line_watch() - the part of the line that payload uses, each way */
+static void line_watch(const Line *line, double part[2])
+{
+    uint64_t start, before[2];
+
+    wait_until(world.now + line->warm);
+    start = world.now;
+    for (int i = 0; i < 2; i++) {
+        before[i] = all_arrived(!i);
+    }
+    wait_until(start + line->time);
+    for (int i = 0; i < 2; i++) {
+        part[i] = (double)(all_arrived(!i) - before[i]) * SECOND /
+                  (double)(world.now - start) / line->rate;
+    }
+}
+
+/* Transfers in both directions don't slow each other's acks. */
+START_TEST(both_ways)
+{
+    static const Line lines[] = {
+        { 11520, 300, 3 * SECOND, 20 * SECOND },
+        { 40000, 1000, 2 * SECOND, 20 * SECOND },
+        { 1000000, 100, SECOND, 3 * SECOND },
+        { 10000000, 300, SECOND, SECOND },
+        { 100000000, 50, SECOND / 2, SECOND / 4 },
+    };
+    const Line *line = &lines[_i / 2];
+    int down = _i % 2 ? 16 : 1;
+
+    for (uint64_t seed = 1; seed <= 4; seed++) {
+        double part[2];
+
+        line_start(line, seed);
+        transfers(0, 1);
+        transfers(1, down);
+        line_watch(line, part);
+        fprintf(stderr, "%s: 1 and %d transfers: %.2f, %.2f of the line\n",
+                world.what, down, part[0], part[1]);
+        if (part[0] < 0.8 || part[1] < 0.8) {
+            sim_fail("less than four fifths");
+        }
+        line_end();
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("line");
+    TCase *tcase = tcase_create("line");
+    SRunner *runner;
+    int failed;
+
+    tcase_set_timeout(tcase, 600);
+    tcase_add_loop_test(tcase, both_ways, 0, 10);
+    suite_add_tcase(suite, tcase);
+    runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
