@@ -1440,7 +1440,7 @@ typedef struct VPConn {
     uint32_t window;
     uint64_t resized_at; /* rx_taken when the window was last changed */
     int32_t deficit;   /* scheduler: what is left of the quantum */
-    uint64_t refilled_at; /* drv->sched_bytes when it was given */
+    double idle_at;    /* drv->sched_share when it had nothing to send */
     bool in_turns;     /* "turn" is in drv->turns, not in drv->fresh */
 
     uint8_t *buf;      /* what the local socket has not taken yet */
@@ -1523,7 +1523,7 @@ struct VPDriver {
     VPNode fresh;          /* scheduler: were quiet, go first */
     VPNode turns;          /* the others, round robin */
     size_t nturns;
-    uint64_t sched_bytes;  /* read from all local sockets */
+    double sched_share;    /* bytes that each of them has sent */
     VPNode due;
     VPNode dead;
     VPNode connecting;
@@ -4266,14 +4266,23 @@ static void conns_session(VPDriver *drv)
  * Deficit round robin over the connections that are readable and have
  * credit (M. Shreedhar and G. Varghese, 1995), with one addition: who comes
  * back with some of his quantum left was quiet, and goes before those who
- * fill the channel (RFC 8290, 4.2).  A quantum is two packets.
+ * fill the channel (RFC 8290, 4.2).  A quantum is four packets; their headers
+ * count, or who sends single bytes would be all but free.
+ *
+ * A round of those who fill a slow channel takes seconds, and nobody who types
+ * may ever have to wait for one.  So not a round is what brings the quantum of
+ * the quiet back: while they have nothing to send, they earn twice what each
+ * of the others sends in that time.  Who lets nothing pile up in his socket
+ * and sends less than that always goes first; and who only seems quiet, as he
+ * sends all he can in small portions, gets no more than that.
  * ====================================================================== */
 
 #define VP_READ_PKTS 4
+#define VP_EARN 2
 
 static int32_t sched_quantum(const VPDriver *drv)
 {
-    return (int32_t)(4 * (drv->link.flow.pkt_len - VP_PKT_HDR_LEN));
+    return (int32_t)(VP_READ_PKTS * drv->link.flow.pkt_len);
 }
 
 static void sched_end_turn(VPConn *c)
@@ -4282,7 +4291,6 @@ static void sched_end_turn(VPConn *c)
     while (c->deficit <= 0) {
         c->deficit += sched_quantum(c->drv);
     }
-    c->refilled_at = c->drv->sched_bytes;
     c->in_turns = true;
     c->drv->nturns++;
     node_append(&c->drv->turns, &c->turn);
@@ -4292,17 +4300,12 @@ static void sched_end_turn(VPConn *c)
 static void sched_ready(VPConn *c)
 {
     VPDriver *drv = c->drv;
-    int32_t quantum = sched_quantum(drv);
+    double earned = VP_EARN * (drv->sched_share - c->idle_at);
 
     if (node_linked(&c->turn) || c->in != IN_OPEN) {
         return;
     }
-    if (drv->sched_bytes - c->refilled_at >
-        (drv->nturns + 1) * (uint64_t)quantum) {
-        /* the others had a round meanwhile, this one's share is due */
-        c->deficit = quantum;
-        c->refilled_at = drv->sched_bytes;
-    }
+    c->deficit = (int32_t)MIN(c->deficit + earned, sched_quantum(drv));
     if (!timer_running(&drv->sweep_timer)) {
         vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,
                        drv);
@@ -4319,6 +4322,7 @@ static void sched_ready(VPConn *c)
 static void sched_idle(VPConn *c)
 {
     sched_leave(c);
+    c->idle_at = c->drv->sched_share;
     conn_interest(c);
 }
 
@@ -4355,7 +4359,7 @@ static bool conn_read(VPConn *c)
                            ? VP_VIRTIO_WRITE_MAX : VP_PKT_LEN_MAX);
     uint32_t part = pkt_len - VP_PKT_HDR_LEN;
     uint64_t credit = c->tx_limit - c->tx_count;
-    uint32_t want = (uint32_t)MIN((uint64_t)sched_quantum(c->drv), credit);
+    uint32_t want = (uint32_t)MIN((uint64_t)VP_READ_PKTS * part, credit);
     uint32_t room = MIN(link_room(l), store_room(s, pkt_len, l->flow.limit));
     struct iovec iov[VP_READ_PKTS];
     uint32_t asked = 0, done;
@@ -4412,9 +4416,12 @@ static bool conn_read(VPConn *c)
         done += len;
     }
     c->tx_count += (uint64_t)n;
-    c->drv->sched_bytes += (uint64_t)n;
     c->moved = c->drv->loop->now;
-    c->deficit -= (int32_t)n;
+    done += (uint32_t)k * VP_PKT_HDR_LEN;
+    c->deficit -= (int32_t)done;
+    if (c->in_turns) {
+        c->drv->sched_share += (double)done / (double)c->drv->nturns;
+    }
     if (n <= VP_SPARSE_LEN && (uint32_t)n < asked && c->drv->nturns > 0) {
         l->flow.sparse_at = c->drv->loop->now;
     }

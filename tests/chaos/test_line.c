@@ -2,11 +2,16 @@
 /*
  * test_line.c - a slow line, and who waits for whom on it
  *
- * Time is the simulation's own, so bounds on it hold on a slow machine, too.
+ * Transfers that never end, and one connection that sends a message each time
+ * the last one has arrived, as somebody does who types.  Time is the
+ * simulation's own, so bounds on it hold on a slow machine, too.
  */
 #include "sim.h"
 
 #define ENDLESS (1ull << 40)
+#define MESSAGE 64
+
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 /* A line, and for how long to watch it */
 typedef struct Line {
@@ -69,6 +74,11 @@ static void transfers(int from, int n)
     wait_until(world.now + rnd(SECOND / 2));
 }
 
+static uint64_t arrived(const App *a)
+{
+    return sides[sides[a->number].peer].got;
+}
+
 /* all_arrived() - bytes of all connections that came to machine @to */
 static uint64_t all_arrived(int to)
 {
@@ -127,6 +137,99 @@ START_TEST(both_ways)
 }
 END_TEST
 
+/* ---- messages beside transfers ------------------------------------------ */
+
+/* messages() - one each @pause at most: how long the slowest takes; us */
+static uint64_t messages(const Line *line, uint64_t pause, int ntransfers,
+                         uint64_t seed)
+{
+    uint64_t end, slowest = 0;
+    App *a;
+
+    line_start(line, seed);
+    a = transfer(0);
+    a->wchunk = MESSAGE;
+    a->wpause = NEVER / 2; /* until the last one has arrived */
+    transfers(0, ntransfers);
+    wait_until(world.now + line->warm);
+    end = world.now + line->time;
+    a->write_at = world.now;
+    for (uint64_t sent_at = world.now; sent_at < end; ) {
+        SIM_ASSERT(world_step());
+        if (a->write_at >= end && arrived(a) == a->sent) {
+            slowest = MAX(slowest, world.now - sent_at);
+            sent_at = a->write_at = MAX(world.now, sent_at + pause);
+        }
+    }
+    line_end();
+    return slowest;
+}
+
+/* Who sends less than two shares waits for no round of the others. */
+START_TEST(beside_many)
+{
+    static const struct {
+        Line line;
+        uint64_t pause; /* for less than two of 17 shares */
+    } lines[] = {
+        { { 11520, 300, 8 * SECOND, 60 * SECOND }, 100 * MS },
+        { { 40000, 1000, 2 * SECOND, 30 * SECOND }, 30 * MS },
+        { { 1000000, 100, SECOND, 3 * SECOND }, MS },
+    };
+
+    for (uint64_t seed = 1; seed <= 4; seed++) {
+        const Line *line = &lines[_i].line;
+        uint64_t one = messages(line, lines[_i].pause, 1, seed);
+        uint64_t many = messages(line, lines[_i].pause, 16, seed);
+
+        fprintf(stderr, "%u B/s, %u us: a message takes %.1f ms beside 1, %.1f "
+                "ms beside 16 transfers, at the most\n", line->rate,
+                line->latency, (double)one / MS, (double)many / MS);
+        ck_assert_uint_le(many, 2 * one);
+    }
+}
+END_TEST
+
+/* Who seems to send less, as he sends in small portions, gets two shares. */
+START_TEST(in_portions)
+{
+    static const Line line = { 40000, 1000, 2 * SECOND, 30 * SECOND };
+    uint64_t end, moved[2] = { 0 };
+    App *a, *other;
+
+    for (int i = 1; i <= 16; i *= 2) {
+        Sock *s;
+
+        line_start(&line, (uint64_t)i);
+        s = app_client(machine[0], SVC_QUICK);
+        a = &s->app;
+        a->total = ENDLESS;
+        a->wchunk = 250;
+        a->wpause = NEVER / 2;
+        other = transfer(0);
+        transfers(0, i - 1);
+        end = world.now + line.warm + line.time;
+        while (world.now < end) {
+            SIM_ASSERT(world_step());
+            if (s->rx[0].len == 0) {
+                a->write_at = 0; /* when it was taken, the next one */
+            }
+            if (world.now < end - line.time) {
+                moved[0] = arrived(a);
+                moved[1] = arrived(other);
+            }
+        }
+        moved[0] = arrived(a) - moved[0];
+        moved[1] = arrived(other) - moved[1];
+        fprintf(stderr, "small portions: %llu bytes, %llu by each of %d "
+                "transfers\n", (unsigned long long)moved[0],
+                (unsigned long long)moved[1], i);
+        ck_assert_uint_le(moved[0], moved[1] * 2);
+        line_end();
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("line");
@@ -136,6 +239,8 @@ int main(void)
 
     tcase_set_timeout(tcase, 600);
     tcase_add_loop_test(tcase, both_ways, 0, 10);
+    tcase_add_loop_test(tcase, beside_many, 0, 3);
+    tcase_add_test(tcase, in_portions);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
