@@ -1211,10 +1211,11 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 #define VP_WINDOW_MAX (2u << 20)
 #define VP_WINDOW_BUDGET (6u << 20)
 /*
- * So many windows must have been taken before the next is twice as large:
- * the kernel takes some MiB even if nobody ever reads them.
+ * The window grows once the local side has taken window / this times as much:
+ * a small one soon, as to be short of credit costs more than it holds; a large
+ * one late, as the kernel takes some MiB even if nobody ever reads them.
  */
-#define VP_WINDOW_TRIAL 4u
+#define VP_WINDOW_TRIAL (64u << 10)
 
 /* Handed to the kernel at a time: what wakes the reader, which is dear. */
 #define VP_WRITE_MAX (512u << 10)
@@ -3488,7 +3489,7 @@ static void conn_resize(VPConn *c)
     } else if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
                3 * c->window <= left &&
                c->rx_taken - c->resized_at >=
-                   VP_WINDOW_TRIAL * (uint64_t)c->window) {
+                   (uint64_t)c->window * c->window / VP_WINDOW_TRIAL) {
         drv->window_grown += c->window;
         c->window *= 2;
     } else {

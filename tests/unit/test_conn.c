@@ -592,7 +592,7 @@ START_TEST(credit_given)
     p.c->rx_count = p.c->rx_taken = base;
     p.c->rx_limit += base;
     limit += base;
-    for (int round = 0; round < 600; round++) {
+    for (int round = 0; round < 900; round++) {
         size_t len = 1 + rnd(60000);
 
         len = (size_t)MIN(len, limit - base - sent);
@@ -798,10 +798,12 @@ START_TEST(credit_on_trial)
 {
     static Play p;
     static uint8_t data[VP_WINDOW_INIT];
-    uint64_t sent = 0, got = 0;
+    uint64_t sent = 0, got = 0, resized = 0;
+    uint32_t window;
 
     play_new(&p, 1, 1000);
-    for (int round = 0; round < 8; round++) {
+    window = p.c->window;
+    for (int round = 0; round < 100; round++) {
         size_t len = (size_t)MIN(sizeof(data), p.c->rx_limit - sent);
 
         bytes_fill(data, len, 1, sent);
@@ -810,9 +812,15 @@ START_TEST(credit_on_trial)
         box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_OPEN && got == sent);
         peer_drain(&p.r);
         peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
-        ck_assert_uint_le(p.c->window, MAX(VP_WINDOW_INIT, sent / 2));
+        if (p.c->window != window) {
+            ck_assert_uint_eq(p.c->window, 2 * window);
+            ck_assert_uint_ge((sent - resized) * VP_WINDOW_TRIAL,
+                              (uint64_t)window * window);
+            window = p.c->window;
+            resized = sent;
+        }
     }
-    ck_assert_uint_eq(p.c->window, 2 * VP_WINDOW_INIT);
+    ck_assert_uint_eq(window, 32 * VP_WINDOW_INIT);
     play_free(&p);
 }
 END_TEST
