@@ -4275,7 +4275,8 @@ static void conns_session(VPDriver *drv)
  * the quiet back: while they have nothing to send, they earn twice what each
  * of the others sends in that time.  Who lets nothing pile up in his socket
  * and sends less than that always goes first; and who only seems quiet, as he
- * sends all he can in small portions, gets no more than that.
+ * sends all he can in small portions, gets no more than that.  Who has used up
+ * his quantum earns what each of the others sends.
  * ====================================================================== */
 
 #define VP_READ_PKTS 4
@@ -4301,11 +4302,12 @@ static void sched_end_turn(VPConn *c)
 static void sched_ready(VPConn *c)
 {
     VPDriver *drv = c->drv;
-    double earned = VP_EARN * (drv->sched_share - c->idle_at);
+    double earned = drv->sched_share - c->idle_at;
 
     if (node_linked(&c->turn) || c->in != IN_OPEN) {
         return;
     }
+    earned *= c->deficit > 0 ? VP_EARN : 1;
     c->deficit = (int32_t)MIN(c->deficit + earned, sched_quantum(drv));
     if (!timer_running(&drv->sweep_timer)) {
         vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,

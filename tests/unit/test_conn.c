@@ -1631,7 +1631,7 @@ START_TEST(fair_shares)
         uint64_t apart = MAX(got[i], got[0]) - MIN(got[i], got[0]);
 
         ck_assert_uint_gt(got[i], 100000);
-        ck_assert_uint_le(apart, 2 * 4 * 65536); /* two turns */
+        ck_assert_uint_le(apart, 4 * 65536);
     }
     for (int i = 0; i <= BULK; i++) {
         close(client[i]);
