@@ -1737,9 +1737,9 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
  * the bytes are still in the cache when it reads them; or, while a connection
- * with little to say sends beside busy ones, an eighth of that, at the price
- * of half the throughput: then no such message waits for more than it takes to
- * carry these.
+ * with little to say sends beside busy ones, two packets and a small one, an
+ * eighth of that, at the price of half the throughput: then no such message
+ * waits for more than it takes to carry these.
  *
  * Since acks bound what the channel holds, its socket's send buffer may be
  * as large as the kernel allows: it never fills on a slow channel.
@@ -1752,11 +1752,12 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 /* Within a machine, and there while a connection sends now and then, too. */
 #define VP_NEAR_US 2000
 #define VP_LIMIT_NEAR (1u << 20)
-#define VP_LIMIT_MIXED (128u << 10)
+#define VP_LIMIT_MIXED (2u * VP_PKT_LEN_MAX + VP_PKT_LEN_MIN / 4)
 #define VP_SPARSE_LEN 4096
 #define VP_SPARSE_US (10 * MS)
 #define VP_SLACK_US 300            /* for the peers' scheduling */
 #define VP_QUEUE_US 10000          /* queue to keep a full channel busy */
+#define VP_QUEUE_PART 6            /* ... of a long round trip such a part */
 #define VP_ROUND_US 1000           /* a round is no shorter */
 #define VP_RATE_ROUNDS 4           /* and time for which the best one counts */
 #define VP_RATE_US SECOND
@@ -1793,12 +1794,14 @@ static void flow_probe(VPFlow *f, uint64_t now)
 static void flow_update(VPFlow *f, uint64_t now)
 {
     double pkt = f->rate * VP_PKT_US, rtt = (double)f->min_rtt;
-    double limit, queue = f->full ? MIN(rtt, VP_QUEUE_US) : rtt;
-    double most = VP_LIMIT_MAX;
+    double limit, queue = MIN(rtt, VP_QUEUE_US), most = VP_LIMIT_MAX;
 
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
+    queue = f->full ? MAX(queue, rtt / VP_QUEUE_PART) : rtt;
     limit = f->rate * (rtt + queue + VP_SLACK_US);
-    limit = MAX(limit, 2 * pkt);
+    /* a small packet saw min_rtt, a long one takes longer; and goes whole */
+    limit += pkt - VP_PKT_LEN_MIN / 2;
+    limit = MAX(limit, 2 * pkt + VP_PKT_LEN_MIN / 4); /* and a small one */
     limit += MIN(limit, f->came / 2);
     if (f->min_rtt < VP_NEAR_US) {
         bool mixed = now - f->sparse_at < VP_SPARSE_US;
@@ -1806,7 +1809,7 @@ static void flow_update(VPFlow *f, uint64_t now)
         most = mixed ? VP_LIMIT_MIXED : VP_LIMIT_NEAR;
     }
     limit = MIN(limit, most);
-    f->enough = MAX((uint32_t)limit, VP_LIMIT_START);
+    f->enough = (uint32_t)MAX(limit, VP_LIMIT_START);
     if (!f->full) {
         limit = MIN(MAX(limit, f->start_limit), most);
     }
@@ -1828,13 +1831,13 @@ static void flow_update(VPFlow *f, uint64_t now)
 /* flow_busy_round() - a round in which the channel was kept busy is over */
 static void flow_busy_round(VPFlow *f, uint64_t rtt, uint64_t now)
 {
-    if (rtt > 2 * f->min_rtt + VP_QUEUE_US) {
-        f->full = true; /* there is a queue already */
-    } else if (f->rate > 1.25 * f->full_rate) {
+    bool queue = rtt > 2 * f->min_rtt + VP_QUEUE_US;
+
+    if (!queue && f->rate > 1.25 * f->full_rate) {
         f->full_rate = f->rate;
         f->full_rounds = 0;
         f->start_limit = 2.0 * f->limit;
-    } else if (++f->full_rounds >= VP_FULL_ROUNDS) {
+    } else if (queue || ++f->full_rounds >= VP_FULL_ROUNDS) {
         f->full = true;
     }
     if (++f->rounds >= VP_RATE_ROUNDS && now - f->span_at >= VP_RATE_US) {

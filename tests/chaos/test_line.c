@@ -107,6 +107,28 @@ static void line_watch(const Line *line, double part[2])
     }
 }
 
+/* Where round trips take long, too, the bound in flight doesn't decay. */
+START_TEST(far_away)
+{
+    static const Line lines[] = {
+        { 40000, 50000, 5 * SECOND, 40 * SECOND },
+        { 1000000, 20000, 2 * SECOND, 20 * SECOND },
+        { 1000000, 50000, 2 * SECOND, 20 * SECOND },
+        { 10000000, 20000, 2 * SECOND, 2 * SECOND },
+    };
+    double part[2];
+
+    line_start(&lines[_i], 1);
+    transfers(0, 1);
+    line_watch(&lines[_i], part);
+    fprintf(stderr, "%s: %.2f of the line\n", world.what, part[0]);
+    if (part[0] < 0.85) {
+        sim_fail("a transfer takes too little of the line");
+    }
+    line_end();
+}
+END_TEST
+
 /* Transfers in both directions don't slow each other's acks. */
 START_TEST(both_ways)
 {
@@ -238,6 +260,7 @@ int main(void)
     int failed;
 
     tcase_set_timeout(tcase, 600);
+    tcase_add_loop_test(tcase, far_away, 0, 4);
     tcase_add_loop_test(tcase, both_ways, 0, 10);
     tcase_add_loop_test(tcase, beside_many, 0, 3);
     tcase_add_test(tcase, in_portions);
