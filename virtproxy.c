@@ -1929,15 +1929,20 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
 /* After a peer broke the protocol; else it could have us log at line rate. */
 #define VP_PENALTY_US SECOND
 #define VP_ACK_DELAY (10 * MS)
-#define VP_PING_WAIT_MIN (200 * MS)
+/* A PING after so long without an ack: 4 round trips, but at least, at most */
+#define VP_PING_WAIT_MIN (20 * MS)
+#define VP_PING_WAIT_MAX (200 * MS)
 #define VP_PING_IDLE (5 * SECOND)
 #define VP_TRIM_US (2 * SECOND)
 #define VP_AWAY_POLL (250 * MS)
 #define VP_DUMB_US SECOND
 /* Bytes taken in until they are acked, whether asked for or not. */
 #define VP_ACK_BYTES (256u << 10)
-/* A packet that takes longer to come may be the rest of a damaged one. */
-#define VP_STALL_US (300 * MS)
+/*
+ * A packet that takes longer to come may be the rest of a damaged one, and a
+ * PING may have come behind that.
+ */
+#define VP_STALL_US (10 * MS)
 /*
  * What a channel's peer may have done for it in a pass, in units of about half
  * a microsecond; less if there are other channels.
@@ -2445,6 +2450,15 @@ static void link_dumb_timer(void *opaque)
     link_lost(opaque, strerror(EPIPE));
 }
 
+/* link_ping_wait() - an ack that takes longer may never come */
+static uint64_t link_ping_wait(const VPLink *l)
+{
+    uint64_t srtt = l->flow.srtt;
+
+    return srtt == 0 ? VP_PING_WAIT_MAX
+           : MIN(MAX(4 * srtt, VP_PING_WAIT_MIN), VP_PING_WAIT_MAX);
+}
+
 /* link_flush() - hand to the channel what it takes */
 static void link_flush(VPDriver *drv)
 {
@@ -2478,7 +2492,7 @@ static void link_flush(VPDriver *drv)
     }
     if (l->state == LINK_UP && l->store.bytes > 0 && !l->ping_waits) {
         l->ping_waits = true;
-        link_ping_start(drv, VP_PING_WAIT_MIN);
+        link_ping_start(drv, link_ping_wait(l));
     }
 }
 
@@ -2531,8 +2545,11 @@ static void link_hello_timer(void *opaque)
 /*
  * link_ping_timer() - make a lost tail known, and that we live
  *
- * While packets wait for an ack and none comes, PING says which packet is
- * next, more and more rarely: the peer may be a VM that is paused for days.
+ * While packets wait for an ack and none comes, PING says which packet is next
+ * (as a tail loss probe does, RFC 8985, 7): after a few round trips, as that is
+ * what a lost tail costs, and then more and more rarely, as the peer may be a
+ * VM that is paused for days.  A PING that was sent too soon does no harm, for
+ * it comes after all that it tells of.
  */
 static void link_ping_timer(void *opaque)
 {
@@ -2543,7 +2560,7 @@ static void link_ping_timer(void *opaque)
 
     l->ping_waits = waiting;
     if (waiting && l->store.base != l->ping_base) {
-        wait = VP_PING_WAIT_MIN;
+        wait = link_ping_wait(l);
     } else if (waiting || l->ping_wait == VP_PING_IDLE) {
         l->need_ping = true;
         if (l->asked_at == 0) {
@@ -2596,7 +2613,7 @@ static void link_up(VPDriver *drv, const VPHello *h, bool resumed)
     l->peer_up = (h->flags & VP_HELLO_UP) != 0;
     l->confirmed = resumed || l->peer_up;
     l->ping_waits = true;
-    link_ping_start(drv, VP_PING_WAIT_MIN);
+    link_ping_start(drv, link_ping_wait(l));
     provoked_log(drv, quiet ? VP_LOG_DEBUG : VP_LOG_INFO, "channel up: %s",
                  resumed ? "session resumed" : "new session");
     conns_session(drv);

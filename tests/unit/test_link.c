@@ -1140,19 +1140,32 @@ START_TEST(ack_much)
 }
 END_TEST
 
-/* While packets wait for an ack, PING asks: 0.2 s, then more rarely. */
+/*
+ * While packets wait for an ack, PING asks: after a few round trips, or 0.2 s
+ * if it isn't known how long these take, and then more rarely.
+ */
 START_TEST(ping_for_ack)
 {
+    static const struct {
+        uint64_t srtt, wait;
+    } cases[] = {
+        { 0, VP_PING_WAIT_MAX }, { 100, VP_PING_WAIT_MIN },
+        { 30 * MS, 120 * MS }, { 100 * MS, VP_PING_WAIT_MAX },
+    };
+    uint64_t at[14] = { 0 }, start, wait = cases[_i].wait;
     static Rig r;
-    uint64_t at[12] = { 0 }, start;
     int n = 0, client;
 
     rig_new(&r, &rig_config);
     peer_session(&r);
+    box_run(r.loop, SECOND);
+    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    peer_drain(&r);
+    r.drv->link.flow.srtt = cases[_i].srtt;
     client = rig_client(&r, "s");
     box_settle(r.loop);
     start = box.now;
-    while (n < 12) {
+    while (n < COUNT_OF(at)) {
         box_run(r.loop, 10 * MS);
         while (peer_next(&r) != 0) {
             if (r.peer.pkt.type == VP_PKT_PING) {
@@ -1162,8 +1175,8 @@ START_TEST(ping_for_ack)
         }
         ck_assert_uint_lt(box.now - start, 100 * SECOND);
     }
-    ck_assert_uint_ge(at[0], VP_PING_WAIT_MIN);
-    ck_assert_uint_le(at[0], VP_PING_WAIT_MIN + 30 * MS);
+    ck_assert_uint_ge(at[0], wait);
+    ck_assert_uint_le(at[0], wait + 30 * MS);
     for (int i = 2; i < n; i++) {
         ck_assert_uint_ge(at[i] - at[i - 1] + 30 * MS,
                           at[i - 1] - at[i - 2]);
@@ -1176,6 +1189,28 @@ START_TEST(ping_for_ack)
     peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
     ck_assert_uint_eq(r.drv->link.asked_at, 0);
     close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* The last bytes of what was sent are lost: the first PING tells. */
+START_TEST(lost_tail)
+{
+    static uint8_t buf[VP_PKT_HDR_LEN + 500];
+    static Rig r;
+    int target;
+    size_t len;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    target = peer_service(&r, 1);
+    len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN, 500);
+    peer_write(&r, buf, len - 100);
+    box_run(r.loop, VP_PING_WAIT_MIN);
+    ck_assert_uint_eq(r.drv->link.resyncs, 0);
+    peer_send(&r, VP_PKT_PING, 0, 0, NULL, 0);
+    ck_assert_uint_eq(r.drv->link.resyncs, 1);
+    close(target);
     rig_free(&r);
 }
 END_TEST
@@ -1593,7 +1628,8 @@ int main(void)
     UNIT_ADD(s, ack_in_time, 1);
     UNIT_ADD(s, ack_ahead, 1);
     UNIT_ADD(s, ack_much, 1);
-    UNIT_ADD(s, ping_for_ack, 1);
+    UNIT_ADD(s, ping_for_ack, 4);
+    UNIT_ADD(s, lost_tail, 1);
     UNIT_ADD(s, ping_idle, 1);
     UNIT_ADD(s, ping_flood, 1);
     UNIT_ADD(s, unknown_types, 1);
