@@ -497,7 +497,7 @@ bool world_step(void)
         }
         if (soon->alive && soon->wake + soon->skew == machine_due(soon)) {
             /* it sleeps inside its select(), as it would in earnest */
-            world.permit = machine_due(soon);
+            world.permit = next;
             soon->poked = true;
             machine_run(soon);
             world.permit = 0;
