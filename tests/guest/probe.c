@@ -1139,17 +1139,22 @@ static int cmd_agent(int argc, char **argv)
     return 0;
 }
 
+/* read_byte() - false if none comes before the deadline */
+static bool read_byte(int fd, char *c, double deadline)
+{
+    struct pollfd p = { .fd = fd, .events = POLLIN };
+    double left = deadline - now_ms();
+
+    return left > 0 && poll(&p, 1, (int)left + 1) > 0 && read(fd, c, 1) == 1;
+}
+
 /* read_line() - up to a newline or the deadline; NULL if that comes first */
 static char *read_line(int fd, char *buf, size_t size, double deadline)
 {
-    struct pollfd p = { .fd = fd, .events = POLLIN };
     size_t len = 0;
-    double left;
 
     while (len < size - 1) {
-        left = deadline - now_ms();
-        if (left <= 0 || poll(&p, 1, (int)left + 1) <= 0 ||
-            read(fd, buf + len, 1) != 1) {
+        if (!read_byte(fd, buf + len, deadline)) {
             return NULL;
         }
         if (buf[len++] == '\n') {
@@ -1190,8 +1195,8 @@ static int cmd_ctl(int argc, char **argv)
     } while (strncmp(line, want, strlen(want)) != 0 ||
              sscanf(line + strlen(want), "%d %lld", &status, &len) != 2);
     for (; len > 0; len--) {
-        if (read(fd, line, 1) != 1) {
-            return 124;
+        if (!read_byte(fd, line, deadline)) {
+            return 124; /* the guest is gone in the middle of it */
         }
         putchar(line[0]);
     }
