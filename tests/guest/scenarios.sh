@@ -364,8 +364,9 @@ order() {
 
     # Somebody else was on the line: a login shell, or an echo.
     if [ "$kind" = isa ]; then
+        # -I: a packet may hold the byte that ends a terminal's input.
         g 'stty -F /dev/ttyS1 sane;
-            setsid sh -i </dev/ttyS1 >/dev/ttyS1 2>&1 & echo $! >/tmp/pid'
+            setsid sh -iI </dev/ttyS1 >/dev/ttyS1 2>&1 & echo $! >/tmp/pid'
     else
         g "cat <>${device[virtio]} 1>&0 & echo \$! >/tmp/pid"
     fi
