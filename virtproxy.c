@@ -1799,8 +1799,12 @@ static void flow_update(VPFlow *f, uint64_t now)
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
     queue = f->full ? MAX(queue, rtt / VP_QUEUE_PART) : rtt;
     limit = f->rate * (rtt + queue + VP_SLACK_US);
-    /* a small packet saw min_rtt, a long one takes longer; and goes whole */
-    limit += pkt - VP_PKT_LEN_MIN / 2;
+    /*
+     * A small packet saw min_rtt, a long one takes longer; and goes whole: with
+     * a short queue there must be room for one more than before, or the rate
+     * could never be seen to be higher than it was when the channel was full.
+     */
+    limit += queue < rtt ? pkt : pkt - VP_PKT_LEN_MIN / 2;
     limit = MAX(limit, 2 * pkt + VP_PKT_LEN_MIN / 4); /* and a small one */
     limit += MIN(limit, f->came / 2);
     if (f->min_rtt < VP_NEAR_US) {

@@ -129,6 +129,31 @@ START_TEST(far_away)
 }
 END_TEST
 
+/* Nor does it stay where it was when the peer was held up for a moment. */
+START_TEST(held_up)
+{
+    static const struct {
+        Line line;
+        unsigned at; /* ms after the transfer's begin */
+    } lines[] = {
+        { { 1000000, 30000, 10 * SECOND, 10 * SECOND }, 50 },
+        { { 1000000, 50000, 10 * SECOND, 10 * SECOND }, 140 },
+    };
+    double part[2];
+
+    line_start(&lines[_i].line, 5);
+    transfer(0);
+    wait_until(world.now + lines[_i].at * MS);
+    world_damage(PAUSE, 1 + 2 * 400);
+    line_watch(&lines[_i].line, part);
+    fprintf(stderr, "%s, held up: %.2f of the line\n", world.what, part[0]);
+    if (part[0] < 0.85) {
+        sim_fail("a transfer takes too little of the line");
+    }
+    line_end();
+}
+END_TEST
+
 /* Transfers in both directions don't slow each other's acks. */
 START_TEST(both_ways)
 {
@@ -261,6 +286,7 @@ int main(void)
 
     tcase_set_timeout(tcase, 600);
     tcase_add_loop_test(tcase, far_away, 0, 4);
+    tcase_add_loop_test(tcase, held_up, 0, 2);
     tcase_add_loop_test(tcase, both_ways, 0, 10);
     tcase_add_loop_test(tcase, beside_many, 0, 3);
     tcase_add_test(tcase, in_portions);
