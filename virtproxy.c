@@ -3492,6 +3492,23 @@ static void conn_check_over(VPConn *c)
 
 /* ---- credit ----------------------------------------------------------- */
 
+/* conn_fit_buf() - a window that is halved gives memory back as well */
+static void conn_fit_buf(VPConn *c)
+{
+    uint8_t *buf;
+
+    if (c->buf_cap <= c->window) {
+        return;
+    }
+    memmove(c->buf, c->buf + c->buf_off, c->buf_len);
+    c->buf_off = 0;
+    buf = realloc(c->buf, c->window);
+    if (buf != NULL) {
+        c->buf = buf;
+        c->buf_cap = c->window;
+    }
+}
+
 /*
  * conn_resize() - let the window follow what is left of the budget
  *
@@ -3500,7 +3517,7 @@ static void conn_check_over(VPConn *c)
  * there is always some for a newcomer, even if those that have become idle
  * keep theirs (A. Choudhury and E. Hahne, Dynamic Queue Length Thresholds,
  * 1998).  At least half of the window is not outstanding when this is called,
- * so it may be halved.
+ * so it may be halved, and what waits in the buffer fits.
  */
 static void conn_resize(VPConn *c)
 {
@@ -3510,6 +3527,7 @@ static void conn_resize(VPConn *c)
     if (c->window > VP_WINDOW_INIT && c->window / 2 > left) {
         c->window /= 2;
         drv->window_grown -= c->window;
+        conn_fit_buf(c);
     } else if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
                3 * c->window <= left &&
                c->rx_taken - c->resized_at >=

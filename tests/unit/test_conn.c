@@ -793,6 +793,67 @@ START_TEST(credit_shared)
 }
 END_TEST
 
+/*
+ * A full window that is halved, as its target takes little while others take
+ * much, costs no more than that, and loses nothing.
+ */
+START_TEST(credit_halved)
+{
+    enum { MANY = 30 };
+    static uint8_t data[65000];
+    static Rig r;
+    int listener, fd[MANY], few = 65536, tries = 0;
+    uint64_t sent[MANY] = { 0 }, got[MANY] = { 0 };
+    VPConn *hog;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    listener = rig_target(&r, "svc");
+    for (unsigned i = 0; i < MANY; i++) {
+        peer_init(&r, i, "svc", 1000);
+        fd[i] = rig_accept(&r, listener);
+    }
+    hog = rig_conn(&r, 0, false);
+    for (int round = 0; round < 60; round++) {
+        bulk_round(&r, 0, fd[0], &sent[0], &got[0]);
+    }
+    setsockopt(fd[0], SOL_SOCKET, SO_RCVBUF, &few, sizeof(few));
+    setsockopt(hog->fd, SOL_SOCKET, SO_SNDBUF, &few, sizeof(few));
+    ck_assert_uint_eq(hog->window, VP_WINDOW_MAX);
+    while (sent[0] < hog->rx_limit) {
+        size_t len = (size_t)MIN(hog->rx_limit - sent[0], sizeof(data));
+
+        bytes_fill(data, len, 0, sent[0]);
+        peer_send(&r, VP_PKT_CLIENT, 0, 0, data, len);
+        sent[0] += len;
+    }
+    ck_assert_uint_gt(hog->buf_cap, VP_WINDOW_MAX / 2);
+    for (int round = 0; round < 20; round++) {
+        for (unsigned i = 1; i < MANY; i++) {
+            bulk_round(&r, i, fd[i], &sent[i], &got[i]);
+        }
+    }
+    while (hog->window == VP_WINDOW_MAX) {
+        box_pause(&tries);
+        ck_assert_int_eq(fd_drain(fd[0], 0, &got[0]), FD_OPEN);
+        box_settle(r.loop);
+        ck_assert_uint_le(hog->buf_cap, hog->window);
+    }
+    ck_assert_uint_gt(hog->buf_len, 0);
+    while (got[0] < sent[0]) {
+        box_pause(&tries);
+        box_settle(r.loop);
+        ck_assert_int_eq(fd_drain(fd[0], 0, &got[0]), FD_OPEN);
+    }
+    log_quiet("warn");
+    for (unsigned i = 0; i < MANY; i++) {
+        close(fd[i]);
+    }
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
 /* A target that only the kernel reads for doesn't get a large window. */
 START_TEST(credit_on_trial)
 {
@@ -1860,6 +1921,7 @@ int main(void)
     UNIT_ADD(s, credit_overrun, 4);
     UNIT_ADD(s, credit_budget, 1);
     UNIT_ADD(s, credit_shared, 2);
+    UNIT_ADD(s, credit_halved, 1);
     UNIT_ADD(s, credit_on_trial, 1);
     UNIT_ADD(s, credit_kept, 4);
     UNIT_ADD(s, credit_of_broken, 4);
