@@ -1525,6 +1525,7 @@ struct VPDriver {
     VPNode turns;          /* the others, round robin */
     size_t nturns;
     double sched_share;    /* bytes that each of them has sent */
+    double newest_at;      /* what it was when the newest connection came */
     VPNode due;
     VPNode dead;
     VPNode connecting;
@@ -3266,6 +3267,8 @@ static VPConn *conn_new(VPDriver *drv, uint32_t id, bool client,
     c->out = client ? OUT_OPEN : OUT_WAIT;
     c->window = VP_WINDOW_INIT;
     c->rx_limit = c->window;
+    c->idle_at = drv->newest_at;
+    drv->newest_at = drv->sched_share;
     snprintf(c->service_id, sizeof(c->service_id), "%s", service_id);
     node_init(&c->turn);
     node_init(&c->due_node);
@@ -4318,7 +4321,9 @@ static void conns_session(VPDriver *drv)
  * of the others sends in that time.  Who lets nothing pile up in his socket
  * and sends less than that always goes first; and who only seems quiet, as he
  * sends all he can in small portions, gets no more than that.  Who has used up
- * his quantum earns what each of the others sends.
+ * his quantum earns what each of the others sends.  So do all newcomers
+ * together, or those who come one after the other, as from a web browser, would
+ * leave the others nothing.
  * ====================================================================== */
 
 #define VP_READ_PKTS 4

@@ -277,6 +277,48 @@ START_TEST(in_portions)
 }
 END_TEST
 
+/* Connections that come one after the other leave a transfer its part. */
+START_TEST(newcomers)
+{
+    static const Line line = { 40000, 1000, 2 * SECOND, 20 * SECOND };
+
+    for (int n = 1; n <= 16; n *= 2) {
+        Sock *s[16] = { NULL };
+        int number[16];
+        uint64_t end, before = 0;
+        double part, fair = 1.0 / (n + 1);
+        App *bulk;
+
+        line_start(&line, (uint64_t)n);
+        bulk = transfer(0);
+        end = world.now + line.warm + line.time;
+        while (world.now < end) {
+            for (int i = 0; i < n; i++) {
+                if (s[i] == NULL || s[i]->state == SOCK_FREE ||
+                    s[i]->app.number != number[i]) {
+                    s[i] = app_client(machine[0], SVC_QUICK);
+                    number[i] = s[i]->app.number;
+                    s[i]->app.total = 2000;
+                    s[i]->app.end = FIN_AFTER_SEND;
+                    s[i]->app.wpause = 0;
+                    s[i]->app.write_at = 0;
+                }
+            }
+            SIM_ASSERT(world_step());
+            if (world.now < end - line.time) {
+                before = arrived(bulk);
+            }
+        }
+        part = (double)(arrived(bulk) - before) * SECOND / (double)line.time /
+               line.rate;
+        fprintf(stderr, "beside %d that come one after the other: %.3f of the "
+                "line\n", n, part);
+        ck_assert_double_ge(part, fair / 4);
+        line_end();
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("line");
@@ -290,6 +332,7 @@ int main(void)
     tcase_add_loop_test(tcase, both_ways, 0, 10);
     tcase_add_loop_test(tcase, beside_many, 0, 3);
     tcase_add_test(tcase, in_portions);
+    tcase_add_test(tcase, newcomers);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
