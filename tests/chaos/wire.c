@@ -719,6 +719,9 @@ static int lane_run(Wire *w, int d)
         wire_reset(w, !d);
         moved = true;
     }
+    if (world.damage_gap > 0 && world.now >= world.damage_until) {
+        l->dropping = 0; /* with a PING each 5 s it takes minutes */
+    }
     while (lane_can_take(l) <= world.now) {
         Damage damage;
         uint32_t arg, n;
