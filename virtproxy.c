@@ -1478,6 +1478,7 @@ typedef struct VPCandidate {
     int fd; /* -1: none */
     uint64_t token; /* that it has to echo */
     bool proved;    /* it has, and waits until the present peer answers */
+    const char *said; /* why the last one was turned away, or NULL */
     size_t len;
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
     VPTimer timer;
@@ -2175,7 +2176,7 @@ static void link_down(VPDriver *drv, const char *reason)
     VPLink *l = &drv->link;
 
     vp_note_error(drv, reason);
-    if (l->state == LINK_UP || (l->heard && l->named == NAMED_NOT)) {
+    if (l->named_up) {
         provoked_log(drv, VP_LOG_INFO, "channel down: %s", reason);
     } else if (link_names(l, NAMED_SILENT)) {
         vp_log(VP_LOG_INFO, drv->id, "no channel yet: %s", reason);
@@ -2185,6 +2186,7 @@ static void link_down(VPDriver *drv, const char *reason)
     }
     l->state = LINK_DOWN;
     l->heard = l->named_up = false;
+    drv->candidate.said = NULL;
     l->rx_len = l->rx_gap = 0;
     l->rx_more = false;
     l->ctl_len = l->ctl_off = 0;
@@ -4843,8 +4845,9 @@ static void candidate_close(VPDriver *drv, const char *why)
 {
     VPCandidate *k = &drv->candidate;
 
-    if (why != NULL) {
+    if (why != NULL && why != k->said) { /* it will try again, for ever */
         provoked_log(drv, VP_LOG_WARN, "another peer was turned away: %s", why);
+        k->said = why;
     }
     vp_timer_stop(&k->timer);
     if (k->fd >= 0) {
