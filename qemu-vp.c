@@ -1026,6 +1026,7 @@ static bool settings_file(Settings *s, const char *path, Error *err)
 /* settings_check() - what only shows when all of it is known */
 static bool settings_check(const Settings *s, Error *err)
 {
+    struct sockaddr_un sun;
     bool any = false;
     Error why;
 
@@ -1049,6 +1050,11 @@ static bool settings_check(const Settings *s, Error *err)
             bad(spec, &why, "there is no channel %u", spec->channel_id);
             return settings_where(s, spec->line, &why, err);
         }
+    }
+    if (s->monitor != NULL && strlen(s->monitor) >= sizeof(sun.sun_path)) {
+        return error_set(err, "-m '%.128s': the path has %zu bytes, a unix "
+                         "socket's at most %zu", s->monitor,
+                         strlen(s->monitor), sizeof(sun.sun_path) - 1);
     }
     return any || s->monitor != NULL ||
            error_set(err, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is "
@@ -1550,6 +1556,7 @@ typedef struct Channel {
 
 static Channel *channels;
 static int exit_status;
+static uint64_t quit_at; /* ending: when flushing is over, then resetting */
 
 static void channel_open(void *opaque);
 
@@ -1926,15 +1933,17 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
         return;
     }
     if (ch->spec.method == INHERITED_FD) {
-        vp_log(VP_LOG_ERROR, (int)ch->spec.channel_id,
-               "the inherited descriptor is closed for good: %s", reason);
+        if (quit_at == 0) { /* else the other end was told to end as well */
+            vp_log(VP_LOG_ERROR, (int)ch->spec.channel_id,
+                   "the inherited descriptor is closed for good: %s", reason);
+        }
         ch->ended = true;
         for (ch = channels; ch != NULL; ch = ch->next) {
             if (!ch->ended) {
                 return;
             }
         }
-        exit_status = 1; /* no channel is left to serve */
+        exit_status = quit_at == 0; /* no channel is left to serve */
         vp_loop_stop(loop);
         return;
     }
@@ -2118,22 +2127,25 @@ static void channel_free(Channel *ch)
     free(ch);
 }
 
-/* listeners_local() - can only this machine reach them? */
-static bool listeners_local(const Channel *ch)
+/* channel_warn_open() - without a key: may others than this machine come? */
+static void channel_warn_open(const Channel *ch)
 {
     for (int i = 0; i < ch->nlisteners; i++) {
         VPAddr addr = { .len = sizeof(addr.ss) };
         const struct sockaddr_in6 *in6 = (const void *)&addr.ss;
         const struct sockaddr_in *in = (const void *)&addr.ss;
 
-        getsockname(ch->listeners[i], (struct sockaddr *)&addr.ss, &addr.len);
-        if (addr.ss.ss_family == AF_INET6
-            ? !IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr)
-            : ntohl(in->sin_addr.s_addr) >> 24 != 127) {
-            return false;
+        if (getsockname(ch->listeners[i], (struct sockaddr *)&addr.ss,
+                        &addr.len) < 0 ||
+            (addr.ss.ss_family == AF_INET6
+             ? IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr)
+             : addr.ss.ss_family != AF_INET ||
+               ntohl(in->sin_addr.s_addr) >> 24 == 127)) {
+            continue;
         }
+        vp_log(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "
+               "the other end: -k keeps others out", addr_name(&addr));
     }
-    return true;
 }
 
 /* channel_add() - start a channel; @spec is taken over on success */
@@ -2165,11 +2177,8 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
         channel_free(ch);
         return false;
     }
-    if (spec->method == TCP_LISTEN && config->key.len == 0 &&
-        !listeners_local(ch)) {
-        vp_log(VP_LOG_WARN, (int)spec->channel_id, "channel tcp-listen: "
-               "whoever reaches %s:%s is the other end; -k keeps others out",
-               spec->addr, spec->port);
+    if (config->key.len == 0) {
+        channel_warn_open(ch);
     }
     while (*at != NULL) {
         at = &(*at)->next;
@@ -2276,7 +2285,6 @@ static void channel_del(Channel *ch)
 
 /* ---- what is in force ------------------------------------------------- */
 
-static uint64_t quit_at; /* ending: when flushing is over, then resetting */
 static char **saved_argv; /* for reading it all again */
 static int saved_argc;
 
@@ -3328,10 +3336,6 @@ static bool monitor_start(const char *path, Error *err)
     mode_t mask;
     int fd;
 
-    if (strlen(path) >= sizeof(((struct sockaddr_un *)0)->sun_path)) {
-        return error_set(err, "-m '%.64s...': the path is too long for a unix "
-                         "socket", path);
-    }
     addr_unix(path, &addr);
     mask = umask(0177);
     fd = listen_at(&addr, true);
@@ -3679,6 +3683,9 @@ static void reload_end(void)
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_set_config(ch->drv, &now->config);
+        if (settings.config.key.len > 0 && now->config.key.len == 0) {
+            channel_warn_open(ch);
+        }
     }
     if (!apply(&settings, now, &err)) {
         vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "

@@ -529,6 +529,55 @@ START_TEST(inherited_stdio)
 }
 END_TEST
 
+/* Where both ends are told to end, that the other one went is no error. */
+START_TEST(inherited_end)
+{
+    char target[TEXT_LEN], where[TEXT_LEN];
+    int listener = listen_any(target), fds[3][2];
+
+    text_format(where, sizeof(where), "%s/service", vp_dir);
+    for (int round = 0; round < 5; round++) {
+        StartOptions start = { 0 };
+        Daemon *d[2];
+        int pair[2];
+
+        ck_assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+        for (int i = 0; i < 2; i++) {
+            fcntl(pair[i], F_SETFD, FD_CLOEXEC);
+        }
+        for (int i = 0; i < 2; i++) {
+            start.keep_fd = pair[i];
+            d[i] = daemon_start_with(&start, i ? "guest" : "host", i
+                                     ? "-c fd:%d:- -i s:%s"
+                                     : "-c fd:%d:- -o s:%s:-", pair[i],
+                                     i ? target : where);
+        }
+        close(pair[0]);
+        close(pair[1]);
+        daemon_up(d[0]);
+        for (int i = 0; i < N(fds); i++) {
+            through(where, listener, fds[i]);
+        }
+        for (int i = 0; i < 2; i++) {
+            kill(d[i]->pid, SIGSTOP);
+            kill(d[i]->pid, SIGTERM);
+        }
+        for (int i = 0; i < 2; i++) {
+            kill(d[i]->pid, SIGCONT);
+        }
+        for (int i = 0; i < 2; i++) {
+            ck_assert_int_eq(daemon_exit(d[i]), 0);
+            ck_assert_int_eq(daemon_count(d[i], " error "), 0);
+        }
+        for (int i = 0; i < N(fds); i++) {
+            close(fds[i][0]);
+            close(fds[i][1]);
+        }
+    }
+    close(listener);
+}
+END_TEST
+
 /* --- log ---------------------------------------------------------------- */
 
 /* To a file, which may be moved away; SIGHUP makes another. */
@@ -1628,6 +1677,10 @@ START_TEST(reload_adds_key)
            c.where, vp_dir);
     ck_assert(daemon_saw(d, "ch1: channel tcp-listen: listening"));
     ck_assert(!daemon_saw(d, "keeps others out"));
+    reload(d, "channel unix-listen:%s/first:-\noforward s:%s:-:1\n"
+           "channel tcp-listen:0.0.0.0:0:1\n", vp_dir, c.where);
+    ck_assert(daemon_saw(d, "warn ch1: whoever reaches 0.0.0.0:[1-9][0-9]* is "
+                         "the other end"));
     reload(d, "channel unix-connect:%s:-:1\noforward s:%s:-:1\nkey %s/key\n",
            c.channel, c.where, vp_dir);
     c.daemon[1] = daemon_start("guest", "-c unix-listen:%s:- -i s:%s -k %s/key",
@@ -1969,6 +2022,7 @@ int main(void)
     HARNESS_ADD(s, pid_file_replaced, 1);
     HARNESS_ADD(s, closed_stdio, 8);
     HARNESS_ADD(s, inherited_stdio, 3);
+    HARNESS_ADD(s, inherited_end, 1);
     HARNESS_ADD(s, log_file, 1);
     HARNESS_ADD(s, log_moves, 1);
     HARNESS_ADD(s, log_fifo, 1);

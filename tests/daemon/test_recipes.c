@@ -13,8 +13,8 @@
 
 static const char *const recipes[] = {
     "install", "commands", "virtio", "serial", "reconnect", "descriptor",
-    "ssh", "libvirt", "systemd", "systemd_guest", "udev", "sysv", "sysv_busybox", "openrc",
-    "busybox",
+    "ssh", "libvirt", "systemd", "systemd_guest", "udev", "sysv",
+    "sysv_busybox", "openrc", "busybox",
 };
 
 START_TEST(recipe)

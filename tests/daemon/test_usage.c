@@ -209,6 +209,8 @@ static const BadLine bad_lines[] = {
       { "--logfile", "'/x/a'" } },
     { { "-C", "/dev/null", "-C", "/dev/null", NULL },
       { "--config", "'/dev/null'" } },
+    { { "-c", CHANNEL, "-m", "/" ID_32 ID_32 ID_32 ID_32, NULL },
+      { "-m '/" ID_32, "at most 107" } },
     { { "-m", "/x/a", "-x", "help", "-x", "quit", NULL },
       { "--execute", "'quit'" } },
 };
