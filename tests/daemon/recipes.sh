@@ -234,8 +234,13 @@ notices() {
     until_ok [ -S /run/notify ]
 }
 
-# confined() - what $caps allow, and no more
+# confined() - with the capabilities that $unit leaves, and no more
 confined() {
+    caps=-all
+    # shellcheck disable=SC2013 # words
+    for cap in $(sed -n 's/^CapabilityBoundingSet=//p' "$unit"); do
+        caps=$caps,+$(echo "${cap#CAP_}" | tr '[:upper:]' '[:lower:]')
+    done
     exec setpriv --no-new-privs --inh-caps=-all --bounding-set="$caps" "$@"
 }
 
@@ -263,11 +268,7 @@ recipe_systemd() {
     until_ok [ -S /run/vm1/vp.sock ]
     chown 65534:65534 /run/vm1/vp.sock
     chmod 755 /run/vm1/vp.sock
-    caps=-all
-    # shellcheck disable=SC2013 # words
-    for cap in $(sed -n 's/^CapabilityBoundingSet=//p' $host); do
-        caps=$caps,+$(echo "${cap#CAP_}" | tr '[:upper:]' '[:lower:]')
-    done
+    unit=$host
     notices
     # shellcheck disable=SC2046 # ExecStart is words
     NOTIFY_SOCKET=/run/notify confined $(exec_start $host) &
@@ -295,14 +296,14 @@ recipe_systemd() {
 
 # The guest's unit, beside a host that has QEMU's socket
 recipe_systemd_guest() {
-    guest=/etc/systemd/system/qemu-vp-guest.service
-    put 'systemd, guest;' $guest
+    unit=/etc/systemd/system/qemu-vp-guest.service
+    put 'systemd, guest;' $unit
     qemu
     guest_service
     start 'A virtio-serial channel'
     notices
     # shellcheck disable=SC2046 # ExecStart is words
-    env NOTIFY_SOCKET=/run/notify $(exec_start $guest) &
+    NOTIFY_SOCKET=/run/notify confined $(exec_start $unit) &
     MAINPID=$!
     until_ok grep -q READY=1 /run/notices
     until_ok echoes 9022
