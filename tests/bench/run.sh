@@ -16,7 +16,7 @@
 #
 #   BENCH=quick       a short run: figures are rougher
 #   BENCH_ONLY=NAME   one part: bulk both many trips conns idle stuck share
-#                     lines growth writes checks
+#                     lines growth writes checks instructions
 #   QEMU_VP=PROGRAM   what to measure (default: the one built here); but for
 #                     "checks", which builds its own two from the sources
 #
@@ -28,6 +28,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
 parts='bulk both many trips conns idle stuck share lines growth writes checks'
+parts+=' instructions'
 if [ "${BENCH:-}" = quick ]; then
     rounds=3 seconds=0.6 slow_seconds=10
 else
@@ -401,15 +402,20 @@ part_growth()
         fi
         start "$paths_of"
         measure "idle_$n" "$run_args -r -i $n" \
-            "active_$n" "run -W 2 -T $seconds -b down:$n"
+            "idle_bulk_$n" "$run_args -i $n -b down:1" \
+            "active_$n" "run -W 2 -T $seconds -b down:$n" \
+            "active_trip_$n" "run -r -W 2 -T $seconds -b down:$n"
         stop_all
     done
     for n in 1 10 100 1000 10000; do
         row "$n active: MB/s" "active_$n" down
         row "   CPU seconds per GB" "active_$n" cpu_per_gb
         row "   KiB at the peak" "active_$n" peak
+        row "   round trip beside them, us p50" "active_trip_$n" p50
         row "$n idle: round trip, us p50" "idle_$n" p50
         row "   KiB" "idle_$n" rss
+        row "   bulk beside them, MB/s" "idle_bulk_$n" down
+        row "   CPU seconds per GB" "idle_bulk_$n" cpu_per_gb
     done
 }
 
@@ -419,12 +425,15 @@ part_writes()
 
     start 'direct socat vp'
     for size in $sizes; do
-        args+=("write_$size" "run -T $seconds -b up:1:$size")
+        args+=("write_$size" "run -T $seconds -b up:1:$size"
+            "write_trip_$size" "run -r -T $seconds -b up:1:$size")
     done
     measure "${args[@]}"
     for size in $sizes; do
         row "1 stream in writes of $size B, MB/s" "write_$size" up
         row "   CPU seconds per GB" "write_$size" cpu_per_gb
+        row "   KiB at the peak" "write_$size" peak
+        row "   round trip beside it, us p50" "write_trip_$size" p50
     done
 }
 
@@ -490,6 +499,17 @@ part_checks()
         row 'CPU seconds per GB' with cpu_per_gb
         row '   without checks of payloads' without cpu_per_gb
     done
+}
+
+# What doesn't differ from run to run: instructions, and how they compare with
+# those recorded
+part_instructions()
+{
+    if command -v valgrind >/dev/null; then
+        "$here/instructions.sh" || failed=$((failed + 1))
+    else
+        say 'no valgrind to count instructions (apt-get install valgrind)'
+    fi
 }
 
 # ---- all of it ------------------------------------------------------------
