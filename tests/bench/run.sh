@@ -22,13 +22,14 @@
 #
 # "down" is from far to near, as a download; "up" is the other way.  Figures of
 # memory are of both daemons together.  The exit status tells whether all could
-# be measured; whether each goal is met, the table tells.
+# be measured, and took no more instructions than recorded; whether each goal is
+# met, the table tells.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
-parts='bulk both many trips conns idle stuck share lines growth writes checks'
-parts+=' instructions'
+parts="bulk both many trips conns idle stuck share lines growth writes checks \
+instructions"
 if [ "${BENCH:-}" = quick ]; then
     rounds=3 seconds=0.6 slow_seconds=10
 else

@@ -3,8 +3,9 @@
  * test_line.c - a slow line, and who waits for whom on it
  *
  * Transfers that never end, and one connection that sends a message each time
- * the last one has arrived, as somebody does who types.  Time is the
- * simulation's own, so bounds on it hold on a slow machine, too.
+ * the last one has arrived, as somebody does who types; or connections that
+ * come one after the other, with little to send.  Time is the simulation's own,
+ * so bounds on it hold on a slow machine, too.
  */
 #include "sim.h"
 

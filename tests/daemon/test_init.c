@@ -10,6 +10,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -575,6 +576,24 @@ START_TEST(inherited_end)
         }
     }
     close(listener);
+}
+END_TEST
+
+/* Without a key a port that others can reach is warned of, however it came. */
+START_TEST(open_to_others)
+{
+    struct sockaddr_in in = { .sin_family = AF_INET };
+    StartOptions start = { .keep_fd = socket(AF_INET, SOCK_STREAM, 0) };
+    Daemon *d;
+
+    ck_assert(bind(start.keep_fd, (void *)&in, sizeof(in)) == 0 &&
+              listen(start.keep_fd, 5) == 0);
+    fcntl(start.keep_fd, F_SETFD, FD_CLOEXEC);
+    d = _i ? daemon_start_with(&start, "host", "-c fd:%d:-", start.keep_fd)
+           : daemon_start("host", "-c tcp-listen:0.0.0.0:0");
+    daemon_wait(d, " warn ch0: whoever reaches 0.0.0.0:[1-9][0-9]* is the "
+                "other end");
+    close(start.keep_fd);
 }
 END_TEST
 
@@ -2023,6 +2042,7 @@ int main(void)
     HARNESS_ADD(s, closed_stdio, 8);
     HARNESS_ADD(s, inherited_stdio, 3);
     HARNESS_ADD(s, inherited_end, 1);
+    HARNESS_ADD(s, open_to_others, 2);
     HARNESS_ADD(s, log_file, 1);
     HARNESS_ADD(s, log_moves, 1);
     HARNESS_ADD(s, log_fifo, 1);

@@ -681,6 +681,21 @@ START_TEST(credit_overrun)
 }
 END_TEST
 
+/* rig_many() - @n connections that the peer opened; returns their listener */
+static int rig_many(Rig *r, int *fd, unsigned n)
+{
+    int listener;
+
+    rig_new(r, &rig_config);
+    peer_session(r);
+    listener = rig_target(r, "svc");
+    for (unsigned i = 0; i < n; i++) {
+        peer_init(r, i, "svc", 1000);
+        fd[i] = rig_accept(r, listener);
+    }
+    return listener;
+}
+
 /* All windows together stay in their budget, and it comes back. */
 START_TEST(credit_budget)
 {
@@ -690,13 +705,7 @@ START_TEST(credit_budget)
     int listener, fd[MANY];
     uint64_t sent[MANY] = { 0 }, got[MANY] = { 0 };
 
-    rig_new(&r, &rig_config);
-    peer_session(&r);
-    listener = rig_target(&r, "svc");
-    for (unsigned i = 0; i < MANY; i++) {
-        peer_init(&r, i, "svc", 1000);
-        fd[i] = rig_accept(&r, listener);
-    }
+    listener = rig_many(&r, fd, MANY);
     for (int round = 0; round < 60; round++) {
         for (unsigned i = 0; i < MANY; i++) {
             VPConn *c = rig_conn(&r, i, false);
@@ -806,13 +815,7 @@ START_TEST(credit_halved)
     uint64_t sent[MANY] = { 0 }, got[MANY] = { 0 };
     VPConn *hog;
 
-    rig_new(&r, &rig_config);
-    peer_session(&r);
-    listener = rig_target(&r, "svc");
-    for (unsigned i = 0; i < MANY; i++) {
-        peer_init(&r, i, "svc", 1000);
-        fd[i] = rig_accept(&r, listener);
-    }
+    listener = rig_many(&r, fd, MANY);
     hog = rig_conn(&r, 0, false);
     for (int round = 0; round < 60; round++) {
         bulk_round(&r, 0, fd[0], &sent[0], &got[0]);
