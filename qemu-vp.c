@@ -2132,15 +2132,9 @@ static void channel_warn_open(const Channel *ch)
 {
     for (int i = 0; i < ch->nlisteners; i++) {
         VPAddr addr = { .len = sizeof(addr.ss) };
-        const struct sockaddr_in6 *in6 = (const void *)&addr.ss;
-        const struct sockaddr_in *in = (const void *)&addr.ss;
 
         if (getsockname(ch->listeners[i], (struct sockaddr *)&addr.ss,
-                        &addr.len) < 0 ||
-            (addr.ss.ss_family == AF_INET6
-             ? IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr)
-             : addr.ss.ss_family != AF_INET ||
-               ntohl(in->sin_addr.s_addr) >> 24 == 127)) {
+                        &addr.len) < 0 || vp_addr_is_local(&addr)) {
             continue;
         }
         vp_log(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "

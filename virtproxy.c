@@ -961,6 +961,8 @@ static void sum_add(VPSum *sum, const uint8_t *p, size_t blocks)
 }
 
 #ifdef __x86_64__
+#define VP_SUM_AHEAD 1024
+
 /* sum_add_avx2() - the same, a whole block at once: half the time */
 __attribute__((target("avx2")))
 static void sum_add_avx2(VPSum *sum, const uint8_t *p, size_t blocks)
@@ -975,6 +977,8 @@ static void sum_add_avx2(VPSum *sum, const uint8_t *p, size_t blocks)
     for (; blocks > 0; blocks--, p += VP_SUM_BLOCK) {
         Block x;
 
+        /* the processor's own prefetching ends with each page */
+        __builtin_prefetch(p + VP_SUM_AHEAD);
         memcpy(&x, p, sizeof(x));
         s += x;
         h += x >> 32;
@@ -1202,9 +1206,13 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 #define VP_STORE_LEN (4u << 20)
 #define VP_STORE_PKTS 2048u
 
-/* The receive buffer starts small and doubles while reads fill it. */
+/*
+ * The receive buffer starts small and doubles while reads fill it; with a
+ * larger one its bytes come later to who waits for them, and leave the cache
+ * (1 MiB: up to 12 % less throughput).
+ */
 #define VP_RX_LEN_MIN (2u * VP_PKT_LEN_MAX)
-#define VP_RX_LEN_MAX (16u * VP_PKT_LEN_MAX)
+#define VP_RX_LEN_MAX (4u * VP_PKT_LEN_MAX)
 
 /* Credit of a new connection, of a fast one, and what all may add up to. */
 #define VP_WINDOW_INIT (16u << 10)
@@ -3835,15 +3843,31 @@ static bool driver_send_due(VPDriver *drv)
 
 static void connect_timer(void *opaque);
 
-/* socket_setup() - what every proxied socket needs */
-static int socket_setup(int fd, int family)
+/* tcp_setup() - no TCP of ours waits; @addr is either end of @fd's */
+static void tcp_setup(int fd, const VPAddr *addr)
 {
-    struct linger reset = { 1, 0 };
     int one = 1;
 
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+#ifdef __linux__
+    /*
+     * Where BBR is the system's choice it would pace us, with a clock
+     * interrupt for each 64 KiB; within a machine there is no network to spare.
+     */
+    if (vp_addr_is_local(addr)) {
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno"));
+    }
+#endif
+}
+
+/* socket_setup() - what every proxied socket needs; @peer is its other end */
+static int socket_setup(int fd, const VPAddr *peer)
+{
+    struct linger reset = { 1, 0 };
+
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
-    if (family != AF_UNIX) {
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if (peer->ss.ss_family != AF_UNIX) {
+        tcp_setup(fd, peer);
     }
     return fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
 }
@@ -3896,7 +3920,7 @@ static void conn_connect(VPConn *c)
 
         if (c->fd < 0) {
             int fd = socket(addr->ss.ss_family, SOCK_STREAM, 0);
-            int rc = fd < 0 ? -errno : socket_setup(fd, addr->ss.ss_family);
+            int rc = fd < 0 ? -errno : socket_setup(fd, addr);
 
             drv->work += VP_WORK_CONNECT;
             rc = rc < 0 ? rc : vp_watch(drv->loop, fd, conn_ready, c);
@@ -4552,13 +4576,13 @@ static void conn_ready(void *opaque, int fd, int events)
 }
 
 /* oforward_accepted() - a client has come */
-static void oforward_accepted(VPOForward *f, int fd, int family)
+static void oforward_accepted(VPOForward *f, int fd, const VPAddr *client)
 {
     VPDriver *drv = f->drv;
     const char *wrong = NULL;
     VPConn *c;
 
-    if (socket_setup(fd, family) < 0 ||
+    if (socket_setup(fd, client) < 0 ||
         drv->nclients >= drv->config.max_conns) {
         wrong = reason_str(VP_REASON_LIMIT);
     } else {
@@ -4604,12 +4628,14 @@ static void oforward_ready(void *opaque, int fd, int events)
 
     (void)events;
     for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
-        struct sockaddr_storage ss = { .ss_family = AF_UNIX };
-        socklen_t len = sizeof(ss);
-        int conn = accept(fd, (struct sockaddr *)&ss, &len);
+        VPAddr client = {
+            .len = sizeof(client.ss),
+            .ss.ss_family = AF_UNIX,
+        };
+        int conn = accept(fd, (struct sockaddr *)&client.ss, &client.len);
 
         if (conn >= 0) {
-            oforward_accepted(f, conn, ss.ss_family);
+            oforward_accepted(f, conn, &client);
             continue;
         }
         switch (errno) {
@@ -4649,6 +4675,23 @@ bool vp_service_id_ok(const char *id, size_t len)
         }
     }
     return true;
+}
+
+bool vp_addr_is_local(const VPAddr *addr)
+{
+    const struct sockaddr_in6 *in6 = (const void *)&addr->ss;
+    const struct sockaddr_in *in = (const void *)&addr->ss;
+
+    switch (addr->ss.ss_family) {
+    case AF_INET:
+        return ntohl(in->sin_addr.s_addr) >> 24 == 127;
+    case AF_INET6:
+        return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ||
+            (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr) &&
+             in6->sin6_addr.s6_addr[12] == 127);
+    default:
+        return true;
+    }
 }
 
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
@@ -4806,7 +4849,7 @@ int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
 {
     VPLink *l = &drv->link;
     VPAddr addr = { .len = sizeof(addr.ss) };
-    int rc = vp_watch(drv->loop, rfd, link_ready, drv), one = 1;
+    int rc = vp_watch(drv->loop, rfd, link_ready, drv);
     int room = (int)VP_LIMIT_MAX;
 
     if (rc == 0 && wfd != rfd) {
@@ -4827,7 +4870,7 @@ int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
         if (addr.ss.ss_family == AF_UNIX) {
             setsockopt(wfd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
         } else {
-            setsockopt(wfd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+            tcp_setup(wfd, &addr);
         }
     }
     l->rfd = rfd;

@@ -276,6 +276,9 @@ void vp_conns(const VPDriver *drv,
 /* vp_conn_reset() - reset one connection at both ends; -ENOENT: no such */
 int vp_conn_reset(VPDriver *drv, uint32_t id, bool client);
 
+/* vp_addr_is_local() - is @addr of the loopback, or of no network at all? */
+bool vp_addr_is_local(const VPAddr *addr);
+
 /* vp_addr_str() - @addr as ADDR:PORT or a path, cut to fit @buf */
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
 

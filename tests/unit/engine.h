@@ -939,6 +939,7 @@ static inline int rig_accept(Rig *r, int listener)
 static inline int rig_client(Rig *r, const char *service)
 {
     VPOForward f = { .drv = r->drv };
+    VPAddr addr = { .len = sizeof(addr.ss) };
     int fd[2];
 
     if (r->tcp) {
@@ -947,7 +948,8 @@ static inline int rig_client(Rig *r, const char *service)
         fd_pair(fd);
     }
     snprintf(f.service_id, sizeof(f.service_id), "%s", service);
-    oforward_accepted(&f, fd[0], r->tcp ? AF_INET : AF_UNIX);
+    getpeername(fd[0], (struct sockaddr *)&addr.ss, &addr.len);
+    oforward_accepted(&f, fd[0], &addr);
     return fd[1];
 }
 

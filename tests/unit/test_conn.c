@@ -1749,6 +1749,39 @@ START_TEST(listener)
 END_TEST
 
 /* No descriptor is left: one line, no spinning, and then it goes on. */
+/* Whatever the system's choice is, nothing within the machine is paced. */
+START_TEST(not_paced)
+{
+    static Rig r;
+    VPAddr addr;
+    int fd, client, target;
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    peer_session(&r);
+    fd = tcp_listen(&addr, 10);
+    fd_nonblock(fd);
+    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    client = knock(&addr);
+    box_wait(r.loop, r.drv->nconns == 1);
+    target = rig_target(&r, "target");
+    peer_init(&r, 1, "target", 1000);
+    close(rig_accept(&r, target));
+    for (int i = 0; i < 2; i++) {
+        const VPConn *c = rig_conn(&r, i == 0 ? VP_CONN_FIRST : 1, i == 0);
+        char text[16] = "";
+        socklen_t len = sizeof(text);
+
+        ck_assert_int_eq(getsockopt(c->fd, IPPROTO_TCP, TCP_CONGESTION, text,
+                                    &len), 0);
+        ck_assert_str_eq(text, "reno");
+    }
+    close(client);
+    close(target);
+    rig_free(&r);
+}
+END_TEST
+
 START_TEST(accept_starved)
 {
     struct rlimit was, lim;
@@ -1902,6 +1935,40 @@ START_TEST(addresses_as_text)
 }
 END_TEST
 
+START_TEST(local_addresses)
+{
+    static const struct {
+        const char *ip;
+        bool local;
+    } table[] = {
+        { "127.0.0.1", true },
+        { "127.255.255.254", true },
+        { "128.0.0.1", false },
+        { "126.255.255.255", false },
+        { "0.0.0.0", false },
+        { "::1", true },
+        { "::", false },
+        { "::2", false },
+        { "fe80::1", false },
+        { "::ffff:127.0.0.2", true },
+        { "::ffff:10.0.0.1", false },
+        { "7f00::1", false },
+    };
+    VPAddr addr = { .ss.ss_family = AF_UNIX };
+
+    ck_assert(vp_addr_is_local(&addr));
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        struct addrinfo hints = { .ai_flags = AI_NUMERICHOST }, *ai;
+
+        ck_assert_int_eq(getaddrinfo(table[i].ip, NULL, &hints, &ai), 0);
+        memcpy(&addr.ss, ai->ai_addr, ai->ai_addrlen);
+        freeaddrinfo(ai);
+        ck_assert_msg(vp_addr_is_local(&addr) == table[i].local, "%s",
+                      table[i].ip);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("conn");
@@ -1946,9 +2013,11 @@ int main(void)
     UNIT_ADD(s, memory_runs_out, 1);
     UNIT_ADD(s, fair_shares, 1);
     UNIT_ADD(s, listener, 1);
+    UNIT_ADD(s, not_paced, 1);
     UNIT_ADD(s, accept_starved, 1);
     UNIT_ADD(s, information, 2);
     UNIT_ADD(s, memory_formula, 1);
+    UNIT_ADD(s, local_addresses, 1);
     UNIT_ADD(s, addresses_as_text, 1);
     return unit_run(s);
 }

@@ -193,6 +193,7 @@ typedef struct Stream {
 static void stream_new(Stream *s, Pair *p)
 {
     VPOForward f = { .drv = p->drv[0], .service_id = "s" };
+    VPAddr addr = { .len = sizeof(addr.ss) };
     int fd[2];
 
     if (p->tcp) {
@@ -200,7 +201,8 @@ static void stream_new(Stream *s, Pair *p)
     } else {
         fd_pair(fd);
     }
-    oforward_accepted(&f, fd[0], p->tcp ? AF_INET : AF_UNIX);
+    getpeername(fd[0], (struct sockaddr *)&addr.ss, &addr.len);
+    oforward_accepted(&f, fd[0], &addr);
     *s = (Stream){ .fd = { fd[1], -1 } };
 }
 
