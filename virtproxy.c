@@ -1217,7 +1217,7 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 /* Credit of a new connection, of a fast one, and what all may add up to. */
 #define VP_WINDOW_INIT (16u << 10)
 #define VP_WINDOW_MAX (2u << 20)
-#define VP_WINDOW_BUDGET (6u << 20)
+#define VP_WINDOW_BUDGET (8u << 20)
 /*
  * The window grows once the local side has taken window / this times as much:
  * a small one soon, as to be short of credit costs more than it holds; a large
