@@ -961,7 +961,7 @@ static void sum_add(VPSum *sum, const uint8_t *p, size_t blocks)
 }
 
 #ifdef __x86_64__
-#define VP_SUM_AHEAD 1024
+#define VP_SUM_AHEAD 1024 /* bytes; fewer or more gained less */
 
 /* sum_add_avx2() - the same, a whole block at once: half the time */
 __attribute__((target("avx2")))
@@ -1214,7 +1214,10 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 #define VP_RX_LEN_MIN (2u * VP_PKT_LEN_MAX)
 #define VP_RX_LEN_MAX (4u * VP_PKT_LEN_MAX)
 
-/* Credit of a new connection, of a fast one, and what all may add up to. */
+/*
+ * Credit of a new connection, of a fast one, and what all may add up to: enough
+ * for one that moves beside eight that grew theirs and then got stuck.
+ */
 #define VP_WINDOW_INIT (16u << 10)
 #define VP_WINDOW_MAX (2u << 20)
 #define VP_WINDOW_BUDGET (8u << 20)

@@ -1748,7 +1748,6 @@ START_TEST(listener)
 }
 END_TEST
 
-/* No descriptor is left: one line, no spinning, and then it goes on. */
 /* Whatever the system's choice is, nothing within the machine is paced. */
 START_TEST(not_paced)
 {
@@ -1782,6 +1781,7 @@ START_TEST(not_paced)
 }
 END_TEST
 
+/* No descriptor is left: one line, no spinning, and then it goes on. */
 START_TEST(accept_starved)
 {
     struct rlimit was, lim;
