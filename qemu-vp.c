@@ -1127,6 +1127,12 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
     return settings_config(s, err) && settings_check(s, err);
 }
 
+/* settings_log() - where to log; with nobody at stderr, to syslog */
+static const char *settings_log(const Settings *s)
+{
+    return s->logfile == NULL && settings.daemonize ? "syslog" : s->logfile;
+}
+
 /* ---- addresses -------------------------------------------------------- */
 
 static void addr_unix(const char *path, VPAddr *addr)
@@ -1557,6 +1563,16 @@ typedef struct Channel {
 static Channel *channels;
 static int exit_status;
 static uint64_t quit_at; /* ending: when flushing is over, then resetting */
+
+static Channel *channel_find(unsigned id)
+{
+    Channel *ch = channels;
+
+    while (ch != NULL && ch->spec.channel_id != id) {
+        ch = ch->next;
+    }
+    return ch;
+}
 
 static void channel_open(void *opaque);
 
@@ -2017,6 +2033,8 @@ static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
                                 strerror(-rc));
 }
 
+/* ---- inherited descriptors --------------------------------------------- */
+
 /* Which descriptors were open when we began, and are not taken yet. */
 static bool inherited[1024];
 
@@ -2091,16 +2109,6 @@ static bool channel_inherit(Channel *ch, Error *err)
     }
     channel_attach(ch, fd, fd, kind);
     return true;
-}
-
-static Channel *channel_find(unsigned id)
-{
-    Channel *ch = channels;
-
-    while (ch != NULL && ch->spec.channel_id != id) {
-        ch = ch->next;
-    }
-    return ch;
 }
 
 static void channel_free(Channel *ch)
@@ -2444,6 +2452,206 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
     return ok;
 }
 
+/* notify() - tell systemd, if it asked for it; see sd_notify(3) */
+static void notify(const char *state)
+{
+    const char *path = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un *sun;
+    VPAddr addr;
+    int fd;
+
+    if (path == NULL || strlen(path) >= sizeof(sun->sun_path)) {
+        return;
+    }
+    addr_unix(path, &addr);
+    if (path[0] == '@') {
+        sun = (void *)&addr.ss;
+        sun->sun_path[0] = '\0'; /* Linux's abstract names */
+        addr.len--;
+    }
+    fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    if (fd >= 0) {
+        /* nor may one that nobody reads hold us up */
+        if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
+            sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
+                   addr.len) < 0) {
+            vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "NOTIFY_SOCKET %s: %s", path,
+                   strerror(errno));
+        }
+        close(fd);
+    }
+}
+
+static bool quit_resetting;
+static VPTimer quit_timer;
+
+/* quit_step() - has everything gone out that was to go? */
+static void quit_step(void *opaque)
+{
+    bool busy = false;
+
+    (void)opaque;
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        busy |= vp_busy(ch->drv);
+    }
+    if (busy && vp_loop_now(loop) < quit_at) {
+        vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
+    } else if (!quit_resetting) {
+        for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+            vp_reset_all(ch->drv);
+        }
+        quit_resetting = true;
+        quit_at = vp_loop_now(loop) + RESET_TIME;
+        vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
+    } else {
+        vp_loop_stop(loop);
+    }
+}
+
+/* What a reload will change, while the names in it are looked up. */
+static struct {
+    bool under_way;
+    Settings now;
+    size_t next; /* of its specs */
+    Lookup lookup;
+} reloading;
+
+static void reload_cancel(void)
+{
+    if (reloading.under_way) {
+        lookup_cancel(&reloading.lookup);
+        settings_free(&reloading.now);
+        reloading.under_way = false;
+    }
+}
+
+static void quit_start(void)
+{
+    if (quit_at != 0) {
+        vp_loop_stop(loop); /* told twice: at once */
+        return;
+    }
+    reload_cancel();
+    notify("STOPPING=1");
+    while (forwards != NULL) {
+        forward_del(forwards);
+    }
+    quit_at = vp_loop_now(loop) + FLUSH_TIME;
+    quit_step(NULL);
+}
+
+/* reload_keep() - a setting that takes a restart stays as it was */
+static void reload_keep(const char *name, char **now, char **was)
+{
+    char *asked = *now;
+
+    if ((asked == NULL) != (*was == NULL) ||
+        (asked != NULL && strcmp(asked, *was) != 0)) {
+        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of '%s' takes "
+               "a restart", name);
+    }
+    *now = *was;
+    *was = asked;
+}
+
+static void reload_end(void)
+{
+    Settings *now = &reloading.now;
+    Error err;
+
+    if (now->key_kept) {
+        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
+               "in force", now->key_path, strerror(EACCES));
+    }
+    reload_keep("monitor", &now->monitor, &settings.monitor);
+    reload_keep("pidfile", &now->pidfile, &settings.pidfile);
+    reload_keep("user", &now->user, &settings.user);
+    if (now->daemonize != settings.daemonize) {
+        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of 'daemonize' "
+               "takes a restart");
+        now->daemonize = settings.daemonize;
+    }
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        vp_set_config(ch->drv, &now->config);
+        if (settings.config.key.len > 0 && now->config.key.len == 0) {
+            channel_warn_open(ch);
+        }
+    }
+    if (!apply(&settings, now, &err)) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "
+               "what could not be added is missing, what was removed has gone");
+    } else {
+        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
+    }
+    if (now->level != settings.level) {
+        log_level = (VPLogLevel)now->level;
+    }
+    settings_free(&settings);
+    settings = *now;
+    reloading.under_way = false;
+}
+
+static void reload_looked_up(void *opaque, const Answer *answer);
+
+/* reload_step() - look up the next name of what is new; then change it all */
+static void reload_step(void)
+{
+    for (; reloading.next < reloading.now.nspecs; reloading.next++) {
+        const Spec *spec = &reloading.now.specs[reloading.next];
+        Channel *ch;
+        Forward *f;
+        int rc;
+
+        if (running_spec(spec, &ch, &f) != NULL || !spec_is_name(spec)) {
+            continue;
+        }
+        rc = lookup_start(&reloading.lookup, spec->addr, spec->port,
+                          reload_looked_up, NULL);
+        if (rc == 0) {
+            return;
+        }
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: cannot look "
+               "up '%.128s': %s", spec->addr, strerror(rc));
+        reload_cancel();
+        return;
+    }
+    reload_end();
+}
+
+static void reload_looked_up(void *opaque, const Answer *answer)
+{
+    (void)opaque;
+    spec_looked_up(&reloading.now.specs[reloading.next++], answer);
+    reload_step();
+}
+
+/* reload() - read it all again; if any of it is wrong nothing changes */
+static void reload(void)
+{
+    Settings now;
+    Error err, wrong;
+    bool ok;
+
+    if (quit_at != 0) {
+        return;
+    }
+    reload_cancel(); /* the new one includes it */
+    ok = settings_read(&now, saved_argc, saved_argv, &wrong);
+    if (!log_open(settings_log(ok ? &now : &settings), &err)) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
+    }
+    if (!ok) {
+        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
+               wrong.text);
+        settings_free(&now);
+        return;
+    }
+    reloading.now = now;
+    reloading.next = 0;
+    reloading.under_way = true;
+    reload_step();
+}
+
 /* ---- monitor ---------------------------------------------------------- */
 
 /*
@@ -2487,7 +2695,6 @@ static Mon *monitors;
 static size_t nmonitors;
 static time_t started_at;
 
-static void quit_start(void);
 static void mon_looked_up(void *opaque, const Answer *answer);
 
 static void mon_printf(Mon *mon, const char *fmt, ...)
@@ -3404,6 +3611,19 @@ static char *pidfile_path; /* to be removed at the end */
 static int pidfile_fd = -1; /* closing it would let go of the lock */
 static int ready_fd = -1; /* the parent waits at its other end */
 
+/* standard_fds() - closed ones would be taken by sockets, and logged to */
+static void standard_fds(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 /* daemonize() - the parent waits until the child is ready, or has failed */
 static bool daemonize(Error *err)
 {
@@ -3536,41 +3756,9 @@ static bool user_become(const char *name, Error *err)
     return true;
 }
 
-/* notify() - tell systemd, if it asked for it; see sd_notify(3) */
-static void notify(const char *state)
-{
-    const char *path = getenv("NOTIFY_SOCKET");
-    struct sockaddr_un *sun;
-    VPAddr addr;
-    int fd;
-
-    if (path == NULL || strlen(path) >= sizeof(sun->sun_path)) {
-        return;
-    }
-    addr_unix(path, &addr);
-    if (path[0] == '@') {
-        sun = (void *)&addr.ss;
-        sun->sun_path[0] = '\0'; /* Linux's abstract names */
-        addr.len--;
-    }
-    fd = socket(AF_UNIX, SOCK_DGRAM, 0);
-    if (fd >= 0) {
-        /* nor may one that nobody reads hold us up */
-        if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
-            sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
-                   addr.len) < 0) {
-            vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "NOTIFY_SOCKET %s: %s", path,
-                   strerror(errno));
-        }
-        close(fd);
-    }
-}
-
 /* ---- signals, reload, end --------------------------------------------- */
 
 static int signal_pipe[2];
-static bool quit_resetting;
-static VPTimer quit_timer;
 
 static void on_signal(int sig)
 {
@@ -3581,179 +3769,6 @@ static void on_signal(int sig)
         /* full: enough signals are waiting to be seen */
     }
     errno = saved;
-}
-
-/* quit_step() - has everything gone out that was to go? */
-static void quit_step(void *opaque)
-{
-    bool busy = false;
-
-    (void)opaque;
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        busy |= vp_busy(ch->drv);
-    }
-    if (busy && vp_loop_now(loop) < quit_at) {
-        vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
-    } else if (!quit_resetting) {
-        for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-            vp_reset_all(ch->drv);
-        }
-        quit_resetting = true;
-        quit_at = vp_loop_now(loop) + RESET_TIME;
-        vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
-    } else {
-        vp_loop_stop(loop);
-    }
-}
-
-/* What a reload will change, while the names in it are looked up. */
-static struct {
-    bool under_way;
-    Settings now;
-    size_t next; /* of its specs */
-    Lookup lookup;
-} reloading;
-
-static void reload_cancel(void)
-{
-    if (reloading.under_way) {
-        lookup_cancel(&reloading.lookup);
-        settings_free(&reloading.now);
-        reloading.under_way = false;
-    }
-}
-
-static void quit_start(void)
-{
-    if (quit_at != 0) {
-        vp_loop_stop(loop); /* told twice: at once */
-        return;
-    }
-    reload_cancel();
-    notify("STOPPING=1");
-    while (forwards != NULL) {
-        forward_del(forwards);
-    }
-    quit_at = vp_loop_now(loop) + FLUSH_TIME;
-    quit_step(NULL);
-}
-
-/* settings_log() - where to log; with nobody at stderr, to syslog */
-static const char *settings_log(const Settings *s)
-{
-    return s->logfile == NULL && settings.daemonize ? "syslog" : s->logfile;
-}
-
-/* reload_keep() - a setting that takes a restart stays as it was */
-static void reload_keep(const char *name, char **now, char **was)
-{
-    char *asked = *now;
-
-    if ((asked == NULL) != (*was == NULL) ||
-        (asked != NULL && strcmp(asked, *was) != 0)) {
-        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of '%s' takes "
-               "a restart", name);
-    }
-    *now = *was;
-    *was = asked;
-}
-
-static void reload_end(void)
-{
-    Settings *now = &reloading.now;
-    Error err;
-
-    if (now->key_kept) {
-        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
-               "in force", now->key_path, strerror(EACCES));
-    }
-    reload_keep("monitor", &now->monitor, &settings.monitor);
-    reload_keep("pidfile", &now->pidfile, &settings.pidfile);
-    reload_keep("user", &now->user, &settings.user);
-    if (now->daemonize != settings.daemonize) {
-        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of 'daemonize' "
-               "takes a restart");
-        now->daemonize = settings.daemonize;
-    }
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        vp_set_config(ch->drv, &now->config);
-        if (settings.config.key.len > 0 && now->config.key.len == 0) {
-            channel_warn_open(ch);
-        }
-    }
-    if (!apply(&settings, now, &err)) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "
-               "what could not be added is missing, what was removed has gone");
-    } else {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
-    }
-    if (now->level != settings.level) {
-        log_level = (VPLogLevel)now->level;
-    }
-    settings_free(&settings);
-    settings = *now;
-    reloading.under_way = false;
-}
-
-static void reload_looked_up(void *opaque, const Answer *answer);
-
-/* reload_step() - look up the next name of what is new; then change it all */
-static void reload_step(void)
-{
-    for (; reloading.next < reloading.now.nspecs; reloading.next++) {
-        const Spec *spec = &reloading.now.specs[reloading.next];
-        Channel *ch;
-        Forward *f;
-        int rc;
-
-        if (running_spec(spec, &ch, &f) != NULL || !spec_is_name(spec)) {
-            continue;
-        }
-        rc = lookup_start(&reloading.lookup, spec->addr, spec->port,
-                          reload_looked_up, NULL);
-        if (rc == 0) {
-            return;
-        }
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: cannot look "
-               "up '%.128s': %s", spec->addr, strerror(rc));
-        reload_cancel();
-        return;
-    }
-    reload_end();
-}
-
-static void reload_looked_up(void *opaque, const Answer *answer)
-{
-    (void)opaque;
-    spec_looked_up(&reloading.now.specs[reloading.next++], answer);
-    reload_step();
-}
-
-/* reload() - read it all again; if any of it is wrong nothing changes */
-static void reload(void)
-{
-    Settings now;
-    Error err, wrong;
-    bool ok;
-
-    if (quit_at != 0) {
-        return;
-    }
-    reload_cancel(); /* the new one includes it */
-    ok = settings_read(&now, saved_argc, saved_argv, &wrong);
-    if (!log_open(settings_log(ok ? &now : &settings), &err)) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
-    }
-    if (!ok) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
-               wrong.text);
-        settings_free(&now);
-        return;
-    }
-    reloading.now = now;
-    reloading.next = 0;
-    reloading.under_way = true;
-    reload_step();
 }
 
 /* log_status() - what the monitor would show; whoever asks wants to see it */
@@ -3898,19 +3913,6 @@ static int dump_config(void)
     fwrite(mon.out, 1, mon.out_len, stdout);
     free(mon.out);
     return printed();
-}
-
-/* standard_fds() - closed ones would be taken by sockets, and logged to */
-static void standard_fds(void)
-{
-    int fd;
-
-    do {
-        fd = open("/dev/null", O_RDWR);
-    } while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd >= 0) {
-        close(fd);
-    }
 }
 
 int main(int argc, char **argv)
