@@ -6,7 +6,10 @@
 # it is missing. What is built goes to build/, the program alone to the top.
 #
 #   all install uninstall   the program; DESTDIR and PREFIX as usual
-#   check                   every suite (tests/check.sh)
+#   check, test             every suite, some minutes (tests/check.sh)
+#   check-long              the next three, the better part of an hour
+#   check-chaos             the suites of damaged channels, nothing left out
+#   check-sanitize          every suite, with the sanitizers, in build/sanitize
 #   check-guest             in real guests, under QEMU (tests/guest)
 #   demo [GUEST=1]          see it work, or see it work with a guest
 #   bench                   how fast it is (tests/bench)
@@ -14,13 +17,14 @@
 #   chaos [SEEDS=n]         ill-treat the channel in n random ways (tests/chaos)
 #   lint                    what compilers and linters have to say
 #   clean distclean         away with what was built; with all that was made
+#   help                    this list
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
 all: qemu-vp
 
-ifneq ($(filter-out clean distclean,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean distclean help,$(or $(MAKECMDGOALS),all)),)
 CONFIGURE = ./configure
 config.mak: configure
 	$(CONFIGURE)
@@ -42,7 +46,7 @@ qemu-vp: build/qemu-vp.o build/virtproxy.o
 
 build/%.o: %.c config.mak
 	@mkdir -p $(@D)
-	$(compile) -MMD -MP -c -o $@ $<
+	$(compile) $(DEPFLAGS) -c -o $@ $<
 
 # In a directory of suites every test_*.c is a program, and the other sources
 # are linked into each of them.
@@ -60,20 +64,36 @@ build/tests/%.o: CPPFLAGS_AUTO += -I. $(CHECK_CFLAGS)
 $(suites): build/%: build/%.o
 	$(link) -o $@ $^ $(CHECK_LIBS) $(LDLIBS)
 
+# The suites of damaged channels take minutes if each byte has its turn and each
+# random run is run: make check does each STRIDEth byte and SEEDS of these runs.
 ifeq ($(HAVE_CHECK),yes)
-check: all $(suites)
-	tests/check.sh $(suites)
+check: check-needs all $(suites)
+	STRIDE=$${STRIDE-7} SEEDS=$${SEEDS-500} tests/check.sh $(suites)
+
+check-chaos: all $(filter build/tests/chaos/%,$(suites))
+	tests/check.sh $(filter build/tests/chaos/%,$(suites))
 
 chaos: build/tests/chaos/test_chaos
 	$<
+
+check-needs:
+	@tests/check.sh --needs
 else
-check chaos:
-	@echo 'The tests need libcheck; configure found none for $(CC).' >&2
-	@echo 'Debian and Ubuntu: apt-get install check; Fedora: dnf install' \
-	    'check-devel; Alpine: apk add check-dev.' >&2
-	@echo 'Then run ./configure again.' >&2
+check check-chaos chaos:
+	@echo 'The tests need libcheck, and configure found none for $(CC):' \
+	    'install check (Debian, Ubuntu), check-devel (Fedora) or' \
+	    'check-dev (Alpine), then ./configure' >&2
 	@false
 endif
+
+test: check
+
+check-long: check-chaos check-sanitize check-guest
+
+check-sanitize:
+	@mkdir -p build/sanitize
+	cd build/sanitize && ../../configure --enable-sanitize
+	STRIDE=17 SEEDS=250 $(MAKE) -C build/sanitize check
 
 check-guest:
 	tests/guest/run.sh
@@ -131,7 +151,11 @@ clean:
 distclean: clean
 	rm -rf config.mak tests/guest/cache
 
-.PHONY: all check check-guest demo bench fuzz chaos lint $(sources:%=lint-%) \
-    lint-cppcheck lint-scripts install uninstall clean distclean
+help:
+	@sed -n '/^#   /s/^#  //p' Makefile
+
+.PHONY: all check test check-needs check-long check-chaos check-sanitize \
+    check-guest demo bench fuzz chaos lint $(sources:%=lint-%) lint-cppcheck \
+    lint-scripts install uninstall clean distclean help
 
 -include $(wildcard build/*.d build/tests/*/*.d)
