@@ -49,7 +49,7 @@ build/%.o: %.c config.mak
 	$(compile) $(DEPFLAGS) -c -o $@ $<
 
 # In a directory of suites every test_*.c is a program, and the other sources
-# are linked into each of them.
+# are linked into each of them; of tests/lib it gets what it uses.
 suite_dirs = tests/unit tests/daemon tests/chaos tests/rogue tests/fuzz \
     tests/calls
 suites =
@@ -60,9 +60,14 @@ $$(patsubst %.c,build/%,$$(wildcard $(1)/test_*.c)): \
 endef
 $(foreach dir,$(suite_dirs),$(eval $(call suite_dir,$(dir))))
 
+tests_lib = build/tests/lib.a
+$(tests_lib): $(patsubst %.c,build/%.o,$(wildcard tests/lib/*.c))
+	rm -f $@
+	$(AR) rc $@ $^
+
 build/tests/%.o: CPPFLAGS_AUTO += -I. $(CHECK_CFLAGS)
-$(suites): build/%: build/%.o
-	$(link) -o $@ $^ $(CHECK_LIBS) $(LDLIBS)
+$(suites): build/%: build/%.o $(tests_lib)
+	$(link) -o $@ $(filter %.o,$^) $(tests_lib) $(CHECK_LIBS) $(LDLIBS)
 
 # The suites of damaged channels take minutes if each byte has its turn and each
 # random run is run: make check does each STRIDEth byte and SEEDS of these runs.

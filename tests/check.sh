@@ -6,8 +6,8 @@
 # Usage: tests/check.sh PROGRAM...    (make check names them all)
 #        tests/check.sh --needs       name what isn't installed, and fail
 #
-# PROGRAM is build/tests/DIR/test_NAME, made from tests/DIR/test_NAME.c and the
-# sources in DIR that aren't programs. It fails if it says so, hangs, or closes
+# PROGRAM is build/tests/DIR/test_NAME, made from tests/DIR/test_NAME.c, the
+# sources in DIR that are no programs, and tests/lib. It fails if it says so, hangs, or closes
 # without "100%"; and so does the run if a START_TEST of those sources is not in
 # a program's TAP log, that is, never ran. A line tells how each program ended.
 # What one says goes to PROGRAM.log and is shown if it failed. Last come what

@@ -74,7 +74,7 @@ static int fails(const char *call)
 #undef realloc
 #undef strdup
 
-#include "tests/daemon/harness.h"
+#include "tests/lib/harness.h"
 
 #include <signal.h>
 

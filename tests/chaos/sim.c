@@ -776,7 +776,7 @@ ssize_t sim_read(int fd, void *buf, size_t len)
     if (fd == RANDOM_FD) {
         uint64_t r = mix(sim_on->rng++);
 
-        engine_draws(sim_on->draws++);
+        sim_draws(sim_on->draws++);
         if (sim_on->draws <= world.draws[sim_on->index]) {
             world.redraws++;
         } else {

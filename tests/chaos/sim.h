@@ -16,7 +16,7 @@
  *   apps.c    the programs at the connections' ends, and the oracle that
  *             knows which byte, end or reset each of them may see
  *   world.c   starts, kills and throws back machines; makes time pass
- *   engine.c  the engine; questions about its insides
+ *   engine.c  the engine, with these machines' system calls
  *
  * Local sockets behave as TCP does on Linux where the engine could tell: data
  * before an error, an error only once, an error taken by write() no longer
@@ -25,7 +25,7 @@
 #ifndef SIM_H
 #define SIM_H
 
-#include "virtproxy.h"
+#include "tests/lib/engine.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -491,26 +491,9 @@ void log_tail(void);
 void log_clear(void);
 bool log_saw(const char *text);
 
-/* ---- the engine's insides ----------------------------------------------- */
+/* ---- the engine --------------------------------------------------------- */
 
-size_t engine_conns(const VPDriver *drv);
-bool engine_up(const VPDriver *drv);
-bool engine_has_session(const VPDriver *drv);
-uint32_t engine_unacked(const VPDriver *drv);
-/* engine_check() - NULL, or which bound or invariant does not hold */
-const char *engine_check(VPDriver *drv);
-/* engine_dump() - what it is up to, to stderr */
-void engine_dump(const VPDriver *drv);
-/* engine_draws() - let its counter of random numbers be that */
-void engine_draws(uint64_t draws);
-/* engine_quiet() - is it up, with nothing to send or to be acked? */
-bool engine_quiet(const VPDriver *drv);
-/*
- * engine_shift() - as if more packets and bytes had gone before
- * @seq:  the next packets' number
- *
- * Only while both are quiet.
- */
-void engine_shift(VPDriver *a, VPDriver *b, uint32_t seq, uint64_t bytes);
+/* sim_draws() - let its counter of random numbers be that */
+void sim_draws(uint64_t draws);
 
 #endif

@@ -118,7 +118,7 @@ static void machine_start(int index)
     m->down_since = machine_now(m);
     m->down_before = 0;
     sim_on = m;
-    m->loop = vp_loop_new();
+    m->loop = engine_loop_new();
     m->drv = vp_new(m->loop, 0, &world.config, channel_lost, m);
     SIM_ASSERT(m->drv != NULL);
     for (int i = 0; i < SIM_SERVICES; i++) {

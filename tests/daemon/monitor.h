@@ -8,7 +8,7 @@
 #ifndef MONITOR_H
 #define MONITOR_H
 
-#include "harness.h"
+#include "tests/lib/harness.h"
 
 #define VALUE_LEN 400           /* room for one value of "info ... -k" */
 

@@ -5,7 +5,7 @@
 #ifndef PROGRAMS_H
 #define PROGRAMS_H
 
-#include "harness.h"
+#include "tests/lib/harness.h"
 
 /* program() - where it is; the test fails where it isn't */
 const char *program(const char *name, const char *package);

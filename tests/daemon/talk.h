@@ -5,7 +5,7 @@
 #ifndef TALK_H
 #define TALK_H
 
-#include "harness.h"
+#include "tests/lib/harness.h"
 
 /* through() - connect to where: [0] is the client's end, [1] the target's */
 void through(const char *where, int listener, int fds[2]);

@@ -16,7 +16,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "channel.h"
+#include "tests/lib/channel.h"
 #include "traffic.h"
 
 #define MIB (UINT64_C(1) << 20)

@@ -18,7 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "channel.h"
+#include "tests/lib/channel.h"
 #include "programs.h"
 #include "traffic.h"
 

@@ -24,7 +24,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-#include "channel.h"
+#include "tests/lib/channel.h"
 #include "monitor.h"
 #include "talk.h"
 #include "traffic.h"

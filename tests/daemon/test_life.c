@@ -15,8 +15,8 @@
 #include <termios.h>
 #include <unistd.h>
 
-#include "channel.h"
-#include "hello.h"
+#include "tests/lib/channel.h"
+#include "tests/lib/hello.h"
 #include "traffic.h"
 
 #define MIB (UINT64_C(1) << 20)

@@ -20,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "channel.h"
+#include "tests/lib/channel.h"
 #include "monitor.h"
 #include "talk.h"
 #include "traffic.h"

@@ -19,7 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "harness.h"
+#include "tests/lib/harness.h"
 #include "programs.h"
 #include "traffic.h"
 

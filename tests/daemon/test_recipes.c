@@ -9,7 +9,7 @@
 
 #include <stdlib.h>
 
-#include "harness.h"
+#include "tests/lib/harness.h"
 
 static const char *const recipes[] = {
     "install", "commands", "virtio", "serial", "reconnect", "descriptor",

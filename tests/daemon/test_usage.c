@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "harness.h"
+#include "tests/lib/harness.h"
 
 #define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
 #define CHANNEL "unix-connect:/nonexistent/channel:-"

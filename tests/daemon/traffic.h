@@ -12,7 +12,7 @@
 #ifndef TRAFFIC_H
 #define TRAFFIC_H
 
-#include "harness.h"
+#include "tests/lib/harness.h"
 
 #define FOREVER UINT64_MAX      /* bytes: never stops sending */
 #define HEAD_LEN 8

@@ -235,7 +235,7 @@ static int box_small(int fd)
 #define connect(fd, addr, len) box_call(CALL_CONNECT, connect(fd, addr, len))
 #define fcntl(...) box_call(CALL_FCNTL, fcntl(__VA_ARGS__))
 
-#include "virtproxy.c"
+#include "tests/lib/engine.c"
 
 #undef clock_gettime
 #undef select
@@ -428,7 +428,7 @@ static void rig_new(Rig *r, const uint8_t *data, size_t len)
         memcpy(r->config.key.bytes, key, sizeof(key));
         r->config.key.len = sizeof(key);
     }
-    r->loop = vp_loop_new();
+    r->loop = engine_loop_new();
     r->drv = vp_new(r->loop, 3, &r->config, rig_lost, r);
     for (int i = 0; i < SERVICES; i++) {
         vp_set_iforward(r->drv, services[i], &addrs[i], 1);
@@ -1142,7 +1142,7 @@ static void parser_new(Parser *p, bool up)
     fuzz_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
     nonblock(fds[0]);
     p->fd = fds[1];
-    p->loop = vp_loop_new();
+    p->loop = engine_loop_new();
     p->drv = vp_new(p->loop, 1, &config, rig_lost, NULL);
     fuzz_require(vp_attach(p->drv, fds[0], fds[0], VP_CHN_SOCKET,
                            VP_OPENED) == 0);

@@ -21,7 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "virtproxy.h"
+#include "tests/lib/engine.h"
 #include "fuzz.h"
 
 #define STEP_US 3000
@@ -110,7 +110,7 @@ static void pair_new(Pair *p)
     signal(SIGPIPE, SIG_IGN);
     box_reset();
     memset(p, 0, sizeof(*p));
-    p->loop = vp_loop_new();
+    p->loop = engine_loop_new();
     for (int i = 0; i < 2; i++) {
         p->lost[i] = true;
         p->drv[i] = vp_new(p->loop, i, &config, pair_lost, &p->lost[i]);

@@ -2,7 +2,7 @@
 /*
  * test_key.c - who has the key gets in, and nobody else; limits
  */
-#include "rogue.h"
+#include "tests/lib/rogue.h"
 
 #include <fcntl.h>
 #include <stdlib.h>

@@ -7,7 +7,7 @@
  * to one that doesn't accept, and as many of clients that read nothing.  Three
  * times over; when it is gone, so is the memory.
  */
-#include "rogue.h"
+#include "tests/lib/rogue.h"
 
 #include <signal.h>
 #include <stdlib.h>

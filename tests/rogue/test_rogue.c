@@ -14,7 +14,7 @@
  * is a core left for it, but it must not take from them what the daemon
  * doesn't give it.
  */
-#include "rogue.h"
+#include "tests/lib/rogue.h"
 
 #include <dirent.h>
 #include <fcntl.h>

@@ -7,7 +7,7 @@
  */
 #include <sys/resource.h>
 
-#include "engine.h"
+#include "tests/lib/rig.h"
 
 /* ---- the two state machines ------------------------------------------- */
 
@@ -72,11 +72,15 @@ typedef struct Play {
     Rig r;
     bool client;     /* the engine is its client side */
     uint32_t id;
-    VPConn *c;       /* not to be used once it may be gone */
     int fd;          /* the test's end of the local socket */
     int mine;        /* flags of the peer's control packets */
     int data;        /* type of the peer's data packets */
 } Play;
+
+static EngineConn play_conn(Play *p)
+{
+    return rig_conn(&p->r, p->id, p->client);
+}
 
 static void play_new(Play *p, bool client, uint64_t credit)
 {
@@ -105,13 +109,12 @@ static void play_new(Play *p, bool client, uint64_t credit)
         peer_init(r, p->id, "svc", credit);
         p->fd = rig_accept(r, listener);
         close(listener);
-        box_wait(r->loop, rig_conn(r, p->id, false)->in == IN_OPEN);
+        box_wait(r->loop, rig_conn_in(r, p->id, false, "OPEN"));
         peer_expect(r, p->id, VP_MSG_CONNECT_ACK);
         ck_assert_uint_eq(get64(r->peer.data + 1), VP_WINDOW_INIT);
     }
-    p->c = rig_conn(r, p->id, client);
-    ck_assert_int_eq((int)p->c->in, IN_OPEN);
-    ck_assert_int_eq((int)p->c->out, OUT_OPEN);
+    ck_assert_str_eq(play_conn(p).in, "OPEN");
+    ck_assert_str_eq(play_conn(p).out, "OPEN");
     log_clear();
 }
 
@@ -139,18 +142,16 @@ static void play_over(Play *p)
     VPDriver *drv = p->r.drv;
 
     box_run(p->r.loop, 20 * MS);
-    ck_assert_ptr_null(conn_find(drv, p->id, p->client));
-    ck_assert_uint_eq(drv->nconns, 0);
-    ck_assert_uint_eq(drv->nclients, 0);
-    ck_assert_uint_eq(drv->nannounced, 0);
-    ck_assert_uint_eq(drv->window_grown, 0);
-    ck_assert_uint_eq(drv->nconnecting, 0);
-    ck_assert_uint_eq(drv->nturns, 0);
-    ck_assert(!node_linked(&drv->fresh) && !node_linked(&drv->turns) &&
-              !node_linked(&drv->due) && !node_linked(&drv->dead) &&
-              !node_linked(&drv->connecting));
-    ck_assert_int_eq(drv->link.state, LINK_UP);
-    ck_assert_uint_eq(drv->link.resyncs, 0);
+    ck_assert(!engine_has_conn(drv, p->id, p->client));
+    ck_assert_uint_eq(engine_counts(drv).conns, 0);
+    ck_assert_uint_eq(engine_counts(drv).clients, 0);
+    ck_assert_uint_eq(engine_counts(drv).announced, 0);
+    ck_assert_uint_eq(engine_counts(drv).grown, 0);
+    ck_assert_uint_eq(engine_counts(drv).connecting, 0);
+    ck_assert_uint_eq(engine_counts(drv).turns, 0);
+    ck_assert(!engine_counts(drv).listed);
+    ck_assert_str_eq(engine_link(drv).state, "up");
+    ck_assert_uint_eq(engine_link(drv).resyncs, 0);
     log_quiet("warn");
     log_quiet("error");
 }
@@ -176,7 +177,7 @@ START_TEST(half_close)
     if (local_first) {
         fd_write(p.fd, data, 10);
         shutdown(p.fd, SHUT_WR);
-        box_wait(p.r.loop, p.c->in == IN_CLOSED);
+        box_wait(p.r.loop, rig_conn_in(&p.r, p.id, p.client, "CLOSED"));
         ck_assert_int_eq(peer_next(&p.r), p.client ? VP_PKT_CLIENT
                                                    : VP_PKT_SERVER);
         play_expect(&p, VP_MSG_CLOSE); /* never before the data */
@@ -191,8 +192,8 @@ START_TEST(half_close)
         box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_EOF);
         ck_assert_uint_eq(got, 1000);
         box_run(p.r.loop, 5 * SECOND);
-        ck_assert_int_eq((int)p.c->out, OUT_CLOSED);
-        ck_assert_int_eq((int)p.c->in, IN_OPEN);
+        ck_assert_str_eq(play_conn(&p).out, "CLOSED");
+        ck_assert_str_eq(play_conn(&p).in, "OPEN");
         fd_write(p.fd, data, sizeof(data));
         shutdown(p.fd, SHUT_WR);
         box_run(p.r.loop, MS);
@@ -218,7 +219,7 @@ START_TEST(reset_by_local)
     play_new(&p, _i, 1 << 20);
     setsockopt(p.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     close(p.fd);
-    box_wait(p.r.loop, conn_find(p.r.drv, p.id, p.client) == NULL);
+    box_wait(p.r.loop, !engine_has_conn(p.r.drv, p.id, p.client));
     play_expect(&p, VP_MSG_RESET);
     p.fd = -1;
     play_over(&p);
@@ -265,12 +266,12 @@ START_TEST(reset_after_end)
 
     play_new(&p, _i, 1 << 20);
     shutdown(p.fd, SHUT_WR);
-    box_wait(p.r.loop, p.c->in == IN_CLOSED);
+    box_wait(p.r.loop, rig_conn_in(&p.r, p.id, p.client, "CLOSED"));
     play_expect(&p, VP_MSG_CLOSE);
     setsockopt(p.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     close(p.fd);
     p.fd = -1;
-    while (conn_find(p.r.drv, p.id, p.client) != NULL) {
+    while (engine_has_conn(p.r.drv, p.id, p.client)) {
         box_pause(&tries);
         box_run(p.r.loop, 1500 * MS);
     }
@@ -288,7 +289,7 @@ START_TEST(reset_without_credit)
 
     play_new(&p, _i & 1, 3);
     fd_write(p.fd, "12345", 5);
-    box_wait(p.r.loop, p.c->tx_count == 3);
+    box_wait(p.r.loop, play_conn(&p).tx_count == 3);
     setsockopt(p.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
     close(p.fd);
     p.fd = -1;
@@ -298,7 +299,7 @@ START_TEST(reset_without_credit)
         peer_send(&p.r, p.client ? VP_PKT_SERVER : VP_PKT_CLIENT, 0, p.id,
                   "more", 4);
     }
-    while (conn_find(p.r.drv, p.id, p.client) != NULL) {
+    while (engine_has_conn(p.r.drv, p.id, p.client)) {
         box_pause(&tries);
         box_run(p.r.loop, 3 * SECOND);
     }
@@ -364,7 +365,6 @@ START_TEST(early)
     static Rig r;
     uint8_t data[9000];
     uint64_t got = 0;
-    VPConn *c;
     Busy b;
     int fd;
 
@@ -372,20 +372,19 @@ START_TEST(early)
     peer_session(&r);
     busy_target(&b, &r, "busy");
     peer_init(&r, 1, "busy", 1000);
-    c = rig_conn(&r, 1, false);
     bytes_fill(data, sizeof(data), 1, 0);
     peer_send(&r, VP_PKT_CLIENT, 0, 1, data, 4000);
     box_run(r.loop, SECOND);
-    ck_assert_int_eq((int)c->in, IN_WAIT);
-    ck_assert_int_eq((int)c->out, OUT_WAIT);
+    ck_assert_str_eq(rig_conn(&r, 1, false).in, "WAIT");
+    ck_assert_str_eq(rig_conn(&r, 1, false).out, "WAIT");
     peer_send(&r, VP_PKT_CLIENT, 0, 1, data + 4000, 5000);
-    ck_assert_uint_eq(c->buf_len, 9000);
-    ck_assert_uint_eq(c->rx_taken, 0);
+    ck_assert_uint_eq(rig_conn(&r, 1, false).buf_len, 9000);
+    ck_assert_uint_eq(rig_conn(&r, 1, false).rx_taken, 0);
     if (_i & 1) {
         peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_CLOSE, 0);
-        ck_assert_int_eq((int)c->out, OUT_WAIT_DRAIN);
+        ck_assert_str_eq(rig_conn(&r, 1, false).out, "WAIT_DRAIN");
     }
-    ck_assert_uint_eq(r.drv->nconnecting, 1);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 1);
     busy_no_more(&b);
     box_run(r.loop, 100 * MS);
     fd = accept(b.listener, NULL, NULL);
@@ -397,8 +396,8 @@ START_TEST(early)
     }
     ck_assert_int_eq(fd_drain(fd, 1, &got), _i & 1 ? FD_EOF : FD_OPEN);
     ck_assert_uint_eq(got, 9000);
-    ck_assert_int_eq((int)c->in, IN_OPEN);
-    ck_assert_int_eq((int)c->out, _i & 1 ? OUT_CLOSED : OUT_OPEN);
+    ck_assert_str_eq(rig_conn(&r, 1, false).in, "OPEN");
+    ck_assert_str_eq(rig_conn(&r, 1, false).out, _i & 1 ? "CLOSED" : "OPEN");
     log_quiet("error");
     close(fd);
     close(b.listener);
@@ -422,7 +421,7 @@ START_TEST(early_end)
         peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_RESET, 0);
         break;
     case 1:
-        link_forget(r.drv);
+        engine_forget(r.drv);
         break;
     case 2:
         vp_reset_all(r.drv);
@@ -434,7 +433,7 @@ START_TEST(early_end)
         break;
     case 4:
         box_run(r.loop, 9900 * MS);
-        ck_assert_uint_eq(r.drv->nconnecting, 1);
+        ck_assert_uint_eq(engine_counts(r.drv).connecting, 1);
         box_run(r.loop, 500 * MS);
         peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
         ck_assert_int_eq(r.peer.data[1], VP_REASON_TIMEOUT);
@@ -442,8 +441,8 @@ START_TEST(early_end)
         break;
     }
     box_run(r.loop, SECOND);
-    ck_assert_uint_eq(r.drv->nconns, 0);
-    ck_assert_uint_eq(r.drv->nconnecting, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 0);
     busy_no_more(&b);
     box_run(r.loop, SECOND);
     ck_assert_int_eq(accept(b.listener, NULL, NULL), -1);
@@ -499,7 +498,7 @@ START_TEST(crowd_waits)
     for (uint32_t i = 0; i < 100; i++) {
         peer_init(&r, i, "busy", 1000);
     }
-    ck_assert_uint_eq(r.drv->nconnecting, 100);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 100);
     calls = box.connects;
     box_run(r.loop, SECOND);
     ck_assert_uint_le(box.connects - calls, SECOND / VP_CONNECT_RETRY + 1);
@@ -509,7 +508,7 @@ START_TEST(crowd_waits)
         fd[i] = accept(b.listener, NULL, NULL);
         ck_assert_int_ge(fd[i], 0);
     }
-    ck_assert_uint_eq(r.drv->nconnecting, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 0);
     peer_drain(&r);
     log_quiet("warn");
     for (int i = 0; i < 100; i++) {
@@ -565,7 +564,7 @@ START_TEST(target_refuses)
     }
     ck_assert_int_eq(vp_set_iforward(r.drv, "svc", addr, 2), 0);
     peer_init(&r, 1, "svc", 1000);
-    box_wait(r.loop, conn_find(r.drv, 1, false) == NULL);
+    box_wait(r.loop, !engine_has_conn(r.drv, 1, false));
     peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
     ck_assert_int_eq(r.peer.data[1], VP_REASON_REFUSED);
     log_expect("svc: cannot connect to 127.0.0.1:", 2);
@@ -589,8 +588,7 @@ START_TEST(credit_given)
 
     play_new(&p, _i % 2, 1000);
     base = _i / 2 ? UINT32_MAX - 200000ull : 0;
-    p.c->rx_count = p.c->rx_taken = base;
-    p.c->rx_limit += base;
+    engine_shift_conn(p.r.drv, p.id, p.client, base, 0);
     limit += base;
     for (int round = 0; round < 900; round++) {
         size_t len = 1 + rnd(60000);
@@ -608,13 +606,14 @@ START_TEST(credit_given)
             }
         }
         peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
-        ck_assert_uint_eq(p.c->rx_taken, base + sent);
-        ck_assert_uint_eq(p.c->rx_limit, limit);
-        ck_assert_uint_ge(p.c->window, window);
-        window = p.c->window;
+        ck_assert_uint_eq(play_conn(&p).rx_taken, base + sent);
+        ck_assert_uint_eq(play_conn(&p).rx_limit, limit);
+        ck_assert_uint_ge(play_conn(&p).window, window);
+        window = play_conn(&p).window;
         ck_assert_uint_le(limit, base + sent + window);
         ck_assert_uint_gt(limit, base + sent + window / 2 - 1);
-        ck_assert_uint_eq(p.r.drv->window_grown, window - VP_WINDOW_INIT);
+        ck_assert_uint_eq(engine_counts(p.r.drv).grown,
+                          window - VP_WINDOW_INIT);
     }
     ck_assert_uint_eq(window, VP_WINDOW_MAX);
     vp_reset_all(p.r.drv);
@@ -635,9 +634,9 @@ START_TEST(credit_withheld)
 
     play_new(&p, _i, 1000);
     setsockopt(p.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
-    setsockopt(p.c->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    setsockopt(play_conn(&p).fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
     for (int i = 0; i < 50; i++) {
-        size_t len = (size_t)MIN(sizeof(data), p.c->rx_limit - sent);
+        size_t len = (size_t)MIN(sizeof(data), play_conn(&p).rx_limit - sent);
 
         if (len > 0) {
             bytes_fill(data, len, 1, sent);
@@ -645,18 +644,19 @@ START_TEST(credit_withheld)
             sent += len;
         }
         box_run(p.r.loop, MS);
-        ck_assert_uint_le(p.c->buf_cap, p.c->window);
-        ck_assert_uint_eq(p.c->buf_len, p.c->rx_count - p.c->rx_taken);
+        ck_assert_uint_le(play_conn(&p).buf_cap, play_conn(&p).window);
+        ck_assert_uint_eq(play_conn(&p).buf_len,
+                          play_conn(&p).rx_count - play_conn(&p).rx_taken);
     }
-    ck_assert_uint_eq(sent, p.c->rx_limit); /* used up */
-    ck_assert_uint_gt(p.c->buf_len, p.c->window / 2);
+    ck_assert_uint_eq(sent, play_conn(&p).rx_limit); /* used up */
+    ck_assert_uint_gt(play_conn(&p).buf_len, play_conn(&p).window / 2);
     while (got < sent) {
         box_pause(&tries);
         fd_drain(p.fd, 1, &got);
         box_settle(p.r.loop);
     }
-    ck_assert_uint_eq(p.c->buf_cap, 0);
-    ck_assert_uint_gt(p.c->rx_limit, sent);
+    ck_assert_uint_eq(play_conn(&p).buf_cap, 0);
+    ck_assert_uint_gt(play_conn(&p).rx_limit, sent);
     peer_drain(&p.r);
     log_quiet("warn");
     play_free(&p);
@@ -708,8 +708,8 @@ START_TEST(credit_budget)
     listener = rig_many(&r, fd, MANY);
     for (int round = 0; round < 60; round++) {
         for (unsigned i = 0; i < MANY; i++) {
-            VPConn *c = rig_conn(&r, i, false);
-            size_t len = (size_t)MIN(c->rx_limit - sent[i], sizeof(data));
+            EngineConn c = rig_conn(&r, i, false);
+            size_t len = (size_t)MIN(c.rx_limit - sent[i], sizeof(data));
 
             bytes_fill(data, len, i, sent[i]);
             peer_send(&r, VP_PKT_CLIENT, 0, i, data, len);
@@ -718,16 +718,16 @@ START_TEST(credit_budget)
         }
         peer_drain(&r);
         peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
-        ck_assert_uint_le(r.drv->window_grown, VP_WINDOW_BUDGET);
+        ck_assert_uint_le(engine_counts(r.drv).grown, VP_WINDOW_BUDGET);
     }
-    ck_assert_uint_gt(r.drv->window_grown, VP_WINDOW_BUDGET / 2);
+    ck_assert_uint_gt(engine_counts(r.drv).grown, VP_WINDOW_BUDGET / 2);
     log_quiet("warn");
     for (unsigned i = 0; i < MANY; i++) {
         peer_msg(&r, VP_FLAG_CLIENT, i, VP_MSG_RESET, 0);
         close(fd[i]);
     }
-    ck_assert_uint_eq(r.drv->window_grown, 0);
-    ck_assert_uint_eq(r.drv->nconns, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).grown, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
     close(listener);
     rig_free(&r);
 }
@@ -738,10 +738,10 @@ static void bulk_round(Rig *r, uint32_t id, int fd, uint64_t *sent,
                        uint64_t *got)
 {
     static uint8_t data[65000];
-    VPConn *c = rig_conn(r, id, false);
 
-    for (int i = 0; i < 40 && *sent < c->rx_limit; i++) {
-        size_t len = (size_t)MIN(c->rx_limit - *sent, sizeof(data));
+    for (int i = 0; i < 40 && *sent < rig_conn(r, id, false).rx_limit; i++) {
+        size_t len = (size_t)MIN(sizeof(data),
+                                 rig_conn(r, id, false).rx_limit - *sent);
 
         bytes_fill(data, len, id, *sent);
         peer_send(r, VP_PKT_CLIENT, 0, id, data, len);
@@ -750,7 +750,7 @@ static void bulk_round(Rig *r, uint32_t id, int fd, uint64_t *sent,
     }
     peer_drain(r);
     peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
-    ck_assert_uint_le(r->drv->window_grown, VP_WINDOW_BUDGET);
+    ck_assert_uint_le(engine_counts(r->drv).grown, VP_WINDOW_BUDGET);
 }
 
 /*
@@ -779,15 +779,15 @@ START_TEST(credit_shared)
             }
         }
     }
-    ck_assert_uint_eq(rig_conn(&r, 0, false)->window, VP_WINDOW_MAX);
+    ck_assert_uint_eq(rig_conn(&r, 0, false).window, VP_WINDOW_MAX);
     for (int round = 0; round < 60; round++) {
         for (unsigned i = _i == 0 ? OLD : 0; i < n; i++) {
             bulk_round(&r, i, fd[i], &sent[i], &got[i]);
         }
     }
     for (unsigned i = _i == 0 ? OLD : 0; i < n; i++) {
-        least = MIN(least, rig_conn(&r, i, false)->window);
-        most = MAX(most, rig_conn(&r, i, false)->window);
+        least = MIN(least, rig_conn(&r, i, false).window);
+        most = MAX(most, rig_conn(&r, i, false).window);
     }
     ck_assert_uint_ge(least, 4 * VP_WINDOW_INIT);
     ck_assert_uint_le(most, 4 * least);
@@ -796,7 +796,7 @@ START_TEST(credit_shared)
         peer_msg(&r, VP_FLAG_CLIENT, i, VP_MSG_RESET, 0);
         close(fd[i]);
     }
-    ck_assert_uint_eq(r.drv->window_grown, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).grown, 0);
     close(listener);
     rig_free(&r);
 }
@@ -813,36 +813,37 @@ START_TEST(credit_halved)
     static Rig r;
     int listener, fd[MANY], few = 65536, tries = 0;
     uint64_t sent[MANY] = { 0 }, got[MANY] = { 0 };
-    VPConn *hog;
 
     listener = rig_many(&r, fd, MANY);
-    hog = rig_conn(&r, 0, false);
     for (int round = 0; round < 60; round++) {
         bulk_round(&r, 0, fd[0], &sent[0], &got[0]);
     }
     setsockopt(fd[0], SOL_SOCKET, SO_RCVBUF, &few, sizeof(few));
-    setsockopt(hog->fd, SOL_SOCKET, SO_SNDBUF, &few, sizeof(few));
-    ck_assert_uint_eq(hog->window, VP_WINDOW_MAX);
-    while (sent[0] < hog->rx_limit) {
-        size_t len = (size_t)MIN(hog->rx_limit - sent[0], sizeof(data));
+    setsockopt(rig_conn(&r, 0, false).fd, SOL_SOCKET, SO_SNDBUF, &few,
+               sizeof(few));
+    ck_assert_uint_eq(rig_conn(&r, 0, false).window, VP_WINDOW_MAX);
+    while (sent[0] < rig_conn(&r, 0, false).rx_limit) {
+        size_t len = (size_t)MIN(sizeof(data),
+                                 rig_conn(&r, 0, false).rx_limit - sent[0]);
 
         bytes_fill(data, len, 0, sent[0]);
         peer_send(&r, VP_PKT_CLIENT, 0, 0, data, len);
         sent[0] += len;
     }
-    ck_assert_uint_gt(hog->buf_cap, VP_WINDOW_MAX / 2);
+    ck_assert_uint_gt(rig_conn(&r, 0, false).buf_cap, VP_WINDOW_MAX / 2);
     for (int round = 0; round < 20; round++) {
         for (unsigned i = 1; i < MANY; i++) {
             bulk_round(&r, i, fd[i], &sent[i], &got[i]);
         }
     }
-    while (hog->window == VP_WINDOW_MAX) {
+    while (rig_conn(&r, 0, false).window == VP_WINDOW_MAX) {
         box_pause(&tries);
         ck_assert_int_eq(fd_drain(fd[0], 0, &got[0]), FD_OPEN);
         box_settle(r.loop);
-        ck_assert_uint_le(hog->buf_cap, hog->window);
+        ck_assert_uint_le(rig_conn(&r, 0, false).buf_cap,
+                          rig_conn(&r, 0, false).window);
     }
-    ck_assert_uint_gt(hog->buf_len, 0);
+    ck_assert_uint_gt(rig_conn(&r, 0, false).buf_len, 0);
     while (got[0] < sent[0]) {
         box_pause(&tries);
         box_settle(r.loop);
@@ -866,9 +867,9 @@ START_TEST(credit_on_trial)
     uint32_t window;
 
     play_new(&p, 1, 1000);
-    window = p.c->window;
+    window = play_conn(&p).window;
     for (int round = 0; round < 100; round++) {
-        size_t len = (size_t)MIN(sizeof(data), p.c->rx_limit - sent);
+        size_t len = (size_t)MIN(sizeof(data), play_conn(&p).rx_limit - sent);
 
         bytes_fill(data, len, 1, sent);
         play_send(&p, data, len);
@@ -876,11 +877,11 @@ START_TEST(credit_on_trial)
         box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_OPEN && got == sent);
         peer_drain(&p.r);
         peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
-        if (p.c->window != window) {
-            ck_assert_uint_eq(p.c->window, 2 * window);
+        if (play_conn(&p).window != window) {
+            ck_assert_uint_eq(play_conn(&p).window, 2 * window);
             ck_assert_uint_ge((sent - resized) * VP_WINDOW_TRIAL,
                               (uint64_t)window * window);
-            window = p.c->window;
+            window = play_conn(&p).window;
             resized = sent;
         }
     }
@@ -902,8 +903,7 @@ START_TEST(credit_kept)
 
     play_new(&p, _i % 2, 100);
     base = _i / 2 ? UINT32_MAX - 5000ull : 0;
-    p.c->tx_count = base;
-    p.c->tx_limit += base;
+    engine_shift_conn(p.r.drv, p.id, p.client, 0, base);
     bytes_fill(data, sizeof(data), 1, 0);
     fd_write(p.fd, data, sizeof(data));
     for (int i = 0; i < COUNT_OF(limits); i++) {
@@ -947,22 +947,22 @@ START_TEST(credit_of_broken)
     close(p.fd);
     p.fd = -1;
     for (int i = 0; i < 100; i++) {
-        ck_assert_uint_ge(p.c->rx_limit, sent + sizeof(data));
+        ck_assert_uint_ge(play_conn(&p).rx_limit, sent + sizeof(data));
         play_send(&p, data, sizeof(data));
         sent += sizeof(data);
         if (i > 10) {
-            ck_assert_int_eq((int)p.c->out, OUT_BROKEN);
-            ck_assert_uint_eq(p.c->rx_taken, sent);
-            ck_assert_uint_eq(p.c->buf_cap, 0);
+            ck_assert_str_eq(play_conn(&p).out, "BROKEN");
+            ck_assert_uint_eq(play_conn(&p).rx_taken, sent);
+            ck_assert_uint_eq(play_conn(&p).buf_cap, 0);
         }
     }
     if (_i / 2) {
         play_msg(&p, VP_MSG_CLOSE, 0);
-        ck_assert_int_eq((int)p.c->out, OUT_CLOSED);
+        ck_assert_str_eq(play_conn(&p).out, "CLOSED");
     }
     peer_drain(&p.r);
     peer_credit(&p.r, p.mine, p.id, VP_MSG_WINDOW, 1000);
-    box_wait(p.r.loop, conn_find(p.r.drv, p.id, p.client) == NULL);
+    box_wait(p.r.loop, !engine_has_conn(p.r.drv, p.id, p.client));
     while ((type = peer_next(&p.r)) != 0 && type != VP_PKT_CONTROL) {
         /* what a broken TCP connection still gives varies */
     }
@@ -1035,9 +1035,9 @@ START_TEST(malformed_control)
     snprintf(line, sizeof(line), "breaks the protocol (%s)",
              malformed[i].why);
     log_expect(line, 1);
-    ck_assert_int_eq(p.r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(p.r.drv).state, "hello");
     fd_wait(p.r.loop, p.fd, ECONNRESET);
-    ck_assert_uint_eq(p.r.drv->nconns, 0);
+    ck_assert_uint_eq(engine_counts(p.r.drv).conns, 0);
     box_run(p.r.loop, 2 * SECOND);
     p.r.peer.hello.my_epoch = 0;
     peer_session(&p.r);
@@ -1108,8 +1108,8 @@ START_TEST(late_packets)
     while (peer_next(&r) != 0) {
         ck_assert_int_ge(r.peer.pkt.type, VP_PKT_HELLO);
     }
-    ck_assert_uint_eq(r.drv->nconns, 0);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
     log_quiet("warn");
     rig_free(&r);
 }
@@ -1136,8 +1136,8 @@ START_TEST(both_directions)
     box_wait(r.loop, recv(client, data, sizeof(data), 0) == 6);
     ck_assert_mem_eq(data, "client", 6);
     peer_msg(&r, VP_FLAG_CLIENT, VP_CONN_FIRST, VP_MSG_RESET, 0);
-    ck_assert_ptr_null(conn_find(r.drv, VP_CONN_FIRST, false));
-    ck_assert_ptr_nonnull(conn_find(r.drv, VP_CONN_FIRST, true));
+    ck_assert(!engine_has_conn(r.drv, VP_CONN_FIRST, false));
+    ck_assert(engine_has_conn(r.drv, VP_CONN_FIRST, true));
     ck_assert_int_eq(fd_state(client), FD_OPEN);
     close(client);
     close(target);
@@ -1175,7 +1175,7 @@ START_TEST(offences)
     }
     snprintf(line, sizeof(line), "breaks the protocol (%s)", why[_i]);
     log_expect(line, 1);
-    ck_assert_uint_eq(p.r.drv->nconns, 0);
+    ck_assert_uint_eq(engine_counts(p.r.drv).conns, 0);
     play_free(&p);
 }
 END_TEST
@@ -1227,7 +1227,7 @@ START_TEST(id_used_again)
     }
     peer_write(&r, buf, len);
     log_expect("breaks the protocol", 0);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
     rig_free(&r);
 }
 END_TEST
@@ -1256,20 +1256,20 @@ START_TEST(limit_of_peer)
     for (uint32_t i = 0; i < 3; i++) {
         peer_init(&r, i, "busy", 0);
     }
-    ck_assert_uint_eq(r.drv->nopen, 3);
+    ck_assert_uint_eq(engine_counts(r.drv).open, 3);
     peer_init(&r, 3, "busy", 0);
     peer_expect(&r, 3, VP_MSG_CONNECT_REFUSED);
     ck_assert_int_eq(r.peer.data[1], VP_REASON_LIMIT);
     log_expect("connection refused: too many connections", 1);
     peer_msg(&r, VP_FLAG_CLIENT, 0, VP_MSG_RESET, 0);
     peer_init(&r, 4, "busy", 0);
-    ck_assert_uint_eq(r.drv->nopen, 3);
+    ck_assert_uint_eq(engine_counts(r.drv).open, 3);
     log_quiet("warn");
     /* refusals can't be sent: they don't pile up either */
-    box.write_fd = r.drv->link.wfd;
-    for (uint32_t i = 10; i < 30 && r.drv->link.state == LINK_UP; i++) {
+    box.write_fd = engine_link(r.drv).wfd;
+    for (uint32_t i = 10; i < 30 && engine_up(r.drv); i++) {
         peer_init(&r, i, "busy", 0);
-        ck_assert_uint_le(r.drv->nconns, 2 * 3 + 1);
+        ck_assert_uint_le(engine_counts(r.drv).conns, 2 * 3 + 1);
     }
     box.write_fd = 0;
     busy_no_more(&b);
@@ -1290,7 +1290,7 @@ START_TEST(open_while_draining)
     static Rig r;
     int listener, target, small = 4096;
     uint64_t sent = 0;
-    VPConn *c;
+    EngineConn c;
 
     config.max_conns = 1;
     rig_new(&r, &config);
@@ -1299,12 +1299,18 @@ START_TEST(open_while_draining)
     listener = rig_target(&r, "svc");
     peer_init(&r, 1, "svc", 1000);
     target = rig_accept(&r, listener);
-    box_wait(r.loop, rig_conn(&r, 1, false)->in == IN_OPEN);
+    box_wait(r.loop, rig_conn_in(&r, 1, false, "OPEN"));
     c = rig_conn(&r, 1, false);
     setsockopt(target, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
-    setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
-    for (int i = 0; i < 100 && sent < c->rx_limit; i++) {
-        size_t len = (size_t)MIN(c->rx_limit - sent, sizeof(data));
+    setsockopt(c.fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    for (int i = 0; i < 100; i++) {
+        size_t len;
+
+        c = rig_conn(&r, 1, false);
+        if (sent >= c.rx_limit) {
+            break;
+        }
+        len = (size_t)MIN(c.rx_limit - sent, sizeof(data));
 
         peer_send(&r, VP_PKT_CLIENT, 0, 1, data, len);
         sent += len;
@@ -1312,14 +1318,16 @@ START_TEST(open_while_draining)
     }
     peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_CLOSE, 0);
     shutdown(target, SHUT_WR);
-    box_wait(r.loop, c->in == IN_CLOSED);
-    ck_assert_int_eq((int)c->out, OUT_DRAIN);
+    box_wait(r.loop, rig_conn_in(&r, 1, false, "CLOSED"));
+    c = rig_conn(&r, 1, false);
+    ck_assert_str_eq(c.out, "DRAIN");
     peer_drain(&r);
     peer_init(&r, 2 - (uint32_t)_i, "svc", 1000);
     box_run(r.loop, 50 * MS);
     log_expect("breaks the protocol", 0);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
-    ck_assert_ptr_ne(conn_find(r.drv, 2 - (uint32_t)_i, false), c);
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
+    ck_assert_ptr_ne(engine_conn(r.drv, 2 - (uint32_t)_i, false).which,
+                     c.which);
     /* what waits goes to the target it was for */
     while (sent > 0) {
         ssize_t n;
@@ -1346,15 +1354,13 @@ START_TEST(id_guessed)
     const uint32_t id = VP_CONN_FIRST;
     static Rig r;
     int client;
-    VPConn *c;
 
     rig_new(&r, &rig_config);
     peer_session(&r);
-    r.drv->link.flow.limit = 0; /* nothing may be sent for the moment */
+    engine_hold(r.drv); /* nothing may be sent for the moment */
     client = rig_client(&r, "svc");
     box_settle(r.loop);
-    c = rig_conn(&r, id, true);
-    ck_assert(!c->announced);
+    ck_assert(!rig_conn(&r, id, true).announced);
     switch (_i) {
     case 0:
         peer_credit(&r, 0, id, VP_MSG_WINDOW, UINT64_MAX);
@@ -1376,11 +1382,11 @@ START_TEST(id_guessed)
         break;
     }
     ck_assert_int_eq(fd_state(client), FD_OPEN);
-    ck_assert_uint_eq(c->tx_limit, r.peer.hello.window);
-    ck_assert_uint_eq(c->rx_count, 0);
-    ck_assert_int_eq((int)c->out, OUT_OPEN);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
-    flow_reset(&r.drv->link.flow, r.loop->now);
+    ck_assert_uint_eq(rig_conn(&r, id, true).tx_limit, r.peer.hello.window);
+    ck_assert_uint_eq(rig_conn(&r, id, true).rx_count, 0);
+    ck_assert_str_eq(rig_conn(&r, id, true).out, "OPEN");
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
+    engine_reset_flow(r.drv);
     box_settle(r.loop);
     peer_expect(&r, id, VP_MSG_CONNECT_INIT);
     close(client);
@@ -1403,7 +1409,7 @@ START_TEST(limit_of_clients)
         client[i] = rig_client(&r, "svc");
         box_settle(r.loop);
     }
-    ck_assert_uint_eq(r.drv->nannounced, _i == 0 ? 3 : 2);
+    ck_assert_uint_eq(engine_counts(r.drv).announced, _i == 0 ? 3 : 2);
     log_expect("svc: connection refused: too many connections",
                _i == 0 ? 3 : 4);
     for (int i = _i == 0 ? 3 : 2; i < 6; i++) {
@@ -1447,12 +1453,12 @@ START_TEST(limit_of_opens)
         }
     }
     ck_assert_int_eq(n, 20);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
     box_run(r.loop, 500 * MS);
     for (uint32_t i = 100; i < 110; i++) {
         peer_init(&r, i, "busy", 0);
     }
-    ck_assert_uint_eq(r.drv->nconnecting, _i == 0 ? 15 : 10);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, _i == 0 ? 15 : 10);
     busy_no_more(&b);
     close(b.listener);
     rig_free(&r);
@@ -1469,16 +1475,16 @@ START_TEST(open_and_reset)
     rig_new(&r, &rig_config);
     peer_session(&r);
     listener = rig_target(&r, "svc");
-    box.write_fd = r.drv->link.wfd;
+    box.write_fd = engine_link(r.drv).wfd;
     most = box.allocated + 300 * (sizeof(VPConn) + 64) + (5 << 20);
-    for (uint32_t i = 0; i < 3000 && r.drv->link.state == LINK_UP; i++) {
+    for (uint32_t i = 0; i < 3000 && engine_up(r.drv); i++) {
         peer_init(&r, i, i % 2 ? "svc" : "none", 0);
         peer_msg(&r, VP_FLAG_CLIENT, i, VP_MSG_RESET, 0);
         close(accept(listener, NULL, NULL));
         ck_assert_uint_le(box.allocated, most);
-        ck_assert_uint_le(r.drv->nconns, 2 * rig_config.max_conns);
+        ck_assert_uint_le(engine_counts(r.drv).conns, 2 * rig_config.max_conns);
     }
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
     box.write_fd = 0;
     close(listener);
     rig_free(&r);
@@ -1510,7 +1516,7 @@ START_TEST(random_peer)
         size_t len = rnd(4) ? rnd(50) : rnd(sizeof(data));
         int s;
 
-        if (r.drv->link.state != LINK_UP) {
+        if (!engine_up(r.drv)) {
             box_run(r.loop, 2 * SECOND);
             r.peer.hello.my_epoch = 0;
             peer_session(&r);
@@ -1575,23 +1581,24 @@ START_TEST(random_peer)
             break;
         }
         box_settle(r.loop);
-        if (r.drv->link.state == LINK_UP) {
+        if (engine_up(r.drv)) {
             peer_drain(&r);
             peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
         }
-        ck_assert_uint_le(r.drv->window_grown, VP_WINDOW_BUDGET);
+        ck_assert_uint_le(engine_counts(r.drv).grown, VP_WINDOW_BUDGET);
     }
     log_quiet("error");
     while (n > 0) {
         close(fd[--n]);
     }
-    link_forget(r.drv);
+    engine_forget(r.drv);
     vp_reset_all(r.drv);
     box_settle(r.loop);
-    ck_assert_uint_eq(r.drv->nconns, 0);
-    ck_assert_uint_eq(r.drv->nannounced, 0);
-    ck_assert_uint_eq(r.drv->nconnecting + r.drv->nturns, 0);
-    ck_assert_uint_eq(r.drv->window_grown, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).announced, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).turns, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).grown, 0);
     close(listener);
     rig_free(&r);
 }
@@ -1614,7 +1621,7 @@ START_TEST(memory_runs_out)
         client = rig_client(&r, "svc");
         send(client, data, 1000, MSG_NOSIGNAL);
         box_settle(r.loop);
-        if (r.peer.fd >= 0 && r.drv->link.rfd >= 0) {
+        if (r.peer.fd >= 0 && engine_link(r.drv).rfd >= 0) {
             peer_drain(&r);
             peer_init(&r, 1, "svc", 100000);
             peer_send(&r, VP_PKT_CLIENT, 0, 1, data, sizeof(data));
@@ -1622,7 +1629,7 @@ START_TEST(memory_runs_out)
         target = accept(listener, NULL, NULL);
         box_run(r.loop, 3 * SECOND);
         box.allocs_left = -1;
-        if (r.drv->link.rfd < 0) {
+        if (engine_link(r.drv).rfd < 0) {
             rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
         }
         r.peer.len = 0;
@@ -1730,17 +1737,17 @@ START_TEST(listener)
     fd_nonblock(fd);
     ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
     client[0] = knock(&addr);
-    box_wait(r.loop, r.drv->nconns == 1);
+    box_wait(r.loop, engine_counts(r.drv).conns == 1);
     peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
     vp_del_oforward(r.drv, 9999);
-    ck_assert(node_linked(&r.drv->oforwards));
+    ck_assert(engine_counts(r.drv).listens);
     vp_del_oforward(r.drv, fd);
-    ck_assert(!node_linked(&r.drv->oforwards));
+    ck_assert(!engine_counts(r.drv).listens);
     client[1] = socket(AF_INET, SOCK_STREAM, 0);
     ck_assert_int_eq(connect(client[1], (struct sockaddr *)&addr.ss,
                              addr.len), -1);
     fd_write(client[0], "x", 1); /* this one goes on */
-    box_wait(r.loop, r.drv->link.store.bytes > 45);
+    box_wait(r.loop, engine_unacked(r.drv) > 45);
     ck_assert_int_eq(peer_next(&r), VP_PKT_CLIENT);
     close(client[0]);
     close(client[1]);
@@ -1762,16 +1769,16 @@ START_TEST(not_paced)
     fd_nonblock(fd);
     ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
     client = knock(&addr);
-    box_wait(r.loop, r.drv->nconns == 1);
+    box_wait(r.loop, engine_counts(r.drv).conns == 1);
     target = rig_target(&r, "target");
     peer_init(&r, 1, "target", 1000);
     close(rig_accept(&r, target));
     for (int i = 0; i < 2; i++) {
-        const VPConn *c = rig_conn(&r, i == 0 ? VP_CONN_FIRST : 1, i == 0);
+        EngineConn c = rig_conn(&r, i == 0 ? VP_CONN_FIRST : 1, i == 0);
         char text[16] = "";
         socklen_t len = sizeof(text);
 
-        ck_assert_int_eq(getsockopt(c->fd, IPPROTO_TCP, TCP_CONGESTION, text,
+        ck_assert_int_eq(getsockopt(c.fd, IPPROTO_TCP, TCP_CONGESTION, text,
                                     &len), 0);
         ck_assert_str_eq(text, "reno");
     }
@@ -1808,7 +1815,7 @@ START_TEST(accept_starved)
     log_expect("svc: cannot accept: Too many open files", 1);
     setrlimit(RLIMIT_NOFILE, &was);
     box_run(r.loop, SECOND);
-    ck_assert_uint_eq(r.drv->nconns, 3);
+    ck_assert_uint_eq(engine_counts(r.drv).conns, 3);
     /* again and again, a client at a time: that is no news */
     for (int i = 0; i < 30; i++) {
         close(client[i % 3]);
@@ -1844,7 +1851,7 @@ START_TEST(information)
     play_send(&p, "12345", 5);
     box_wait(p.r.loop, recv(p.fd, data, sizeof(data), 0) == 5);
     fd_write(p.fd, "123", 3);
-    box_wait(p.r.loop, p.c->tx_count == 3);
+    box_wait(p.r.loop, play_conn(&p).tx_count == 3);
     box_run(p.r.loop, SECOND);
     vp_conns(p.r.drv, note_conn, &conn);
     ck_assert_uint_eq(conn.id, p.id);

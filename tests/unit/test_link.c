@@ -7,7 +7,7 @@
  */
 #include <sys/stat.h>
 
-#include "engine.h"
+#include "tests/lib/rig.h"
 
 /* What a whole exchange is made of, for tests that damage it */
 typedef struct Tape {
@@ -123,7 +123,7 @@ static void scene_resume(Scene *s)
     peer_claim(&s->r);
     p->hello.base = VP_SEQ_FIRST;
     p->hello.next = VP_SEQ_FIRST + 5;
-    if (s->r.drv->link.state == LINK_UP) {
+    if (engine_up(s->r.drv)) {
         return; /* the damage was in what doesn't matter */
     }
     ck_assert_msg(peer_shake(&s->r), "no handshake; in the log:\n%s",
@@ -142,7 +142,7 @@ START_TEST(first_hello)
     VPHello h;
 
     rig_new(&r, &rig_config);
-    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
     ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
     h = r.peer.heard;
     ck_assert_int_eq(h.version, VP_VERSION);
@@ -168,12 +168,12 @@ START_TEST(first_hello)
     r.peer.hello.token = 0xabcdef;
     r.peer.heard.token = 0;
     peer_say(&r, 0xabcdef, 0);
-    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
     ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
     ck_assert_uint_eq(r.peer.heard.echo, 0xabcdef);
     ck_assert_int_eq(r.peer.heard.flags & VP_HELLO_UP, 0);
     peer_say(&r, 0xabcdef, 0);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
     ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
     ck_assert(r.peer.heard.flags & VP_HELLO_UP);
     log_expect("channel up: new session", 1);
@@ -202,8 +202,8 @@ START_TEST(hello_when_up)
         ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
         ck_assert_uint_eq(p->heard.token, token);
         ck_assert(p->heard.flags & VP_HELLO_UP);
-        ck_assert(!r.drv->link.confirmed);
-        ck_assert_int_eq(r.drv->link.state, LINK_UP);
+        ck_assert(!engine_link(r.drv).confirmed);
+        ck_assert_str_eq(engine_link(r.drv).state, "up");
     }
     if (_i == 0) {
         peer_say(&r, 500, VP_HELLO_UP);
@@ -261,7 +261,7 @@ START_TEST(other_version)
         peer_say(&r, 1000 + (unsigned)i, 0);
         box_run(r.loop, SECOND);
     }
-    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
     log_expect("speaks version 3 of the protocol, this one 2", 1);
     rig_unplug(&r);
     rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
@@ -289,7 +289,7 @@ START_TEST(echoing_line)
         box_run(r.loop, 2 * SECOND);
         ck_assert_int_eq(recv(r.peer.fd, own, sizeof(own), 0), sizeof(own));
         peer_write(&r, own, sizeof(own));
-        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+        ck_assert_str_eq(engine_link(r.drv).state, "hello");
     }
     log_expect("the channel echoes what is sent", 1);
     peer_session(&r); /* it was a passing trouble */
@@ -311,9 +311,9 @@ START_TEST(echo_when_up)
     n = recv(r.peer.fd, own, sizeof(own), 0);
     ck_assert_int_gt(n, VP_PKT_HDR_LEN);
     peer_write(&r, own, (size_t)n);
-    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
-    ck_assert_uint_eq(r.drv->link.rx_expect, VP_SEQ_FIRST);
-    ck_assert_ptr_null(conn_find(r.drv, VP_CONN_FIRST, false));
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
+    ck_assert_uint_eq(engine_link(r.drv).expect, VP_SEQ_FIRST);
+    ck_assert(!engine_has_conn(r.drv, VP_CONN_FIRST, false));
     rig_free(&r);
 }
 END_TEST
@@ -371,7 +371,7 @@ START_TEST(garbage_before)
         rig_new(&r, &rig_config);
         peer_drain(&r);
         peer_write(&r, p, stranger(i, p));
-        ck_assert_int_ne(r.drv->link.state, LINK_UP);
+        ck_assert_str_ne(engine_link(r.drv).state, "up");
         peer_session(&r);
         peer_init(&r, 1, "nobody", 0);
         peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
@@ -438,8 +438,8 @@ START_TEST(old_session_packets)
     rig_plug(&s.r, VP_CHN_SOCKET, VP_ACCEPTED);
     peer_drain(&s.r);
     peer_write(&s.r, s.t.data, s.t.len);
-    ck_assert_int_eq(s.r.drv->link.state, LINK_HELLO);
-    ck_assert_ptr_null(conn_find(s.r.drv, 5, false));
+    ck_assert_str_eq(engine_link(s.r.drv).state, "hello");
+    ck_assert(!engine_has_conn(s.r.drv, 5, false));
     peer_begin(p);
     scene_resume(&s);
     scene_check(&s);
@@ -460,7 +460,7 @@ START_TEST(old_session_packets_late)
     log_clear();
     peer_write(&s.r, s.t.data, s.t.len);
     log_expect("out of step (no packet where one should begin)", 1);
-    ck_assert_ptr_null(conn_find(s.r.drv, 5, false));
+    ck_assert(!engine_has_conn(s.r.drv, 5, false));
     scene_resume(&s);
     scene_check(&s);
     scene_free(&s);
@@ -487,12 +487,10 @@ START_TEST(byte_by_byte)
     static Scene s;
     uint8_t hello[HELLO_TOTAL];
     uint32_t seq = VP_SEQ_FIRST;
-    VPLink *l;
 
     rig_new(&s.r, &rig_config);
     s.listener = rig_target(&s.r, "echo");
     s.target = -1;
-    l = &s.r.drv->link;
     peer_drain(&s.r);
     s.r.peer.hello.token = 4711;
     s.r.peer.hello.echo = s.r.peer.heard.token;
@@ -500,22 +498,22 @@ START_TEST(byte_by_byte)
     peer_keys(&s.r.peer);
     wire_put_hello(hello, &s.r.peer.hello, NULL);
     peer_feed(&s.r, hello, sizeof(hello) - 1, 1);
-    ck_assert_int_eq(l->state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(s.r.drv).state, "hello");
     peer_feed(&s.r, hello + sizeof(hello) - 1, 1, 1);
-    ck_assert_int_eq(l->state, LINK_UP);
+    ck_assert_str_eq(engine_link(s.r.drv).state, "up");
     tape_exchange(&s.t, &s.r, 5);
     for (int i = 0; i < s.t.n; i++) {
         const uint8_t *p = s.t.data + s.t.at[i];
         size_t len = s.t.at[i + 1] - s.t.at[i];
 
-        ck_assert_uint_eq(l->rx_expect, seq);
+        ck_assert_uint_eq(engine_link(s.r.drv).expect, seq);
         peer_feed(&s.r, p, len - 1, 1);
-        ck_assert_uint_eq(l->rx_expect, seq);
+        ck_assert_uint_eq(engine_link(s.r.drv).expect, seq);
         peer_feed(&s.r, p + len - 1, 1, 1);
         seq += p[16] < VP_PKT_HELLO;
     }
-    ck_assert_uint_eq(l->rx_expect, seq);
-    ck_assert_uint_eq(l->resyncs, 0);
+    ck_assert_uint_eq(engine_link(s.r.drv).expect, seq);
+    ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 0);
     scene_check(&s);
     scene_free(&s);
 }
@@ -528,7 +526,7 @@ START_TEST(any_pieces)
 
         scene_new(&s);
         peer_feed(&s.r, s.t.data, s.t.len, 0);
-        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 0);
         scene_check(&s);
         scene_free(&s);
     }
@@ -546,7 +544,7 @@ START_TEST(poor_io)
         scene_new(&s);
         peer_feed(&s.r, s.t.data, s.t.len, 0);
         scene_check(&s);
-        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 0);
         ck_assert_int_eq(s.r.lost, 0);
         scene_free(&s);
     }
@@ -562,10 +560,8 @@ END_TEST
  */
 static void scene_recover(Scene *s)
 {
-    VPLink *l = &s->r.drv->link;
-
-    for (int i = 0; i < 5 && l->state == LINK_UP &&
-         l->rx_expect != VP_SEQ_FIRST + 5; i++) {
+    for (int i = 0; i < 5 && engine_up(s->r.drv) &&
+         engine_link(s->r.drv).expect != VP_SEQ_FIRST + 5; i++) {
         box_run(s->r.loop, 400 * MS);
         peer_send(&s->r, VP_PKT_PING, 0, 0, NULL, 0);
     }
@@ -585,7 +581,7 @@ START_TEST(flipped_bit)
         len = s.t.len;
         s.t.data[at] ^= (uint8_t)(1 << _i);
         peer_write(&s.r, s.t.data, len);
-        ck_assert_msg(s.r.drv->link.resyncs == 1, "byte %zu", at);
+        ck_assert_msg(engine_link(s.r.drv).resyncs == 1, "byte %zu", at);
         s.t.data[at] ^= (uint8_t)(1 << _i);
         scene_recover(&s);
         scene_free(&s);
@@ -631,24 +627,21 @@ START_TEST(hello_in_packet)
     size_t len = 0;
 
     for (size_t at = 0; at == 0 || at < len; at++) {
-        VPLink *l;
-
         scene_new(&s);
-        l = &s.r.drv->link;
         len = s.t.len;
         peer_write(&s.r, s.t.data, at);
         peer_drain(&s.r);
         peer_claim(&s.r);
         p->hello.base = VP_SEQ_FIRST;
         p->hello.next = VP_SEQ_FIRST + 5;
-        for (int i = 0; i < 10 && (l->state != LINK_UP ||
-                                   l->peer_token != 31337); i++) {
+        for (int i = 0; i < 10 && (!engine_up(s.r.drv) ||
+             engine_link(s.r.drv).token[1] != 31337); i++) {
             peer_say(&s.r, 31337, 0);
             box_run(s.r.loop, i == 0 ? 100 * MS : 300 * MS);
             peer_drain(&s.r);
         }
         peer_keys(p);
-        ck_assert_int_eq(l->state, LINK_UP);
+        ck_assert_str_eq(engine_link(s.r.drv).state, "up");
         tape_replay(&s.t, &s.r, p->heard.expect);
         scene_check(&s);
         scene_free(&s);
@@ -668,7 +661,7 @@ START_TEST(paused_in_packet)
         peer_write(&s.r, s.t.data, at);
         box_run(s.r.loop, 100 * SECOND);
         peer_write(&s.r, s.t.data + at, len - at);
-        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 0);
         scene_check(&s);
         scene_free(&s);
     }
@@ -700,7 +693,7 @@ START_TEST(hello_breaks_off)
     peer_write(&r, buf, sizeof(buf));
     peer_drain(&r);
     peer_say(&r, 77, 0);
-    ck_assert_uint_eq(r.drv->link.peer_token, 77);
+    ck_assert_uint_eq(engine_link(r.drv).token[1], 77);
     peer_session(&r);
     rig_free(&r);
 }
@@ -730,7 +723,7 @@ START_TEST(hello_in_payload)
             box_run(s.r.loop, 400 * MS);
         }
         peer_write(&s.r, packet + len - 1, 1);
-        ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+        ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 0);
         box_wait(s.r.loop, fd_state(s.target) == FD_OPEN &&
                  recv(s.target, inner, sizeof(inner), 0) == sizeof(inner));
         len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner,
@@ -771,7 +764,7 @@ START_TEST(gap)
     peer_write(&s.r, s.t.data, s.t.at[1]);
     peer_write(&s.r, s.t.data + s.t.at[3], s.t.at[4] - s.t.at[3]);
     log_expect("out of step (packets are missing)", 1);
-    ck_assert_uint_eq(s.r.drv->link.rx_expect, VP_SEQ_FIRST + 1);
+    ck_assert_uint_eq(engine_link(s.r.drv).expect, VP_SEQ_FIRST + 1);
     scene_recover(&s);
     scene_free(&s);
 }
@@ -784,8 +777,8 @@ START_TEST(duplicate)
     scene_new(&s);
     peer_write(&s.r, s.t.data, s.t.at[2]);
     peer_write(&s.r, s.t.data + s.t.at[1], s.t.at[2] - s.t.at[1]);
-    ck_assert_uint_eq(s.r.drv->link.resyncs, 1);
-    ck_assert_uint_eq(s.r.drv->link.rx_expect, VP_SEQ_FIRST + 2);
+    ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 1);
+    ck_assert_uint_eq(engine_link(s.r.drv).expect, VP_SEQ_FIRST + 2);
     scene_recover(&s);
     scene_free(&s);
 }
@@ -804,7 +797,7 @@ START_TEST(number_of_unsequenced)
             peer_session(&r);
             r.peer.next += (uint32_t)off;
             peer_send(&r, types[i], 0, 0, NULL, 0);
-            ck_assert_uint_eq(r.drv->link.resyncs, off != 0);
+            ck_assert_uint_eq(engine_link(r.drv).resyncs, off != 0);
             rig_free(&r);
         }
     }
@@ -834,22 +827,22 @@ START_TEST(ack_makes_no_sense)
         client[0] = rig_client(&r, "a");
         peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
         peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
-        ck_assert_uint_eq(r.drv->link.store.bytes, 0);
+        ck_assert_uint_eq(engine_unacked(r.drv), 0);
         client[1] = rig_client(&r, "b");
         client[2] = rig_client(&r, "c");
         peer_drain(&r);
-        ck_assert_uint_eq(r.drv->link.store.bytes, 2 * (32 + 11));
+        ck_assert_uint_eq(engine_unacked(r.drv), 2 * (32 + 11));
         peer_expects(&r, VP_SEQ_FIRST + 1 + (uint32_t)acks[i].off);
         r.peer.digest += acks[i].other;
         peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
-        ck_assert_int_eq(r.drv->link.state,
-                         acks[i].good ? LINK_UP : LINK_HELLO);
+        ck_assert_str_eq(engine_link(r.drv).state,
+                         acks[i].good ? "up" : "hello");
         if (acks[i].good) {
-            ck_assert_uint_eq(r.drv->link.store.bytes,
+            ck_assert_uint_eq(engine_unacked(r.drv),
                               (uint32_t)(2 - acks[i].off) * (32 + 11));
         } else {
             log_expect("no packet where one should begin", 1);
-            ck_assert_uint_eq(r.drv->link.store.bytes, 2 * (32 + 11));
+            ck_assert_uint_eq(engine_unacked(r.drv), 2 * (32 + 11));
         }
         for (int k = 0; k < 3; k++) {
             close(client[k]);
@@ -880,11 +873,11 @@ static void sender_new(Sender *s, size_t room)
     s->client = rig_client(&s->r, "sink");
     peer_expect(&s->r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
     peer_send(&s->r, VP_PKT_ACK, 0, 0, NULL, 0);
-    box.write_fd = s->r.drv->link.wfd;
+    box.write_fd = engine_link(s->r.drv).wfd;
     box.write_left = room;
     bytes_fill(data, sizeof(data), 2, 0);
     fd_write(s->client, data, sizeof(data));
-    box_wait(s->r.loop, s->r.drv->link.store.bytes == SENDER_LEN);
+    box_wait(s->r.loop, engine_unacked(s->r.drv) == SENDER_LEN);
 }
 
 static void sender_free(Sender *s)
@@ -925,9 +918,9 @@ START_TEST(hello_while_blocked)
         got = sender_check(&s, 0);
         peer_claim(&s.r);
         peer_say(&s.r, 1000 + room, 0);
-        ck_assert_int_eq(s.r.drv->link.state, LINK_HELLO);
+        ck_assert_str_eq(engine_link(s.r.drv).state, "hello");
         box.write_fd = 0;
-        s.r.drv->link.blocked = false;
+        engine_unblock(s.r.drv);
         got = sender_check(&s, got);
         ck_assert_uint_eq(p->heard.echo, 1000 + room);
         peer_claim(&s.r);
@@ -969,9 +962,9 @@ START_TEST(ack_of_half_a_packet)
     static Sender s;
 
     sender_new(&s, 100);
-    ck_assert_uint_eq(s.r.drv->link.store.unsent_off, 100);
+    ck_assert_uint_eq(engine_link(s.r.drv).unsent_off, 100);
     peer_send(&s.r, VP_PKT_ACK, 0, 0, NULL, 0);
-    ck_assert_uint_eq(s.r.drv->link.resyncs, 0);
+    ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 0);
     peer_expects(&s.r, s.r.peer.expect + 1);
     peer_send(&s.r, VP_PKT_ACK, 0, 0, NULL, 0);
     log_expect("no packet where one should begin", 1);
@@ -1003,8 +996,7 @@ START_TEST(virtio_writes)
     client = rig_client(&r, "s");
     peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
     peer_credit(&r, 0, VP_CONN_FIRST, VP_MSG_CONNECT_ACK, UINT64_MAX);
-    r.drv->link.flow.limit = VP_LIMIT_MAX;
-    r.drv->link.flow.pkt_len = VP_PKT_LEN_MAX;
+    engine_set_limit(r.drv, VP_LIMIT_MAX, VP_PKT_LEN_MAX);
     for (int i = 0; i < 20; i++) {
         send(client, data, sizeof(data), MSG_NOSIGNAL);
         box_run(r.loop, MS);
@@ -1042,7 +1034,7 @@ static int peer_service(Rig *r, uint32_t conn)
     box_run(r->loop, 50 * MS);
     peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
     peer_drain(r);
-    ck_assert_uint_eq(r->drv->link.store.bytes, 0);
+    ck_assert_uint_eq(engine_unacked(r->drv), 0);
     return fd;
 }
 
@@ -1073,7 +1065,7 @@ START_TEST(ack_in_time)
     /* with a packet that goes out anyway */
     peer_send(&r, VP_PKT_CLIENT, 0, 1, "d", 1);
     fd_write(target, "e", 1);
-    box_wait(r.loop, r.drv->link.store.bytes > 0);
+    box_wait(r.loop, engine_unacked(r.drv) > 0);
     ck_assert_int_eq(peer_next(&r), VP_PKT_SERVER);
     ck_assert_uint_eq(r.peer.ack, r.peer.next);
     box_run(r.loop, 100 * MS);
@@ -1088,26 +1080,24 @@ START_TEST(ack_ahead)
 {
     static uint8_t buf[VP_PKT_HDR_LEN + 500];
     static Rig r;
-    VPStore *s;
     int target;
     size_t len;
 
     rig_new(&r, &rig_config);
     peer_session(&r);
     target = peer_service(&r, 1);
-    s = &r.drv->link.store;
     fd_write(target, "x", 1);
-    box_wait(r.loop, s->bytes > 0);
+    box_wait(r.loop, engine_unacked(r.drv) > 0);
     ck_assert_int_eq(peer_next(&r), VP_PKT_SERVER);
     len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN, 500);
     peer_write(&r, buf, VP_PKT_HDR_LEN - 1);
-    ck_assert_uint_gt(s->bytes, 0);
+    ck_assert_uint_gt(engine_unacked(r.drv), 0);
     peer_write(&r, buf + VP_PKT_HDR_LEN - 1, 1);
-    ck_assert_uint_eq(s->bytes, 0);
-    ck_assert_uint_eq(r.drv->link.rx_expect, r.peer.next - 1);
+    ck_assert_uint_eq(engine_unacked(r.drv), 0);
+    ck_assert_uint_eq(engine_link(r.drv).expect, r.peer.next - 1);
     peer_write(&r, buf + VP_PKT_HDR_LEN, len - VP_PKT_HDR_LEN);
-    ck_assert_uint_eq(r.drv->link.rx_expect, r.peer.next);
-    ck_assert_uint_eq(r.drv->link.resyncs, 0);
+    ck_assert_uint_eq(engine_link(r.drv).expect, r.peer.next);
+    ck_assert_uint_eq(engine_link(r.drv).resyncs, 0);
     close(target);
     rig_free(&r);
 }
@@ -1161,7 +1151,7 @@ START_TEST(ping_for_ack)
     box_run(r.loop, SECOND);
     peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
     peer_drain(&r);
-    r.drv->link.flow.srtt = cases[_i].srtt;
+    engine_set_rtt(r.drv, cases[_i].srtt);
     client = rig_client(&r, "s");
     box_settle(r.loop);
     start = box.now;
@@ -1183,11 +1173,11 @@ START_TEST(ping_for_ack)
         ck_assert_uint_le(at[i] - at[i - 1], VP_PING_IDLE + 30 * MS);
     }
     ck_assert_uint_ge(at[n - 1] - at[n - 2], VP_PING_IDLE - 30 * MS);
-    ck_assert_int_eq(r.drv->link.state, LINK_UP); /* never given up */
-    ck_assert_uint_ne(r.drv->link.asked_at, 0);
+    ck_assert_str_eq(engine_link(r.drv).state, "up"); /* never given up */
+    ck_assert_uint_ne(engine_link(r.drv).asked_at, 0);
     peer_expects(&r, VP_SEQ_FIRST + 1);
     peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
-    ck_assert_uint_eq(r.drv->link.asked_at, 0);
+    ck_assert_uint_eq(engine_link(r.drv).asked_at, 0);
     close(client);
     rig_free(&r);
 }
@@ -1207,9 +1197,9 @@ START_TEST(lost_tail)
     len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN, 500);
     peer_write(&r, buf, len - 100);
     box_run(r.loop, VP_PING_WAIT_MIN);
-    ck_assert_uint_eq(r.drv->link.resyncs, 0);
+    ck_assert_uint_eq(engine_link(r.drv).resyncs, 0);
     peer_send(&r, VP_PKT_PING, 0, 0, NULL, 0);
-    ck_assert_uint_eq(r.drv->link.resyncs, 1);
+    ck_assert_uint_eq(engine_link(r.drv).resyncs, 1);
     close(target);
     rig_free(&r);
 }
@@ -1235,11 +1225,11 @@ START_TEST(ping_idle)
     }
     ck_assert_int_ge(pings, 11);
     ck_assert_int_le(pings, 13);
-    ck_assert_ptr_null(r.drv->link.store.ring);
+    ck_assert(!engine_link(r.drv).stores);
     ck_assert_uint_lt(box.allocated, idle);
     /* and it still works */
     fd_write(target, "x", 1);
-    box_wait(r.loop, r.drv->link.store.bytes > 0);
+    box_wait(r.loop, engine_unacked(r.drv) > 0);
     ck_assert_int_eq(peer_next(&r), VP_PKT_SERVER);
     close(target);
     rig_free(&r);
@@ -1258,13 +1248,13 @@ START_TEST(ping_flood)
     for (int i = 0; i < 1000; i++) {
         len += peer_make(&r, buf + len, VP_PKT_PING, 0, 0, NULL, 0);
     }
-    box.write_fd = r.drv->link.wfd; /* and the channel is full */
+    box.write_fd = engine_link(r.drv).wfd; /* and the channel is full */
     for (int i = 0; i < 20; i++) {
         peer_write(&r, buf, len);
     }
-    ck_assert_uint_le(r.drv->link.ctl_len, 128);
+    ck_assert_uint_le(engine_link(r.drv).ctl_len, 128);
     box.write_fd = 0;
-    r.drv->link.blocked = false;
+    engine_unblock(r.drv);
     ck_assert_int_eq(peer_next(&r), VP_PKT_ACK);
     peer_drain(&r);
     ck_assert_uint_lt(box.passes, 1000);
@@ -1285,8 +1275,8 @@ START_TEST(unknown_types)
         peer_session(&r);
         peer_send(&r, types[i], 0, 0, NULL, 0);
         log_expect("breaks the protocol (unknown type of packet)", 1);
-        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
-        ck_assert_uint_eq(r.drv->link.epoch[0], 0);
+        ck_assert_str_eq(engine_link(r.drv).state, "hello");
+        ck_assert_uint_eq(engine_link(r.drv).epoch[0], 0);
         rig_free(&r);
     }
 }
@@ -1300,7 +1290,7 @@ START_TEST(hello_with_session_key)
     rig_new(&r, &rig_config);
     peer_session(&r);
     peer_send(&r, VP_PKT_HELLO, 0, 0, NULL, 0);
-    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
     log_quiet("error");
     rig_free(&r);
 }
@@ -1395,7 +1385,7 @@ START_TEST(reason_of_loss)
     close(target); /* so that work on the data fails in ways of its own */
     log_clear();
     box.read_errno = EIO;
-    for (int i = 0; i < 3 && r.drv->link.rfd >= 0; i++) {
+    for (int i = 0; i < 3 && engine_link(r.drv).rfd >= 0; i++) {
         peer_send(&r, VP_PKT_CLIENT, 0, 1, "abc", 3);
     }
     box.read_errno = 0;
@@ -1463,7 +1453,7 @@ START_TEST(receive_buffer)
 
     rig_new(&r, &rig_config);
     peer_session(&r);
-    ck_assert_uint_eq(r.drv->link.rx_cap, VP_RX_LEN_MIN);
+    ck_assert_uint_eq(engine_link(r.drv).rx_cap, VP_RX_LEN_MIN);
     packets = r.peer.next;
     for (int i = 0; i < 300; i++) {
         len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 99, data, sizeof(data));
@@ -1478,10 +1468,10 @@ START_TEST(receive_buffer)
         }
     }
     box_settle(r.loop);
-    ck_assert_uint_eq(r.drv->link.rx_expect, packets + 300);
-    ck_assert_uint_le(r.drv->link.rx_cap, VP_RX_LEN_MAX);
+    ck_assert_uint_eq(engine_link(r.drv).expect, packets + 300);
+    ck_assert_uint_le(engine_link(r.drv).rx_cap, VP_RX_LEN_MAX);
     box_run(r.loop, 20 * SECOND);
-    ck_assert_uint_eq(r.drv->link.rx_cap, 0);
+    ck_assert_uint_eq(engine_link(r.drv).rx_cap, 0);
     rig_free(&r);
 }
 END_TEST
@@ -1553,16 +1543,16 @@ START_TEST(port_away)
     r.lost = 0;
     fifos_new(&f, &r);
     box_run(r.loop, SECOND);
-    ck_assert(r.drv->link.away);
-    ck_assert_int_eq(r.drv->link.state, LINK_DOWN);
+    ck_assert(engine_link(r.drv).away);
+    ck_assert_str_eq(engine_link(r.drv).state, "down");
     for (int i = 0; i < 3; i++) {
         passes = box.passes;
         box_run(r.loop, 60 * SECOND);
         ck_assert_uint_le(box.passes - passes, 60 * 5);
         fifos_come(&f);
         box_run(r.loop, SECOND);
-        ck_assert(!r.drv->link.away);
-        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+        ck_assert(!engine_link(r.drv).away);
+        ck_assert_str_eq(engine_link(r.drv).state, "hello");
         /* old ones may lie there, too */
         while (read(f.rfd, hello, sizeof(hello)) == sizeof(hello)) {
             ck_assert_int_eq(wire_get_hello(hello, sizeof(hello),
@@ -1573,7 +1563,7 @@ START_TEST(port_away)
         wire_put_hello(hello, &r.peer.hello, NULL);
         ck_assert_int_eq(write(f.wfd, hello, sizeof(hello)), sizeof(hello));
         box_settle(r.loop);
-        ck_assert_int_eq(r.drv->link.state, LINK_UP);
+        ck_assert_str_eq(engine_link(r.drv).state, "up");
         if (i == 0) {
             log_expect("channel up: new session", 1);
             r.peer.hello.my_epoch = r.peer.hello.token;
@@ -1583,7 +1573,7 @@ START_TEST(port_away)
         }
         fifos_go(&f);
         box_settle(r.loop);
-        ck_assert_int_eq(r.drv->link.state, LINK_DOWN);
+        ck_assert_str_eq(engine_link(r.drv).state, "down");
         log_expect("channel down: nobody at the other side", 1);
     }
     ck_assert_int_eq(r.lost, 0);

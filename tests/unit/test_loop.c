@@ -4,7 +4,7 @@
  */
 #include <sys/resource.h>
 
-#include "engine.h"
+#include "tests/lib/rig.h"
 
 /* What a handler was called for */
 typedef struct Calls {
@@ -30,7 +30,7 @@ static void called(void *opaque, int fd, int events)
 
 static VPLoop *loop_new(void)
 {
-    VPLoop *loop = vp_loop_new();
+    VPLoop *loop = engine_loop_new();
 
     ck_assert_ptr_nonnull(loop);
     return loop;

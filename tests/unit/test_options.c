@@ -31,7 +31,7 @@ static void fcntl_begins(void)
 #include "qemu-vp.c"
 #undef main
 
-#include "unit.h"
+#include "tests/lib/suite.h"
 
 #define MAX_ARGS 20
 

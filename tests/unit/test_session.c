@@ -6,7 +6,7 @@
  * what they were.  If one isn't, every connection of it is reset, and none of
  * its bytes is delivered.
  */
-#include "engine.h"
+#include "tests/lib/rig.h"
 
 /* ---- two engines and the line between them ---------------------------- */
 
@@ -129,7 +129,7 @@ static void pair_new(Pair *p, bool tcp)
 {
     signal(SIGPIPE, SIG_IGN);
     memset(p, 0, sizeof(*p));
-    p->loop = vp_loop_new();
+    p->loop = engine_loop_new();
     p->tcp = tcp;
     p->listener = tcp ? tcp_listen(&p->addr, 100)
                       : unix_listen(&p->addr, 100);
@@ -153,8 +153,8 @@ static void pair_free(Pair *p)
 
 static bool pair_up(const Pair *p)
 {
-    return p->drv[0]->link.state == LINK_UP &&
-           p->drv[1]->link.state == LINK_UP;
+    return engine_up(p->drv[0]) &&
+           engine_up(p->drv[1]);
 }
 
 /* pair_wait() - until both are up; what a handshake may take at most */
@@ -172,14 +172,14 @@ static void pair_wait(Pair *p)
 
 static void pair_check(Pair *p)
 {
-    const VPLink *a = &p->drv[0]->link, *b = &p->drv[1]->link;
+    EngineLink a = engine_link(p->drv[0]), b = engine_link(p->drv[1]);
 
     ck_assert(pair_up(p));
-    ck_assert_uint_ne(a->epoch[0], 0);
-    ck_assert_uint_eq(a->epoch[0], b->epoch[1]);
-    ck_assert_uint_eq(a->epoch[1], b->epoch[0]);
-    ck_assert_uint_eq(a->tx_key, b->rx_key);
-    ck_assert_uint_eq(a->rx_key, b->tx_key);
+    ck_assert_uint_ne(a.epoch[0], 0);
+    ck_assert_uint_eq(a.epoch[0], b.epoch[1]);
+    ck_assert_uint_eq(a.epoch[1], b.epoch[0]);
+    ck_assert_uint_eq(a.tx_key, b.rx_key);
+    ck_assert_uint_eq(a.rx_key, b.tx_key);
 }
 
 /* ---- a connection through them ---------------------------------------- */
@@ -192,8 +192,6 @@ typedef struct Stream {
 
 static void stream_new(Stream *s, Pair *p)
 {
-    VPOForward f = { .drv = p->drv[0], .service_id = "s" };
-    VPAddr addr = { .len = sizeof(addr.ss) };
     int fd[2];
 
     if (p->tcp) {
@@ -201,8 +199,7 @@ static void stream_new(Stream *s, Pair *p)
     } else {
         fd_pair(fd);
     }
-    getpeername(fd[0], (struct sockaddr *)&addr.ss, &addr.len);
-    oforward_accepted(&f, fd[0], &addr);
+    engine_accept(p->drv[0], "s", fd[0]);
     *s = (Stream){ .fd = { fd[1], -1 } };
 }
 
@@ -255,8 +252,8 @@ static void stream_wait(Stream *s, Pair *p)
                       (unsigned long long)s->sent[0],
                       (unsigned long long)s->got[0],
                       (unsigned long long)s->sent[1], box.log);
-        if (pair_up(p) && p->drv[0]->link.store.bytes +
-            p->drv[1]->link.store.bytes == 0) {
+        if (pair_up(p) && engine_unacked(p->drv[0]) +
+            engine_unacked(p->drv[1]) == 0) {
             box_pause(&tries); /* it is in the kernel's hands */
         }
         box_run(p->loop, 10 * MS);
@@ -314,7 +311,7 @@ START_TEST(pair_works)
     stream_wait(&s, &p);
     stream_end(&s, &p);
     box_run(p.loop, SECOND);
-    ck_assert_uint_eq(p.drv[0]->nconns + p.drv[1]->nconns, 0);
+    ck_assert_uint_eq(engine_conns(p.drv[0]) + engine_conns(p.drv[1]), 0);
     log_quiet("warn");
     log_quiet("error");
     pair_free(&p);
@@ -431,7 +428,7 @@ START_TEST(both_resync)
         stream_wait(&s, &p);
         pair_check(&p);
     }
-    ck_assert_uint_ge(p.drv[0]->link.resyncs, 50);
+    ck_assert_uint_ge(engine_link(p.drv[0]).resyncs, 50);
     stream_end(&s, &p);
     pair_free(&p);
 }
@@ -562,7 +559,7 @@ START_TEST(wrap_around)
 
     pair_new(&p, false);
     stream_new(&s, &p);
-    ck_assert_uint_eq(p.drv[0]->next_id, VP_CONN_FIRST + 1);
+    ck_assert_uint_eq(engine_counts(p.drv[0]).next_id, VP_CONN_FIRST + 1);
     stream_send(&s, 0, 1);
     stream_wait(&s, &p);
     for (int i = 0; i < 250; i++) {
@@ -581,11 +578,11 @@ START_TEST(wrap_around)
         stream_end(&one, &p);
     }
     for (int i = 0; i < 2; i++) {
-        packets[i] = p.drv[i]->link.store.next - VP_SEQ_FIRST;
+        packets[i] = engine_link(p.drv[i]).next - VP_SEQ_FIRST;
         ck_assert_uint_gt(packets[i], 1000);
     }
-    ck_assert_uint_eq(p.drv[0]->next_id, VP_CONN_FIRST + 251);
-    ck_assert_uint_lt(p.drv[0]->next_id, 1000);
+    ck_assert_uint_eq(engine_counts(p.drv[0]).next_id, VP_CONN_FIRST + 251);
+    ck_assert_uint_lt(engine_counts(p.drv[0]).next_id, 1000);
     log_expect("session ended", 0);
     stream_end(&s, &p);
     pair_free(&p);
@@ -604,10 +601,10 @@ START_TEST(ids_in_use)
         stream_send(&s[i], 0, 1);
         stream_wait(&s[i], &p);
         if (i == 2) {
-            p.drv[0]->next_id = VP_CONN_FIRST; /* once around */
+            engine_set_next_id(p.drv[0], VP_CONN_FIRST); /* once around */
         }
     }
-    ck_assert_uint_eq(p.drv[0]->next_id, VP_CONN_FIRST + 4);
+    ck_assert_uint_eq(engine_counts(p.drv[0]).next_id, VP_CONN_FIRST + 4);
     log_quiet("warn");
     for (int i = 0; i < 4; i++) {
         stream_end(&s[i], &p);
@@ -689,9 +686,9 @@ static void held_new(Held *h, const VPConfig *config)
         peer_send(r, VP_PKT_CLIENT, 0, 1000, "late", 4);
     }
     peer_expects(r, VP_SEQ_FIRST + 5);
-    ck_assert_uint_eq(r->drv->link.store.base, VP_SEQ_FIRST + 2);
-    ck_assert_uint_eq(r->drv->link.store.next, VP_SEQ_FIRST + 5);
-    ck_assert_uint_eq(r->drv->link.rx_expect, VP_SEQ_FIRST + 4);
+    ck_assert_uint_eq(engine_link(r->drv).base, VP_SEQ_FIRST + 2);
+    ck_assert_uint_eq(engine_link(r->drv).next, VP_SEQ_FIRST + 5);
+    ck_assert_uint_eq(engine_link(r->drv).expect, VP_SEQ_FIRST + 4);
     log_clear();
 }
 
@@ -736,11 +733,9 @@ START_TEST(resume)
 {
     static Held h;
     Peer *p = &h.r.peer;
-    VPLink *l;
     bool up;
 
     held_new(&h, &rig_config);
-    l = &h.r.drv->link;
     if (_i % 2) {
         rig_unplug(&h.r);
         rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
@@ -757,7 +752,7 @@ START_TEST(resume)
     switch (claims[_i / 2].verdict) {
     case RESUMED:
         ck_assert_int_eq(log_count("channel up: session resumed"), 1);
-        ck_assert_uint_eq(l->epoch[1], p->hello.my_epoch);
+        ck_assert_uint_eq(engine_link(h.r.drv).epoch[1], p->hello.my_epoch);
         for (int i = 0; i < 5; i++) {
             ck_assert_int_eq(fd_state(h.client[i]), FD_OPEN);
         }
@@ -767,14 +762,14 @@ START_TEST(resume)
         ck_assert_int_eq(log_count("session ended"),
                          claims[_i / 2].verdict == SET_BACK);
         log_expect("channel up: new session", 1);
-        ck_assert_uint_eq(l->epoch[1], p->hello.token);
-        ck_assert_uint_eq(l->epoch[0], p->heard.token);
-        ck_assert_uint_eq(l->rx_expect, VP_SEQ_FIRST);
-        ck_assert_uint_eq(l->store.next, VP_SEQ_FIRST);
+        ck_assert_uint_eq(engine_link(h.r.drv).epoch[1], p->hello.token);
+        ck_assert_uint_eq(engine_link(h.r.drv).epoch[0], p->heard.token);
+        ck_assert_uint_eq(engine_link(h.r.drv).expect, VP_SEQ_FIRST);
+        ck_assert_uint_eq(engine_link(h.r.drv).next, VP_SEQ_FIRST);
         for (int i = 0; i < 5; i++) {
             fd_wait(h.r.loop, h.client[i], ECONNRESET);
         }
-        ck_assert_uint_eq(h.r.drv->nconns, 0);
+        ck_assert_uint_eq(engine_counts(h.r.drv).conns, 0);
         break;
     }
     held_free(&h);
@@ -842,7 +837,7 @@ START_TEST(forgotten_session)
     r.peer.hello.next = r.peer.next;
     ck_assert(peer_shake(&r));
     log_expect("channel up: new session", 1);
-    ck_assert_uint_eq(r.drv->link.epoch[1], r.peer.hello.token);
+    ck_assert_uint_eq(engine_link(r.drv).epoch[1], r.peer.hello.token);
     close(target);
     close(listener);
     rig_free(&r);
@@ -867,7 +862,7 @@ START_TEST(unconfirmed_session)
         peer_say(&r, 500 + i, 0);
         peer_drain(&r);
         peer_say(&r, 500 + i, 0);
-        ck_assert_int_eq(r.drv->link.state, LINK_UP);
+        ck_assert_str_eq(engine_link(r.drv).state, "up");
         log_expect("channel up: new session", 1);
         peer_keys(&r.peer);
         box_run(r.loop, SECOND);
@@ -934,7 +929,7 @@ START_TEST(late_echo)
     r.peer.digest = digest;
     peer_credit(&r, 0, VP_CONN_FIRST, VP_MSG_CONNECT_ACK, 1 << 20);
     if (service != NULL) {
-        ck_assert_uint_eq(rig_conn(&r, VP_CONN_FIRST, true)->tx_limit,
+        ck_assert_uint_eq(rig_conn(&r, VP_CONN_FIRST, true).tx_limit,
                           same ? 1 << 20 : VP_WINDOW_INIT);
     }
     if (!same) {
@@ -1013,7 +1008,7 @@ START_TEST(key_misfits)
     }
     ck_assert_int_eq(log_count(misfits[_i].why), 1);
     log_expect("warn ch", 1);
-    ck_assert_uint_eq(r.drv->link.epoch[0], 0);
+    ck_assert_uint_eq(engine_link(r.drv).epoch[0], 0);
     r.peer.key = misfits[_i].ours;
     peer_session(&r);
     log_expect("channel up: new session", 1);
@@ -1039,7 +1034,7 @@ START_TEST(key_misfit_later)
     ck_assert(!peer_shake(&r));
     ck_assert_int_eq(fd_state(client), FD_OPEN);
     r.peer.key = &key;
-    r.peer.hello.my_epoch = r.drv->link.epoch[1];
+    r.peer.hello.my_epoch = engine_link(r.drv).epoch[1];
     ck_assert(peer_shake(&r));
     log_expect("session ended", 0);
     ck_assert_int_eq(fd_state(client), FD_OPEN);
@@ -1066,7 +1061,7 @@ START_TEST(key_replayed)
     peer_drain(&r);
     for (int i = 0; i < 3; i++) {
         peer_write(&r, hello, sizeof(hello));
-        ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+        ck_assert_str_eq(engine_link(r.drv).state, "hello");
     }
     rig_free(&r);
 }
@@ -1086,12 +1081,12 @@ START_TEST(key_reflected)
     h->flags = VP_HELLO_LISTENER | VP_HELLO_KEYED;
     wire_put_hello(hello, h, &key);
     peer_write(&r, hello, sizeof(hello));
-    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
     log_expect("this daemon itself, or poses as it", 1);
     h->flags = VP_HELLO_KEYED; /* a device has no sides */
     wire_put_hello(hello, h, &key);
     peer_write(&r, hello, sizeof(hello));
-    ck_assert_int_eq(r.drv->link.state, LINK_UP);
+    ck_assert_str_eq(engine_link(r.drv).state, "up");
     rig_free(&r);
 }
 END_TEST
@@ -1112,8 +1107,8 @@ START_TEST(grace_expires)
     for (int i = 0; i < 5; i++) {
         fd_wait(h.r.loop, h.client[i], ECONNRESET);
     }
-    ck_assert_uint_eq(h.r.drv->nconns, 0);
-    ck_assert_uint_eq(h.r.drv->link.epoch[0], 0);
+    ck_assert_uint_eq(engine_counts(h.r.drv).conns, 0);
+    ck_assert_uint_eq(engine_link(h.r.drv).epoch[0], 0);
     rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
     peer_claim(&h.r);
     ck_assert(peer_shake(&h.r));
@@ -1189,7 +1184,7 @@ START_TEST(grace_of_each)
         box_run(r.loop, 9 * SECOND);
         close(client[i]);
     }
-    ck_assert_uint_eq(r.drv->nconns, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
     rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
     peer_session(&r);
     ck_assert_int_eq(peer_next(&r), 0); /* nothing of them is left */
@@ -1273,7 +1268,7 @@ START_TEST(offer_same_session)
     held_new(&h, &rig_config);
     peer_claim(&h.r);
     fd = offer(&h.r);
-    ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
+    ck_assert_str_eq(engine_link(h.r.drv).state, "up");
     offer_hello(&h.r, fd, 777, _i == 0 ? HELLO_TOTAL : 7);
     log_expect("channel down: replaced by a new connection", 1);
     ck_assert_int_eq(fd_state(h.r.peer.fd), FD_EOF);
@@ -1304,7 +1299,7 @@ START_TEST(offer_without_grace)
     offer_hello(&h.r, fd, 777, HELLO_TOTAL);
     box_run(h.r.loop, SECOND);
     log_expect("session ended", 0);
-    ck_assert_uint_ne(h.r.drv->link.epoch[0], 0);
+    ck_assert_uint_ne(engine_link(h.r.drv).epoch[0], 0);
     close(fd);
     held_free(&h);
 }
@@ -1402,13 +1397,13 @@ START_TEST(offer_stranger)
     ck_assert_msg(log_count("another peer was turned away") >= 1 &&
                   log_count(strangers[_i].why) == 1, "%s", box.log);
     ck_assert_int_ne(fd_state(fd), FD_OPEN);
-    ck_assert_int_eq(h.r.drv->candidate.fd, -1);
-    ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
+    ck_assert(!engine_counts(h.r.drv).candidate);
+    ck_assert_str_eq(engine_link(h.r.drv).state, "up");
     p->hello = truth;
     peer_send(&h.r, VP_PKT_PING, 0, 0, NULL, 0);
     peer_drain(&h.r);
-    ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
-    ck_assert_uint_eq(h.r.drv->link.resyncs, 0);
+    ck_assert_str_eq(engine_link(h.r.drv).state, "up");
+    ck_assert_uint_eq(engine_link(h.r.drv).resyncs, 0);
     ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
     close(fd);
     held_free(&h);
@@ -1428,12 +1423,12 @@ START_TEST(offer_over_dead)
     offer_hello(&h.r, fd, 777, HELLO_TOTAL);
     if (_i == 0) { /* else it was asked some seconds ago */
         box_run(h.r.loop, VP_DEAD_US - 100 * MS);
-        ck_assert_int_eq(h.r.drv->link.state, LINK_UP);
+        ck_assert_str_eq(engine_link(h.r.drv).state, "up");
         box_run(h.r.loop, 200 * MS);
     }
     log_expect("channel down: replaced by a new connection", 1);
-    ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
-    ck_assert_int_eq(h.r.drv->candidate.fd, -1);
+    ck_assert_str_eq(engine_link(h.r.drv).state, "hello");
+    ck_assert(!engine_counts(h.r.drv).candidate);
     close(fd);
     held_free(&h);
 }
@@ -1447,9 +1442,9 @@ START_TEST(offer_over_silent)
 
     rig_new(&r, &rig_config);
     fd = offer(&r);
-    ck_assert_int_eq(r.drv->candidate.fd >= 0, true);
+    ck_assert(engine_counts(r.drv).candidate);
     offer_hello(&r, fd, 779, HELLO_TOTAL);
-    ck_assert_int_eq(r.drv->candidate.fd, -1);
+    ck_assert(!engine_counts(r.drv).candidate);
     peer_drain(&r);
     ck_assert_int_eq(fd_state(r.peer.fd), FD_EOF);
     /* and without any channel the first one who comes is taken */
@@ -1457,8 +1452,8 @@ START_TEST(offer_over_silent)
     box_settle(r.loop);
     ck_assert_int_eq(r.lost, 1);
     fd = offer(&r);
-    ck_assert_int_eq(r.drv->candidate.fd, -1);
-    ck_assert_int_eq(r.drv->link.state, LINK_HELLO);
+    ck_assert(!engine_counts(r.drv).candidate);
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
     close(fd);
     rig_free(&r);
 }
@@ -1477,12 +1472,12 @@ START_TEST(offer_during_resync)
     held_new(&h, &rig_config);
     fd = offer(&h.r);
     peer_write(&h.r, "noise noise noise noise noise noise", 35);
-    ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(h.r.drv).state, "hello");
     truth = h.r.peer.hello;
     h.r.peer.hello.my_epoch = h.r.peer.hello.peer_epoch = 0;
     offer_hello(&h.r, fd, 777, HELLO_TOTAL);
     box_run(h.r.loop, SECOND);
-    ck_assert_int_eq(h.r.drv->link.state, LINK_HELLO);
+    ck_assert_str_eq(engine_link(h.r.drv).state, "hello");
     h.r.peer.hello = truth;
     peer_claim(&h.r);
     ck_assert(peer_shake(&h.r));
@@ -1521,8 +1516,8 @@ START_TEST(offer_with_key)
     r.peer.key = cases[_i].key;
     offer_hello(&r, fd, 777, HELLO_TOTAL);
     log_expect(cases[_i].log, 1);
-    ck_assert_int_eq(r.drv->link.state, _i == 2 ? LINK_HELLO : LINK_UP);
-    ck_assert_uint_ne(r.drv->link.epoch[0], 0);
+    ck_assert_str_eq(engine_link(r.drv).state, _i == 2 ? "hello" : "up");
+    ck_assert_uint_ne(engine_link(r.drv).epoch[0], 0);
     ck_assert_int_eq(fd_state(client), FD_OPEN);
     close(client);
     close(fd);
@@ -1563,7 +1558,7 @@ START_TEST(bye)
                          (cases[_i].theirs != NULL ? VP_HELLO_KEYED : 0u));
     peer_write(&r, buf, wire_put_hello(buf, &h, cases[_i].theirs));
     log_expect("the other end ends the session", cases[_i].ends);
-    ck_assert_int_eq(r.drv->link.epoch[0] == 0, cases[_i].ends);
+    ck_assert_int_eq(engine_link(r.drv).epoch[0] == 0, cases[_i].ends);
     ck_assert_int_eq(fd_state(client), cases[_i].ends ? ECONNRESET : FD_OPEN);
     close(client);
     rig_free(&r);
@@ -1648,7 +1643,7 @@ START_TEST(grace_of_untold)
     rig_new(&r, &rig_config);
     r.tcp = true;
     peer_session(&r);
-    r.drv->link.flow.limit = 0; /* so it isn't told */
+    engine_hold(r.drv); /* so it isn't told */
     client = rig_client(&r, "c");
     box_settle(r.loop);
     peer_send(&r, 200, 0, 0, NULL, 0); /* and the session ends */

@@ -5,7 +5,7 @@
  */
 #include <sys/un.h>
 
-#include "engine.h"
+#include "tests/lib/rig.h"
 
 /* ---- the ring --------------------------------------------------------- */
 
@@ -261,7 +261,7 @@ END_TEST
 
 static void check_store(Rig *r)
 {
-    const VPStore *s = &r->drv->link.store;
+    const VPStore *s = rig_store(r);
 
     check_that(s->next - s->base <= VP_STORE_PKTS, "%u packets held",
                s->next - s->base);
@@ -295,10 +295,10 @@ START_TEST(store_packets_bound)
     rig_new(&r, &rig_config);
     peer_session(&r);
     rig_clients(&r, &client, 1);
-    s = &r.drv->link.store;
+    s = rig_store(&r);
     /* what a fast channel makes of them */
-    r.drv->link.flow.limit = VP_LIMIT_MAX;
-    r.drv->link.flow.pkt_len = 4096;
+    rig_flow(&r)->limit = VP_LIMIT_MAX;
+    rig_flow(&r)->pkt_len = 4096;
     peer_drain(&r);
     while (s->next - s->base < VP_STORE_PKTS - 1 - (uint32_t)_i) {
         fd_write(client, "k", 1);
@@ -323,8 +323,8 @@ START_TEST(store_bytes_bound)
     rig_new(&r, &rig_config);
     peer_session(&r);
     rig_clients(&r, client, COUNT_OF(client));
-    r.drv->link.flow.limit = VP_LIMIT_MAX;
-    r.drv->link.flow.pkt_len = VP_PKT_LEN_MAX;
+    rig_flow(&r)->limit = VP_LIMIT_MAX;
+    rig_flow(&r)->pkt_len = VP_PKT_LEN_MAX;
     for (int round = 0; round < 100; round++) {
         for (int i = 0; i < COUNT_OF(client); i++) {
             send(client[i], data, 1 + rnd(sizeof(data)), MSG_NOSIGNAL);
@@ -333,8 +333,8 @@ START_TEST(store_bytes_bound)
         check_store(&r);
         peer_drain(&r);
     }
-    ck_assert_uint_gt(r.drv->link.store.bytes, VP_LIMIT_MAX / 2);
-    ck_assert_uint_le(r.drv->link.store.bytes, VP_LIMIT_MAX + VP_PKT_LEN_MAX);
+    ck_assert_uint_gt(engine_unacked(r.drv), VP_LIMIT_MAX / 2);
+    ck_assert_uint_le(engine_unacked(r.drv), VP_LIMIT_MAX + VP_PKT_LEN_MAX);
     for (int i = 0; i < COUNT_OF(client); i++) {
         close(client[i]);
     }
@@ -413,9 +413,9 @@ START_TEST(flow_follows_channel)
     rig_new(&r, &rig_config);
     peer_session(&r);
     rig_clients(&r, client, 2);
-    f = &r.drv->link.flow;
+    f = rig_flow(&r);
     for (ms = 0; ms < 2 * span; ms++) {
-        VPStore *s = &r.drv->link.store;
+        VPStore *s = rig_store(&r);
         bool asked = false;
 
         send(client[0], data, sizeof(data), MSG_NOSIGNAL);
@@ -560,7 +560,7 @@ START_TEST(flow_probe_both)
     rig_new(&r, &rig_config);
     peer_session(&r);
     rig_clients(&r, &client, 1);
-    f = &r.drv->link.flow;
+    f = rig_flow(&r);
     for (int i = 0; i < 4000; i++) {
         static uint8_t data[3000];
         bool want = i % 100 == 50;
@@ -600,8 +600,8 @@ START_TEST(flow_whole_packets)
         rig_clients(&r, &client, 1);
         peer_drain(&r);
         peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
-        r.drv->link.flow.limit = limit;
-        r.drv->link.flow.pkt_len = VP_PKT_LEN_MIN;
+        rig_flow(&r)->limit = limit;
+        rig_flow(&r)->pkt_len = VP_PKT_LEN_MIN;
         fd_write(client, data, sizeof(data));
         box_settle(r.loop);
         while (peer_next(&r) != 0) {
@@ -669,7 +669,7 @@ START_TEST(flow_mixed)
     rig_new(&r, &rig_config);
     peer_session(&r);
     rig_clients(&r, client, BULK + 1);
-    f = &r.drv->link.flow;
+    f = rig_flow(&r);
     for (int round = 0; round < 3; round++) {
         run_fast(&r, client, false, 100);
         ck_assert_uint_gt(f->limit, VP_LIMIT_MIXED);
@@ -704,9 +704,9 @@ START_TEST(flow_typing)
         peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
     }
     ck_assert_int_eq(asked, 3); /* once a second */
-    ck_assert_uint_gt(r.drv->link.flow.srtt, 0);
-    ck_assert(!r.drv->link.flow.filled);
-    check_flow(&r.drv->link.flow);
+    ck_assert_uint_gt(rig_flow(&r)->srtt, 0);
+    ck_assert(!rig_flow(&r)->filled);
+    check_flow(rig_flow(&r));
     close(client);
     rig_free(&r);
 }

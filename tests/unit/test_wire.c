@@ -6,7 +6,7 @@
  * The numbers in here are the protocol: a change of them is a change of
  * VP_VERSION.
  */
-#include "engine.h"
+#include "tests/lib/rig.h"
 
 #define KEY 0x0123456789abcdefull
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * unit.c - see unit.h
+ * suite.c - see suite.h
  */
-#include "unit.h"
+#include "suite.h"
 
 /* Seconds until libcheck ends a test: against hanging only */
 #define UNIT_TIMEOUT 120

@@ -10,7 +10,7 @@
 #define ROGUE_H
 
 #include "virtproxy.c"
-#include "tests/daemon/harness.h"
+#include "harness.h"
 
 #define ROGUE_OUT 65536
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * unit.h - what the unit suites share
+ * suite.h - making and running a suite
  */
-#ifndef UNIT_H
-#define UNIT_H
+#ifndef SUITE_H
+#define SUITE_H
 
 #include <check.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * engine.h - the engine in a box
+ * rig.h - the engine in a box
  *
  * The whole engine is included here, so that a suite reaches its statics, and
  * what it asks of the system passes through the box:
@@ -16,8 +16,8 @@
  * Above that, a Rig is a driver with one channel whose other end is played by
  * the test (the Peer): it says any HELLO and sends any packet, good or bad.
  */
-#ifndef UNIT_ENGINE_H
-#define UNIT_ENGINE_H
+#ifndef RIG_H
+#define RIG_H
 
 #include <errno.h>
 #include <fcntl.h>
@@ -37,7 +37,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "unit.h"
+#include "suite.h"
 
 /* ---- the box ---------------------------------------------------------- */
 
@@ -224,7 +224,7 @@ static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
 #define realloc(old, size) box_alloc(old, size, 0xa5)
 #define free(p) box_free(p)
 
-#include "virtproxy.c"
+#include "tests/lib/engine.c"
 
 #undef clock_gettime
 #undef read
@@ -369,7 +369,8 @@ static inline void box_run(VPLoop *loop, uint64_t us)
 {
     VPTimer timer = {0};
 
-    vp_timer_start(loop, &timer, box.now + us - loop->now, box_stop, loop);
+    vp_timer_start(loop, &timer, box.now + us - vp_loop_now(loop), box_stop,
+                   loop);
     box_loop(loop);
     vp_timer_stop(&timer);
 }
@@ -577,6 +578,10 @@ typedef struct Rig {
     Peer peer;
 } Rig;
 
+/* For suites that test just these */
+#define rig_store(r) (&(r)->drv->link.store)
+#define rig_flow(r) (&(r)->drv->link.flow)
+
 static const VPConfig rig_config = {
     .grace = 30, .max_conns = 100, .max_half_open = 100, .max_opens = 1000000,
 };
@@ -609,7 +614,7 @@ static inline void rig_new(Rig *r, const VPConfig *config)
 {
     signal(SIGPIPE, SIG_IGN); /* as the program does */
     memset(r, 0, sizeof(*r));
-    r->loop = vp_loop_new();
+    r->loop = engine_loop_new();
     ck_assert_ptr_nonnull(r->loop);
     r->drv = vp_new(r->loop, 7, config, rig_lost, r);
     ck_assert_ptr_nonnull(r->drv);
@@ -640,7 +645,7 @@ static inline void rig_unplug(Rig *r)
     close(r->peer.fd);
     r->peer.fd = -1;
     box_settle(r->loop);
-    ck_assert_int_eq(r->drv->link.state, LINK_DOWN);
+    ck_assert_str_eq(engine_link(r->drv).state, "down");
 }
 
 /* peer_write() - raw bytes into the channel */
@@ -760,11 +765,11 @@ static inline void peer_begin(Peer *p)
 /* peer_expects() - it got all of the engine's packets before @seq, no more */
 static inline void peer_expects(Rig *r, uint32_t seq)
 {
-    VPStore *s = &r->drv->link.store;
+    EngineLink l = engine_link(r->drv);
 
     r->peer.expect = seq;
-    if (seq - s->base <= s->next - s->base) {
-        r->peer.digest = store_digest(s, seq);
+    if (seq - l.base <= l.next - l.base) {
+        r->peer.digest = engine_digest(r->drv, seq);
     }
 }
 
@@ -792,7 +797,7 @@ static inline bool peer_shake(Rig *r)
 
         peer_say(r, token, 0);
         peer_keys(p);
-        if (r->drv->link.state == LINK_UP) {
+        if (engine_up(r->drv)) {
             peer_say(r, token, VP_HELLO_UP);
             return true;
         }
@@ -938,8 +943,6 @@ static inline int rig_accept(Rig *r, int listener)
 /* rig_client() - one that connects to an oforward; returns its socket */
 static inline int rig_client(Rig *r, const char *service)
 {
-    VPOForward f = { .drv = r->drv };
-    VPAddr addr = { .len = sizeof(addr.ss) };
     int fd[2];
 
     if (r->tcp) {
@@ -947,20 +950,24 @@ static inline int rig_client(Rig *r, const char *service)
     } else {
         fd_pair(fd);
     }
-    snprintf(f.service_id, sizeof(f.service_id), "%s", service);
-    getpeername(fd[0], (struct sockaddr *)&addr.ss, &addr.len);
-    oforward_accepted(&f, fd[0], &addr);
+    engine_accept(r->drv, service, fd[0]);
     return fd[1];
 }
 
 /* rig_conn() - the engine's connection; it must be there */
-static inline VPConn *rig_conn(Rig *r, uint32_t id, bool client)
+static inline EngineConn rig_conn(Rig *r, uint32_t id, bool client)
 {
-    VPConn *c = conn_find(r->drv, id, client);
+    EngineConn c = engine_conn(r->drv, id, client);
 
-    ck_assert_msg(c != NULL, "no connection %u; in the log:\n%s", id,
-                  box.log);
+    ck_assert_msg(c.there, "no connection %u; in the log:\n%s", id, box.log);
     return c;
+}
+
+/* rig_conn_in() - is the state of its local socket's side @in? */
+static inline bool rig_conn_in(Rig *r, uint32_t id, bool client,
+                               const char *in)
+{
+    return strcmp(rig_conn(r, id, client).in, in) == 0;
 }
 
 #endif

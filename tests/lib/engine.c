@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * engine.c - see engine.h
+ */
+#include <stdio.h>
+
+#include "virtproxy.c"
+#include "tests/lib/engine.h"
+
+VPLoop *engine_loop_new(void)
+{
+    return vp_loop_new();
+}
+
+/* ---- the link ----------------------------------------------------------- */
+
+EngineLink engine_link(const VPDriver *drv)
+{
+    const VPLink *l = &drv->link;
+    VPChannelInfo info;
+
+    vp_channel_info(drv, &info);
+    return (EngineLink){
+        .state = info.state,
+        .away = l->away,
+        .confirmed = l->confirmed,
+        .rfd = l->rfd,
+        .wfd = l->wfd,
+        .token = { l->hello.token, l->peer_token },
+        .epoch = { l->epoch[0], l->epoch[1] },
+        .rx_key = l->rx_key,
+        .tx_key = l->tx_key,
+        .asked_at = l->asked_at,
+        .penalty_until = l->penalty_until,
+        .base = l->store.base,
+        .unsent = l->store.unsent,
+        .unsent_off = l->store.unsent_off,
+        .next = l->store.next,
+        .expect = l->rx_expect,
+        .stores = l->store.ring != NULL,
+        .rx_cap = l->rx_cap,
+        .ctl_len = l->ctl_len,
+        .resyncs = info.resyncs,
+    };
+}
+
+bool engine_up(const VPDriver *drv)
+{
+    return drv->link.state == LINK_UP;
+}
+
+bool engine_has_session(const VPDriver *drv)
+{
+    return drv->link.epoch[0] != 0;
+}
+
+uint32_t engine_unacked(const VPDriver *drv)
+{
+    return drv->link.store.bytes;
+}
+
+uint64_t engine_digest(VPDriver *drv, uint32_t seq)
+{
+    return store_digest(&drv->link.store, seq);
+}
+
+void engine_forget(VPDriver *drv)
+{
+    link_forget(drv);
+}
+
+void engine_unblock(VPDriver *drv)
+{
+    drv->link.blocked = false;
+}
+
+void engine_set_limit(VPDriver *drv, uint32_t limit, uint32_t pkt_len)
+{
+    drv->link.flow.limit = limit;
+    drv->link.flow.pkt_len = pkt_len;
+}
+
+void engine_hold(VPDriver *drv)
+{
+    drv->link.flow.limit = 0;
+}
+
+void engine_reset_flow(VPDriver *drv)
+{
+    flow_reset(&drv->link.flow, vp_loop_now(drv->loop));
+}
+
+void engine_set_rtt(VPDriver *drv, uint64_t rtt)
+{
+    drv->link.flow.srtt = rtt;
+}
+
+/* ---- connections -------------------------------------------------------- */
+
+/* conns_next() - the next one after @node, which is drv->conns or in it */
+static VPConn *conns_next(const VPDriver *drv, const VPNode *node)
+{
+    return node->next == &drv->conns
+           ? NULL : container_of(node->next, VPConn, all);
+}
+
+#define for_each_conn(c, drv)                                               \
+    for (VPConn *c = conns_next((drv), &(drv)->conns); c != NULL;           \
+         c = conns_next((drv), &c->all))
+
+EngineConn engine_conn(VPDriver *drv, uint32_t id, bool client)
+{
+    const VPConn *c = conn_find(drv, id, client);
+
+    if (c == NULL) {
+        return (EngineConn){ .in = "", .out = "" };
+    }
+    return (EngineConn){
+        .there = true,
+        .which = c,
+        .in = in_name[c->in],
+        .out = out_name[c->out],
+        .announced = c->announced,
+        .fd = c->fd,
+        .window = c->window,
+        .buf_len = c->buf_len,
+        .buf_cap = c->buf_cap,
+        .tx_count = c->tx_count,
+        .tx_limit = c->tx_limit,
+        .rx_count = c->rx_count,
+        .rx_taken = c->rx_taken,
+        .rx_limit = c->rx_limit,
+    };
+}
+
+bool engine_has_conn(VPDriver *drv, uint32_t id, bool client)
+{
+    return conn_find(drv, id, client) != NULL;
+}
+
+static void conn_shift(VPConn *c, uint64_t rx, uint64_t tx)
+{
+    c->rx_count += rx;
+    c->rx_taken += rx;
+    c->rx_limit += rx;
+    c->tx_count += tx;
+    c->tx_limit += tx;
+}
+
+void engine_shift_conn(VPDriver *drv, uint32_t id, bool client, uint64_t rx,
+                       uint64_t tx)
+{
+    conn_shift(conn_find(drv, id, client), rx, tx);
+}
+
+void engine_accept(VPDriver *drv, const char *service, int fd)
+{
+    VPOForward f = { .drv = drv };
+    VPAddr addr = { .len = sizeof(addr.ss) };
+
+    snprintf(f.service_id, sizeof(f.service_id), "%s", service);
+    getpeername(fd, (struct sockaddr *)&addr.ss, &addr.len);
+    oforward_accepted(&f, fd, &addr);
+}
+
+/* ---- a driver as a whole ------------------------------------------------ */
+
+EngineCounts engine_counts(const VPDriver *drv)
+{
+    return (EngineCounts){
+        .conns = drv->nconns,
+        .clients = drv->nclients,
+        .open = drv->nopen,
+        .announced = drv->nannounced,
+        .connecting = drv->nconnecting,
+        .turns = drv->nturns,
+        .listed = node_linked(&drv->fresh) || node_linked(&drv->turns) ||
+                  node_linked(&drv->due) || node_linked(&drv->dead) ||
+                  node_linked(&drv->connecting),
+        .listens = node_linked(&drv->oforwards),
+        .candidate = drv->candidate.fd >= 0,
+        .grown = drv->window_grown,
+        .next_id = drv->next_id,
+    };
+}
+
+void engine_set_next_id(VPDriver *drv, uint32_t id)
+{
+    drv->next_id = id;
+}
+
+size_t engine_conns(const VPDriver *drv)
+{
+    return drv->nconns;
+}
+
+static const char *store_check(VPStore *s)
+{
+    uint32_t bytes = 0, out = 0, seq;
+
+    if (s->next - s->base > VP_STORE_PKTS) {
+        return "the send store holds too many packets";
+    }
+    if (seq_diff(s->unsent, s->base) < 0 || seq_diff(s->next, s->unsent) < 0) {
+        return "the send store's sequence numbers are out of order";
+    }
+    for (seq = s->base; seq != s->next; seq++) {
+        VPSent *sent = store_sent(s, seq);
+
+        if (sent->off + sent->len > VP_STORE_LEN ||
+            sent->len != VP_PKT_HDR_LEN + (uint32_t)sent->pkt.bytes) {
+            return "a packet lies outside of the send store";
+        }
+        bytes += sent->len;
+        out += seq_diff(s->unsent, seq) > 0 ? sent->len : 0;
+        if (seq == s->unsent && s->unsent_off > 0) {
+            out += sent->len;
+        }
+    }
+    if (bytes != s->bytes || bytes > VP_STORE_LEN) {
+        return "the send store's bytes are miscounted";
+    }
+    return out == s->bytes_out ? NULL : "the bytes in flight are miscounted";
+}
+
+const char *engine_check(VPDriver *drv)
+{
+    size_t announced = 0, open = 0, n = 0;
+    uint32_t grown = 0;
+
+    for_each_conn (c, drv) {
+        n++;
+        announced += c->client && c->announced;
+        open += !c->client && !c->gone;
+        grown += c->window - VP_WINDOW_INIT;
+        if (c->buf_len > c->window || c->buf_len > c->buf_cap) {
+            return "a connection's buffer is larger than its window";
+        }
+        if (c->rx_taken + c->buf_len > c->rx_count) {
+            return "a connection's bytes are miscounted";
+        }
+        if (c->rx_count > c->rx_limit || c->tx_count > c->tx_limit) {
+            return "more bytes than credit";
+        }
+        if (c->gone && c->fd >= 0) {
+            return "a connection that is gone holds a descriptor";
+        }
+    }
+    if (n != drv->nconns || announced != drv->nannounced ||
+        open != drv->nopen) {
+        return "connections are miscounted";
+    }
+    if (grown != drv->window_grown || grown > VP_WINDOW_BUDGET) {
+        return "the windows' budget is miscounted";
+    }
+    if (drv->link.rx_cap > VP_RX_LEN_MAX) {
+        return "the receive buffer is too large";
+    }
+    return store_check(&drv->link.store);
+}
+
+bool engine_quiet(const VPDriver *drv)
+{
+    const VPLink *l = &drv->link;
+
+    for_each_conn (c, drv) {
+        if (c->due != 0 || c->dead) {
+            return false;
+        }
+    }
+    return l->state == LINK_UP && l->store.bytes == 0 && l->rx_len == 0 &&
+           l->ctl_len == 0 && !l->need_hello && !l->need_ping && !l->ack_now;
+}
+
+/* shift_packets() - let the next sequence number be @seq */
+static void shift_packets(VPDriver *from, VPDriver *to, uint32_t seq)
+{
+    VPStore *s = &from->link.store;
+
+    s->base = s->unsent = s->next = seq;
+    to->link.rx_expect = seq;
+}
+
+void engine_shift(VPDriver *a, VPDriver *b, uint32_t seq, uint64_t bytes)
+{
+    VPDriver *both[] = { a, b };
+
+    for (int i = 0; i < 2; i++) {
+        VPDriver *drv = both[i];
+
+        shift_packets(drv, both[!i], seq);
+        /* the oldest connection's id comes next: it's in use */
+        drv->next_id = container_of(drv->conns.next, VPConn, all)->id;
+        for_each_conn (c, drv) {
+            conn_shift(c, bytes, bytes);
+        }
+    }
+}
+
+void engine_dump(const VPDriver *drv)
+{
+    const VPLink *l = &drv->link;
+
+    fprintf(stderr, "  link %s, fd %d%s%s, store %u..%u..%u (%u bytes, %u "
+            "out, limit %u), expects %u, %zu bytes unread\n",
+            engine_link(drv).state, l->rfd, l->away ? ", away" : "",
+            l->blocked ? ", blocked" : "", l->store.base, l->store.unsent,
+            l->store.next, l->store.bytes, l->store.bytes_out, l->flow.limit,
+            l->rx_expect, l->rx_len);
+    for_each_conn (c, drv) {
+        fprintf(stderr, "  connection %u %s of %s: in %s, out %s, due %#x, "
+                "fd %d%s%s%s, sent %llu of %llu, got %llu, taken %llu of "
+                "%llu\n", c->id, c->client ? "client" : "server",
+                c->service_id, in_name[c->in], out_name[c->out], c->due, c->fd,
+                c->announced ? ", announced" : "", c->gone ? ", gone" : "",
+                c->blocked ? ", blocked" : "",
+                (unsigned long long)c->tx_count,
+                (unsigned long long)c->tx_limit,
+                (unsigned long long)c->rx_count,
+                (unsigned long long)c->rx_taken,
+                (unsigned long long)c->rx_limit);
+    }
+}
+
+bool engine_loop_empty(const VPLoop *loop)
+{
+    return loop->nfds == 0 && loop->nwatched == 0 && loop->timers == NULL;
+}
