@@ -7,24 +7,29 @@
  * and the init file, binds the listeners, keeps each channel open, and serves
  * the monitor.
  *
+ * Rooms, each built on the ones before:
+ *
+ *   text       errors in words, texts that grow, numbers
  *   log        where lines go
- *   specs      the text of a -c, -o or -i, checked and cut into its fields
- *   settings   command line and init file: one table of options for both
- *   addresses, lookups, listeners
+ *   specs      the text of a -c, -o or -i, checked and cut into its fields;
+ *              before "options", because a list of specs is among their values
+ *   options    one table of them, and the values of one reading
+ *   init file  the command line, the init file it names, and the key: read,
+ *              checked as a whole, and printed by --dump-config
+ *   addresses  of hosts and paths; a child waits for the name server
+ *   listeners  sockets to listen on, and the files of unix sockets
  *   channels   what can't be opened now, or is lost later, is tried again for
- *              ever, 0.1 s to 5 s apart.  Opening never blocks the loop:
- *              connect() is non-blocking, names are looked up by a child.  A
- *              channel's descriptor belongs to the engine from vp_attach()
- *              until its channel_lost() call
- *   forwards
- *   monitor    commands and their answers; the client that -x is
- *   daemon     pid file, user, readiness, reload, signals
+ *              ever
+ *   forwards   oforwards and iforwards
+ *   running    what runs: add to it, remove from it, reload it, end it
+ *   monitor    "info", commands, clients; the client that -x is
+ *   daemon     pid file, user, readiness, signals, start and end
  *
  * Whatever is wrong with the command line or the init file is found before
  * anything is opened: exit status 2.  What can't be opened at start ends the
- * program with status 1, for a user who asked for it must know.  Once it
- * runs, the same errors are an answer of the monitor or a line in the log,
- * and all stays as it was.
+ * program with status 1, because a user who asked for it must know.  Once the
+ * program runs, the same errors are an answer of the monitor or a line in the
+ * log, and everything stays as it was.
  */
 #include "virtproxy.h"
 
@@ -52,45 +57,41 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef _PATH_LOG
-#define _PATH_LOG "/dev/log"
-#endif
-
 #define VERSION "0.1"
 
 #define MS 1000ull
 #define SECOND 1000000ull
 
-#define RETRY_MIN (100 * MS)
-#define RETRY_MAX (5 * SECOND)
-#define CONNECT_TIMEOUT (10 * SECOND)
-#define ACCEPT_PAUSE (200 * MS)
-/* Out of descriptors again after so long: that is worth a line. */
-#define STARVED_NEWS (10 * SECOND)
-/* Time for what is queued when the daemon is told to end; for resets. */
-#define FLUSH_TIME (2 * SECOND)
-#define RESET_TIME (500 * MS)
-#define QUIT_STEP (10 * MS)
-/* Time for a serial line to send the engine's goodbye. */
-#define LAST_WORDS_TIME (300 * MS)
-#define LAST_WORDS_STEP (20 * MS)
-#define PIDFILE_TRIES 10
-#define DEFAULT_BAUD 115200
-#define MAX_ADDRS 16
-#define KEY_LEN_MIN 16
-#define KEY_LEN_MAX 1023
-/* Of an option's value: a path may be as long, and get ".out" appended. */
-#define VALUE_MAX 4000
-
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* What went wrong, for the user. */
+/* ======================================================================
+ * text
+ * ====================================================================== */
+
+/*
+ * Longest value of an option.  A path can be 4095 bytes long, and the suffix
+ * of a FIFO's name is appended to it.
+ */
+#define VALUE_MAX 4000
+
+/* Longest path of a unix socket. */
+#define SOCKET_PATH_MAX (sizeof(((struct sockaddr_un *)0)->sun_path) - 1)
+
+/* What went wrong, in words for the user: one printable line. */
 typedef struct Error {
     char text[512];
 } Error;
 
-/* text_plain() - control characters become '?' */
-static void text_plain(char *text)
+/* A text that grows; all zeros is an empty one. */
+typedef struct Text {
+    char *data;  /* ends with a NUL; NULL: nothing was added yet */
+    size_t len;  /* bytes without the NUL */
+    size_t size; /* bytes allocated */
+    bool failed; /* memory ran out, and the rest is missing */
+} Text;
+
+/* make_printable() - replace control characters by '?' */
+static void make_printable(char *text)
 {
     for (; *text != '\0'; text++) {
         if ((unsigned char)*text < ' ' || *text == '\177') {
@@ -99,11 +100,11 @@ static void text_plain(char *text)
     }
 }
 
-/* text_format() - one line, whatever it quotes */
-static void text_format(char *text, size_t size, const char *fmt, va_list ap)
+/* format_line() - vsnprintf() to one printable line, whatever it quotes */
+static void format_line(char *line, size_t size, const char *fmt, va_list ap)
 {
-    vsnprintf(text, size, fmt, ap);
-    text_plain(text);
+    vsnprintf(line, size, fmt, ap);
+    make_printable(line);
 }
 
 static bool error_set(Error *err, const char *fmt, ...)
@@ -115,7 +116,7 @@ static bool error_set(Error *err, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    text_format(err->text, sizeof(err->text), fmt, ap);
+    format_line(err->text, sizeof(err->text), fmt, ap);
     va_end(ap);
     return false;
 }
@@ -125,131 +126,48 @@ static bool error_memory(Error *err)
     return error_set(err, "out of memory");
 }
 
-/* ---- log -------------------------------------------------------------- */
+static void text_add(Text *t, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 
-static const char *const level_name[] = { "error", "warn", "info", "debug" };
-static VPLogLevel log_level = VP_LOG_INFO;
-static int log_fd = STDERR_FILENO; /* -1: syslog */
+/* text_add() - append; where memory runs out @t has failed from then on */
+static void text_add(Text *t, const char *fmt, ...)
+{
+    va_list ap, measured;
+    size_t need;
+
+    va_start(ap, fmt);
+    va_copy(measured, ap);
+    need = t->len + (size_t)vsnprintf(NULL, 0, fmt, measured) + 1;
+    va_end(measured);
+    if (need > t->size) {
+        char *data = realloc(t->data, 2 * need);
+
+        if (data == NULL) {
+            t->failed = true;
+        } else {
+            t->data = data;
+            t->size = 2 * need;
+        }
+    }
+    if (!t->failed) {
+        vsnprintf(t->data + t->len, t->size - t->len, fmt, ap);
+        t->len = need - 1;
+    }
+    va_end(ap);
+}
+
+static void text_free(Text *t)
+{
+    free(t->data);
+    *t = (Text){ .data = NULL };
+}
 
 /*
- * log_send() - to syslog, as RFC 3164 has it
+ * stdout_status() - flush stdout; returns the exit status
  *
- * syslog(3) would block for ever on a syslogd that lives but doesn't read.
+ * The status is 1, and stderr says why, if not all that was printed got out.
  */
-static void log_send(const char *line, size_t len)
-{
-    static int fd = -1;
-    struct sockaddr_un sun = { .sun_family = AF_UNIX, .sun_path = _PATH_LOG };
-
-    for (int try = 0; try < 2; try++) {
-        if (fd < 0) {
-            fd = socket(AF_UNIX, SOCK_DGRAM, 0);
-            if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
-                connect(fd, (struct sockaddr *)&sun, sizeof(sun)) < 0) {
-                break;
-            }
-        }
-        if (send(fd, line, len, 0) >= 0 || errno == EAGAIN) {
-            return; /* or it is busy: the line is lost, not we */
-        }
-        close(fd); /* it was started anew: so do we */
-        fd = -1;
-    }
-    if (fd >= 0) {
-        close(fd);
-        fd = -1;
-    }
-}
-
-/* log_line() - whatever the level is; @text is for one line */
-static void log_line(VPLogLevel level, int channel, const char *text)
-{
-    static const int priority[] = {
-        LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG,
-    };
-    int saved = errno;
-    char line[1024], where[16] = "";
-    struct timespec ts;
-    struct tm tm;
-    size_t len;
-
-    if (channel != VP_NO_CHANNEL) {
-        snprintf(where, sizeof(where), "ch%d: ", channel);
-    }
-    clock_gettime(CLOCK_REALTIME, &ts);
-    localtime_r(&ts.tv_sec, &tm);
-    if (log_fd < 0) {
-        len = (size_t)snprintf(line, sizeof(line), "<%d>",
-                               LOG_DAEMON | priority[level]);
-        len += strftime(line + len, sizeof(line) - len, "%b %e %H:%M:%S", &tm);
-        len += (size_t)snprintf(line + len, sizeof(line) - len,
-                                " qemu-vp[%ld]: %s%.768s", (long)getpid(),
-                                where, text);
-        log_send(line, len);
-    } else {
-        struct pollfd pfd = { .fd = log_fd, .events = POLLOUT };
-
-        len = strftime(line, sizeof(line), "%Y-%m-%d %H:%M:%S", &tm);
-        len += (size_t)snprintf(line + len, sizeof(line) - len,
-                                ".%03d %s %s%.768s\n",
-                                (int)(ts.tv_nsec / 1000000),
-                                level_name[level], where, text);
-        /* neither a full disk nor a pipe that nobody reads may stop us */
-        if (poll(&pfd, 1, 0) > 0 && write(log_fd, line, len) < 0) {
-            errno = saved;
-        }
-    }
-    errno = saved;
-}
-
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
-{
-    char text[768];
-    va_list ap;
-
-    if (level <= log_level) {
-        va_start(ap, fmt);
-        text_format(text, sizeof(text), fmt, ap);
-        va_end(ap);
-        log_line(level, channel, text);
-    }
-}
-
-/* log_open() - start to log to @path, "syslog", or NULL: stderr */
-static bool log_open(const char *path, Error *err)
-{
-    int fd = STDERR_FILENO;
-
-    if (path != NULL && strcmp(path, "syslog") == 0) {
-        fd = -1;
-    } else if (path != NULL) {
-        /* without O_NONBLOCK a FIFO would have us wait for its reader */
-        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOCTTY | O_NONBLOCK,
-                  0644);
-        if (fd < 0) {
-            return error_set(err, "cannot open the log file %s: %s", path,
-                             strerror(errno));
-        }
-    }
-    if (log_fd > STDERR_FILENO) {
-        close(log_fd);
-    }
-    log_fd = fd;
-    return true;
-}
-
-/* fail() - end with a message on stderr, and in the log where that is one */
-static void fail(int status, const Error *err)
-{
-    fprintf(stderr, "qemu-vp: %s\n", err->text);
-    if (log_fd != STDERR_FILENO) {
-        log_line(VP_LOG_ERROR, VP_NO_CHANNEL, err->text);
-    }
-    exit(status);
-}
-
-/* printed() - did all that was said on stdout get out?  The exit status */
-static int printed(void)
+static int stdout_status(void)
 {
     if (fflush(stdout) == 0 && !ferror(stdout)) {
         return 0;
@@ -258,77 +176,20 @@ static int printed(void)
     return 1;
 }
 
-/* ---- specs ------------------------------------------------------------ */
-
-typedef enum Method {
-    UNIX_CONNECT,
-    UNIX_LISTEN,
-    TCP_CONNECT,
-    TCP_LISTEN,
-    VIRTSERIAL_OPEN,
-    ISASERIAL_OPEN,
-    INHERITED_FD,
-} Method;
-
-static const char *const method_name[] = {
-    "unix-connect", "unix-listen", "tcp-connect", "tcp-listen",
-    "virtserial-open", "isaserial-open", "fd",
-};
-
-static const struct {
-    unsigned baud;
-    speed_t speed;
-} speeds[] = {
-    { 1200, B1200 }, { 2400, B2400 }, { 4800, B4800 }, { 9600, B9600 },
-    { 19200, B19200 }, { 38400, B38400 }, { 57600, B57600 },
-    { 115200, B115200 }, { 230400, B230400 },
-#ifdef B460800
-    { 460800, B460800 },
-#endif
-#ifdef B921600
-    { 921600, B921600 },
-#endif
-#ifdef B1000000
-    { 1000000, B1000000 },
-#endif
-#ifdef B4000000
-    { 4000000, B4000000 },
-#endif
-};
-
-/* One -c, -o or -i; the fields are parts of "copy". */
-typedef struct Spec {
-    char *text;              /* as it was given */
-    char *copy;
-    char option;             /* 'c', 'o' or 'i' */
-    Method method;           /* 'c' */
-    const char *service_id;  /* 'o', 'i' */
-    const char *addr;
-    const char *port;        /* NULL: '-' was given */
-    unsigned channel_id;
-    unsigned line;           /* of the init file; 0: the command line */
-    VPAddr *addrs;           /* of "addr", if a child looked it up: */
-    int naddrs;              /* 0: none did; or a negative EAI_ value */
-} Spec;
-
-static bool bad(const Spec *spec, Error *err, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
-
-/* bad() - name the option, its text, and what was expected; false */
-static bool bad(const Spec *spec, Error *err, const char *fmt, ...)
+/* text_print() - write @t to stdout and free it; returns the exit status */
+static int text_print(Text *t)
 {
-    char why[256];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(why, sizeof(why), fmt, ap);
-    va_end(ap);
-    return error_set(err, "-%c '%.128s': %s (expected "
-                     "%s:ADDR:PORT[:CHANNEL_ID])", spec->option, spec->text,
-                     why, spec->option == 'c' ? "METHOD" : "SERVICE_ID");
+    if (t->failed) {
+        text_free(t);
+        fputs("qemu-vp: out of memory\n", stderr);
+        return 1;
+    }
+    fputs(t->data != NULL ? t->data : "", stdout);
+    text_free(t);
+    return stdout_status();
 }
 
-/* parse_number() - all of @text as a number from @min to @max */
+/* parse_number() - is all of @text a number from @min to @max? */
 static bool parse_number(const char *text, unsigned long min,
                          unsigned long max, unsigned long *value)
 {
@@ -358,15 +219,260 @@ static const char *value_wrong(const char *value)
     return len > VALUE_MAX ? "it is too long" : NULL;
 }
 
-/*
- * split_fields() - cut spec->copy at its colons
- * @field:  4 of them; missing ones become NULL
+/* ======================================================================
+ * log
  *
- * A field in brackets may contain colons.
+ * Each event is one line, of the engine and of the program alike.  A line is
+ * lost rather than waited for, because a full pipe, a full disk or a syslogd
+ * that has stopped must not stop the daemon.
+ * ====================================================================== */
+
+#ifndef _PATH_LOG
+#define _PATH_LOG "/dev/log"
+#endif
+
+static const char *const level_name[] = { "error", "warn", "info", "debug" };
+static VPLogLevel log_level = VP_LOG_INFO; /* lines beyond it are left out */
+static int log_fd = STDERR_FILENO;         /* -1: syslog */
+
+/*
+ * log_send() - send @line, made as RFC 3164 has it, to syslog
+ *
+ * syslog(3) is of no use here, because it blocks for ever on a syslogd that
+ * lives but doesn't read.  A syslogd that was started anew has a new socket,
+ * so a second try connects again.
+ */
+static void log_send(const char *line, size_t len)
+{
+    static int fd = -1;
+    struct sockaddr_un sun = { .sun_family = AF_UNIX, .sun_path = _PATH_LOG };
+
+    for (int try = 0; try < 2; try++) {
+        if (fd < 0) {
+            fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+            if (fd < 0) {
+                return;
+            }
+            if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
+                connect(fd, (struct sockaddr *)&sun, sizeof(sun)) < 0) {
+                close(fd);
+                fd = -1;
+                return;
+            }
+        }
+        if (send(fd, line, len, 0) >= 0 || errno == EAGAIN) {
+            return;
+        }
+        close(fd);
+        fd = -1;
+    }
+}
+
+/*
+ * log_line() - write a line, whatever its level is
+ * @channel:  id of the channel it concerns, or VP_NO_CHANNEL
+ * @text:     printable, without a newline
+ */
+static void log_line(VPLogLevel level, int channel, const char *text)
+{
+    static const int priority[] = {
+        LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG,
+    };
+    struct pollfd pfd = { .fd = log_fd, .events = POLLOUT };
+    char line[1024], where[16] = "", date[32];
+    struct timespec ts;
+    struct tm tm;
+    int len;
+
+    if (channel != VP_NO_CHANNEL) {
+        snprintf(where, sizeof(where), "ch%d: ", channel);
+    }
+    clock_gettime(CLOCK_REALTIME, &ts);
+    localtime_r(&ts.tv_sec, &tm);
+    strftime(date, sizeof(date), log_fd < 0 ? "%b %e %H:%M:%S"
+                                            : "%Y-%m-%d %H:%M:%S", &tm);
+    if (log_fd < 0) {
+        len = snprintf(line, sizeof(line), "<%d>%s qemu-vp[%ld]: %s%.768s",
+                       LOG_DAEMON | priority[level], date, (long)getpid(),
+                       where, text);
+        log_send(line, (size_t)len);
+        return;
+    }
+    len = snprintf(line, sizeof(line), "%s.%03d %s %s%.768s\n", date,
+                   (int)(ts.tv_nsec / 1000000), level_name[level], where,
+                   text);
+    if (poll(&pfd, 1, 0) > 0) {
+        ssize_t n = write(log_fd, line, (size_t)len);
+
+        (void)n; /* because there is nowhere to say that this failed */
+    }
+}
+
+/* log_text() - write a line if its level is wanted; @text as in log_line() */
+static void log_text(VPLogLevel level, int channel, const char *text)
+{
+    int saved = errno;
+
+    if (level <= log_level) {
+        log_line(level, channel, text);
+    }
+    errno = saved;
+}
+
+static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* log_at() - log_text() for what the program has to say */
+static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
+{
+    char text[768];
+    va_list ap;
+
+    va_start(ap, fmt);
+    format_line(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    log_text(level, channel, text);
+}
+
+void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+{
+    char text[768];
+    va_list ap;
+
+    if (level <= log_level) {
+        va_start(ap, fmt);
+        format_line(text, sizeof(text), fmt, ap);
+        va_end(ap);
+        log_text(level, channel, text);
+    }
+}
+
+/* log_open() - log to @path, "syslog", or NULL: stderr, from now on */
+static bool log_open(const char *path, Error *err)
+{
+    int fd = STDERR_FILENO;
+
+    if (path != NULL && strcmp(path, "syslog") == 0) {
+        fd = -1;
+    } else if (path != NULL) {
+        /* with O_NONBLOCK, else open() waits for the reader of a FIFO */
+        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOCTTY | O_NONBLOCK,
+                  0644);
+        if (fd < 0) {
+            return error_set(err, "cannot open the log file %s: %s", path,
+                             strerror(errno));
+        }
+    }
+    if (log_fd > STDERR_FILENO) {
+        close(log_fd);
+    }
+    log_fd = fd;
+    return true;
+}
+
+/* fail() - end with a message on stderr, and in the log if that is another */
+static void fail(int status, const Error *err)
+{
+    fprintf(stderr, "qemu-vp: %s\n", err->text);
+    if (log_fd != STDERR_FILENO) {
+        log_line(VP_LOG_ERROR, VP_NO_CHANNEL, err->text);
+    }
+    exit(status);
+}
+
+/* ======================================================================
+ * specs
+ *
+ * The value of -c, -o and -i is METHOD or SERVICE_ID, ADDR, PORT and
+ * CHANNEL_ID with colons between.  A spec has been checked as far as it can be
+ * without opening anything and without asking a name server.
+ * ====================================================================== */
+
+typedef enum Method {
+    UNIX_CONNECT,
+    UNIX_LISTEN,
+    TCP_CONNECT,
+    TCP_LISTEN,
+    VIRTSERIAL_OPEN,
+    ISASERIAL_OPEN,
+    INHERITED_FD,
+} Method;
+
+static const char *const method_name[] = {
+    [UNIX_CONNECT] = "unix-connect",
+    [UNIX_LISTEN] = "unix-listen",
+    [TCP_CONNECT] = "tcp-connect",
+    [TCP_LISTEN] = "tcp-listen",
+    [VIRTSERIAL_OPEN] = "virtserial-open",
+    [ISASERIAL_OPEN] = "isaserial-open",
+    [INHERITED_FD] = "fd",
+};
+
+/* Of a serial line where PORT is '-'. */
+#define DEFAULT_BAUD 115200
+
+static const struct {
+    unsigned baud;
+    speed_t speed;
+} speeds[] = {
+    { 1200, B1200 }, { 2400, B2400 }, { 4800, B4800 }, { 9600, B9600 },
+    { 19200, B19200 }, { 38400, B38400 }, { 57600, B57600 },
+    { 115200, B115200 }, { 230400, B230400 },
+#ifdef B460800
+    { 460800, B460800 },
+#endif
+#ifdef B921600
+    { 921600, B921600 },
+#endif
+#ifdef B1000000
+    { 1000000, B1000000 },
+#endif
+#ifdef B4000000
+    { 4000000, B4000000 },
+#endif
+};
+
+/* One -c, -o or -i. */
+typedef struct Spec {
+    char *text;              /* the value as it was given */
+    char *fields;            /* a copy of it, cut into the strings below */
+    char option;             /* letter: 'c', 'o' or 'i' */
+    Method method;           /* of a 'c' only */
+    const char *service_id;  /* of an 'o' or 'i' only */
+    const char *addr;
+    const char *port;        /* NULL: '-' was given */
+    unsigned channel_id;
+    unsigned line;           /* line of the init file; 0: the command line */
+    int naddrs;              /* what addr_lookup() gave; 0: not called yet */
+    VPAddr *addrs;           /* that many, if "naddrs" is positive */
+} Spec;
+
+static bool spec_error(const Spec *spec, Error *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* spec_error() - say what is wrong with @spec; returns false */
+static bool spec_error(const Spec *spec, Error *err, const char *fmt, ...)
+{
+    char why[256];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(why, sizeof(why), fmt, ap);
+    va_end(ap);
+    return error_set(err, "-%c '%.128s': %s (expected "
+                     "%s:ADDR:PORT[:CHANNEL_ID])", spec->option, spec->text,
+                     why, spec->option == 'c' ? "METHOD" : "SERVICE_ID");
+}
+
+/*
+ * split_fields() - cut spec->fields at its colons
+ * @field:  the 4 parts; a missing one becomes NULL
+ *
+ * ADDR may have colons in it if it stands in brackets.
  */
 static bool split_fields(const Spec *spec, char *field[4], Error *err)
 {
-    char *at = spec->copy;
+    char *at = spec->fields;
 
     for (int i = 0; i < 4; i++) {
         char *end;
@@ -379,11 +485,11 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
         if (i == 1 && at[0] == '[') {
             end = strchr(at, ']');
             if (end == NULL) {
-                return bad(spec, err, "'[' without ']'");
+                return spec_error(spec, err, "'[' without ']'");
             }
             if (end[1] != ':' && end[1] != '\0') {
-                return bad(spec, err, "'%s' after ']', ':' was expected",
-                           end + 1);
+                return spec_error(spec, err, "'%s' after ']', ':' was "
+                                  "expected", end + 1);
             }
             *end++ = '\0';
             field[i]++;
@@ -391,7 +497,7 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
         at = *end == ':' ? end + 1 : NULL;
         *end = '\0';
     }
-    return at == NULL || bad(spec, err, "'%s' after the CHANNEL_ID", at);
+    return at == NULL || spec_error(spec, err, "'%s' after the CHANNEL_ID", at);
 }
 
 static bool check_port(const Spec *spec, Error *err)
@@ -402,24 +508,22 @@ static bool check_port(const Spec *spec, Error *err)
 
     if (spec->port[0] < '0' || spec->port[0] > '9') {
         return getservbyname(spec->port, "tcp") != NULL ||
-               bad(spec, err, "PORT '%s' is neither a number nor a known "
-                   "service", spec->port);
+               spec_error(spec, err, "PORT '%s' is neither a number nor a "
+                          "known service", spec->port);
     }
     return parse_number(spec->port, least, 65535, &port) ||
-           bad(spec, err, "PORT '%s' is not a number from %lu to 65535",
-               spec->port, least);
+           spec_error(spec, err, "PORT '%s' is not a number from %lu to "
+                      "65535", spec->port, least);
 }
 
 static bool check_path(const Spec *spec, Error *err)
 {
-    struct sockaddr_un sun;
-
-    return strlen(spec->addr) < sizeof(sun.sun_path) ||
-           bad(spec, err, "the path has %zu bytes, a unix socket's at most "
-               "%zu", strlen(spec->addr), sizeof(sun.sun_path) - 1);
+    return strlen(spec->addr) <= SOCKET_PATH_MAX ||
+           spec_error(spec, err, "the path has %zu bytes, a unix socket's at "
+                      "most %zu", strlen(spec->addr), SOCKET_PATH_MAX);
 }
 
-/* find_speed() - B0 if @port is no baud rate we know */
+/* find_speed() - of a serial line with @port; B0: it is not known here */
 static speed_t find_speed(const char *port)
 {
     unsigned long baud = DEFAULT_BAUD;
@@ -443,33 +547,34 @@ static bool check_channel(Spec *spec, const char *method, Error *err)
         m++;
     }
     if (m == COUNT(method_name)) {
-        return bad(spec, err, "unknown METHOD '%s', there are unix-connect, "
-                   "unix-listen, tcp-connect, tcp-listen, virtserial-open, "
-                   "isaserial-open and fd", method);
+        return spec_error(spec, err, "unknown METHOD '%s', there are "
+                          "unix-connect, unix-listen, tcp-connect, "
+                          "tcp-listen, virtserial-open, isaserial-open and "
+                          "fd", method);
     }
     spec->method = (Method)m;
     switch (spec->method) {
     case TCP_CONNECT:
     case TCP_LISTEN:
         if (spec->port == NULL) {
-            return bad(spec, err, "%s needs a PORT", method);
+            return spec_error(spec, err, "%s needs a PORT", method);
         }
         return check_port(spec, err);
     case ISASERIAL_OPEN:
         return find_speed(spec->port) != B0 ||
-               bad(spec, err, "'%s' is not a baud rate that is known here",
-                   spec->port);
+               spec_error(spec, err, "'%s' is not a baud rate that is known "
+                          "here", spec->port);
     default:
         break;
     }
     if (spec->port != NULL) {
-        return bad(spec, err, "PORT '%s' where %s takes '-'", spec->port,
-                   method);
+        return spec_error(spec, err, "PORT '%s' where %s takes '-'",
+                          spec->port, method);
     }
     if (spec->method == INHERITED_FD) {
         return parse_number(spec->addr, 0, INT_MAX, &number) ||
-               bad(spec, err, "'%s' is not the number of a descriptor",
-                   spec->addr);
+               spec_error(spec, err, "'%s' is not the number of a "
+                          "descriptor", spec->addr);
     }
     return spec->method == VIRTSERIAL_OPEN || check_path(spec, err);
 }
@@ -477,7 +582,7 @@ static bool check_channel(Spec *spec, const char *method, Error *err)
 static void spec_free(Spec *spec)
 {
     free(spec->text);
-    free(spec->copy);
+    free(spec->fields);
     free(spec->addrs);
     *spec = (Spec){ .text = NULL };
 }
@@ -489,7 +594,7 @@ static bool spec_check(Spec *spec, Error *err)
     char *field[4];
 
     if (wrong != NULL) {
-        return bad(spec, err, "%s", wrong);
+        return spec_error(spec, err, "%s", wrong);
     }
     if (!split_fields(spec, field, err)) {
         return false;
@@ -497,16 +602,16 @@ static bool spec_check(Spec *spec, Error *err)
     spec->addr = field[1];
     spec->port = field[2];
     if (spec->port == NULL) {
-        return bad(spec, err, "%s is missing",
-                   spec->addr == NULL ? "ADDR" : "PORT");
+        return spec_error(spec, err, "%s is missing",
+                          spec->addr == NULL ? "ADDR" : "PORT");
     }
     if (spec->addr[0] == '\0' || spec->port[0] == '\0') {
-        return bad(spec, err, "%s is empty",
-                   spec->addr[0] == '\0' ? "ADDR" : "PORT");
+        return spec_error(spec, err, "%s is empty",
+                          spec->addr[0] == '\0' ? "ADDR" : "PORT");
     }
     if (field[3] != NULL && !parse_number(field[3], 0, 65535, &number)) {
-        return bad(spec, err, "CHANNEL_ID '%s' is not a number from 0 to "
-                   "65535", field[3]);
+        return spec_error(spec, err, "CHANNEL_ID '%s' is not a number from 0 "
+                          "to 65535", field[3]);
     }
     spec->channel_id = (unsigned)number;
     if (strcmp(spec->port, "-") == 0) {
@@ -517,19 +622,20 @@ static bool spec_check(Spec *spec, Error *err)
     }
     spec->service_id = field[0];
     if (!vp_service_id_ok(field[0], strlen(field[0]))) {
-        return bad(spec, err, "a SERVICE_ID is 1 to %d printable ASCII "
-                   "characters without blanks", VP_SERVICE_ID_LEN);
+        return spec_error(spec, err, "a SERVICE_ID is 1 to %d printable "
+                          "ASCII characters without blanks",
+                          VP_SERVICE_ID_LEN);
     }
     return spec->port == NULL ? check_path(spec, err) : check_port(spec, err);
 }
 
-/* spec_parse() - on success the caller has to spec_free() it some day */
+/* spec_parse() - @spec has to be freed with spec_free() if this succeeds */
 static bool spec_parse(Spec *spec, char option, const char *text, Error *err)
 {
     *spec = (Spec){ .option = option };
     spec->text = strdup(text);
-    spec->copy = strdup(text);
-    if (spec->text == NULL || spec->copy == NULL) {
+    spec->fields = strdup(text);
+    if (spec->text == NULL || spec->fields == NULL) {
         spec_free(spec);
         return error_memory(err);
     }
@@ -558,7 +664,7 @@ static bool spec_same(const Spec *a, const Spec *b)
                              : strcmp(a->service_id, b->service_id) == 0);
 }
 
-/* spec_clash() - why @a can't stand beside @b, or NULL */
+/* spec_clash() - why @a can't run beside @b, or NULL */
 static const char *spec_clash(const Spec *a, const Spec *b)
 {
     if (a->option == 'c' && b->option == 'c' && a->method == b->method &&
@@ -578,119 +684,149 @@ static const char *spec_clash(const Spec *a, const Spec *b)
     return spec_same(a, b) ? "it is there already" : NULL;
 }
 
-/* ---- settings --------------------------------------------------------- */
+/* ======================================================================
+ * options
+ *
+ * A new option is a row of the table and a member of Settings, where its value
+ * lives.  From the table come what getopt_long() accepts, --help, the lines of
+ * an init file, --dump-config, the checks of a value, and what a reload leaves
+ * as it was.
+ *
+ *   kind     value                           in Settings
+ *   SPEC     METHOD... or SERVICE_ID...      one more of "specs"
+ *   STRING   what an init file can hold      char *, NULL: not given
+ *   NUMBER   from "min" to "max"             unsigned, "standard" if not given
+ *   FLAG     none                            bool, true if given
+ *   STEP     none                            int, "step" is added each time
+ *
+ * The command line is read before the init file, and its value counts.
+ * ====================================================================== */
 
-/* Options without a letter. */
+typedef enum OptionKind { SPEC, STRING, NUMBER, FLAG, STEP } OptionKind;
+
+/* Rules of an option. */
 enum {
-    OPT_GRACE = 256,
-    OPT_MAX_CONNS,
-    OPT_MAX_HALF_OPEN,
-    OPT_MAX_OPENS,
-    OPT_MAX_MEMORY,
-    OPT_DUMP_CONFIG,
+    NOT_IN_FILE = 1,   /* it makes sense on a command line only */
+    NEEDS_RESTART = 2, /* a reload leaves it as it was */
+    SOCKET_PATH = 4,   /* its value is the path of a unix socket */
 };
 
-/* In the init file the same names stand for the same things, but for -C,
- * -x, -h, -V and --dump-config, which only make sense on a command line. */
-static const struct option long_options[] = {
-    { "channel", required_argument, NULL, 'c' },
-    { "oforward", required_argument, NULL, 'o' },
-    { "iforward", required_argument, NULL, 'i' },
-    { "grace", required_argument, NULL, OPT_GRACE },
-    { "max-conns", required_argument, NULL, OPT_MAX_CONNS },
-    { "max-half-open", required_argument, NULL, OPT_MAX_HALF_OPEN },
-    { "max-opens", required_argument, NULL, OPT_MAX_OPENS },
-    { "max-memory", required_argument, NULL, OPT_MAX_MEMORY },
-    { "key", required_argument, NULL, 'k' },
-    { "monitor", required_argument, NULL, 'm' },
-    { "logfile", required_argument, NULL, 'l' },
-    { "pidfile", required_argument, NULL, 'f' },
-    { "user", required_argument, NULL, 'u' },
-    { "daemonize", no_argument, NULL, 'd' },
-    { "verbose", no_argument, NULL, 'v' },
-    { "quiet", no_argument, NULL, 'q' },
-    { "config", required_argument, NULL, 'C' },
-    { "execute", required_argument, NULL, 'x' },
-    { "dump-config", no_argument, NULL, OPT_DUMP_CONFIG },
-    { "version", no_argument, NULL, 'V' },
-    { "help", no_argument, NULL, 'h' },
-    { NULL, 0, NULL, 0 },
-};
-
-static const char usage_text[] =
-"Usage: qemu-vp -c CHANNEL [-o FORWARD]... [-i FORWARD]... [OPTION]...\n"
-"       qemu-vp -m PATH -x COMMAND\n"
-"Forward sockets between host and guest over one channel.\n"
-"\n"
-"  -c, --channel METHOD:ADDR:PORT[:CHANNEL_ID]\n"
-"        the channel to the other qemu-vp; again for further ones\n"
-"          unix-connect:PATH:-       unix-listen:PATH:-\n"
-"          tcp-connect:HOST:PORT     tcp-listen:HOST:PORT\n"
-"          virtserial-open:DEVICE:-  isaserial-open:DEVICE:BAUD ('-': 115200)\n"
-"          fd:NUMBER:-               an inherited descriptor\n"
-"  -o, --oforward SERVICE_ID:ADDR:PORT[:CHANNEL_ID]\n"
-"        listen at ADDR:PORT, forward to the other side's SERVICE_ID\n"
-"  -i, --iforward SERVICE_ID:ADDR:PORT[:CHANNEL_ID]\n"
-"        connect the other side's SERVICE_ID to ADDR:PORT\n"
-"        PORT '-': ADDR is the path of a unix socket; [::1] for IPv6;\n"
-"        -o with PORT 0 picks a free port, the log names it\n"
-"      --grace SECONDS   connections wait so long without a channel [30]\n"
-"  -k, --key FILE        the other side must have the same key\n"
-"      --max-conns N     connections per channel at once [16384]\n"
-"      --max-half-open N of these, to targets that don't answer [4096]\n"
-"      --max-opens N     the other side's connections per second [20000]\n"
-"      --max-memory MIB  memory per channel; lowers --max-conns [1024]\n"
-"  -C, --config FILE     init file: a long option and its value on each line\n"
-"  -d, --daemonize       go to the background once all is open\n"
-"  -f, --pidfile FILE    write the process id to FILE, and lock it\n"
-"  -l, --logfile FILE    log to FILE, or to 'syslog' [stderr; -d: syslog]\n"
-"  -u, --user USER       drop privileges once all is open\n"
-"  -m, --monitor PATH    serve the monitor on a unix socket\n"
-"  -x, --execute COMMAND send COMMAND to the monitor at -m PATH\n"
-"      --dump-config     print what is in force as an init file, and end\n"
-"  -v, --verbose         log more\n"
-"  -q, --quiet           log warnings and errors only; twice: errors only\n"
-"  -V, --version         print the version\n"
-"  -h, --help            print this\n";
-
-/* Settings that are numbers: their options, bounds and defaults. */
-enum { GRACE, MAX_CONNS, MAX_HALF_OPEN, MAX_OPENS, MAX_MEMORY, NUMBERS };
-
-static const struct {
-    int opt;
+typedef struct Option {
     const char *name;
+    char letter;           /* 0: it has none */
+    OptionKind kind;
+    size_t where;          /* offset of its value in Settings */
+    unsigned rules;
+    const char *value;     /* what --help calls the value; NULL: takes none */
     unsigned min;
     unsigned max;
     unsigned standard;
-} numbers[NUMBERS] = {
-    [GRACE] = { OPT_GRACE, "grace", 0, 1000000, 30 },
-    [MAX_CONNS] = { OPT_MAX_CONNS, "max-conns", 1, 1000000, 16384 },
-    [MAX_HALF_OPEN] = { OPT_MAX_HALF_OPEN, "max-half-open", 1, 1000000, 4096 },
-    [MAX_OPENS] = { OPT_MAX_OPENS, "max-opens", 1, 1000000, 20000 },
-    [MAX_MEMORY] = { OPT_MAX_MEMORY, "max-memory", 16, 1000000, 1024 },
-};
+    int step;
+    const char *help;
+} Option;
 
+/* The table's rows; a static assertion behind the table checks it. */
+#define OPTIONS 21
+
+/* All that one reading of command line and init file came to. */
 typedef struct Settings {
     Spec *specs;
     size_t nspecs;
-    VPConfig config;       /* what the numbers below come to */
-    unsigned number[NUMBERS];
-    /* Of each option: is it on the command line? its line in the init file */
-    unsigned given[2][COUNT(long_options)];
+    unsigned grace;        /* seconds */
+    unsigned max_conns;
+    unsigned max_half_open;
+    unsigned max_opens;
+    unsigned max_memory;   /* MiB */
     char *key_path;
-    bool key_kept;         /* it can't be read again: it is the old one */
-    int level;
-    bool daemonize;
-    bool dump;
     char *config_path;
-    char *monitor;
-    char *logfile;
     char *pidfile;
+    char *logfile;
     char *user;
+    char *monitor;
     char *execute;
+    int level;             /* a VPLogLevel */
+    bool daemonize;
+    bool dump_config;
+    bool version;
+    bool help;
+    VPConfig config;       /* what these values mean to a channel */
+    bool key_kept;         /* the key can't be read again: the old one stays */
+    bool on_line[OPTIONS];     /* of each row: is it on the command line? */
+    unsigned in_file[OPTIONS]; /* its line in the init file; 0: not there */
 } Settings;
 
 static Settings settings; /* in force */
+
+#define AT(member) .where = offsetof(Settings, member)
+
+static const Option options[] = {
+    { "channel", 'c', SPEC, .value = "METHOD:ADDR:PORT[:CHANNEL_ID]",
+      .help = "the channel to the other qemu-vp; again for further ones\n"
+      "          unix-connect:PATH:-       unix-listen:PATH:-\n"
+      "          tcp-connect:HOST:PORT     tcp-listen:HOST:PORT\n"
+      "          virtserial-open:DEVICE:-  isaserial-open:DEVICE:BAUD ('-': "
+      "115200)\n"
+      "          fd:NUMBER:-               an inherited descriptor" },
+    { "oforward", 'o', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+      .help = "listen at ADDR:PORT, forward to the other side's SERVICE_ID" },
+    { "iforward", 'i', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+      .help = "connect the other side's SERVICE_ID to ADDR:PORT\n"
+      "        PORT '-': ADDR is the path of a unix socket; [::1] for IPv6;\n"
+      "        -o with PORT 0 picks a free port, the log names it" },
+    { "grace", 0, NUMBER, AT(grace), .value = "SECONDS", .min = 0,
+      .max = 1000000, .standard = 30,
+      .help = "connections wait so long without a channel" },
+    { "key", 'k', STRING, AT(key_path), .value = "FILE",
+      .help = "the other side must have the same key" },
+    { "max-conns", 0, NUMBER, AT(max_conns), .value = "N", .min = 1,
+      .max = 1000000, .standard = 16384,
+      .help = "connections per channel at once" },
+    { "max-half-open", 0, NUMBER, AT(max_half_open), .value = "N", .min = 1,
+      .max = 1000000, .standard = 4096,
+      .help = "of these, to targets that don't answer" },
+    { "max-opens", 0, NUMBER, AT(max_opens), .value = "N", .min = 1,
+      .max = 1000000, .standard = 20000,
+      .help = "the other side's connections per second" },
+    { "max-memory", 0, NUMBER, AT(max_memory), .value = "MIB", .min = 16,
+      .max = 1000000, .standard = 1024,
+      .help = "memory per channel; lowers --max-conns" },
+    { "config", 'C', STRING, AT(config_path), NOT_IN_FILE, .value = "FILE",
+      .help = "init file: a long option and its value on each line" },
+    { "daemonize", 'd', FLAG, AT(daemonize), NEEDS_RESTART,
+      .help = "go to the background once all is open" },
+    { "pidfile", 'f', STRING, AT(pidfile), NEEDS_RESTART, .value = "FILE",
+      .help = "write the process id to FILE, and lock it" },
+    { "logfile", 'l', STRING, AT(logfile), .value = "FILE",
+      .help = "log to FILE, or to 'syslog' [stderr; -d: syslog]" },
+    { "user", 'u', STRING, AT(user), NEEDS_RESTART, .value = "USER",
+      .help = "drop privileges once all is open" },
+    { "monitor", 'm', STRING, AT(monitor),
+      NEEDS_RESTART | SOCKET_PATH, .value = "PATH",
+      .help = "serve the monitor on a unix socket" },
+    { "execute", 'x', STRING, AT(execute), NOT_IN_FILE, .value = "COMMAND",
+      .help = "send COMMAND to the monitor at -m PATH" },
+    { "dump-config", 0, FLAG, AT(dump_config), NOT_IN_FILE,
+      .help = "print what is in force as an init file, and end" },
+    { "verbose", 'v', STEP, AT(level), .step = 1, .help = "log more" },
+    { "quiet", 'q', STEP, AT(level), .step = -1,
+      .help = "log warnings and errors only; twice: errors only" },
+    { "version", 'V', FLAG, AT(version), NOT_IN_FILE,
+      .help = "print the version" },
+    { "help", 'h', FLAG, AT(help), NOT_IN_FILE, .help = "print this" },
+};
+
+_Static_assert(COUNT(options) == OPTIONS, "OPTIONS is the number of rows");
+
+/* option_at() - where in @s the value of @o is */
+static void *option_at(const Settings *s, const Option *o)
+{
+    return (char *)s + o->where;
+}
+
+static char **option_string(const Settings *s, const Option *o)
+{
+    return option_at(s, o);
+}
 
 static void settings_free(Settings *s)
 {
@@ -698,30 +834,28 @@ static void settings_free(Settings *s)
         spec_free(&s->specs[i]);
     }
     free(s->specs);
-    free(s->key_path);
-    free(s->config_path);
-    free(s->monitor);
-    free(s->logfile);
-    free(s->pidfile);
-    free(s->user);
-    free(s->execute);
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        if (o->kind == STRING) {
+            free(*option_string(s, o));
+        }
+    }
     memset(s, 0, sizeof(*s));
 }
 
-/* option_find() - its place in the table */
-static size_t option_find(int opt)
+/* option_find() - the row with @letter */
+static const Option *option_find(int letter)
 {
-    size_t o = 0;
+    const Option *o = options;
 
-    while (long_options[o].val != opt) {
+    while (o->letter != letter) {
         o++;
     }
     return o;
 }
 
-/* settings_where() - say in which @line it is, if any, and @why it is wrong */
-static bool settings_where(const Settings *s, unsigned line, const Error *why,
-                           Error *err)
+/* line_error() - say that @why is wrong, in @line if it is of the init file */
+static bool line_error(const Settings *s, unsigned line, const Error *why,
+                       Error *err)
 {
     if (line == 0) {
         *err = *why;
@@ -731,17 +865,17 @@ static bool settings_where(const Settings *s, unsigned line, const Error *why,
                      why->text);
 }
 
-/* option_where() - the same for the option whose value is in force */
-static bool option_where(const Settings *s, int opt, const Error *why,
+/* option_error() - line_error() for the value that option @letter has */
+static bool option_error(const Settings *s, int letter, const Error *why,
                          Error *err)
 {
-    size_t o = option_find(opt);
+    ptrdiff_t i = option_find(letter) - options;
 
-    return settings_where(s, s->given[0][o] ? 0 : s->given[1][o], why, err);
+    return line_error(s, s->on_line[i] ? 0 : s->in_file[i], why, err);
 }
 
-static bool settings_spec(Settings *s, char option, const char *text,
-                          unsigned line, Error *err)
+static bool option_take_spec(Settings *s, const Option *o, const char *value,
+                             unsigned line, Error *err)
 {
     Spec *specs = realloc(s->specs, (s->nspecs + 1) * sizeof(*specs));
 
@@ -749,232 +883,160 @@ static bool settings_spec(Settings *s, char option, const char *text,
         return error_memory(err);
     }
     s->specs = specs;
-    if (!spec_parse(&specs[s->nspecs], option, text, err)) {
+    if (!spec_parse(&specs[s->nspecs], o->letter, value, err)) {
         return false;
     }
     specs[s->nspecs++].line = line;
     return true;
 }
 
-/* settings_string() - the first value wins: the command line is read first */
-static bool settings_string(const Settings *s, char **to, const char *name,
-                            const char *value, Error *err)
+/* option_take_string() - @counts: else the value is checked only */
+static bool option_take_string(Settings *s, const Option *o, const char *value,
+                               bool counts, Error *err)
 {
+    char **to = option_string(s, o);
     const char *wrong = value[0] == '\0' ? "expected a value"
-                        : to != &s->execute ? value_wrong(value) : NULL;
+                        : o->rules & NOT_IN_FILE ? NULL : value_wrong(value);
 
     if (wrong != NULL) {
-        return error_set(err, "--%s '%.128s': %s", name, value, wrong);
+        return error_set(err, "--%s '%.128s': %s", o->name, value, wrong);
     }
-    if (*to == NULL) {
-        *to = strdup(value);
+    if ((o->rules & SOCKET_PATH) && strlen(value) > SOCKET_PATH_MAX) {
+        return error_set(err, "-%c '%.128s': the path has %zu bytes, a unix "
+                         "socket's at most %zu", o->letter, value,
+                         strlen(value), SOCKET_PATH_MAX);
     }
+    if (!counts) {
+        return true;
+    }
+    *to = strdup(value);
     return *to != NULL || error_memory(err);
 }
 
-/* settings_number() - @n is one of the numbers above */
-static bool settings_number(Settings *s, int n, const char *value,
-                            bool in_file, Error *err)
+/* option_take_number() - @counts: else the value is checked only */
+static bool option_take_number(Settings *s, const Option *o, const char *value,
+                               bool counts, Error *err)
 {
     unsigned long number;
 
-    if (!parse_number(value, numbers[n].min, numbers[n].max, &number)) {
+    if (!parse_number(value, o->min, o->max, &number)) {
         return error_set(err, "--%s '%.64s': expected a number from %u to %u",
-                         numbers[n].name, value, numbers[n].min,
-                         numbers[n].max);
+                         o->name, value, o->min, o->max);
     }
-    if (!in_file || !s->given[0][option_find(numbers[n].opt)]) {
-        s->number[n] = (unsigned)number;
+    if (counts) {
+        *(unsigned *)option_at(s, o) = (unsigned)number;
     }
     return true;
 }
 
-/* key_owner_ok() - us, root, or who we will be once all is open */
-static bool key_owner_ok(uid_t owner, const char *user)
-{
-    const struct passwd *pw = user != NULL ? getpwnam(user) : NULL;
-
-    return owner == 0 || owner == geteuid() ||
-           (pw != NULL && owner == pw->pw_uid);
-}
-
 /*
- * key_read() - the key in @path, without the newline at its end
- * @user:  of -u, or NULL
- *
- * A key that others can read is none.
+ * option_take() - take over one option
+ * @value:  NULL if it takes none
+ * @line:   of the init file; 0: the command line
  */
-static bool key_read(VPKey *key, const char *path, const char *user,
-                     Error *err)
+static bool option_take(Settings *s, const Option *o, const char *value,
+                        unsigned line, Error *err)
 {
-    int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK);
-    const char *wrong = NULL;
-    struct stat st;
-    char text[KEY_LEN_MAX + 3]; /* a longest key, its newline, one more */
-    ssize_t n = 0;
+    ptrdiff_t i = o - options;
+    bool again = line > 0 ? s->in_file[i] > 0 : s->on_line[i];
+    bool counts = !s->on_line[i] || line == 0;
 
-    if (fd < 0 || fstat(fd, &st) < 0) {
-        wrong = strerror(errno);
-    } else if (!S_ISREG(st.st_mode)) {
-        wrong = "not a file";
-    } else if (!key_owner_ok(st.st_uid, user)) {
-        wrong = "it belongs to another user";
-    } else if (st.st_mode & (S_IRWXG | S_IRWXO)) {
-        wrong = "others can read or write it; chmod 600 it and, if it was "
-                "read, make a new one";
-    } else {
-        n = read(fd, text, sizeof(text));
-        if (n < 0) {
-            wrong = strerror(errno);
-        } else if ((size_t)n == sizeof(text)) {
-            wrong = "expected at most 1023 bytes";
-        }
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r')) {
-        n--;
-    }
-    if (wrong == NULL && (n < KEY_LEN_MIN || n > KEY_LEN_MAX)) {
-        wrong = n < KEY_LEN_MIN ? "expected at least 16 bytes"
-                                : "expected at most 1023 bytes";
-    }
-    key->len = wrong == NULL ? (size_t)n : 0;
-    memcpy(key->bytes, text, key->len);
-    return wrong == NULL || error_set(err, "--key '%s': %s", path, wrong);
-}
-
-/* settings_key() - read it; or keep it, if USER can't read it again */
-static bool settings_key(Settings *s, Error *err)
-{
-    Error why;
-
-    if (s->key_path == NULL) {
-        return true;
-    }
-    if (settings.config.key.len > 0 && access(s->key_path, R_OK) < 0 &&
-        errno == EACCES && strcmp(s->key_path, settings.key_path) == 0) {
-        s->config.key = settings.config.key;
-        s->key_kept = true;
-        return true;
-    }
-    return key_read(&s->config.key, s->key_path, s->user, &why) ||
-           option_where(s, 'k', &why, err);
-}
-
-/* settings_config() - what the settings mean to a channel */
-static bool settings_config(Settings *s, Error *err)
-{
-    size_t conns = vp_max_conns((size_t)s->number[MAX_MEMORY] << 20);
-
-    s->config.grace = s->number[GRACE];
-    s->config.max_conns = (unsigned)(conns < s->number[MAX_CONNS]
-                                     ? conns : s->number[MAX_CONNS]);
-    s->config.max_half_open = s->number[MAX_HALF_OPEN];
-    s->config.max_opens = s->number[MAX_OPENS];
-    return settings_key(s, err);
-}
-
-/*
- * settings_option() - apply one option
- * @line:  of the init file; 0: the command line
- */
-static bool settings_option(Settings *s, int opt, const char *value,
-                            unsigned line, Error *err)
-{
-    bool in_file = line > 0;
-    unsigned *given;
-
-    if (opt == '?') {
-        return false; /* getopt_long() has said why */
-    }
-    given = &s->given[in_file][option_find(opt)];
-    if (*given != 0 && value != NULL && opt != 'c' && opt != 'o' &&
-        opt != 'i') {
+    if (again && (o->kind == STRING || o->kind == NUMBER)) {
         return error_set(err, "--%s '%.64s': it was given before, and takes "
-                         "one value", long_options[option_find(opt)].name,
-                         value);
+                         "one value", o->name, value);
     }
-    *given = in_file ? line : 1;
-    for (int n = 0; n < NUMBERS; n++) {
-        if (numbers[n].opt == opt) {
-            return settings_number(s, n, value, in_file, err);
+    if (line > 0) {
+        s->in_file[i] = line;
+    } else {
+        s->on_line[i] = true;
+    }
+    switch (o->kind) {
+    case SPEC:
+        return option_take_spec(s, o, value, line, err);
+    case STRING:
+        return option_take_string(s, o, value, counts, err);
+    case NUMBER:
+        return option_take_number(s, o, value, counts, err);
+    case FLAG:
+        *(bool *)option_at(s, o) = true;
+        break;
+    case STEP:
+        *(int *)option_at(s, o) += o->step;
+        break;
+    }
+    return true;
+}
+
+/* options_print() - as lines of an init file, but for the specs */
+static void options_print(Text *out, const Settings *s)
+{
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        const void *value = option_at(s, o);
+
+        if (o->rules & NOT_IN_FILE) {
+            continue;
+        }
+        if (o->kind == NUMBER) {
+            text_add(out, "%s %u\n", o->name, *(const unsigned *)value);
+        } else if (o->kind == STRING && *(char *const *)value != NULL) {
+            text_add(out, "%s %s\n", o->name, *(char *const *)value);
+        } else if (o->kind == FLAG && *(const bool *)value) {
+            text_add(out, "%s\n", o->name);
+        } else if (o->kind == STEP) {
+            for (int n = (*(const int *)value - VP_LOG_INFO) * o->step;
+                 n > 0; n--) {
+                text_add(out, "%s\n", o->name);
+            }
         }
     }
-    switch (opt) {
-    case 'c':
-    case 'o':
-    case 'i':
-        return settings_spec(s, (char)opt, value, line, err);
-    case 'k':
-        return settings_string(s, &s->key_path, "key", value, err);
-    case 'm':
-        return settings_string(s, &s->monitor, "monitor", value, err);
-    case 'l':
-        return settings_string(s, &s->logfile, "logfile", value, err);
-    case 'f':
-        return settings_string(s, &s->pidfile, "pidfile", value, err);
-    case 'u':
-        return settings_string(s, &s->user, "user", value, err);
-    case 'C':
-        return settings_string(s, &s->config_path, "config", value, err);
-    case 'x':
-        return settings_string(s, &s->execute, "execute", value, err);
-    case 'd':
-        s->daemonize = true;
-        return true;
-    case OPT_DUMP_CONFIG:
-        s->dump = true;
-        return true;
-    case 'v':
-        s->level++;
-        return true;
-    case 'q':
-        s->level--;
-        return true;
-    default:
-        return false;
-    }
 }
 
-/* settings_line() - line @number of the init file, without its newline */
-static bool settings_line(Settings *s, char *line, unsigned number, Error *err)
+/* options_help() - what --help prints */
+static int options_help(void)
 {
-    const struct option *o = long_options;
-    char *name = line + strspn(line, " \t"), *value, *end;
+    Text out = { .data = NULL };
+    char head[80];
 
-    if (name[0] == '\0' || name[0] == '#') {
-        return true;
+    text_add(&out, "Usage: qemu-vp -c CHANNEL [-o FORWARD]... [-i FORWARD]... "
+             "[OPTION]...\n"
+             "       qemu-vp -m PATH -x COMMAND\n"
+             "Forward sockets between host and guest over one channel.\n\n");
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        const char letter[] = { '-', o->letter, ',', '\0' };
+
+        snprintf(head, sizeof(head), "  %3s --%s%s%s",
+                 o->letter != 0 ? letter : "", o->name,
+                 o->value != NULL ? " " : "", o->value != NULL ? o->value : "");
+        text_add(&out, strlen(head) > 23 ? "%s\n        %s" : "%-23s %s",
+                 head, o->help);
+        if (o->kind == NUMBER) {
+            text_add(&out, " [%u]", o->standard);
+        }
+        text_add(&out, "\n");
     }
-    end = name + strcspn(name, " \t");
-    value = end + strspn(end, " \t");
-    *end = '\0';
-    for (end = value + strlen(value);
-         end > value && (end[-1] == ' ' || end[-1] == '\t'); end--) {
-        end[-1] = '\0';
-    }
-    while (o->name != NULL && strcmp(o->name, name) != 0) {
-        o++;
-    }
-    if (o->name == NULL || o->val == 'C' || o->val == 'x' || o->val == 'V' ||
-        o->val == 'h' || o->val == OPT_DUMP_CONFIG) {
-        return error_set(err, "'%.64s': expected the long name of an option",
-                         name);
-    }
-    if (o->has_arg == required_argument && value[0] == '\0') {
-        return error_set(err, "'%s': expected a value after it", name);
-    }
-    if (o->has_arg == no_argument && value[0] != '\0') {
-        return error_set(err, "'%s': expected no value, not '%.64s'", name,
-                         value);
-    }
-    return settings_option(s, o->val, value, number, err);
+    return text_print(&out);
 }
+
+/* settings_log() - where to log; with nobody at stderr, to syslog */
+static const char *settings_log(const Settings *s)
+{
+    return s->logfile == NULL && settings.daemonize ? "syslog" : s->logfile;
+}
+
+/* ======================================================================
+ * init file
+ *
+ * A line has the long name of an option and its value.  The same names stand
+ * for the same things as on the command line.
+ * ====================================================================== */
+
+/* Bytes of a key.  Fewer than 16 could be guessed. */
+#define KEY_LEN_MIN 16
+#define KEY_LEN_MAX (sizeof(((VPKey *)0)->bytes) - 1)
 
 /*
  * file_line() - the next line of @f, without its newline
- * @wrong:  what is wrong with it, or NULL
+ * @wrong:  becomes what is wrong with it, or NULL
  *
  * Returns false if there is none.
  */
@@ -998,10 +1060,43 @@ static bool file_line(FILE *f, char *line, size_t size, const char **wrong)
     return c != EOF || n > 0;
 }
 
+/* settings_line() - take line @number of the init file, without its newline */
+static bool settings_line(Settings *s, char *line, unsigned number, Error *err)
+{
+    const Option *o = options;
+    char *name = line + strspn(line, " \t"), *value, *end;
+
+    if (name[0] == '\0' || name[0] == '#') {
+        return true;
+    }
+    end = name + strcspn(name, " \t");
+    value = end + strspn(end, " \t");
+    *end = '\0';
+    for (end = value + strlen(value);
+         end > value && (end[-1] == ' ' || end[-1] == '\t'); end--) {
+        end[-1] = '\0';
+    }
+    while (o < options + OPTIONS && strcmp(o->name, name) != 0) {
+        o++;
+    }
+    if (o == options + OPTIONS || (o->rules & NOT_IN_FILE)) {
+        return error_set(err, "'%.64s': expected the long name of an option",
+                         name);
+    }
+    if (o->value != NULL && value[0] == '\0') {
+        return error_set(err, "'%s': expected a value after it", name);
+    }
+    if (o->value == NULL && value[0] != '\0') {
+        return error_set(err, "'%s': expected no value, not '%.64s'", name,
+                         value);
+    }
+    return option_take(s, o, value, number, err);
+}
+
 static bool settings_file(Settings *s, const char *path, Error *err)
 {
     FILE *f = fopen(path, "r");
-    char line[VALUE_MAX + 100];
+    char line[VALUE_MAX + 100]; /* a name, blanks, and a value */
     const char *wrong;
     Error why;
     bool ok = true;
@@ -1013,7 +1108,7 @@ static bool settings_file(Settings *s, const char *path, Error *err)
         ok = wrong != NULL ? error_set(&why, "%s", wrong)
                            : settings_line(s, line, n, &why);
         if (!ok) {
-            settings_where(s, n, &why, err);
+            line_error(s, n, &why, err);
         }
     }
     if (ok && ferror(f)) {
@@ -1023,46 +1118,10 @@ static bool settings_file(Settings *s, const char *path, Error *err)
     return ok;
 }
 
-/* settings_check() - what only shows when all of it is known */
-static bool settings_check(const Settings *s, Error *err)
-{
-    struct sockaddr_un sun;
-    bool any = false;
-    Error why;
+/* ---- command line ----------------------------------------------------- */
 
-    for (size_t i = 0; i < s->nspecs; i++) {
-        const Spec *spec = &s->specs[i];
-        bool found = spec->option == 'c';
-
-        any |= found;
-        for (size_t j = 0; j < s->nspecs; j++) {
-            const Spec *other = &s->specs[j];
-            const char *clash = j < i ? spec_clash(spec, other) : NULL;
-
-            if (clash != NULL) {
-                bad(spec, &why, "%s", clash);
-                return settings_where(s, spec->line, &why, err);
-            }
-            found |= other->option == 'c' &&
-                     other->channel_id == spec->channel_id;
-        }
-        if (!found) {
-            bad(spec, &why, "there is no channel %u", spec->channel_id);
-            return settings_where(s, spec->line, &why, err);
-        }
-    }
-    if (s->monitor != NULL && strlen(s->monitor) >= sizeof(sun.sun_path)) {
-        return error_set(err, "-m '%.128s': the path has %zu bytes, a unix "
-                         "socket's at most %zu", s->monitor,
-                         strlen(s->monitor), sizeof(sun.sun_path) - 1);
-    }
-    return any || s->monitor != NULL ||
-           error_set(err, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is "
-                     "needed");
-}
-
-/* settings_misused() - getopt_long() gave @opt for @word; false */
-static bool settings_misused(int opt, const char *word, Error *err)
+/* arguments_wrong() - say why getopt_long() gave @opt for @word */
+static bool arguments_wrong(int opt, const char *word, Error *err)
 {
     char letter[3] = { '-', (char)optopt, '\0' };
     bool is_long = strncmp(word, "--", 2) == 0;
@@ -1078,62 +1137,227 @@ static bool settings_misused(int opt, const char *word, Error *err)
                      is_long ? word : letter);
 }
 
+/* settings_arguments() - take the command line; ends with -h and -V */
+static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
+{
+    struct option names[OPTIONS + 1] = { { .name = NULL } };
+    char letters[2 * OPTIONS + 2] = ":", *l = letters + 1;
+    int opt;
+
+    for (int i = 0; i < OPTIONS; i++) {
+        names[i].name = options[i].name;
+        names[i].has_arg = options[i].value != NULL;
+        names[i].val = UCHAR_MAX + 1 + i; /* a letter stands for itself */
+        if (options[i].letter != 0) {
+            *l++ = options[i].letter;
+            if (options[i].value != NULL) {
+                *l++ = ':';
+            }
+        }
+    }
+    *l = '\0';
+    optind = 1;
+    opterr = 0; /* because its messages don't say what is expected */
+    while ((opt = getopt_long(argc, argv, letters, names, NULL)) != -1) {
+        if (opt == ':' || opt == '?') {
+            return arguments_wrong(opt, argv[optind - 1], err);
+        }
+        if (!option_take(s, opt > UCHAR_MAX ? &options[opt - UCHAR_MAX - 1]
+                                            : option_find(opt),
+                         optarg, 0, err)) {
+            return false;
+        }
+        if (s->version) {
+            puts("qemu-vp " VERSION);
+            exit(stdout_status());
+        }
+        if (s->help) {
+            exit(options_help());
+        }
+    }
+    return optind == argc ||
+           error_set(err, "'%s': expected an option", argv[optind]);
+}
+
+/* ---- key -------------------------------------------------------------- */
+
+/* key_owner_ok() - is @owner us, root, or @user, who we will be? */
+static bool key_owner_ok(uid_t owner, const char *user)
+{
+    const struct passwd *pw = user != NULL ? getpwnam(user) : NULL;
+
+    return owner == 0 || owner == geteuid() ||
+           (pw != NULL && owner == pw->pw_uid);
+}
+
+/*
+ * key_read() - the key in @path, without the newline at its end
+ * @user:  of -u, or NULL
+ *
+ * A key that others can read is refused.
+ */
+static bool key_read(VPKey *key, const char *path, const char *user,
+                     Error *err)
+{
+    int fd = open(path, O_RDONLY | O_NOCTTY | O_NONBLOCK);
+    const char *wrong = NULL;
+    struct stat st;
+    char text[KEY_LEN_MAX + 3]; /* a longest key, "\r\n", and a byte too many */
+    ssize_t n = 0;
+
+    if (fd < 0 || fstat(fd, &st) < 0) {
+        wrong = strerror(errno);
+    } else if (!S_ISREG(st.st_mode)) {
+        wrong = "not a file";
+    } else if (!key_owner_ok(st.st_uid, user)) {
+        wrong = "it belongs to another user";
+    } else if (st.st_mode & (S_IRWXG | S_IRWXO)) {
+        wrong = "others can read or write it; chmod 600 it and, if it was "
+                "read, make a new one";
+    } else {
+        n = read(fd, text, sizeof(text));
+        wrong = n < 0 ? strerror(errno) : NULL;
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    key->len = n > 0 ? (size_t)n : 0;
+    while (key->len > 0 && (text[key->len - 1] == '\n' ||
+                            text[key->len - 1] == '\r')) {
+        key->len--;
+    }
+    if (wrong == NULL && key->len < KEY_LEN_MIN) {
+        wrong = "expected at least 16 bytes";
+    } else if (wrong == NULL &&
+               (key->len > KEY_LEN_MAX || (size_t)n == sizeof(text))) {
+        wrong = "expected at most 1023 bytes";
+    }
+    if (wrong != NULL) {
+        key->len = 0;
+        return error_set(err, "--key '%s': %s", path, wrong);
+    }
+    memcpy(key->bytes, text, key->len);
+    return true;
+}
+
+/* settings_key() - read the key, or keep it if USER can't read it again */
+static bool settings_key(Settings *s, Error *err)
+{
+    Error why;
+
+    if (s->key_path == NULL) {
+        return true;
+    }
+    if (settings.config.key.len > 0 && access(s->key_path, R_OK) < 0 &&
+        errno == EACCES && strcmp(s->key_path, settings.key_path) == 0) {
+        s->config.key = settings.config.key;
+        s->key_kept = true;
+        return true;
+    }
+    return key_read(&s->config.key, s->key_path, s->user, &why) ||
+           option_error(s, 'k', &why, err);
+}
+
+/* ---- the whole -------------------------------------------------------- */
+
+/* settings_config() - what the settings mean to a channel */
+static bool settings_config(Settings *s, Error *err)
+{
+    size_t conns = vp_max_conns((size_t)s->max_memory << 20);
+
+    s->config.grace = s->grace;
+    s->config.max_conns = conns < s->max_conns ? (unsigned)conns
+                                               : s->max_conns;
+    s->config.max_half_open = s->max_half_open;
+    s->config.max_opens = s->max_opens;
+    return settings_key(s, err);
+}
+
+/* settings_check() - what only shows once all of it is known */
+static bool settings_check(const Settings *s, Error *err)
+{
+    bool any = false;
+    Error why;
+
+    for (size_t i = 0; i < s->nspecs; i++) {
+        const Spec *spec = &s->specs[i];
+        bool found = spec->option == 'c';
+
+        any |= found;
+        for (size_t j = 0; j < s->nspecs; j++) {
+            const Spec *other = &s->specs[j];
+            const char *clash = j < i ? spec_clash(spec, other) : NULL;
+
+            if (clash != NULL) {
+                spec_error(spec, &why, "%s", clash);
+                return line_error(s, spec->line, &why, err);
+            }
+            found |= other->option == 'c' &&
+                     other->channel_id == spec->channel_id;
+        }
+        if (!found) {
+            spec_error(spec, &why, "there is no channel %u", spec->channel_id);
+            return line_error(s, spec->line, &why, err);
+        }
+    }
+    return any || s->monitor != NULL ||
+           error_set(err, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is "
+                     "needed");
+}
+
+/* settings_execute() - what -x needs beside it */
+static bool settings_execute(const Settings *s, Error *err)
+{
+    if (strpbrk(s->execute, "\r\n") != NULL) {
+        return error_set(err, "-x '%.128s': expected one command, on one line",
+                         s->execute);
+    }
+    return s->monitor != NULL ||
+           error_set(err, "-x '%.128s': expected -m PATH beside it",
+                     s->execute);
+}
+
 /* settings_read() - the command line, then the init file it names */
 static bool settings_read(Settings *s, int argc, char **argv, Error *err)
 {
-    int opt;
-
     memset(s, 0, sizeof(*s));
-    for (int n = 0; n < NUMBERS; n++) {
-        s->number[n] = numbers[n].standard;
-    }
     s->level = VP_LOG_INFO;
-    optind = 1;
-    opterr = 0; /* it wouldn't say what is expected */
-    while ((opt = getopt_long(argc, argv, ":c:o:i:k:m:l:f:u:C:x:dvqVh",
-                              long_options, NULL)) != -1) {
-        if (opt == ':' || opt == '?') {
-            return settings_misused(opt, argv[optind - 1], err);
-        }
-        if (opt == 'V') {
-            puts("qemu-vp " VERSION);
-            exit(printed());
-        }
-        if (opt == 'h') {
-            fputs(usage_text, stdout);
-            exit(printed());
-        }
-        if (!settings_option(s, opt, optarg, 0, err)) {
-            return false;
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        if (o->kind == NUMBER) {
+            *(unsigned *)option_at(s, o) = o->standard;
         }
     }
-    if (optind < argc) {
-        return error_set(err, "'%s': expected an option", argv[optind]);
-    }
-    if (s->config_path != NULL && !settings_file(s, s->config_path, err)) {
+    if (!settings_arguments(s, argc, argv, err) ||
+        (s->config_path != NULL && !settings_file(s, s->config_path, err))) {
         return false;
     }
     s->level = s->level < VP_LOG_ERROR ? VP_LOG_ERROR
                : s->level > VP_LOG_DEBUG ? VP_LOG_DEBUG : s->level;
     if (s->execute != NULL) {
-        if (strpbrk(s->execute, "\r\n") != NULL) {
-            return error_set(err, "-x '%.128s': expected one command, on one "
-                             "line", s->execute);
-        }
-        return s->monitor != NULL ||
-               error_set(err, "-x '%.128s': expected -m PATH beside it",
-                         s->execute);
+        return settings_execute(s, err);
     }
     return settings_config(s, err) && settings_check(s, err);
 }
 
-/* settings_log() - where to log; with nobody at stderr, to syslog */
-static const char *settings_log(const Settings *s)
+/* settings_print() - as an init file */
+static void settings_print(Text *out, const Settings *s)
 {
-    return s->logfile == NULL && settings.daemonize ? "syslog" : s->logfile;
+    for (size_t i = 0; i < s->nspecs; i++) {
+        text_add(out, "%s %s\n", spec_name(&s->specs[i]), s->specs[i].text);
+    }
+    options_print(out, s);
 }
 
-/* ---- addresses -------------------------------------------------------- */
+/* ======================================================================
+ * addresses
+ *
+ * A name server may take its time, and nothing may block the loop.  So a child
+ * waits for its answer (see "lookups"), except at start, when nobody is served
+ * yet.  Numeric addresses and paths need no name server.
+ * ====================================================================== */
+
+/* Addresses of a host that are tried; a round-robin name has fewer. */
+#define MAX_ADDRS 16
 
 static void addr_unix(const char *path, VPAddr *addr)
 {
@@ -1168,7 +1392,7 @@ static int addr_lookup(const char *host, const char *port, int flags,
     }
     for (struct addrinfo *ai = list; ai != NULL && n < MAX_ADDRS;
          ai = ai->ai_next) {
-        bool twice = false; /* in /etc/hosts: nobody could listen on it */
+        bool twice = false; /* in /etc/hosts; can't be listened on twice */
 
         for (int i = 0; i < n; i++) {
             twice |= addrs[i].len == ai->ai_addrlen &&
@@ -1183,12 +1407,13 @@ static int addr_lookup(const char *host, const char *port, int flags,
     return n;
 }
 
-/* lookup_error() - what addr_lookup() returned, in words */
+/* lookup_error() - the negative value of addr_lookup() in words */
 static const char *lookup_error(int rc)
 {
     return gai_strerror(EAI_NONAME < 0 ? rc : -rc);
 }
 
+/* addr_name() - valid until the next call */
 static const char *addr_name(const VPAddr *addr)
 {
     static char buf[160];
@@ -1198,27 +1423,28 @@ static const char *addr_name(const VPAddr *addr)
 
 /* ---- lookups ---------------------------------------------------------- */
 
-static VPLoop *loop;
+static VPLoop *loop; /* the program's only one */
 
+/* What the child has found out. */
 typedef struct Answer {
-    int naddrs; /* or what addr_lookup() returns instead */
+    int naddrs; /* what addr_lookup() returned */
     VPAddr addrs[MAX_ADDRS];
 } Answer;
 
-/* A name server may take its time, so a child waits for it. */
+/* A child that waits for a name server. */
 typedef struct Lookup {
-    pid_t pid; /* 0: none is under way */
-    int fd;
+    pid_t pid; /* 0: no lookup is under way */
+    int fd;    /* the child writes its Answer to the other end */
     void (*done)(void *opaque, const Answer *answer);
     void *opaque;
 } Lookup;
 
-/* lookup_child() - in the child: write what the name server says */
+/* lookup_child() - the child: write what the name server says, and end */
 static void lookup_child(const char *host, const char *port, int fd)
 {
     Answer answer;
 
-    /* held open here, a connection would outlive its close in the parent */
+    /* else a connection that the parent closes would stay open here */
     for (int i = STDERR_FILENO + 1; i < vp_loop_nfds(loop); i++) {
         if (i != fd) {
             close(i);
@@ -1244,7 +1470,7 @@ static void lookup_ready(void *opaque, int fd, int events)
 {
     Lookup *l = opaque;
     Answer answer;
-    /* an answer is whole: it is shorter than PIPE_BUF */
+    /* it comes whole, because it is shorter than PIPE_BUF */
     ssize_t n = read(fd, &answer, sizeof(answer));
 
     (void)events;
@@ -1259,9 +1485,10 @@ static void lookup_ready(void *opaque, int fd, int events)
 }
 
 /*
- * lookup_start() - have @done called from the loop
+ * lookup_start() - have a child look up @host and @port
+ * @done:  called from the loop with its answer
  *
- * Returns 0, or the errno why there is no child.
+ * Returns 0, or the errno value of why there is no child.
  */
 static int lookup_start(Lookup *l, const char *host, const char *port,
                         void (*done)(void *opaque, const Answer *answer),
@@ -1300,7 +1527,7 @@ static int lookup_start(Lookup *l, const char *host, const char *port,
     return 0;
 }
 
-/* spec_is_name() - would a name server be asked before it can be added? */
+/* spec_is_name() - has a name server to be asked before @spec can be added? */
 static bool spec_is_name(const Spec *spec)
 {
     VPAddr addrs[MAX_ADDRS];
@@ -1310,7 +1537,7 @@ static bool spec_is_name(const Spec *spec)
            addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0;
 }
 
-/* spec_looked_up() - what spec_lookup() will give from here on */
+/* spec_looked_up() - keep @answer, which spec_lookup() will give from now on */
 static void spec_looked_up(Spec *spec, const Answer *answer)
 {
     size_t size = sizeof(answer->addrs);
@@ -1327,10 +1554,10 @@ static void spec_looked_up(Spec *spec, const Answer *answer)
 }
 
 /*
- * spec_lookup() - the addresses of a forward or a listener; 0: see @err
+ * spec_lookup() - the addresses of a forward or a listener
  *
- * This waits for a name server, unless a child has asked it before: only at
- * start nobody else has to wait meanwhile.
+ * Waits for a name server, unless spec_looked_up() has its answer already.
+ * Returns the number of addresses; 0: see @err.
  */
 static int spec_lookup(const Spec *spec, VPAddr *addrs, Error *err)
 {
@@ -1353,9 +1580,11 @@ static int spec_lookup(const Spec *spec, VPAddr *addrs, Error *err)
     return n;
 }
 
-/* ---- listeners -------------------------------------------------------- */
+/* ======================================================================
+ * listeners
+ * ====================================================================== */
 
-/* A unix socket's file, to be removed at the end if it is still ours. */
+/* The file of a unix socket, to be removed at the end if it is still ours. */
 typedef struct SocketFile {
     struct SocketFile *next;
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -1365,7 +1594,7 @@ typedef struct SocketFile {
 
 static SocketFile *socket_files;
 
-/* socket_file_keep() - without memory for it the file will just stay */
+/* socket_file_keep() - have it removed later; without memory it will stay */
 static void socket_file_keep(const char *path)
 {
     SocketFile *f = calloc(1, sizeof(*f));
@@ -1382,7 +1611,7 @@ static void socket_file_keep(const char *path)
     }
 }
 
-/* socket_files_remove() - the one at @path, or with NULL all of them */
+/* socket_files_remove() - the one at @path; NULL: all of them */
 static void socket_files_remove(const char *path)
 {
     SocketFile **at = &socket_files;
@@ -1405,9 +1634,9 @@ static void socket_files_remove(const char *path)
 }
 
 /*
- * clear_stale() - make way for a unix listener
+ * clear_stale() - remove a socket at @path that nobody listens on
  *
- * Removes a socket nobody answers on.  Returns 0, or why @addr is taken.
+ * Returns 0, or the errno value of why @path can't be bound.
  */
 static int clear_stale(const VPAddr *addr, const char *path)
 {
@@ -1415,7 +1644,7 @@ static int clear_stale(const VPAddr *addr, const char *path)
     int fd, rc;
 
     if (lstat(path, &st) < 0) {
-        return 0; /* bind() will say what else is wrong */
+        return 0; /* because bind() will say what is wrong, if anything */
     }
     if (!S_ISSOCK(st.st_mode)) {
         return EEXIST;
@@ -1445,9 +1674,10 @@ static in_port_t *addr_port(VPAddr *addr)
 
 /*
  * listen_at() - a listening socket
+ * @addr:   becomes the address bound, with the port that was picked
  * @alone:  it is the only address of its spec
  *
- * Updates @addr with the port picked.  Returns the socket or -errno.
+ * Returns the socket, or a negative errno value.
  */
 static int listen_at(VPAddr *addr, bool alone)
 {
@@ -1513,7 +1743,7 @@ static int listen_spec(const Spec *spec, int *fds, Error *err)
         } else {
             port = *addr_port(&addrs[i]);
         }
-        vp_log(VP_LOG_INFO, (int)spec->channel_id, "%s %s: listening on %s",
+        log_at(VP_LOG_INFO, (int)spec->channel_id, "%s %s: listening on %s",
                spec_name(spec),
                spec->option == 'o' ? spec->service_id
                                    : method_name[spec->method],
@@ -1532,6 +1762,21 @@ static int listen_spec(const Spec *spec, int *fds, Error *err)
     }
     return n;
 }
+
+#define RETRY_MIN (100 * MS)
+#define RETRY_MAX (5 * SECOND)
+#define CONNECT_TIMEOUT (10 * SECOND)
+#define ACCEPT_PAUSE (200 * MS)
+/* Out of descriptors again after so long: that is worth a line. */
+#define STARVED_NEWS (10 * SECOND)
+/* Time for what is queued when the daemon is told to end; for resets. */
+#define FLUSH_TIME (2 * SECOND)
+#define RESET_TIME (500 * MS)
+#define QUIT_STEP (10 * MS)
+/* Time for a serial line to send the engine's goodbye. */
+#define LAST_WORDS_TIME (300 * MS)
+#define LAST_WORDS_STEP (20 * MS)
+#define PIDFILE_TRIES 10
 
 /* ---- channels --------------------------------------------------------- */
 
@@ -1596,7 +1841,7 @@ static void channel_retry(Channel *ch, const char *what, int err)
     vp_note_error(ch->drv, text);
     if (err != ch->said) {
         ch->said = err;
-        vp_log(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
+        log_at(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
                "trying again", method_name[ch->spec.method], what, why);
     }
     channel_wait(ch);
@@ -1614,7 +1859,7 @@ static void channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
         channel_retry(ch, "attaching", -rc);
         return;
     }
-    vp_log(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
+    log_at(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
            method_name[ch->spec.method]);
     ch->said = 0;
 }
@@ -1950,7 +2195,7 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
     }
     if (ch->spec.method == INHERITED_FD) {
         if (quit_at == 0) { /* else the other end was told to end as well */
-            vp_log(VP_LOG_ERROR, (int)ch->spec.channel_id,
+            log_at(VP_LOG_ERROR, (int)ch->spec.channel_id,
                    "the inherited descriptor is closed for good: %s", reason);
         }
         ch->ended = true;
@@ -2002,7 +2247,7 @@ static void channel_accept(void *opaque, int fd, int events)
         uint64_t now = vp_loop_now(loop);
 
         if (ch->starved_at == 0 || now - ch->starved_at >= STARVED_NEWS) {
-            vp_log(VP_LOG_WARN, (int)ch->spec.channel_id,
+            log_at(VP_LOG_WARN, (int)ch->spec.channel_id,
                    "channel %s: cannot accept: %s",
                    method_name[ch->spec.method], strerror(errno));
         }
@@ -2145,7 +2390,7 @@ static void channel_warn_open(const Channel *ch)
                         &addr.len) < 0 || vp_addr_is_local(&addr)) {
             continue;
         }
-        vp_log(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "
+        log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "
                "the other end: -k keeps others out", addr_name(&addr));
     }
 }
@@ -2329,7 +2574,7 @@ static void log_change(const char *who, const char *what, char option,
                        const char *text)
 {
     if (who != NULL) {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "%s: %s -%c %.400s", who, what,
+        log_at(VP_LOG_INFO, VP_NO_CHANNEL, "%s: %s -%c %.400s", who, what,
                option, text);
     }
 }
@@ -2347,7 +2592,7 @@ static bool running_add(Spec *spec, const VPConfig *config, const char *who,
     bool ok;
 
     if (clash != NULL) {
-        return bad(spec, err, "%s", clash);
+        return spec_error(spec, err, "%s", clash);
     }
     ok = option == 'c' ? channel_add(spec, config, err)
                        : forward_add(spec, err);
@@ -2364,7 +2609,7 @@ static bool running_del(const Spec *spec, const char *who, Error *err)
     Forward *f;
 
     if (running_spec(spec, &ch, &f) == NULL) {
-        return bad(spec, err, "it is not there");
+        return spec_error(spec, err, "it is not there");
     }
     log_change(who, "removed", spec->option, spec->text);
     if (ch == NULL) {
@@ -2406,7 +2651,7 @@ static bool apply_spec(const Settings *now, Spec *spec, const char *who,
     spec->addrs = NULL;
     if (!running_add(&copy, &now->config, who, &why)) {
         spec_free(&copy);
-        return settings_where(now, spec->line, &why, err);
+        return line_error(now, spec->line, &why, err);
     }
     return true;
 }
@@ -2446,7 +2691,7 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
                 return false;
             }
             ok = false;
-            vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reload: %s", err->text);
+            log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "reload: %s", err->text);
         }
     }
     return ok;
@@ -2475,7 +2720,7 @@ static void notify(const char *state)
         if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
             sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
                    addr.len) < 0) {
-            vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "NOTIFY_SOCKET %s: %s", path,
+            log_at(VP_LOG_WARN, VP_NO_CHANNEL, "NOTIFY_SOCKET %s: %s", path,
                    strerror(errno));
         }
         close(fd);
@@ -2540,18 +2785,34 @@ static void quit_start(void)
     quit_step(NULL);
 }
 
-/* reload_keep() - a setting that takes a restart stays as it was */
-static void reload_keep(const char *name, char **now, char **was)
+/* reload_keep() - what takes a restart stays as it was */
+static void reload_keep(Settings *now, const Settings *was)
 {
-    char *asked = *now;
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        bool changed = false;
 
-    if ((asked == NULL) != (*was == NULL) ||
-        (asked != NULL && strcmp(asked, *was) != 0)) {
-        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of '%s' takes "
-               "a restart", name);
+        if (!(o->rules & NEEDS_RESTART)) {
+            continue;
+        }
+        if (o->kind == FLAG) {
+            bool *asked = option_at(now, o), old = *(bool *)option_at(was, o);
+
+            changed = *asked != old;
+            *asked = old;
+        } else if (o->kind == STRING) {
+            char **asked = option_string(now, o);
+            char **old = option_string(was, o), *swap = *asked;
+
+            changed = (*asked == NULL) != (*old == NULL) ||
+                      (*asked != NULL && strcmp(*asked, *old) != 0);
+            *asked = *old;
+            *old = swap; /* to be freed with what was */
+        }
+        if (changed) {
+            log_at(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of '%s' "
+                   "takes a restart", o->name);
+        }
     }
-    *now = *was;
-    *was = asked;
 }
 
 static void reload_end(void)
@@ -2560,17 +2821,10 @@ static void reload_end(void)
     Error err;
 
     if (now->key_kept) {
-        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
+        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
                "in force", now->key_path, strerror(EACCES));
     }
-    reload_keep("monitor", &now->monitor, &settings.monitor);
-    reload_keep("pidfile", &now->pidfile, &settings.pidfile);
-    reload_keep("user", &now->user, &settings.user);
-    if (now->daemonize != settings.daemonize) {
-        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "reload: the change of 'daemonize' "
-               "takes a restart");
-        now->daemonize = settings.daemonize;
-    }
+    reload_keep(now, &settings);
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_set_config(ch->drv, &now->config);
         if (settings.config.key.len > 0 && now->config.key.len == 0) {
@@ -2578,10 +2832,10 @@ static void reload_end(void)
         }
     }
     if (!apply(&settings, now, &err)) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "
                "what could not be added is missing, what was removed has gone");
     } else {
-        vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
+        log_at(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
     }
     if (now->level != settings.level) {
         log_level = (VPLogLevel)now->level;
@@ -2610,7 +2864,7 @@ static void reload_step(void)
         if (rc == 0) {
             return;
         }
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: cannot look "
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: cannot look "
                "up '%.128s': %s", spec->addr, strerror(rc));
         reload_cancel();
         return;
@@ -2638,10 +2892,10 @@ static void reload(void)
     reload_cancel(); /* the new one includes it */
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
     }
     if (!ok) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
                wrong.text);
         settings_free(&now);
         return;
@@ -2990,8 +3244,8 @@ static void info_conn(const VPConnInfo *c, void *opaque)
                    (unsigned long long)c->credit, c->waiting);
         return;
     }
-    text_plain(name[0]);
-    text_plain(name[1]);
+    make_printable(name[0]);
+    make_printable(name[1]);
     mon_printf(in->mon, "%s\t%s\t%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t"
                "%s > %s\n", id, c->service_id, c->in, c->out,
                seconds(c->age, a), seconds(c->idle, b),
@@ -3053,39 +3307,23 @@ static const struct {
 /* info_config() - what is in force, as an init file */
 static void info_config(Mon *mon, const Settings *s)
 {
+    Text text = { .data = NULL };
+
     for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
         mon_printf(mon, "channel %s\n", ch->spec.text);
     }
     for (const Forward *f = forwards; f != NULL; f = f->next) {
         mon_printf(mon, "%s %s\n", spec_name(&f->spec), f->spec.text);
     }
-    for (int n = 0; n < NUMBERS; n++) {
-        mon_printf(mon, "%s %u\n", numbers[n].name, s->number[n]);
+    options_print(&text, s);
+    mon->broken |= text.failed;
+    for (const char *at = text.data; at != NULL && *at != '\0';) {
+        int len = (int)strcspn(at, "\n") + 1;
+
+        mon_printf(mon, "%.*s", len, at);
+        at += len;
     }
-    if (s->key_path != NULL) {
-        mon_printf(mon, "key %s\n", s->key_path);
-    }
-    if (s->monitor != NULL) {
-        mon_printf(mon, "monitor %s\n", s->monitor);
-    }
-    if (s->logfile != NULL) {
-        mon_printf(mon, "logfile %s\n", s->logfile);
-    }
-    if (s->pidfile != NULL) {
-        mon_printf(mon, "pidfile %s\n", s->pidfile);
-    }
-    if (s->user != NULL) {
-        mon_printf(mon, "user %s\n", s->user);
-    }
-    if (s->daemonize) {
-        mon_printf(mon, "daemonize\n");
-    }
-    for (int level = VP_LOG_INFO; level < s->level; level++) {
-        mon_printf(mon, "verbose\n");
-    }
-    for (int level = VP_LOG_INFO; level > s->level; level--) {
-        mon_printf(mon, "quiet\n");
-    }
+    text_free(&text);
 }
 
 static bool run_info(Mon *mon, char *args, Error *err)
@@ -3150,7 +3388,8 @@ static bool run_add(Mon *mon, char option, const char *text, Error *err)
     rc = lookup_start(&mon->lookup, spec->addr, spec->port, mon_looked_up,
                       mon);
     if (rc != 0) {
-        bad(spec, err, "cannot look up '%s': %s", spec->addr, strerror(rc));
+        spec_error(spec, err, "cannot look up '%s': %s", spec->addr,
+                   strerror(rc));
         spec_free(spec);
     }
     return rc == 0;
@@ -3242,7 +3481,7 @@ static bool run_quit(Mon *mon, char *args, Error *err)
     (void)mon;
     (void)args;
     (void)err;
-    vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "ending: the monitor says so");
+    log_at(VP_LOG_INFO, VP_NO_CHANNEL, "ending: the monitor says so");
     quit_start();
     return true;
 }
@@ -3499,7 +3738,7 @@ static void monitor_accept(void *opaque, int fd, int events)
     if (client < 0) {
         if (accept_starved(errno)) {
             if (!starved) {
-                vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "monitor: cannot accept: "
+                log_at(VP_LOG_WARN, VP_NO_CHANNEL, "monitor: cannot accept: "
                        "%s", strerror(errno));
             }
             starved = true;
@@ -3598,7 +3837,7 @@ static int monitor_client(const char *path, const char *command)
     }
     fclose(f);
     if (strcmp(last, "ok\n") == 0) {
-        return printed();
+        return stdout_status();
     }
     fflush(stdout);
     fprintf(stderr, "qemu-vp: %s", last[0] != '\0' ? last : "no answer\n");
@@ -3737,7 +3976,7 @@ static void pidfile_drop(void)
     if (pidfile_path != NULL &&
         (!pidfile_at(pidfile_path, pidfile_fd) || unlink(pidfile_path) < 0) &&
         ftruncate(pidfile_fd, 0) < 0) {
-        vp_log(VP_LOG_WARN, VP_NO_CHANNEL, "--pidfile '%s' is left: %s",
+        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--pidfile '%s' is left: %s",
                pidfile_path, strerror(errno));
     }
 }
@@ -3803,7 +4042,7 @@ static void signal_ready(void *opaque, int fd, int events)
         } else if (sigs[i] == SIGUSR1) {
             log_status();
         } else {
-            vp_log(VP_LOG_INFO, VP_NO_CHANNEL, "ending on signal %d", sigs[i]);
+            log_at(VP_LOG_INFO, VP_NO_CHANNEL, "ending on signal %d", sigs[i]);
             quit_start();
         }
     }
@@ -3845,7 +4084,7 @@ static bool start_option(int opt, const char *value,
     Error why;
 
     return value == NULL || take(value, &why) ||
-           option_where(&settings, opt, &why, err);
+           option_error(&settings, opt, &why, err);
 }
 
 /* start() - open everything; what an administrator must know fails here */
@@ -3896,27 +4135,9 @@ static void clean_up(void)
     pidfile_drop();
 }
 
-static int dump_config(void)
-{
-    Mon mon = { .fd = -1 };
-    const Settings *s = &settings;
-
-    for (size_t i = 0; i < s->nspecs; i++) {
-        mon_printf(&mon, "%s %s\n", spec_name(&s->specs[i]),
-                   s->specs[i].text);
-    }
-    info_config(&mon, s);
-    if (mon.broken) {
-        fputs("qemu-vp: out of memory\n", stderr);
-        return 1;
-    }
-    fwrite(mon.out, 1, mon.out_len, stdout);
-    free(mon.out);
-    return printed();
-}
-
 int main(int argc, char **argv)
 {
+    Text dump = { .data = NULL };
     Error err;
     int rc;
 
@@ -3932,8 +4153,9 @@ int main(int argc, char **argv)
     if (settings.execute != NULL) {
         return monitor_client(settings.monitor, settings.execute);
     }
-    if (settings.dump) {
-        return dump_config();
+    if (settings.dump_config) {
+        settings_print(&dump, &settings);
+        return text_print(&dump);
     }
     log_level = (VPLogLevel)settings.level;
     if (settings.daemonize && !daemonize(&err)) {
@@ -3946,7 +4168,7 @@ int main(int argc, char **argv)
     }
     rc = vp_loop_run(loop);
     if (rc < 0) {
-        vp_log(VP_LOG_ERROR, VP_NO_CHANNEL, "select: %s", strerror(-rc));
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "select: %s", strerror(-rc));
         exit_status = 1;
     }
     end_all();

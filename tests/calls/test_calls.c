@@ -39,7 +39,6 @@ static int fails(const char *call)
 }
 
 #define main program_main
-#define text_format program_text_format /* the harness has one, too */
 #define socket(...) (fails("socket") ? -1 : socket(__VA_ARGS__))
 #define accept(...) (fails("accept") ? -1 : accept(__VA_ARGS__))
 #define connect(...) (fails("connect") ? -1 : connect(__VA_ARGS__))
@@ -58,7 +57,6 @@ static int fails(const char *call)
 #include "qemu-vp.c"
 
 #undef main
-#undef text_format
 #undef socket
 #undef accept
 #undef connect

@@ -154,10 +154,11 @@ static bool key_read_fd(int fd)
 static void getopt_reset(void)
 {
     char *args[] = { (char *)(uintptr_t)"qemu-vp", NULL };
+    struct option none = { .name = NULL };
 
     opterr = 0;
     optind = 0;
-    getopt_long(1, args, "", long_options, NULL);
+    getopt_long(1, args, "", &none, NULL);
 }
 
 static void world_new(void)
@@ -204,19 +205,11 @@ static bool settings_take(Settings *s, int argc, char **argv)
 /* settings_text() - as --dump-config prints it; to free */
 static char *settings_text(const Settings *s)
 {
-    Mon mon = { .fd = -1 };
-    char *text;
+    Text text = { .data = NULL };
 
-    for (size_t i = 0; i < s->nspecs; i++) {
-        mon_printf(&mon, "%s %s\n", spec_name(&s->specs[i]),
-                   s->specs[i].text);
-    }
-    info_config(&mon, s);
-    fuzz_require(!mon.broken);
-    text = box_calloc(1, mon.out_len + 1);
-    memcpy(text, mon.out, mon.out_len);
-    box_free(mon.out);
-    return text;
+    settings_print(&text, s);
+    fuzz_require(!text.failed);
+    return text.data;
 }
 
 /*

@@ -417,7 +417,7 @@ START_TEST(help_and_version)
 
     ck_assert_int_eq(r.status, 0);
     ck_assert_str_eq(r.err, "");
-    for (const struct option *o = long_options; o->name != NULL; o++) {
+    for (const Option *o = options; o < options + OPTIONS; o++) {
         ck_assert_msg(strstr(r.out, o->name) != NULL, "no --%s", o->name);
     }
     for (size_t m = 0; m < COUNT(method_name); m++) {
