@@ -1954,6 +1954,22 @@ static void tty_leave(Channel *ch)
     ch->tty = -1;
 }
 
+/*
+ * tty_is_pty() - is @fd one end of a pair, whose other end stays with somebody?
+ *
+ * A line is exclusive until all have closed it. If we are killed that is at
+ * once, but behind a pty QEMU keeps the pair, and only CAP_SYS_ADMIN would let
+ * us in again. What has no name is taken for a pty.
+ */
+static bool tty_is_pty(int fd)
+{
+    static const char dir[] = "/dev/pts/";
+    char name[64];
+
+    return ttyname_r(fd, name, sizeof(name)) != 0 ||
+           strncmp(name, dir, strlen(dir)) == 0;
+}
+
 /* tty_raw() - returns 0, or the errno why @fd is no line we can use */
 static int tty_raw(Channel *ch, int fd)
 {
@@ -1970,7 +1986,9 @@ static int tty_raw(Channel *ch, int fd)
     if (fcntl(fd, F_SETLK, &lock) < 0) {
         return EBUSY;
     }
-    ioctl(fd, TIOCEXCL);
+    if (!tty_is_pty(fd)) {
+        ioctl(fd, TIOCEXCL);
+    }
     ch->tty_was = t;
     ch->tty = dup(fd);
     cfmakeraw(&t);
@@ -2538,6 +2556,7 @@ static int saved_argc;
 /* running_spec() - the spec in force that is the same as @spec, or NULL */
 static Spec *running_spec(const Spec *spec, Channel **ch, Forward **f)
 {
+    *f = NULL;
     for (*ch = channels; *ch != NULL; *ch = (*ch)->next) {
         if (spec_same(&(*ch)->spec, spec)) {
             return &(*ch)->spec;
