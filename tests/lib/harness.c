@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -36,12 +37,12 @@
 #include <unistd.h>
 
 #include "harness.h"
+#include "suite.h"
 
 #define MAX_DAEMONS 256        /* some are killed a hundred times */
 #define MAX_CHILDREN 64
 #define MAX_ARGS 64
 #define NOBODY 65534
-#define MAX_FDS 16384           /* enough; some programs try every number */
 #define LOG_LINES 25            /* of each log of a test that failed */
 #define IDLE_WALL_MS 2000
 #define IDLE_CPU_MS 150
@@ -738,52 +739,51 @@ static void print_logs(TestResult **failures, int failed)
     }
 }
 
-static void find_program(void)
+/*
+ * find_program() - make vp_program a link to it, so that shells can take its
+ * name for one word wherever the source is
+ */
+static bool find_program(void)
 {
     const char *name = getenv("QEMU_VP");
     const char *top = getenv("VP_TOP");
-    char text[900];
+    char text[1024], real[PATH_MAX];
 
     if (name) {
         snprintf(text, sizeof(text), "%s", name);
     } else {
         snprintf(text, sizeof(text), "%s/qemu-vp", top ? top : ".");
     }
-    if (text[0] == '/' || !getcwd(vp_program, sizeof(vp_program) - 901)) {
-        vp_program[0] = '\0';
-    } else {
-        strcat(vp_program, "/");
+    snprintf(vp_program, sizeof(vp_program), "%s/qemu-vp", root_dir);
+    if (!realpath(text, real) || access(real, X_OK) < 0 ||
+        symlink(real, vp_program) < 0) {
+        fprintf(stderr, "%s: %s; build it, or name it in QEMU_VP\n", text,
+                strerror(errno));
+        return false;
     }
-    strcat(vp_program, text);
+    return true;
 }
 
 int harness_run(Suite *suite)
 {
     SRunner *runner = srunner_create(suite);
     TestResult **failures;
-    struct rlimit limit;
     int failed, ran;
 
-    find_program();
-    if (access(vp_program, X_OK) < 0) {
-        fprintf(stderr, "%s: %s; build it, or name it in QEMU_VP\n",
-                vp_program, strerror(errno));
-        return EXIT_FAILURE;
-    }
+    suite_surroundings();
     snprintf(root_dir, sizeof(root_dir), "/tmp/vp-test.XXXXXX");
     if (!mkdtemp(root_dir) || chmod(root_dir, 0755) < 0) {
         perror(root_dir);
+        return EXIT_FAILURE;
+    }
+    if (!find_program()) {
+        rmdir(root_dir);
         return EXIT_FAILURE;
     }
     signal(SIGPIPE, SIG_IGN);
     setenv("LC_ALL", "C", 1);
     unsetenv("http_proxy");
     unsetenv("all_proxy");
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max < MAX_FDS ? limit.rlim_max : MAX_FDS;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-
     srunner_run_all(runner, CK_ENV);
     failed = srunner_ntests_failed(runner);
     ran = srunner_ntests_run(runner);

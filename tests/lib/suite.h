@@ -28,6 +28,23 @@
 /* unit_tcase() - a case of its own for each test, with room for sanitizers */
 TCase *unit_tcase(Suite *suite, const char *name);
 
+/* suite_surroundings() - a usual umask, and as many descriptors as may be */
+void suite_surroundings(void);
+
+/*
+ * PASS_OVER() - end a test that can't be done here, and say so
+ *
+ * check.sh counts and names what was passed over.
+ * @what:  it needs, in a few words
+ */
+#define PASS_OVER(what)                                                     \
+    do {                                                                    \
+        suite_pass_over(__func__, (what));                                  \
+        return;                                                             \
+    } while (0)
+
+void suite_pass_over(const char *function, const char *what);
+
 /* unit_run() - run the suite; what main() returns */
 int unit_run(Suite *suite);
 
