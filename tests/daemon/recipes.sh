@@ -15,12 +15,14 @@
 # ports of the one are FIFOs and ptys there. The guest's sshd, 127.0.0.1:22, is
 # a service that sends back what it gets, but where it matters.
 #
-# A recipe for a program that this machine doesn't have is passed over.
+# A recipe for a program that this machine doesn't have is passed over, and so
+# are all where there can be no such world.
 
 set -eu
 
 fail() { echo "recipes.sh: $*" >&2; exit 1; }
-need() { command -v "$1" >/dev/null || { echo "passed over: no $1"; exit 0; }; }
+pass_over() { echo "passed over: recipe $recipe: needs $*"; exit 0; }
+need() { command -v "$1" >/dev/null || pass_over "$1"; }
 
 # ---- the README ----------------------------------------------------------
 
@@ -369,7 +371,7 @@ recipe_descriptor() {
 
 # A real ssh, to a real sshd behind the virtio-serial channel
 recipe_ssh() {
-    [ -z "${VP_MAPPED-}" ] || { echo 'passed over: sshd needs root'; exit 0; }
+    [ -z "${VP_MAPPED-}" ] || pass_over root, for sshd
     need ssh
     put 'ssh to the guest by name' /root/.ssh/config ''
     chmod -R go= /root
@@ -452,7 +454,7 @@ world_make() {
     done
     for name in passwd group hosts services nsswitch.conf ld.so.cache rc.conf \
         alternatives; do
-        [ ! -e "/etc/$name" ] || cp -a "/etc/$name" etc
+        [ ! -e "/etc/$name" ] || cp -RP "/etc/$name" etc
     done
     for name in dev run tmp usr/local; do
         mount -t tmpfs world $name
@@ -479,16 +481,23 @@ world_make() {
 
 case $1 in
 --inside)
+    recipe=$2
     root=$3
     world_make "$2"
     exec env PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
         chroot "$root" sh "/${0##*/}" --run "$2" ;;
 --run)
+    recipe=$2
     cd /
     "recipe_$2"
     echo "recipe $2: works" ;;
 *)
+    recipe=$1
     [ "$(id -u)" = 0 ] || export VP_MAPPED=-r
+    # shellcheck disable=SC2086 # an option or none
+    unshare ${VP_MAPPED-} -m -p -f -n mount -n -t tmpfs world /tmp ||
+        pass_over namespaces and mounts of its own \
+            '(CAP_SYS_ADMIN or user namespaces)'
     # shellcheck disable=SC2086 # an option or none
     exec unshare ${VP_MAPPED-} -m -p -f -n --kill-child sh "$0" --inside "$1" \
         "$2" ;;

@@ -1060,7 +1060,6 @@ static int names_server(void)
     in.sin_addr.s_addr = htonl(0x7f000000 + ((uint32_t)getpid() & 0xffff) + 2);
     if (bind(fd, (struct sockaddr *)&in, sizeof(in)) < 0) {
         ck_assert_msg(errno == EACCES, "port 53: %s", strerror(errno));
-        fprintf(stderr, "slow_names: left out, as it takes root\n");
         close(fd);
         return -1;
     }
@@ -1081,16 +1080,19 @@ static void ask(int mon, const char *commands)
  */
 START_TEST(slow_names)
 {
-    StartOptions o = { .setup = "mount --bind resolv /etc/resolv.conf" };
+    StartOptions o = { .setup = "mount -n --bind resolv /etc/resolv.conf" };
     char target[TEXT_LEN], path[PATH_LEN], where[TEXT_LEN], *answer;
     int fds[2], mon[3], listener = listen_any(target), server;
     pid_t names;
     Daemon *d;
 
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
     ck_assert(chdir(vp_dir) == 0);
     server = names_server();
     if (server < 0) {
-        return;
+        PASS_OVER("port 53, which root may have");
     }
     file_write("conf", "", 0);
     file_path(path, "monitor");

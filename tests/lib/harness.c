@@ -37,7 +37,6 @@
 #include <unistd.h>
 
 #include "harness.h"
-#include "suite.h"
 
 #define MAX_DAEMONS 256        /* some are killed a hundred times */
 #define MAX_CHILDREN 64
@@ -222,6 +221,15 @@ static void run_daemon(const StartOptions *o, const char *log, char **argv)
     dprintf(2, "cannot run %s: %s\n", o->setup ? wrapped[0] : argv[0],
             strerror(errno));
     _exit(127);
+}
+
+bool may_mount(void)
+{
+    int status = child_wait(command_start("may-mount",
+        "unshare %s sh -c 'mount -n --bind / /'",
+        geteuid() == 0 ? "-m" : "-rm"));
+
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 Daemon *daemon_start_args(const StartOptions *o, const char *name,

@@ -25,6 +25,8 @@
 #include <stdio.h>
 #include <sys/types.h>
 
+#include "suite.h"
+
 #define WAIT_MS 30000           /* longest wait for anything at all */
 #define TEST_TIMEOUT 150        /* seconds until libcheck ends a test */
 #define PATH_LEN 108            /* room for a unix socket path */
@@ -141,6 +143,14 @@ int daemon_fds(const Daemon *d);        /* descriptors it has open */
  * matters.
  */
 void daemons_idle(Daemon *const d[], size_t n);
+
+/*
+ * may_mount() - can StartOptions.setup give a daemon mounts of its own?
+ *
+ * A container may keep us from it. MAY_MOUNT says what it takes.
+ */
+bool may_mount(void);
+#define MAY_MOUNT "mounts of its own (CAP_SYS_ADMIN or user namespaces)"
 
 /* command_start() - run a shell command, its output to vp_dir/name.log */
 pid_t command_start(const char *name, const char *fmt, ...)
