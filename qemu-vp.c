@@ -1359,6 +1359,9 @@ static void settings_print(Text *out, const Settings *s)
 /* Addresses of a host that are tried; a round-robin name has fewer. */
 #define MAX_ADDRS 16
 
+/* Room for an address in words; the longest is that of a unix socket. */
+#define ADDR_NAME_SIZE 160
+
 static void addr_unix(const char *path, VPAddr *addr)
 {
     struct sockaddr_un *sun = (void *)&addr->ss;
@@ -1413,10 +1416,19 @@ static const char *lookup_error(int rc)
     return gai_strerror(EAI_NONAME < 0 ? rc : -rc);
 }
 
+/* addr_bound() - the local address of @fd; becomes empty if it has none */
+static void addr_bound(int fd, VPAddr *addr)
+{
+    *addr = (VPAddr){ .len = sizeof(addr->ss) };
+    if (getsockname(fd, (struct sockaddr *)&addr->ss, &addr->len) < 0) {
+        addr->len = 0;
+    }
+}
+
 /* addr_name() - valid until the next call */
 static const char *addr_name(const VPAddr *addr)
 {
-    static char buf[160];
+    static char buf[ADDR_NAME_SIZE];
 
     return vp_addr_str(addr, buf, sizeof(buf));
 }
@@ -1707,10 +1719,15 @@ static int listen_at(VPAddr *addr, bool alone)
         return -rc;
     }
     if (family != AF_UNIX) {
-        addr->len = sizeof(addr->ss);
-        getsockname(fd, (struct sockaddr *)&addr->ss, &addr->len);
+        addr_bound(fd, addr);
     }
     return fd;
+}
+
+/* listen_error() - in words why listen_at() returned @rc */
+static const char *listen_error(int rc)
+{
+    return rc == -EEXIST ? "the file is not a socket" : strerror(-rc);
 }
 
 /*
@@ -1754,8 +1771,7 @@ static int listen_spec(const Spec *spec, int *fds, Error *err)
         i = i < naddrs ? i : naddrs - 1;
         error_set(err, "-%c '%.128s': cannot listen on %.160s: %s",
                   spec->option, spec->text, addr_name(&addrs[i]),
-                  fd == -EEXIST ? "the file is not a socket"
-                                : strerror(-fd));
+                  listen_error(fd));
         while (n > 0) {
             close(fds[--n]);
         }
@@ -2402,10 +2418,10 @@ static void channel_free(Channel *ch)
 static void channel_warn_open(const Channel *ch)
 {
     for (int i = 0; i < ch->nlisteners; i++) {
-        VPAddr addr = { .len = sizeof(addr.ss) };
+        VPAddr addr;
 
-        if (getsockname(ch->listeners[i], (struct sockaddr *)&addr.ss,
-                        &addr.len) < 0 || vp_addr_is_local(&addr)) {
+        addr_bound(ch->listeners[i], &addr);
+        if (addr.len == 0 || vp_addr_is_local(&addr)) {
             continue;
         }
         log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "
@@ -2925,99 +2941,68 @@ static void reload(void)
     reload_step();
 }
 
-/* ---- monitor ---------------------------------------------------------- */
+/* ======================================================================
+ * monitor
+ *
+ * A client says a line, and is answered: people with a prompt after each
+ * command and, after "batch", programs without, so that each answer ends with
+ * a line "ok" or "error: TEXT".  The next command of a client waits until its
+ * last answer has been taken.  So what is held for a client is bounded by one
+ * answer, and a client that doesn't read holds up nobody but itself.
+ * ====================================================================== */
 
-/*
- * A monitor is a line in, an answer out, for people (with a prompt after the
- * first command) and, after "batch", for programs: no prompt, and each answer
- * ends with a line "ok" or "error: TEXT".  While an answer has not been taken
- * the client's next command waits, so what is held for a client is bounded by
- * one answer, and a client that doesn't read holds up nobody but itself.
+/* ---- info -------------------------------------------------------------
+ *
+ * What "info" shows of a thing is a table of fields.  A row of it makes both
+ * the column that people see and the key that "-k" prints.  Keys come in the
+ * order of the rows, and so do the columns, but for wide ones, which stand at
+ * the end of the line, as they need no alignment there.
  */
-#define MON_CLIENTS 256 /* one more, and the most silent has to go */
-#define MON_LINE_MAX 4096
 
-typedef struct Mon {
-    struct Mon *next;
-    int fd;
-    uint64_t heard_at;
-    bool batch;
-    bool unanswered;  /* the last command was the one that began it */
-    bool eof;         /* it will send no more commands */
-    bool broken;      /* no memory for its answer, or it is gone */
-    char line[MON_LINE_MAX];
-    size_t len;
-    char *out;
-    size_t out_off;
-    size_t out_len;
-    size_t out_cap;
-    Lookup lookup;    /* for the answer to the last command: */
-    Spec adding;
-} Mon;
+typedef enum FieldKind {
+    F_WORD,       /* const char * */
+    F_WIDE,       /* const char *, in a wide column */
+    F_LIST,       /* const char *[], NULL at its end, in a wide column */
+    F_COUNT,      /* unsigned integer */
+    F_BYTES,      /* unsigned integer */
+    F_TIME,       /* unsigned integer, us */
+    F_KNOWN_TIME, /* unsigned integer, us; 0: not known, "-" in a column */
+    F_RATE,       /* double, bytes per second; 0: not known, "-" */
+} FieldKind;
 
-typedef struct Command {
-    const char *name;
-    const char *args;
-    const char *help;
-    bool (*run)(Mon *mon, char *args, Error *err);
-} Command;
+typedef struct Field {
+    const char *key;    /* NULL: it is only a column */
+    const char *column; /* NULL: it is only a key */
+    FieldKind kind;
+    size_t where;       /* offset of its value in the thing's structure */
+    size_t size;        /* bytes of its value */
+    const char *join;   /* stands between this column and the next one; NULL:
+                           the next one is aligned */
+} Field;
 
-static int monitor_fd = -1;
-static int spare_fd = -1; /* gives way to a client when there is no other */
-static Mon *monitors;
-static size_t nmonitors;
-static time_t started_at;
+#define FIELD(key, column, kind, type, member, join) \
+    { key, column, kind, offsetof(type, member), \
+      sizeof(((type *)0)->member), join }
 
-static void mon_looked_up(void *opaque, const Answer *answer);
+typedef struct Show Show;
 
-static void mon_printf(Mon *mon, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
+typedef struct Info {
+    const char *name;    /* what stands after "info" */
+    const char *word;    /* what a line of keys begins with */
+    const Field *fields;
+    size_t nfields;
+    bool prose;          /* no table: "column" and "join" are text around it */
+    void (*show)(const Show *s); /* calls show_thing() for each thing */
+} Info;
 
-static void mon_printf(Mon *mon, const char *fmt, ...)
-{
-    char text[VALUE_MAX + 200]; /* a value, and what is said of it */
-    va_list ap;
-    size_t len;
+/* An "info" under way. */
+struct Show {
+    const Info *info;
+    Text *out;
+    bool keys; /* -k was given */
+};
 
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    len = strlen(text);
-    if (mon->out_len + len > mon->out_cap) {
-        size_t cap = 2 * mon->out_cap + sizeof(text);
-        char *out = realloc(mon->out, cap);
-
-        if (out == NULL) {
-            mon->broken = true;
-            return;
-        }
-        mon->out = out;
-        mon->out_cap = cap;
-    }
-    memcpy(mon->out + mon->out_len, text, len);
-    mon->out_len += len;
-}
-
-/* key_value() - " key=value", the value without blanks: %20 and so on */
-static void key_value(Mon *mon, const char *key, const char *value)
-{
-    mon_printf(mon, " %s=", key);
-    while (*value != '\0') {
-        int plain = 0;
-
-        while (value[plain] > ' ' && value[plain] <= '~' &&
-               value[plain] != '%') {
-            plain++;
-        }
-        mon_printf(mon, "%.*s", plain, value);
-        value += plain;
-        if (*value != '\0') {
-            mon_printf(mon, "%%%02X", (unsigned char)*value++);
-        }
-    }
-}
-
-/* human() - a count of bytes in 5 columns; one static buffer per use */
+/* human() - a count of bytes in at most 5 characters */
 static const char *human(double bytes, char buf[16])
 {
     static const char unit[] = " KMGTPE";
@@ -3046,341 +3031,594 @@ static const char *seconds(uint64_t us, char buf[16])
     return buf;
 }
 
-/*
- * mon_table() - lines whose columns are as wide as they have to be
- * @rows:   a cell ends with a tab, the last of a row with a newline; freed
- * @align:  '<' or '>' for each but the last
- */
-static void mon_table(Mon *mon, Mon *rows, const char *align)
+/* add_key() - " key=value"; of the value's blanks, for one, becomes "%20" */
+static void add_key(Text *out, const char *key, const char *value)
 {
+    text_add(out, " %s=", key);
+    while (*value != '\0') {
+        int plain = 0;
+
+        while (value[plain] > ' ' && value[plain] <= '~' &&
+               value[plain] != '%') {
+            plain++;
+        }
+        text_add(out, "%.*s", plain, value);
+        value += plain;
+        if (*value != '\0') {
+            text_add(out, "%%%02X", (unsigned char)*value++);
+        }
+    }
+}
+
+/* add_printable() - @text may be of a client's choice */
+static void add_printable(Text *out, const char *text)
+{
+    size_t from = out->len;
+
+    text_add(out, "%s", text);
+    if (!out->failed) {
+        make_printable(out->data + from);
+    }
+}
+
+/*
+ * field_text() - the value of @f in @thing
+ * @buf:  where the text may be put
+ */
+static const char *field_text(const Field *f, const void *thing, bool keys,
+                              char buf[32])
+{
+    const void *at = (const char *)thing + f->where;
+    uint64_t number;
+    double rate;
+
+    switch (f->kind) {
+    case F_WORD:
+    case F_WIDE:
+        return *(const char *const *)at;
+    case F_RATE:
+        rate = *(const double *)at;
+        if (keys) {
+            snprintf(buf, 32, "%.0f", rate);
+            return buf;
+        }
+        return rate > 0 ? human(rate, buf) : "-";
+    default:
+        break;
+    }
+    number = f->size == sizeof(uint32_t) ? *(const uint32_t *)at
+                                         : *(const uint64_t *)at;
+    if (f->kind == F_COUNT || keys) {
+        snprintf(buf, 32, "%llu", (unsigned long long)number);
+        return buf;
+    }
+    if (f->kind == F_BYTES) {
+        return human((double)number, buf);
+    }
+    return f->kind == F_KNOWN_TIME && number == 0 ? "-" : seconds(number, buf);
+}
+
+/* show_field() - of @thing, as people or programs want it */
+static void show_field(const Show *s, const Field *f, const void *thing)
+{
+    char buf[32];
+    const char *one[] = { NULL, NULL };
+    const char *const *values = one;
+
+    if (f->kind == F_LIST) {
+        values = (const void *)((const char *)thing + f->where);
+    } else {
+        one[0] = field_text(f, thing, s->keys, buf);
+    }
+    for (int i = 0; values[i] != NULL; i++) {
+        if (s->keys) {
+            add_key(s->out, f->key, values[i]);
+        } else {
+            text_add(s->out, "%s", i > 0 ? " " : "");
+            add_printable(s->out, values[i]);
+        }
+    }
+}
+
+static bool field_is_wide(const Field *f)
+{
+    return f->kind == F_WIDE || f->kind == F_LIST;
+}
+
+/*
+ * show_cells() - a row of a table; a cell ends with a tab or a newline
+ * @thing:  NULL: the columns' names
+ */
+static void show_cells(const Show *s, const void *thing)
+{
+    const Info *info = s->info;
+    const char *between = "";
+
+    for (int wide = 0; wide < 2; wide++) {
+        for (size_t i = 0; i < info->nfields; i++) {
+            const Field *f = &info->fields[i];
+
+            if (f->column == NULL || field_is_wide(f) != wide) {
+                continue;
+            }
+            text_add(s->out, "%s", between);
+            if (thing == NULL) {
+                text_add(s->out, "%s", f->column);
+            } else {
+                show_field(s, f, thing);
+            }
+            between = f->join != NULL ? f->join : "\t";
+        }
+    }
+    text_add(s->out, "\n");
+}
+
+/* show_thing() - all that "info" tells of @thing */
+static void show_thing(const Show *s, const void *thing)
+{
+    const Info *info = s->info;
+
+    if (!s->keys && !info->prose) {
+        show_cells(s, thing);
+        return;
+    }
+    text_add(s->out, "%s", s->keys ? info->word : "");
+    for (size_t i = 0; i < info->nfields; i++) {
+        const Field *f = &info->fields[i];
+
+        if (!s->keys) {
+            text_add(s->out, "%s", f->column);
+            show_field(s, f, thing);
+            text_add(s->out, "%s", f->join);
+        } else if (f->key != NULL) {
+            show_field(s, f, thing);
+        }
+    }
+    text_add(s->out, "%s", s->keys ? "\n" : "");
+}
+
+/*
+ * align_table() - append @rows to @out, with columns as wide as they have to be
+ *
+ * What has no tab before it, as a row's last cell, is not aligned.
+ */
+static void align_table(Text *out, const Text *rows, const Info *info)
+{
+    bool left[16] = { false };
     int width[16] = { 0 };
+    size_t column = 0;
 
-    mon->broken |= rows->broken; /* then its last row may be half a one */
-    for (int pass = 0; !mon->broken && pass < 2; pass++) {
-        size_t at = 0, column = 0;
+    for (size_t i = 0; i < info->nfields; i++) {
+        const Field *f = &info->fields[i];
 
-        while (at < rows->out_len) {
-            const char *cell = rows->out + at;
+        if (f->column != NULL && !field_is_wide(f)) {
+            left[column] = f->kind == F_WORD;
+            column += f->join == NULL;
+        }
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        column = 0;
+        for (const char *cell = rows->data; *cell != '\0';) {
             int len = (int)strcspn(cell, "\t\n");
 
             if (cell[len] == '\n') {
                 if (pass == 1) {
-                    mon_printf(mon, "%.*s\n", len, cell);
+                    text_add(out, "%.*s\n", len, cell);
                 }
                 column = 0;
             } else {
                 if (pass == 1) {
-                    mon_printf(mon, align[column] == '<' ? "%-*.*s " : "%*.*s ",
-                               width[column], len, cell);
+                    text_add(out, left[column] ? "%-*.*s " : "%*.*s ",
+                             width[column], len, cell);
                 } else if (len > width[column]) {
                     width[column] = len;
                 }
                 column++;
             }
-            at += (size_t)len + 1;
+            cell += len + 1;
         }
     }
-    free(rows->out);
 }
 
-static void info_status(Mon *mon, bool keys)
+/* info_show() - append what @info shows to @out */
+static void info_show(const Info *info, Text *out, bool keys)
 {
-    size_t n = 0, up = 0, conns = 0, nforwards = 0;
-    long age = (long)(time(NULL) - started_at);
+    Text rows = { .data = NULL };
+    bool table = !keys && !info->prose;
+    const Show show = { info, table ? &rows : out, keys };
 
-    for (Channel *ch = channels; ch != NULL; ch = ch->next, n++) {
+    if (table) {
+        show_cells(&show, NULL);
+    }
+    info->show(&show);
+    if (table) {
+        if (rows.failed) {
+            out->failed = true;
+        } else {
+            align_table(out, &rows, info);
+        }
+        text_free(&rows);
+    }
+}
+
+/* ---- what there is to show -------------------------------------------- */
+
+static uint64_t started_at; /* loop's time */
+
+typedef struct Status {
+    const char *version;
+    uint64_t pid;
+    uint64_t age; /* seconds since the start */
+    size_t channels;
+    size_t up;
+    size_t forwards;
+    size_t conns;
+    const char *log;
+} Status;
+
+static const Field status_fields[] = {
+    FIELD("version", "qemu-vp ", F_WORD, Status, version, ", "),
+    FIELD("pid", "process ", F_COUNT, Status, pid, ", "),
+    FIELD("age", "running for ", F_COUNT, Status, age, " s\n"),
+    FIELD("channels", "channels: ", F_COUNT, Status, channels, ", "),
+    FIELD("up", "of these up: ", F_COUNT, Status, up, "\n"),
+    FIELD("forwards", "forwards: ", F_COUNT, Status, forwards, "\n"),
+    FIELD("conns", "connections: ", F_COUNT, Status, conns, "\n"),
+    FIELD("log", "log level: ", F_WORD, Status, log, "\n"),
+};
+
+static void show_status(const Show *s)
+{
+    Status status = {
+        .version = VERSION,
+        .pid = (uint64_t)getpid(),
+        .age = (vp_loop_now(loop) - started_at) / SECOND,
+        .log = level_name[log_level],
+    };
+
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
         VPChannelInfo info;
 
         vp_channel_info(ch->drv, &info);
-        up += strcmp(info.state, "up") == 0;
-        conns += info.conns;
-    }
-    for (Forward *f = forwards; f != NULL; f = f->next) {
-        nforwards++;
-    }
-    mon_printf(mon, keys ? "status version=%s pid=%ld age=%ld channels=%zu "
-               "up=%zu forwards=%zu conns=%zu log=%s\n"
-               : "qemu-vp %s, process %ld, running for %ld s\n"
-               "channels: %zu, of these up: %zu\nforwards: %zu\n"
-               "connections: %zu\nlog level: %s\n", VERSION, (long)getpid(),
-               age, n, up, nforwards, conns, level_name[log_level]);
-}
-
-static void info_channels_keys(Mon *mon, const Channel *ch,
-                               const VPChannelInfo *i)
-{
-    mon_printf(mon, "channel id=%u state=%s", ch->spec.channel_id, i->state);
-    key_value(mon, "spec", ch->spec.text);
-    mon_printf(mon, " session_us=%llu in_bytes=%llu out_bytes=%llu "
-               "in_packets=%llu out_packets=%llu rtt_us=%llu rate=%.0f "
-               "in_flight=%u limit=%u resyncs=%llu reconnects=%llu",
-               (unsigned long long)i->session_age,
-               (unsigned long long)i->bytes[0],
-               (unsigned long long)i->bytes[1],
-               (unsigned long long)i->packets[0],
-               (unsigned long long)i->packets[1], (unsigned long long)i->rtt,
-               i->rate, i->in_flight, i->limit,
-               (unsigned long long)i->resyncs,
-               (unsigned long long)(i->attaches > 0 ? i->attaches - 1 : 0));
-    key_value(mon, "last_error", i->last_error);
-    mon_printf(mon, " last_error_us=%llu\n",
-               (unsigned long long)i->last_error_age);
-}
-
-static void info_channels(Mon *mon, bool keys)
-{
-    char a[16], b[16], c[16], d[16], e[16];
-
-    if (!keys) {
-        mon_printf(mon, "ID\tSTATE\tSESSION\tIN\tOUT\tRTT\tRATE/s\tRESYNCS\t"
-                   "RECONN\tCHANNEL\n");
-    }
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        VPChannelInfo i;
-
-        vp_channel_info(ch->drv, &i);
-        if (keys) {
-            info_channels_keys(mon, ch, &i);
-            continue;
-        }
-        mon_printf(mon, "%u\t%s\t%s\t%s\t%s\t%s\t%s\t%llu\t%llu\t%s\n",
-                   ch->spec.channel_id, i.state,
-                   i.session_age > 0 ? seconds(i.session_age, a) : "-",
-                   human((double)i.bytes[0], b), human((double)i.bytes[1], c),
-                   i.rtt > 0 ? seconds(i.rtt, d) : "-",
-                   i.rate > 0 ? human(i.rate, e) : "-",
-                   (unsigned long long)i.resyncs,
-                   (unsigned long long)(i.attaches > 0 ? i.attaches - 1 : 0),
-                   ch->spec.text);
-        if (i.in_flight > 0 || strcmp(i.state, "up") == 0) {
-            mon_printf(mon, "     in flight: %u of %u bytes; packets: %llu in,"
-                       " %llu out\n", i.in_flight, i.limit,
-                       (unsigned long long)i.packets[0],
-                       (unsigned long long)i.packets[1]);
-        }
-        if (i.last_error[0] != '\0') {
-            mon_printf(mon, "     last error, %s ago: %s\n",
-                       seconds(i.last_error_age, a), i.last_error);
-        }
-    }
-}
-
-static void info_forwards(Mon *mon, bool keys, char option)
-{
-    if (!keys) {
-        mon_printf(mon, "CHANNEL\tSERVICE\tADDRESS\n");
-    }
-    for (Forward *f = forwards; f != NULL; f = f->next) {
-        if (f->spec.option != option) {
-            continue;
-        }
-        if (keys) {
-            mon_printf(mon, "%s channel=%u", spec_name(&f->spec),
-                       f->spec.channel_id);
-            key_value(mon, "service", f->spec.service_id);
-            key_value(mon, "spec", f->spec.text);
-        } else {
-            mon_printf(mon, "%u\t%s\t", f->spec.channel_id,
-                       f->spec.service_id);
-        }
-        for (int i = 0; i < f->nfds; i++) {
-            VPAddr addr = { .len = sizeof(addr.ss) };
-
-            getsockname(f->fds[i], (struct sockaddr *)&addr.ss, &addr.len);
-            if (keys) {
-                key_value(mon, "listening", addr_name(&addr));
-            } else {
-                mon_printf(mon, i > 0 ? " %s" : "%s", addr_name(&addr));
-            }
-        }
-        if (!keys && option == 'i') {
-            bool brackets = f->spec.port != NULL &&
-                            strchr(f->spec.addr, ':') != NULL;
-
-            mon_printf(mon, brackets ? "[%s]" : "%s", f->spec.addr);
-            if (f->spec.port != NULL) {
-                mon_printf(mon, ":%s", f->spec.port);
-            }
-        }
-        mon_printf(mon, "\n");
-    }
-}
-
-static void info_oforwards(Mon *mon, bool keys)
-{
-    info_forwards(mon, keys, 'o');
-}
-
-static void info_iforwards(Mon *mon, bool keys)
-{
-    info_forwards(mon, keys, 'i');
-}
-
-/* What info_conn() needs to know beside the connection. */
-typedef struct InfoConns {
-    Mon *mon;
-    unsigned channel_id;
-    bool keys;
-} InfoConns;
-
-static void info_conn(const VPConnInfo *c, void *opaque)
-{
-    const InfoConns *in = opaque;
-    VPAddr addr[2] = { { .len = 0 }, { .len = 0 } };
-    char name[2][160], id[32], a[16], b[16], d[16], e[16], f[16], g[16];
-    bool from_peer = c->client; /* else we are the one who connected */
-
-    if (c->fd >= 0) {
-        addr[0].len = addr[1].len = sizeof(addr[0].ss);
-        if (getpeername(c->fd, (struct sockaddr *)&addr[!from_peer].ss,
-                        &addr[!from_peer].len) < 0) {
-            addr[!from_peer].len = 0;
-        }
-        if (getsockname(c->fd, (struct sockaddr *)&addr[from_peer].ss,
-                        &addr[from_peer].len) < 0) {
-            addr[from_peer].len = 0;
-        }
-    }
-    if (c->connecting != NULL) {
-        addr[1] = *c->connecting;
-    }
-    for (int i = 0; i < 2; i++) {
-        vp_addr_str(&addr[i], name[i], sizeof(name[i]));
-    }
-    snprintf(id, sizeof(id), "%u%c%u", in->channel_id, c->client ? 'o' : 'i',
-             c->id);
-    if (in->keys) {
-        mon_printf(in->mon, "conn id=%s", id);
-        key_value(in->mon, "service", c->service_id);
-        key_value(in->mon, "from", name[0]);
-        key_value(in->mon, "to", name[1]);
-        mon_printf(in->mon, " in=%s out=%s age_us=%llu idle_us=%llu "
-                   "sent_bytes=%llu received_bytes=%llu credit=%llu "
-                   "waiting=%zu\n", c->in, c->out,
-                   (unsigned long long)c->age, (unsigned long long)c->idle,
-                   (unsigned long long)c->bytes[1],
-                   (unsigned long long)c->bytes[0],
-                   (unsigned long long)c->credit, c->waiting);
-        return;
-    }
-    make_printable(name[0]);
-    make_printable(name[1]);
-    mon_printf(in->mon, "%s\t%s\t%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t"
-               "%s > %s\n", id, c->service_id, c->in, c->out,
-               seconds(c->age, a), seconds(c->idle, b),
-               human((double)c->bytes[1], d), human((double)c->bytes[0], e),
-               human((double)c->credit, f), human((double)c->waiting, g),
-               name[0], name[1]);
-}
-
-static void info_conns(Mon *mon, bool keys)
-{
-    if (!keys) {
-        mon_printf(mon, "ID\tSERVICE\tIN/OUT\tAGE\tIDLE\tSENT\tRECVD\t"
-                   "CREDIT\tWAITING\tFROM > TO\n");
-    }
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        InfoConns in = { mon, ch->spec.channel_id, keys };
-
-        vp_conns(ch->drv, info_conn, &in);
-    }
-}
-
-static void info_stats(Mon *mon, bool keys)
-{
-    char a[16], b[16];
-
-    if (!keys) {
-        mon_printf(mon, "ID\tCONNS\tMAX_CONNS\tMEMORY\tMAX_MEMORY\n");
-    }
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        VPChannelInfo i;
-
-        vp_channel_info(ch->drv, &i);
-        if (keys) {
-            mon_printf(mon, "stats channel=%u conns=%zu max_conns=%zu "
-                       "memory=%zu max_memory=%zu\n", ch->spec.channel_id,
-                       i.conns, i.max_conns, i.memory, i.memory_max);
-        } else {
-            mon_printf(mon, "%u\t%zu\t%zu\t%s\t%s\n", ch->spec.channel_id,
-                       i.conns, i.max_conns, human((double)i.memory, a),
-                       human((double)i.memory_max, b));
-        }
-    }
-}
-
-/* What "info" can show; for people as a table, where that is aligned. */
-static const struct {
-    const char *name;
-    void (*show)(Mon *mon, bool keys);
-    const char *align; /* see mon_table() */
-} infos[] = {
-    { "status", info_status, NULL },
-    { "channels", info_channels, "><>>>>>>>" },
-    { "oforwards", info_oforwards, "><" },
-    { "iforwards", info_iforwards, "><" },
-    { "conns", info_conns, "<<<>>>>>>" },
-    { "stats", info_stats, ">>>>" },
-};
-
-/* info_config() - what is in force, as an init file */
-static void info_config(Mon *mon, const Settings *s)
-{
-    Text text = { .data = NULL };
-
-    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
-        mon_printf(mon, "channel %s\n", ch->spec.text);
+        status.channels++;
+        status.up += strcmp(info.state, "up") == 0;
+        status.conns += info.conns;
     }
     for (const Forward *f = forwards; f != NULL; f = f->next) {
-        mon_printf(mon, "%s %s\n", spec_name(&f->spec), f->spec.text);
+        status.forwards++;
     }
-    options_print(&text, s);
-    mon->broken |= text.failed;
-    for (const char *at = text.data; at != NULL && *at != '\0';) {
-        int len = (int)strcspn(at, "\n") + 1;
-
-        mon_printf(mon, "%.*s", len, at);
-        at += len;
-    }
-    text_free(&text);
+    show_thing(s, &status);
 }
+
+/* What "info channels" and "info stats" show of a channel. */
+typedef struct ChannelShown {
+    unsigned id;
+    const char *spec;
+    uint64_t reconnects;
+    VPChannelInfo info;
+} ChannelShown;
+
+#define CHANNEL(key, column, kind, member) \
+    FIELD(key, column, kind, ChannelShown, member, NULL)
+
+static const Field channel_fields[] = {
+    CHANNEL("id", "ID", F_COUNT, id),
+    CHANNEL("state", "STATE", F_WORD, info.state),
+    CHANNEL("spec", "CHANNEL", F_WIDE, spec),
+    CHANNEL("session_us", "SESSION", F_KNOWN_TIME, info.session_age),
+    CHANNEL("in_bytes", "IN", F_BYTES, info.bytes[0]),
+    CHANNEL("out_bytes", "OUT", F_BYTES, info.bytes[1]),
+    CHANNEL("in_packets", NULL, F_COUNT, info.packets[0]),
+    CHANNEL("out_packets", NULL, F_COUNT, info.packets[1]),
+    CHANNEL("rtt_us", "RTT", F_KNOWN_TIME, info.rtt),
+    CHANNEL("rate", "RATE/s", F_RATE, info.rate),
+    CHANNEL("in_flight", NULL, F_COUNT, info.in_flight),
+    CHANNEL("limit", NULL, F_COUNT, info.limit),
+    CHANNEL("resyncs", "RESYNCS", F_COUNT, info.resyncs),
+    CHANNEL("reconnects", "RECONN", F_COUNT, reconnects),
+    CHANNEL("last_error", NULL, F_WORD, info.last_error),
+    CHANNEL("last_error_us", NULL, F_TIME, info.last_error_age),
+};
+
+static const Field stats_fields[] = {
+    CHANNEL("channel", "ID", F_COUNT, id),
+    CHANNEL("conns", "CONNS", F_COUNT, info.conns),
+    CHANNEL("max_conns", "MAX_CONNS", F_COUNT, info.max_conns),
+    CHANNEL("memory", "MEMORY", F_BYTES, info.memory),
+    CHANNEL("max_memory", "MAX_MEMORY", F_BYTES, info.memory_max),
+};
+
+static void channel_shown(ChannelShown *shown, const Channel *ch)
+{
+    shown->id = ch->spec.channel_id;
+    shown->spec = ch->spec.text;
+    vp_channel_info(ch->drv, &shown->info);
+    shown->reconnects = shown->info.attaches > 0 ? shown->info.attaches - 1
+                                                 : 0;
+}
+
+static void show_channels(const Show *s)
+{
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        ChannelShown shown;
+        const VPChannelInfo *i = &shown.info;
+        char ago[16];
+
+        channel_shown(&shown, ch);
+        show_thing(s, &shown);
+        if (s->keys) {
+            continue;
+        }
+        if (i->in_flight > 0 || strcmp(i->state, "up") == 0) {
+            text_add(s->out, "     in flight: %u of %u bytes; packets: %llu "
+                     "in, %llu out\n", i->in_flight, i->limit,
+                     (unsigned long long)i->packets[0],
+                     (unsigned long long)i->packets[1]);
+        }
+        if (i->last_error[0] != '\0') {
+            text_add(s->out, "     last error, %s ago: %s\n",
+                     seconds(i->last_error_age, ago), i->last_error);
+        }
+    }
+}
+
+static void show_stats(const Show *s)
+{
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        ChannelShown shown;
+
+        channel_shown(&shown, ch);
+        show_thing(s, &shown);
+    }
+}
+
+typedef struct ForwardShown {
+    unsigned channel_id;
+    const char *service_id;
+    const char *spec;
+    const char *address;                  /* of an iforward */
+    const char *listening[MAX_ADDRS + 1]; /* of an oforward */
+} ForwardShown;
+
+static const Field oforward_fields[] = {
+    FIELD("channel", "CHANNEL", F_COUNT, ForwardShown, channel_id, NULL),
+    FIELD("service", "SERVICE", F_WORD, ForwardShown, service_id, NULL),
+    FIELD("spec", NULL, F_WORD, ForwardShown, spec, NULL),
+    FIELD("listening", "ADDRESS", F_LIST, ForwardShown, listening, NULL),
+};
+
+static const Field iforward_fields[] = {
+    FIELD("channel", "CHANNEL", F_COUNT, ForwardShown, channel_id, NULL),
+    FIELD("service", "SERVICE", F_WORD, ForwardShown, service_id, NULL),
+    FIELD("spec", NULL, F_WORD, ForwardShown, spec, NULL),
+    FIELD(NULL, "ADDRESS", F_WIDE, ForwardShown, address, NULL),
+};
+
+static void show_oforwards(const Show *s)
+{
+    for (const Forward *f = forwards; f != NULL; f = f->next) {
+        ForwardShown shown = { f->spec.channel_id, f->spec.service_id,
+                               f->spec.text, NULL, { NULL } };
+        char names[MAX_ADDRS][ADDR_NAME_SIZE];
+
+        if (f->spec.option != 'o') {
+            continue;
+        }
+        for (int i = 0; i < f->nfds; i++) {
+            VPAddr addr;
+
+            addr_bound(f->fds[i], &addr);
+            shown.listening[i] = vp_addr_str(&addr, names[i],
+                                             sizeof(names[i]));
+        }
+        show_thing(s, &shown);
+    }
+}
+
+static void show_iforwards(const Show *s)
+{
+    for (const Forward *f = forwards; f != NULL; f = f->next) {
+        const Spec *spec = &f->spec;
+        char address[VALUE_MAX];
+        const ForwardShown shown = { spec->channel_id, spec->service_id,
+                                     spec->text, address, { NULL } };
+
+        if (spec->option != 'i') {
+            continue;
+        }
+        if (spec->port == NULL) {
+            snprintf(address, sizeof(address), "%s", spec->addr);
+        } else {
+            snprintf(address, sizeof(address),
+                     strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
+                     spec->addr, spec->port);
+        }
+        show_thing(s, &shown);
+    }
+}
+
+typedef struct ConnShown {
+    const char *id;
+    const char *from;
+    const char *to;
+    VPConnInfo info;
+} ConnShown;
+
+#define CONN(key, column, kind, member, join) \
+    FIELD(key, column, kind, ConnShown, member, join)
+
+static const Field conn_fields[] = {
+    CONN("id", "ID", F_WORD, id, NULL),
+    CONN("service", "SERVICE", F_WORD, info.service_id, NULL),
+    CONN("from", "FROM", F_WIDE, from, " > "),
+    CONN("to", "TO", F_WIDE, to, NULL),
+    CONN("in", "IN", F_WORD, info.in, "/"),
+    CONN("out", "OUT", F_WORD, info.out, NULL),
+    CONN("age_us", "AGE", F_TIME, info.age, NULL),
+    CONN("idle_us", "IDLE", F_TIME, info.idle, NULL),
+    CONN("sent_bytes", "SENT", F_BYTES, info.bytes[1], NULL),
+    CONN("received_bytes", "RECVD", F_BYTES, info.bytes[0], NULL),
+    CONN("credit", "CREDIT", F_BYTES, info.credit, NULL),
+    CONN("waiting", "WAITING", F_BYTES, info.waiting, NULL),
+};
+
+/* What show_conn() needs to know beside the connection. */
+typedef struct ConnsOf {
+    const Show *show;
+    unsigned channel_id;
+} ConnsOf;
+
+static void show_conn(const VPConnInfo *c, void *opaque)
+{
+    const ConnsOf *of = opaque;
+    VPAddr ours = { .len = 0 }, theirs = { .len = 0 };
+    char id[32], from[ADDR_NAME_SIZE], to[ADDR_NAME_SIZE];
+    const ConnShown shown = { id, from, to, *c };
+
+    if (c->fd >= 0) {
+        theirs.len = sizeof(theirs.ss);
+        if (getpeername(c->fd, (struct sockaddr *)&theirs.ss,
+                        &theirs.len) < 0) {
+            theirs.len = 0;
+        }
+        addr_bound(c->fd, &ours);
+    }
+    if (c->connecting != NULL) {
+        theirs = *c->connecting;
+    }
+    snprintf(id, sizeof(id), "%u%c%u", of->channel_id, c->client ? 'o' : 'i',
+             c->id);
+    vp_addr_str(c->client ? &theirs : &ours, from, sizeof(from));
+    vp_addr_str(c->client ? &ours : &theirs, to, sizeof(to));
+    show_thing(of->show, &shown);
+}
+
+static void show_conns(const Show *s)
+{
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        ConnsOf of = { s, ch->spec.channel_id };
+
+        vp_conns(ch->drv, show_conn, &of);
+    }
+}
+
+static const Info infos[] = {
+    { "status", "status", status_fields, COUNT(status_fields), true,
+      show_status },
+    { "channels", "channel", channel_fields, COUNT(channel_fields), false,
+      show_channels },
+    { "oforwards", "oforward", oforward_fields, COUNT(oforward_fields), false,
+      show_oforwards },
+    { "iforwards", "iforward", iforward_fields, COUNT(iforward_fields), false,
+      show_iforwards },
+    { "conns", "conn", conn_fields, COUNT(conn_fields), false, show_conns },
+    { "stats", "stats", stats_fields, COUNT(stats_fields), false, show_stats },
+};
+
+static const Info *info_find(const char *name)
+{
+    for (size_t i = 0; i < COUNT(infos); i++) {
+        if (strcmp(name, infos[i].name) == 0) {
+            return &infos[i];
+        }
+    }
+    return NULL;
+}
+
+/* show_config() - what is in force, as an init file */
+static void show_config(Text *out)
+{
+    Settings now = settings;
+
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        text_add(out, "channel %s\n", ch->spec.text);
+    }
+    for (const Forward *f = forwards; f != NULL; f = f->next) {
+        text_add(out, "%s %s\n", spec_name(&f->spec), f->spec.text);
+    }
+    now.level = (int)log_level; /* because "log" may have changed it */
+    options_print(out, &now);
+}
+
+/*
+ * log_status() - what "info -k" would show
+ *
+ * It is logged whatever the log level, because somebody has asked for it.
+ */
+static void log_status(void)
+{
+    static const char *const names[] = { "status", "channels", "stats" };
+    Text out = { .data = NULL };
+
+    for (size_t i = 0; i < COUNT(names); i++) {
+        info_show(info_find(names[i]), &out, true);
+    }
+    for (char *line = out.failed ? NULL : strtok(out.data, "\n");
+         line != NULL; line = strtok(NULL, "\n")) {
+        log_line(VP_LOG_INFO, VP_NO_CHANNEL, line);
+    }
+    text_free(&out);
+}
+
+/* ---- commands --------------------------------------------------------- */
+
+/* Bytes of a command.  Each that takes a value of VALUE_MAX bytes fits. */
+#define MON_LINE_MAX 4096
+
+typedef struct Mon Mon;
+
+typedef struct Command {
+    const char *name;
+    const char *args;  /* what "help" calls them; "": it takes none */
+    const char *help;
+    bool (*run)(Mon *mon, char *args, Error *err);
+    char option;       /* letter of what it adds or removes, or 0 */
+} Command;
+
+/* A client. */
+struct Mon {
+    Mon *next;
+    int fd;
+    uint64_t heard_at;      /* when it last took or said something, us */
+    bool batch;             /* it is a program */
+    bool eof;               /* it will send no more commands */
+    bool broken;            /* it is gone, or there was no memory */
+    char line[MON_LINE_MAX]; /* commands that were not executed yet */
+    size_t len;             /* bytes of these */
+    Text out;               /* the answer */
+    size_t taken;           /* bytes of it that the client has taken */
+    const Command *command; /* the last one */
+    bool unanswered;        /* it has no answer, as the first "batch" */
+    Lookup lookup;          /* for the answer to an "..._add" */
+    Spec adding;            /* what that adds */
+};
 
 static bool run_info(Mon *mon, char *args, Error *err)
 {
     size_t len = strcspn(args, " \t");
     const char *more = args + len + strspn(args + len, " \t");
     bool keys = strcmp(more, "-k") == 0;
+    const Info *info;
 
     if (*more != '\0' && !keys) {
         return error_set(err, "'%.64s': expected -k", more);
     }
     args[len] = '\0';
     if (strcmp(args, "config") == 0) {
-        Settings now = settings;
-
         if (keys) {
             return error_set(err, "'-k': 'info config' is an init file "
                              "already");
         }
-        now.level = (int)log_level; /* "log" may have changed it */
-        info_config(mon, &now);
+        show_config(&mon->out);
         return true;
     }
-    for (size_t i = 0; i < COUNT(infos); i++) {
-        if (strcmp(args, infos[i].name) == 0) {
-            Mon rows = { .fd = -1 };
-
-            if (keys || infos[i].align == NULL) {
-                infos[i].show(mon, keys);
-            } else {
-                infos[i].show(&rows, false);
-                mon_table(mon, &rows, infos[i].align);
-            }
-            return true;
-        }
+    info = info_find(args);
+    if (info == NULL) {
+        return error_set(err, "'%.64s': expected status, channels, oforwards, "
+                         "iforwards, conns, stats or config", args);
     }
-    return error_set(err, "'%.64s': expected status, channels, oforwards, "
-                     "iforwards, conns, stats or config", args);
+    info_show(info, &mon->out, keys);
+    return true;
 }
 
 /* mon_add() - add what mon->adding asks for; its addresses are known now */
@@ -3392,13 +3630,15 @@ static bool mon_add(Mon *mon, Error *err)
     return ok;
 }
 
+static void mon_looked_up(void *opaque, const Answer *answer);
+
 /* run_add() - if a name has to be looked up, mon_looked_up() will answer */
-static bool run_add(Mon *mon, char option, const char *text, Error *err)
+static bool run_add(Mon *mon, char *args, Error *err)
 {
     Spec *spec = &mon->adding;
     int rc;
 
-    if (!spec_parse(spec, option, text, err)) {
+    if (!spec_parse(spec, mon->command->option, args, err)) {
         return false;
     }
     if (!spec_is_name(spec)) {
@@ -3414,50 +3654,17 @@ static bool run_add(Mon *mon, char option, const char *text, Error *err)
     return rc == 0;
 }
 
-static bool run_del(char option, const char *text, Error *err)
+static bool run_del(Mon *mon, char *args, Error *err)
 {
     Spec spec;
     bool ok;
 
-    if (!spec_parse(&spec, option, text, err)) {
+    if (!spec_parse(&spec, mon->command->option, args, err)) {
         return false;
     }
     ok = running_del(&spec, "monitor", err);
     spec_free(&spec);
     return ok;
-}
-
-static bool run_channel_add(Mon *mon, char *args, Error *err)
-{
-    return run_add(mon, 'c', args, err);
-}
-
-static bool run_channel_del(Mon *mon, char *args, Error *err)
-{
-    (void)mon;
-    return run_del('c', args, err);
-}
-
-static bool run_oforward_add(Mon *mon, char *args, Error *err)
-{
-    return run_add(mon, 'o', args, err);
-}
-
-static bool run_oforward_del(Mon *mon, char *args, Error *err)
-{
-    (void)mon;
-    return run_del('o', args, err);
-}
-
-static bool run_iforward_add(Mon *mon, char *args, Error *err)
-{
-    return run_add(mon, 'i', args, err);
-}
-
-static bool run_iforward_del(Mon *mon, char *args, Error *err)
-{
-    (void)mon;
-    return run_del('i', args, err);
 }
 
 static bool run_conn_reset(Mon *mon, char *args, Error *err)
@@ -3505,7 +3712,7 @@ static bool run_quit(Mon *mon, char *args, Error *err)
     return true;
 }
 
-/* run_batch() - the first one has no answer, so that -x needs no other */
+/* run_batch() - the first one has no answer, so that -x gets only its own */
 static bool run_batch(Mon *mon, char *args, Error *err)
 {
     (void)args;
@@ -3518,26 +3725,27 @@ static bool run_batch(Mon *mon, char *args, Error *err)
 static bool run_help(Mon *mon, char *args, Error *err);
 
 static const Command commands[] = {
-    { "help", "[COMMAND]", "show the commands, or one of them", run_help },
+    { "help", "[COMMAND]", "show the commands, or one of them", run_help, 0 },
     { "info", "status|channels|oforwards|iforwards|conns|stats [-k] | config",
-      "show what is there; -k: as key=value, for programs", run_info },
+      "show what is there; -k: as key=value, for programs", run_info, 0 },
     { "channel_add", "METHOD:ADDR:PORT[:CHANNEL_ID]", "add a channel, as -c",
-      run_channel_add },
+      run_add, 'c' },
     { "channel_del", "METHOD:ADDR:PORT[:CHANNEL_ID]",
-      "remove a channel, its forwards and connections", run_channel_del },
+      "remove a channel, its forwards and connections", run_del, 'c' },
     { "oforward_add", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
-      "listen and forward, as -o", run_oforward_add },
+      "listen and forward, as -o", run_add, 'o' },
     { "oforward_del", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
-      "stop listening; connections go on", run_oforward_del },
+      "stop listening; connections go on", run_del, 'o' },
     { "iforward_add", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
-      "offer a service to the other side, as -i", run_iforward_add },
+      "offer a service to the other side, as -i", run_add, 'i' },
     { "iforward_del", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
-      "offer it no longer; connections go on", run_iforward_del },
-    { "conn_reset", "ID", "reset a connection at both ends", run_conn_reset },
-    { "log", "error|warn|info|debug", "set what is logged", run_log },
+      "offer it no longer; connections go on", run_del, 'i' },
+    { "conn_reset", "ID", "reset a connection at both ends", run_conn_reset,
+      0 },
+    { "log", "error|warn|info|debug", "set what is logged", run_log, 0 },
     { "batch", "", "no prompt; end each answer with 'ok' or 'error: ...'",
-      run_batch },
-    { "quit", "", "end the daemon", run_quit },
+      run_batch, 0 },
+    { "quit", "", "end the daemon", run_quit, 0 },
 };
 
 static bool run_help(Mon *mon, char *args, Error *err)
@@ -3548,24 +3756,53 @@ static bool run_help(Mon *mon, char *args, Error *err)
         const Command *c = &commands[i];
 
         if (args[0] == '\0' || strcmp(args, c->name) == 0) {
-            mon_printf(mon, "%s%s%s -- %s\n", c->name,
-                       c->args[0] != '\0' ? " " : "", c->args, c->help);
+            text_add(&mon->out, "%s%s%s -- %s\n", c->name,
+                     c->args[0] != '\0' ? " " : "", c->args, c->help);
             found = true;
         }
     }
     return found || error_set(err, "'%.64s': there is no such command", args);
 }
 
+static const Command *command_find(const char *name)
+{
+    for (size_t i = 0; i < COUNT(commands); i++) {
+        if (strcmp(name, commands[i].name) == 0) {
+            return &commands[i];
+        }
+    }
+    return NULL;
+}
+
+/* command_run() - the command @name, if it has the arguments it takes */
+static bool command_run(Mon *mon, const char *name, char *args, Error *err)
+{
+    const Command *c = command_find(name);
+
+    if (c == NULL) {
+        return error_set(err, "'%.64s': there is no such command, try 'help'",
+                         name);
+    }
+    if (c->args[0] == '\0' && args[0] != '\0') {
+        return error_set(err, "'%.64s': %s takes no argument", args, name);
+    }
+    if (c->args[0] != '\0' && c->args[0] != '[' && args[0] == '\0') {
+        return error_set(err, "%s: expected %s", name, c->args);
+    }
+    mon->command = c;
+    return c->run(mon, args, err);
+}
+
 /* mon_answer() - the end of an answer */
 static void mon_answer(Mon *mon, bool ok, const Error *err)
 {
     if (!ok) {
-        mon_printf(mon, "error: %s\n", err->text);
+        text_add(&mon->out, "error: %s\n", err->text);
     } else if (mon->batch) {
-        mon_printf(mon, "ok\n");
+        text_add(&mon->out, "ok\n");
     }
     if (!mon->batch) {
-        mon_printf(mon, "(qemu-vp) ");
+        text_add(&mon->out, "(qemu-vp) ");
     }
 }
 
@@ -3573,11 +3810,10 @@ static void mon_answer(Mon *mon, bool ok, const Error *err)
 static void mon_execute(Mon *mon, char *line)
 {
     char *name = line + strspn(line, " \t\r"), *args;
-    Error err = { "" };
-    size_t len;
-    bool ok = false;
+    size_t len = strlen(name);
+    Error err;
+    bool ok;
 
-    len = strlen(name);
     while (len > 0 && strchr(" \t\r", name[len - 1]) != NULL) {
         name[--len] = '\0';
     }
@@ -3586,31 +3822,25 @@ static void mon_execute(Mon *mon, char *line)
         *args++ = '\0';
         args += strspn(args, " \t");
     }
-    if (name[0] == '\0') {
-        ok = true;
-    } else {
-        size_t i = 0;
-
-        while (i < COUNT(commands) && strcmp(name, commands[i].name) != 0) {
-            i++;
-        }
-        if (i == COUNT(commands)) {
-            error_set(&err, "'%.64s': there is no such command, try 'help'",
-                      name);
-        } else if (commands[i].args[0] == '\0' && args[0] != '\0') {
-            error_set(&err, "'%.64s': %s takes no argument", args, name);
-        } else if (commands[i].args[0] != '\0' &&
-                   commands[i].args[0] != '[' && args[0] == '\0') {
-            error_set(&err, "%s: expected %s", name, commands[i].args);
-        } else {
-            ok = commands[i].run(mon, args, &err);
-        }
-    }
+    ok = name[0] == '\0' || command_run(mon, name, args, &err);
     if (mon->lookup.pid == 0 && !mon->unanswered) {
         mon_answer(mon, ok, &err);
     }
     mon->unanswered = false;
 }
+
+/* ---- clients ---------------------------------------------------------- */
+
+/*
+ * Clients at a time: enough for people and scripts, and few enough to leave
+ * the descriptors to connections.  One more, and the most silent has to go.
+ */
+#define MON_CLIENTS 64
+
+static int monitor_fd = -1;
+static int spare_fd = -1; /* gives way to a client when there is no other */
+static Mon *monitors;
+static size_t nmonitors;
 
 /* spare_take() - have a descriptor that can be given up */
 static void spare_take(void)
@@ -3634,55 +3864,57 @@ static void mon_close(Mon *mon)
     vp_unwatch(loop, mon->fd);
     close(mon->fd);
     spare_take();
-    free(mon->out);
+    text_free(&mon->out);
     free(mon);
+}
+
+/* mon_flush() - has the client taken all of its answer? */
+static bool mon_flush(Mon *mon)
+{
+    if (mon->out.failed) {
+        mon->broken = true;
+        return false;
+    }
+    while (mon->taken < mon->out.len) {
+        ssize_t n = write(mon->fd, mon->out.data + mon->taken,
+                          mon->out.len - mon->taken);
+
+        if (n < 0 && errno != EINTR) {
+            mon->broken = errno != EAGAIN;
+            return false;
+        }
+        mon->taken += n > 0 ? (size_t)n : 0;
+    }
+    text_free(&mon->out);
+    mon->taken = 0;
+    return true;
 }
 
 /* mon_run() - execute lines as long as their answers are taken */
 static void mon_run(Mon *mon)
 {
-    for (;;) {
-        char *end;
+    while (mon_flush(mon)) {
+        char *end = memchr(mon->line, '\n', mon->len);
         size_t used;
 
-        while (mon->out_off < mon->out_len) {
-            ssize_t n = write(mon->fd, mon->out + mon->out_off,
-                              mon->out_len - mon->out_off);
-
-            if (n < 0 && errno == EAGAIN) {
-                vp_watch_set(loop, mon->fd, VP_WRITE);
-                return;
-            }
-            if (n < 0 && errno != EINTR) {
-                mon->broken = true;
-                return;
-            }
-            mon->out_off += n > 0 ? (size_t)n : 0;
-        }
-        free(mon->out);
-        mon->out = NULL;
-        mon->out_off = mon->out_len = mon->out_cap = 0;
-        end = memchr(mon->line, '\n', mon->len);
         if (end == NULL) {
-            break;
+            vp_watch_set(loop, mon->fd, VP_READ);
+            return;
         }
         *end = '\0';
         used = (size_t)(end - mon->line) + 1;
         mon_execute(mon, mon->line);
         mon->len -= used;
         memmove(mon->line, mon->line + used, mon->len);
-        if (mon->broken) {
-            return;
-        }
         if (mon->lookup.pid > 0) {
             vp_watch_set(loop, mon->fd, 0);
             return;
         }
     }
-    vp_watch_set(loop, mon->fd, VP_READ);
+    vp_watch_set(loop, mon->fd, VP_WRITE);
 }
 
-/* mon_continue() - after whatever happened to it */
+/* mon_continue() - go on with a client after whatever happened to it */
 static void mon_continue(Mon *mon)
 {
     if (!mon->broken) {
@@ -3690,14 +3922,14 @@ static void mon_continue(Mon *mon)
     }
     if (!mon->broken && mon->len == sizeof(mon->line) &&
         memchr(mon->line, '\n', mon->len) == NULL) {
-        mon_printf(mon, "error: the line is longer than %d bytes\n",
-                   MON_LINE_MAX - 1);
+        text_add(&mon->out, "error: the line is longer than %d bytes\n",
+                 MON_LINE_MAX - 1);
         mon->len = 0;
         mon->eof = true;
         mon_run(mon);
     }
     if (mon->broken ||
-        (mon->eof && mon->out_len == 0 && mon->lookup.pid == 0)) {
+        (mon->eof && mon->out.len == 0 && mon->lookup.pid == 0)) {
         mon_close(mon);
     }
 }
@@ -3793,18 +4025,24 @@ static bool monitor_start(const char *path, Error *err)
 {
     VPAddr addr;
     mode_t mask;
-    int fd;
+    int fd, rc;
 
     addr_unix(path, &addr);
     mask = umask(0177);
     fd = listen_at(&addr, true);
     umask(mask);
-    if (fd < 0 || vp_watch(loop, fd, monitor_accept, NULL) < 0) {
-        return error_set(err, "-m '%s': cannot listen: %s", path,
-                         fd == -EEXIST ? "the file is not a socket"
-                                       : strerror(-fd));
+    rc = fd < 0 ? fd : vp_watch(loop, fd, monitor_accept, NULL);
+    if (fd >= 0) {
+        socket_file_keep(path);
     }
-    socket_file_keep(path);
+    if (fd >= 0 && rc < 0) {
+        socket_files_remove(path);
+        close(fd);
+    }
+    if (rc < 0) {
+        return error_set(err, "-m '%s': cannot listen: %s", path,
+                         listen_error(rc));
+    }
     monitor_fd = fd;
     spare_take();
     vp_watch_set(loop, fd, VP_READ);
@@ -3819,32 +4057,34 @@ static void monitor_end(void)
     if (monitor_fd >= 0) {
         vp_unwatch(loop, monitor_fd);
         close(monitor_fd);
+    }
+    if (spare_fd >= 0) {
         close(spare_fd);
     }
 }
 
+/* ---- the client that -x is -------------------------------------------- */
+
 /*
- * monitor_client() - what -x does; returns the exit status
+ * monitor_client() - have @command executed; returns the exit status
  *
- * The last line of the answer tells it, and is shown only if it is an error.
+ * The last line of the answer says how it went.  It is shown only if that is
+ * an error.
  */
 static int monitor_client(const char *path, const char *command)
 {
-    struct sockaddr_un sun;
-    VPAddr addr;
     FILE *f = NULL;
-    char line[1200], last[1200] = "";
-    int fd = -1;
+    char line[sizeof(Error) + 16], last[sizeof(line)] = ""; /* fits one */
+    VPAddr addr;
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
-    if (strlen(path) < sizeof(sun.sun_path)) {
-        addr_unix(path, &addr);
-        fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    } else {
-        errno = ENAMETOOLONG;
-    }
+    addr_unix(path, &addr);
     if (fd < 0 || connect(fd, (struct sockaddr *)&addr.ss, addr.len) < 0 ||
         (f = fdopen(fd, "r+")) == NULL) {
         fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, strerror(errno));
+        if (fd >= 0) {
+            close(fd);
+        }
         return 1;
     }
     fprintf(f, "batch\n%s\n", command);
@@ -4029,25 +4269,6 @@ static void on_signal(int sig)
     errno = saved;
 }
 
-/* log_status() - what the monitor would show; whoever asks wants to see it */
-static void log_status(void)
-{
-    Mon mon = { .fd = -1 };
-    size_t at = 0;
-
-    info_status(&mon, true);
-    info_channels(&mon, true);
-    info_stats(&mon, true);
-    while (!mon.broken && at < mon.out_len) {
-        size_t len = strcspn(mon.out + at, "\n");
-
-        mon.out[at + len] = '\0';
-        log_line(VP_LOG_INFO, VP_NO_CHANNEL, mon.out + at);
-        at += len + 1;
-    }
-    free(mon.out);
-}
-
 static void signal_ready(void *opaque, int fd, int events)
 {
     char sigs[16];
@@ -4072,11 +4293,16 @@ static bool signals_start(Error *err)
     static const int caught[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
     struct sigaction sa = { .sa_handler = on_signal };
 
+    int rc;
+
     if (pipe(signal_pipe) < 0 ||
         fcntl(signal_pipe[0], F_SETFL, O_NONBLOCK) < 0 ||
-        fcntl(signal_pipe[1], F_SETFL, O_NONBLOCK) < 0 ||
-        vp_watch(loop, signal_pipe[0], signal_ready, NULL) < 0) {
+        fcntl(signal_pipe[1], F_SETFL, O_NONBLOCK) < 0) {
         return error_set(err, "cannot make a pipe: %s", strerror(errno));
+    }
+    rc = vp_watch(loop, signal_pipe[0], signal_ready, NULL);
+    if (rc < 0) {
+        return error_set(err, "cannot watch a pipe: %s", strerror(-rc));
     }
     vp_watch_set(loop, signal_pipe[0], VP_READ);
     for (size_t i = 0; i < COUNT(caught); i++) {
@@ -4116,6 +4342,7 @@ static bool start(Error *err)
     if (loop == NULL) {
         return error_memory(err);
     }
+    started_at = vp_loop_now(loop);
     if (!start_option('l', settings_log(s), log_open, err) ||
         !signals_start(err) ||
         !start_option('f', s->pidfile, pidfile_take, err) ||
@@ -4163,7 +4390,6 @@ int main(int argc, char **argv)
     inherited_find();
     standard_fds();
     signal(SIGPIPE, SIG_IGN);
-    started_at = time(NULL);
     saved_argc = argc;
     saved_argv = argv;
     if (!settings_read(&settings, argc, argv, &err)) {
