@@ -7,12 +7,13 @@
 #        tests/check.sh --needs       name what isn't installed, and fail
 #
 # PROGRAM is build/tests/DIR/test_NAME, made from tests/DIR/test_NAME.c, the
-# sources in DIR that are no programs, and tests/lib. It fails if it says so, hangs, or closes
-# without "100%"; and so does the run if a START_TEST of those sources is not in
-# a program's TAP log, that is, never ran. A line tells how each program ended.
-# What one says goes to PROGRAM.log and is shown if it failed. Last come what
-# was passed over, as the machine doesn't allow it, what failed, each with the
-# command that runs it alone, and libcheck's closing line for all programs.
+# sources in DIR that aren't programs, and tests/lib. It fails if it says so,
+# hangs, or closes without "100%"; and so does the run if a START_TEST of those
+# sources is not in a program's TAP log, that is, never ran. A line tells how
+# each program ended. What one says goes to PROGRAM.log and is shown if it
+# failed. Last come what was passed over, as the machine doesn't allow it, what
+# failed, each with the command that runs it alone, and libcheck's closing line
+# for all programs.
 #
 # CHECK_JOBS: programs at a time; most wait more than they compute (twice as
 # many as there are processors)

@@ -97,7 +97,7 @@ static const struct {
     { "memory", ENOMEM, 14 },
 };
 
-#define KINDS ((int)(sizeof(calls) / sizeof(calls[0])))
+#define KINDS (COUNT_OF(calls))
 
 static int tests_of_calls(void)
 {
@@ -309,7 +309,7 @@ int main(int argc, char **argv)
     }
     snprintf(real, sizeof(real), "%s%s", name != NULL ? name : top != NULL
              ? top : ".", name != NULL ? "" : "/qemu-vp");
-    suite = suite_create("calls");
-    HARNESS_ADD(suite, one_fails, tests_of_calls());
+    suite = harness_suite("calls");
+    SUITE_LOOP(suite, one_fails, tests_of_calls());
     return harness_run(suite);
 }

@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 
 #include "sim.h"
+#include "tests/lib/suite.h"
 
 #define SEEDS 2500
 /* What all programs of a run send together, about. */
@@ -206,10 +207,8 @@ static uint64_t number(const char *name, uint64_t otherwise)
 int main(void)
 {
     Suite *suite = suite_create("chaos");
-    TCase *tcase = tcase_create("chaos");
     uint64_t seed = number("SEED", 0);
-    SRunner *runner;
-    int failed;
+    int status;
 
     total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -218,14 +217,9 @@ int main(void)
         return 1;
     }
     first_seed = seed != 0 ? seed : number("FIRST", 1);
-    tcase_set_timeout(tcase, 300);
-    tcase_add_loop_test(tcase, chaos, 0,
-                        seed != 0 ? 1 : (int)number("SEEDS", SEEDS));
-    suite_add_tcase(suite, tcase);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    suite_set(300, NULL, NULL);
+    SUITE_LOOP(suite, chaos, seed != 0 ? 1 : (int)number("SEEDS", SEEDS));
+    status = suite_run(suite);
     fprintf(stderr, "%u runs ended well; %u of them moved %d bytes or more and "
             "were damaged; %llu bytes and %llu damages in all\n",
             total->runs, total->effective, EFFECTIVE, total->bytes,
@@ -234,5 +228,5 @@ int main(void)
         fprintf(stderr, "too few of them put anything to the test\n");
         return 1;
     }
-    return failed != 0;
+    return status;
 }

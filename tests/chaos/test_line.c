@@ -8,6 +8,7 @@
  * so bounds on it hold on a slow machine, too.
  */
 #include "sim.h"
+#include "tests/lib/suite.h"
 
 #define ENDLESS (1ull << 40)
 #define MESSAGE 64
@@ -108,20 +109,21 @@ static void line_watch(const Line *line, double part[2])
     }
 }
 
+static const Line far_lines[] = {
+    { 40000, 50000, 5 * SECOND, 40 * SECOND },
+    { 1000000, 20000, 2 * SECOND, 20 * SECOND },
+    { 1000000, 50000, 2 * SECOND, 20 * SECOND },
+    { 10000000, 20000, 2 * SECOND, 2 * SECOND },
+};
+
 /* Where round trips take long, too, the bound in flight doesn't decay. */
 START_TEST(far_away)
 {
-    static const Line lines[] = {
-        { 40000, 50000, 5 * SECOND, 40 * SECOND },
-        { 1000000, 20000, 2 * SECOND, 20 * SECOND },
-        { 1000000, 50000, 2 * SECOND, 20 * SECOND },
-        { 10000000, 20000, 2 * SECOND, 2 * SECOND },
-    };
     double part[2];
 
-    line_start(&lines[_i], 1);
+    line_start(&far_lines[_i], 1);
     transfers(0, 1);
-    line_watch(&lines[_i], part);
+    line_watch(&far_lines[_i], part);
     fprintf(stderr, "%s: %.2f of the line\n", world.what, part[0]);
     if (part[0] < 0.85) {
         sim_fail("a transfer takes too little of the line");
@@ -130,23 +132,24 @@ START_TEST(far_away)
 }
 END_TEST
 
+static const struct {
+    Line line;
+    unsigned at; /* ms after the transfer's begin */
+} held_lines[] = {
+    { { 1000000, 30000, 10 * SECOND, 10 * SECOND }, 50 },
+    { { 1000000, 50000, 10 * SECOND, 10 * SECOND }, 140 },
+};
+
 /* Nor does it stay where it was when the peer was held up for a moment. */
 START_TEST(held_up)
 {
-    static const struct {
-        Line line;
-        unsigned at; /* ms after the transfer's begin */
-    } lines[] = {
-        { { 1000000, 30000, 10 * SECOND, 10 * SECOND }, 50 },
-        { { 1000000, 50000, 10 * SECOND, 10 * SECOND }, 140 },
-    };
     double part[2];
 
-    line_start(&lines[_i].line, 5);
+    line_start(&held_lines[_i].line, 5);
     transfer(0);
-    wait_until(world.now + lines[_i].at * MS);
+    wait_until(world.now + held_lines[_i].at * MS);
     world_damage(PAUSE, 1 + 2 * 400);
-    line_watch(&lines[_i].line, part);
+    line_watch(&held_lines[_i].line, part);
     fprintf(stderr, "%s, held up: %.2f of the line\n", world.what, part[0]);
     if (part[0] < 0.85) {
         sim_fail("a transfer takes too little of the line");
@@ -155,17 +158,18 @@ START_TEST(held_up)
 }
 END_TEST
 
+static const Line busy_lines[] = {
+    { 11520, 300, 3 * SECOND, 20 * SECOND },
+    { 40000, 1000, 2 * SECOND, 20 * SECOND },
+    { 1000000, 100, SECOND, 3 * SECOND },
+    { 10000000, 300, SECOND, SECOND },
+    { 100000000, 50, SECOND / 2, SECOND / 4 },
+};
+
 /* Transfers in both directions don't slow each other's acks. */
 START_TEST(both_ways)
 {
-    static const Line lines[] = {
-        { 11520, 300, 3 * SECOND, 20 * SECOND },
-        { 40000, 1000, 2 * SECOND, 20 * SECOND },
-        { 1000000, 100, SECOND, 3 * SECOND },
-        { 10000000, 300, SECOND, SECOND },
-        { 100000000, 50, SECOND / 2, SECOND / 4 },
-    };
-    const Line *line = &lines[_i / 2];
+    const Line *line = &busy_lines[_i / 2];
     int down = _i % 2 ? 16 : 1;
 
     for (uint64_t seed = 1; seed <= 4; seed++) {
@@ -213,22 +217,23 @@ static uint64_t messages(const Line *line, uint64_t pause, int ntransfers,
     return slowest;
 }
 
+static const struct {
+    Line line;
+    uint64_t pause; /* for less than two of 17 shares */
+} typed_lines[] = {
+    { { 11520, 300, 8 * SECOND, 60 * SECOND }, 100 * MS },
+    { { 40000, 1000, 2 * SECOND, 30 * SECOND }, 30 * MS },
+    { { 1000000, 100, SECOND, 3 * SECOND }, MS },
+};
+
 /* Who sends less than two shares waits for no round of the others. */
 START_TEST(beside_many)
 {
-    static const struct {
-        Line line;
-        uint64_t pause; /* for less than two of 17 shares */
-    } lines[] = {
-        { { 11520, 300, 8 * SECOND, 60 * SECOND }, 100 * MS },
-        { { 40000, 1000, 2 * SECOND, 30 * SECOND }, 30 * MS },
-        { { 1000000, 100, SECOND, 3 * SECOND }, MS },
-    };
 
     for (uint64_t seed = 1; seed <= 4; seed++) {
-        const Line *line = &lines[_i].line;
-        uint64_t one = messages(line, lines[_i].pause, 1, seed);
-        uint64_t many = messages(line, lines[_i].pause, 16, seed);
+        const Line *line = &typed_lines[_i].line;
+        uint64_t one = messages(line, typed_lines[_i].pause, 1, seed);
+        uint64_t many = messages(line, typed_lines[_i].pause, 16, seed);
 
         fprintf(stderr, "%u B/s, %u us: a message takes %.1f ms beside 1, %.1f "
                 "ms beside 16 transfers, at the most\n", line->rate,
@@ -322,22 +327,14 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("line");
-    TCase *tcase = tcase_create("line");
-    SRunner *runner;
-    int failed;
+    Suite *s = suite_create("line");
 
-    tcase_set_timeout(tcase, 600);
-    tcase_add_loop_test(tcase, far_away, 0, 4);
-    tcase_add_loop_test(tcase, held_up, 0, 2);
-    tcase_add_loop_test(tcase, both_ways, 0, 10);
-    tcase_add_loop_test(tcase, beside_many, 0, 3);
-    tcase_add_test(tcase, in_portions);
-    tcase_add_test(tcase, newcomers);
-    suite_add_tcase(suite, tcase);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    suite_set(600, NULL, NULL);
+    SUITE_ROWS(s, far_away, far_lines);
+    SUITE_ROWS(s, held_up, held_lines);
+    SUITE_LOOP(s, both_ways, 2 * COUNT_OF(busy_lines));
+    SUITE_ROWS(s, beside_many, typed_lines);
+    SUITE_ADD(s, in_portions);
+    SUITE_ADD(s, newcomers);
+    return suite_run(s);
 }

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "exchange.h"
+#include "tests/lib/suite.h"
 
 /*
  * each_offset_but() - @damage at every byte of both directions
@@ -215,41 +216,26 @@ END_TEST
 /* On FIFOs the engine does as on a port: some kinds of damage will do there. */
 #define BUT_FIFO SIM_FIFO
 
-static void add(Suite *suite, const char *name, const TTest *test,
-                int channels)
-{
-    TCase *tcase = tcase_create(name);
-
-    tcase_set_timeout(tcase, 600);
-    tcase_add_loop_test(tcase, test, 0, channels);
-    suite_add_tcase(suite, tcase);
-}
-
 int main(void)
 {
-    Suite *suite = suite_create("offsets");
-    SRunner *runner;
-    int failed;
+    Suite *s = suite_create("offsets");
 
-    add(suite, "cut", cut, SIM_CHANNELS);
-    add(suite, "bit flipped", bit_flipped, SIM_CHANNELS);
-    add(suite, "byte dropped", byte_dropped, SIM_CHANNELS);
-    add(suite, "byte doubled", byte_doubled, BUT_FIFO);
-    add(suite, "noise", noise, BUT_FIFO);
-    add(suite, "4096 bytes lost", bytes_lost, BUT_FIFO);
-    add(suite, "bytes repeated", repeated, BUT_FIFO);
-    add(suite, "bytes echoed", echoed, BUT_FIFO);
-    add(suite, "stalled", stalled, BUT_FIFO);
-    add(suite, "standstill", standstill, BUT_FIFO);
-    add(suite, "stopped", stopped, BUT_FIFO);
-    add(suite, "paused", paused, BUT_FIFO);
-    add(suite, "a call fails", failing_call, SIM_CHANNELS);
-    add(suite, "calls fail", failing_calls, SIM_CHANNELS);
-    add(suite, "one byte at a time", one_byte_at_a_time, SIM_CHANNELS);
-    add(suite, "a byte each 10 ms", slow, SIM_CHANNELS);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    suite_set(600, NULL, NULL);
+    SUITE_LOOP(s, cut, SIM_CHANNELS);
+    SUITE_LOOP(s, bit_flipped, SIM_CHANNELS);
+    SUITE_LOOP(s, byte_dropped, SIM_CHANNELS);
+    SUITE_LOOP(s, byte_doubled, BUT_FIFO);
+    SUITE_LOOP(s, noise, BUT_FIFO);
+    SUITE_LOOP(s, bytes_lost, BUT_FIFO);
+    SUITE_LOOP(s, repeated, BUT_FIFO);
+    SUITE_LOOP(s, echoed, BUT_FIFO);
+    SUITE_LOOP(s, stalled, BUT_FIFO);
+    SUITE_LOOP(s, standstill, BUT_FIFO);
+    SUITE_LOOP(s, stopped, BUT_FIFO);
+    SUITE_LOOP(s, paused, BUT_FIFO);
+    SUITE_LOOP(s, failing_call, SIM_CHANNELS);
+    SUITE_LOOP(s, failing_calls, SIM_CHANNELS);
+    SUITE_LOOP(s, one_byte_at_a_time, SIM_CHANNELS);
+    SUITE_LOOP(s, slow, SIM_CHANNELS);
+    return suite_run(s);
 }

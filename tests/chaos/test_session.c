@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "exchange.h"
+#include "tests/lib/suite.h"
 
 /* What is promised after a restart, and for a first session. */
 #define SOON SECOND
@@ -503,34 +504,20 @@ START_TEST(garbled)
 }
 END_TEST
 
-static void add(Suite *suite, const char *name, const TTest *test, int times)
-{
-    TCase *tcase = tcase_create(name);
-
-    tcase_set_timeout(tcase, 600);
-    tcase_add_loop_test(tcase, test, 0, times); /* kinds of channels */
-    suite_add_tcase(suite, tcase);
-}
-
 int main(void)
 {
-    Suite *suite = suite_create("session");
-    SRunner *runner;
-    int failed;
+    Suite *s = suite_create("session");
 
-    add(suite, "old bytes", old, SIM_CHANNELS);
-    add(suite, "old echoes", old_echoes, SIM_CHANNELS);
-    add(suite, "killed", killed, SIM_CHANNELS);
-    add(suite, "ended", ended, SIM_CHANNELS);
-    add(suite, "killed often", killed_often, SIM_CHANNELS);
-    add(suite, "A thrown back", thrown_back_0, SIM_CHANNELS);
-    add(suite, "B thrown back", thrown_back_1, SIM_CHANNELS);
-    add(suite, "thrown back early", thrown_back_in_handshake, SIM_CHANNELS);
-    add(suite, "wrapped", wrapped, SIM_CHANNELS);
-    add(suite, "garbled", garbled, 1);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    suite_set(600, NULL, NULL);
+    SUITE_LOOP(s, old, SIM_CHANNELS);
+    SUITE_LOOP(s, old_echoes, SIM_CHANNELS);
+    SUITE_LOOP(s, killed, SIM_CHANNELS);
+    SUITE_LOOP(s, ended, SIM_CHANNELS);
+    SUITE_LOOP(s, killed_often, SIM_CHANNELS);
+    SUITE_LOOP(s, thrown_back_0, SIM_CHANNELS);
+    SUITE_LOOP(s, thrown_back_1, SIM_CHANNELS);
+    SUITE_LOOP(s, thrown_back_in_handshake, SIM_CHANNELS);
+    SUITE_LOOP(s, wrapped, SIM_CHANNELS);
+    SUITE_ADD(s, garbled);
+    return suite_run(s);
 }

@@ -511,13 +511,14 @@ END_TEST
 
 /* --- many --------------------------------------------------------------- */
 
+static const struct {
+    int n;
+    uint64_t bytes;
+} loads[] = { { 1, 64 * MIB }, { 100, MIB / 2 }, { 2000, 20000 } };
+
 /* So many at once, both ways, every byte and every end. */
 START_TEST(at_once)
 {
-    static const struct {
-        int n;
-        uint64_t bytes;
-    } loads[] = { { 1, 64 * MIB }, { 100, MIB / 2 }, { 2000, 20000 } };
     int n = loads[_i].n;
     struct rlimit limit;
     Traffic t;
@@ -597,14 +598,16 @@ END_TEST
 
 /* --- one does not hinder another --------------------------------------- */
 
+static const ChannelKind bulk_kinds[] = {
+    CHANNEL_UNIX, CHANNEL_TCP, CHANNEL_VIRTSERIAL,
+};
+
 /* The RFC stopped for good after some 11 MB of this. */
 START_TEST(bulk_both_ways)
 {
-    static const ChannelKind kinds[] = { CHANNEL_UNIX, CHANNEL_TCP,
-                                         CHANNEL_VIRTSERIAL };
     Traffic t;
     Pair pair;
-    const char *where = traffic_start(&t, &pair, kinds[_i]);
+    const char *where = traffic_start(&t, &pair, bulk_kinds[_i]);
 
     for (int i = 0; i < 4; i++) {
         traffic_add(&t, where, 0, 24 * MIB, 24 * MIB);
@@ -706,6 +709,17 @@ START_TEST(stuck_servers)
 }
 END_TEST
 
+static const struct {
+    ChannelKind kind;
+    RelayCommand stall;
+    int other;              /* end that must go on reading */
+} stalls[] = {
+    { CHANNEL_CABLE, RELAY_STALL_0, 0 },
+    { CHANNEL_CABLE, RELAY_STALL_1, 1 },
+    { CHANNEL_CABLE, RELAY_STALL, -1 },
+    { CHANNEL_QEMU_VIRTSERIAL, RELAY_STALL_1, 1 },
+};
+
 /*
  * The channel takes nothing from one side for some seconds, while that side
  * is sent to: it must go on reading, stay quiet, take connections, and
@@ -713,16 +727,6 @@ END_TEST
  */
 START_TEST(stalled_channel)
 {
-    static const struct {
-        ChannelKind kind;
-        RelayCommand stall;
-        int other;              /* end that must go on reading */
-    } stalls[] = {
-        { CHANNEL_CABLE, RELAY_STALL_0, 0 },
-        { CHANNEL_CABLE, RELAY_STALL_1, 1 },
-        { CHANNEL_CABLE, RELAY_STALL, -1 },
-        { CHANNEL_QEMU_VIRTSERIAL, RELAY_STALL_1, 1 },
-    };
     const uint64_t bytes = 32 * MIB;
     Traffic t;
     Pair pair;
@@ -774,29 +778,29 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("connections");
+    Suite *s = harness_suite("connections");
 
-    HARNESS_ADD(s, half_close_tcp, 2);
-    HARNESS_ADD(s, half_close_unix, 2);
-    HARNESS_ADD(s, half_close_idle, 1);
-    HARNESS_ADD(s, send_and_close, 1);
-    HARNESS_ADD(s, reset, 4);
-    HARNESS_ADD(s, reset_after_half_close, 1);
-    HARNESS_ADD(s, refused_target, 1);
-    HARNESS_ADD(s, refused_unix_target, 1);
-    HARNESS_ADD(s, unknown_service, 1);
-    HARNESS_ADD(s, early_data, 1);
-    HARNESS_ADD(s, early_leave, 1);
-    HARNESS_ADD(s, connect_timeout, 1);
-    HARNESS_ADD(s, every_address, 1);
-    HARNESS_ADD(s, named_listener, 1);
-    HARNESS_ADD(s, at_once, 3);
-    HARNESS_ADD(s, idle_ones, 1);
-    HARNESS_ADD(s, churn, 1);
-    HARNESS_ADD(s, bulk_both_ways, 3);
-    HARNESS_ADD(s, stuck_clients, 1);
-    HARNESS_ADD(s, stuck_servers, 1);
-    HARNESS_ADD(s, stalled_channel, 4);
-    HARNESS_ADD(s, keystrokes, 1);
+    SUITE_LOOP(s, half_close_tcp, 2);
+    SUITE_LOOP(s, half_close_unix, 2);
+    SUITE_ADD(s, half_close_idle);
+    SUITE_ADD(s, send_and_close);
+    SUITE_LOOP(s, reset, 4);
+    SUITE_ADD(s, reset_after_half_close);
+    SUITE_ADD(s, refused_target);
+    SUITE_ADD(s, refused_unix_target);
+    SUITE_ADD(s, unknown_service);
+    SUITE_ADD(s, early_data);
+    SUITE_ADD(s, early_leave);
+    SUITE_ADD(s, connect_timeout);
+    SUITE_ADD(s, every_address);
+    SUITE_ADD(s, named_listener);
+    SUITE_ROWS(s, at_once, loads);
+    SUITE_ADD(s, idle_ones);
+    SUITE_ADD(s, churn);
+    SUITE_ROWS(s, bulk_both_ways, bulk_kinds);
+    SUITE_ADD(s, stuck_clients);
+    SUITE_ADD(s, stuck_servers);
+    SUITE_ROWS(s, stalled_channel, stalls);
+    SUITE_ADD(s, keystrokes);
     return harness_run(s);
 }

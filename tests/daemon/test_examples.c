@@ -336,10 +336,10 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("examples");
+    Suite *s = harness_suite("examples");
 
-    HARNESS_ADD(s, rfc_examples, CHANNEL_KINDS);
-    HARNESS_ADD(s, both_directions, CHANNEL_KINDS);
-    HARNESS_ADD(s, several_channels, 1);
+    SUITE_LOOP(s, rfc_examples, CHANNEL_KINDS);
+    SUITE_LOOP(s, both_directions, CHANNEL_KINDS);
+    SUITE_ADD(s, several_channels);
     return harness_run(s);
 }

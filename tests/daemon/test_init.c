@@ -30,7 +30,6 @@
 #include "traffic.h"
 
 #define KIB UINT64_C(1024)
-#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
 #define NOBODY 65534
 
 /* --- files -------------------------------------------------------------- */
@@ -381,21 +380,22 @@ START_TEST(bad_start_tty)
 }
 END_TEST
 
+static const char *const usages[] = {
+    "-c nonsense", "-c unix-listen:%s/x:- -o s:127.0.0.1:99999",
+    "-c unix-listen:%s/x:- -o r:%s/r:- -C %s/missing",
+    "-c unix-listen:%s/x:- -C %s", "-c unix-listen:%s/x:- --nonsense",
+    "-c unix-listen:%s/x:- -x", "-x status", "",
+};
+
 /* What is wrong with the options is said before anything is done. */
 START_TEST(bad_usage)
 {
-    static const char *const options[] = {
-        "-c nonsense", "-c unix-listen:%s/x:- -o s:127.0.0.1:99999",
-        "-c unix-listen:%s/x:- -o r:%s/r:- -C %s/missing",
-        "-c unix-listen:%s/x:- -C %s", "-c unix-listen:%s/x:- --nonsense",
-        "-c unix-listen:%s/x:- -x", "-x status", "",
-    };
     char text[4 * TEXT_LEN], *before;
     Daemon *d;
 
     daemons_adopt();
     before = files();
-    expand(text, sizeof(text), options[_i]);
+    expand(text, sizeof(text), usages[_i]);
     d = daemon_start("bad", "-d -f %s/pid %s", vp_dir, text);
     ck_assert_int_eq(daemon_exit(d), 2);
     check_files(before);
@@ -461,12 +461,13 @@ END_TEST
 
 /* --- bare surroundings -------------------------------------------------- */
 
+static const char *const closed_fds[] = {
+    "<&- >&- 2>&-", "<&-", ">&-", "2>&-",
+};
+
 /* Some inits start their daemons without stdin, stdout and stderr. */
 START_TEST(closed_stdio)
 {
-    static const char *const closed[] = {
-        "<&- >&- 2>&-", "<&-", ">&-", "2>&-",
-    };
     char path[PATH_LEN];
     Daemon *host;
     Couple c;
@@ -478,13 +479,13 @@ START_TEST(closed_stdio)
     if (_i % 2) {
         command_wait(command_start("start", "%s -d -f %s/host.pid -l "
             "%s/host.log -c unix-connect:%s:- -o s:%s:- -m %s %s", vp_program,
-            vp_dir, vp_dir, c.channel, path, c.monitor[0], closed[_i / 2]));
+            vp_dir, vp_dir, c.channel, path, c.monitor[0], closed_fds[_i / 2]));
         file_path(c.where, "host.log");
         host = daemon_adopted("host", pid_in("host.pid"), c.where);
     } else {
         pid = command_start("start", "exec %s -f %s/host.pid -c "
             "unix-connect:%s:- -o s:%s:- -m %s %s", vp_program, vp_dir,
-            c.channel, path, c.monitor[0], closed[_i / 2]);
+            c.channel, path, c.monitor[0], closed_fds[_i / 2]);
         host = NULL;
     }
     close(monitor_batch(c.monitor[0]));
@@ -556,7 +557,7 @@ START_TEST(inherited_end)
         close(pair[0]);
         close(pair[1]);
         daemon_up(d[0]);
-        for (int i = 0; i < N(fds); i++) {
+        for (int i = 0; i < COUNT_OF(fds); i++) {
             through(where, listener, fds[i]);
         }
         for (int i = 0; i < 2; i++) {
@@ -570,7 +571,7 @@ START_TEST(inherited_end)
             ck_assert_int_eq(daemon_exit(d[i]), 0);
             ck_assert_int_eq(daemon_count(d[i], " error "), 0);
         }
-        for (int i = 0; i < N(fds); i++) {
+        for (int i = 0; i < COUNT_OF(fds); i++) {
             close(fds[i][0]);
             close(fds[i][1]);
         }
@@ -700,12 +701,13 @@ START_TEST(log_fifo)
 }
 END_TEST
 
+static const char *const no_logs[] = {
+    "-l /dev/full", "2>/dev/full", "2>&1 | head -c 1",
+};
+
 /* Full disks, and a stderr whose reader has gone: no line stops anything. */
 START_TEST(log_nowhere)
 {
-    static const char *const where[] = {
-        "-l /dev/full", "2>/dev/full", "2>&1 | head -c 1",
-    };
     char path[PATH_LEN];
     pid_t pid;
     int fds[2];
@@ -715,7 +717,7 @@ START_TEST(log_nowhere)
     file_path(path, "service");
     pid = command_start("host", "echo $$ >%s/pid; exec %s -v -c unix-connect:"
                         "%s:- -o s:%s:- -m %s %s", vp_dir, vp_program,
-                        c.channel, path, c.monitor[0], where[_i]);
+                        c.channel, path, c.monitor[0], no_logs[_i]);
     close(monitor_batch(c.monitor[0]));
     couple_guest(&c);
     through(path, c.listener, fds);
@@ -1047,7 +1049,7 @@ START_TEST(no_notices)
     ck_assert_int_eq(daemon_exit(d), 1);
     ck_assert(recv(fd, name, 1, MSG_DONTWAIT) < 0);
     close(fd);
-    for (int i = 0; i < N(nobody); i++) {
+    for (int i = 0; i < COUNT_OF(nobody); i++) {
         memset(name, 'x', sizeof(name) - 1);
         name[0] = '/';
         name[sizeof(name) - 1] = '\0';
@@ -1088,10 +1090,11 @@ END_TEST
 
 /* --- signals ------------------------------------------------------------ */
 
+static const char *const quiet_options[] = { "", "-q", "-q -q" };
+
 /* SIGUSR1: what there is to know goes into the log, again and again. */
 START_TEST(status_signal)
 {
-    static const char *const quiet[] = { "", "-q", "-q -q" };
     Daemon *d;
     Couple c;
 
@@ -1099,7 +1102,7 @@ START_TEST(status_signal)
     text_format(c.where, TEXT_LEN, "%s/service", vp_dir);
     d = c.daemon[0] = daemon_start("host", "-c unix-connect:%s:- -m %s "
                                    "-o s:%s:- %s", c.channel, c.monitor[0],
-                                   c.where, quiet[_i]);
+                                   c.where, quiet_options[_i]);
     couple_guest(&c);
     check_works(c.where, c.listener);
     for (int i = 0; i < 3; i++) {
@@ -1437,7 +1440,7 @@ START_TEST(bad_reload)
     through(c.where, c.listener, fds);
     daemon_up(d);
     before = monitor_state(mon);
-    for (int i = 0; i < N(bad_lines); i++) {
+    for (int i = 0; i < COUNT_OF(bad_lines); i++) {
         conf(&c, bad_lines[i].line);
         if (i % 2) {            /* beside a change that would be fine */
             write_file("conf", "channel unix-listen:%s/other:-:1\n\n\n\n%s\n"
@@ -1670,7 +1673,7 @@ START_TEST(reload_restart)
     for (int round = 0; round < 2; round++) {
         reload(d, "channel unix-listen:%s:-\nmonitor %s/m\nuser nobody\n"
                "daemonize\n", c.channel, vp_dir);
-        for (int i = 0; i < N(names); i++) {
+        for (int i = 0; i < COUNT_OF(names); i++) {
             text_format(line, sizeof(line), "warn reload: .*'%s' takes a "
                         "restart", names[i]);
             ck_assert_int_eq(daemon_count(d, line), 1);
@@ -1928,7 +1931,7 @@ START_TEST(dump_config)
     before = files();
     dump("dumped", options);
     first = strdup(file_text("dumped"));
-    for (int i = 0; i < N(lines); i++) {
+    for (int i = 0; i < COUNT_OF(lines); i++) {
         expand(line, sizeof(line), lines[i]);
         ck_assert_msg(strstr(first, line) != NULL, "no %s in:\n%s", line,
                       first);
@@ -1945,13 +1948,14 @@ START_TEST(dump_config)
 }
 END_TEST
 
+static const char *const long_kinds[] = { "virtserial-open", "isaserial-open" };
+
 /* However long a value is, it is shown and read back whole, or refused. */
 START_TEST(long_values)
 {
     static char name[4100], options[5000], expected[5000], *first;
-    const char *const kinds[] = { "virtserial-open", "isaserial-open" };
     const char *const args[] = { "-C", "conf", NULL };
-    const size_t fits = 4000 - strlen(kinds[_i]) - strlen("::-:65535");
+    const size_t fits = 4000 - strlen(long_kinds[_i]) - strlen("::-:65535");
     const StartOptions none = { 0 };
     char monitor[PATH_LEN];
     int mon;
@@ -1962,10 +1966,10 @@ START_TEST(long_values)
     name[0] = '/';
     command_wait(command_start("long", "test \"$(%s -c '%s:/'$(head -c %zu "
         "/dev/zero | tr '\\0' %%)':-:65535' 2>&1 | grep -o 'too long')\" = "
-        "'too long'", vp_program, kinds[_i], fits));
+        "'too long'", vp_program, long_kinds[_i], fits));
     file_path(monitor, "monitor");
-    snprintf(expected, sizeof(expected), "channel %s:%s:-:65535\n", kinds[_i],
-             name);
+    snprintf(expected, sizeof(expected), "channel %s:%s:-:65535\n",
+             long_kinds[_i], name);
     file_write("conf", expected, strlen(expected));
     command_wait(command_start("dump", "%s -C conf -m %s -l $(head -c 4000 "
         "/dev/zero | tr '\\0' l) --dump-config >dumped", vp_program, monitor));
@@ -1989,17 +1993,18 @@ START_TEST(long_values)
 }
 END_TEST
 
+static const char *const stdout_options[] = {
+    "-c fd:0:- --dump-config", "-V", "-h", "-m %s -x help",
+};
+
 /* What can't be printed is no success. */
 START_TEST(full_stdout)
 {
-    static const char *const options[] = {
-        "-c fd:0:- --dump-config", "-V", "-h", "-m %s -x help",
-    };
     char text[TEXT_LEN];
     Couple c;
 
     couple_start(&c, "");
-    text_format(text, sizeof(text), "%s", options[_i]);
+    text_format(text, sizeof(text), "%s", stdout_options[_i]);
     if (strstr(text, "%s") != NULL) {
         text_format(text, sizeof(text), "-m %s -x help", c.monitor[0]);
     }
@@ -2037,49 +2042,49 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("init");
+    Suite *s = harness_suite("init");
 
-    HARNESS_ADD(s, daemonize, 1);
-    HARNESS_ADD(s, bad_start, 2 * N(bad_starts));
-    HARNESS_ADD(s, bad_start_tty, 2);
-    HARNESS_ADD(s, bad_usage, 8);
-    HARNESS_ADD(s, pid_file, 1);
-    HARNESS_ADD(s, pid_file_replaced, 1);
-    HARNESS_ADD(s, closed_stdio, 8);
-    HARNESS_ADD(s, inherited_stdio, 3);
-    HARNESS_ADD(s, inherited_end, 1);
-    HARNESS_ADD(s, open_to_others, 2);
-    HARNESS_ADD(s, log_file, 1);
-    HARNESS_ADD(s, log_moves, 1);
-    HARNESS_ADD(s, log_fifo, 1);
-    HARNESS_ADD(s, log_nowhere, 3);
-    HARNESS_ADD(s, log_syslog, 2);
-    HARNESS_ADD(s, log_syslog_hangs, 1);
-    HARNESS_ADD(s, drop_user, 1);
-    HARNESS_ADD(s, user_cleans_up, 1);
-    HARNESS_ADD(s, notices, 4);
-    HARNESS_ADD(s, no_notices, 1);
-    HARNESS_ADD(s, notices_unread, 1);
-    HARNESS_ADD(s, status_signal, 3);
-    HARNESS_ADD(s, flush, 2);
-    HARNESS_ADD(s, flush_in_vain, 2);
-    HARNESS_ADD(s, refused_at_end, 1);
-    HARNESS_ADD(s, bad_config, N(bad_lines));
-    HARNESS_ADD(s, odd_config, 2);
-    HARNESS_ADD(s, bad_setting, N(bad_settings));
-    HARNESS_ADD(s, bad_reload, 1);
-    HARNESS_ADD(s, reload_changes, 1);
-    HARNESS_ADD(s, reload_says, 1);
-    HARNESS_ADD(s, reload_restart, 1);
-    HARNESS_ADD(s, reload_adds_key, 1);
-    HARNESS_ADD(s, reload_channels, 1);
-    HARNESS_ADD(s, reload_nothing, 1);
-    HARNESS_ADD(s, reload_key, 1);
-    HARNESS_ADD(s, reload_key_as_user, 2);
-    HARNESS_ADD(s, reload_pid_file, 2);
-    HARNESS_ADD(s, dump_config, 1);
-    HARNESS_ADD(s, long_values, 2);
-    HARNESS_ADD(s, full_stdout, 4);
-    HARNESS_ADD(s, info_config, 1);
+    SUITE_ADD(s, daemonize);
+    SUITE_LOOP(s, bad_start, 2 * COUNT_OF(bad_starts));
+    SUITE_LOOP(s, bad_start_tty, 2);
+    SUITE_ROWS(s, bad_usage, usages);
+    SUITE_ADD(s, pid_file);
+    SUITE_ADD(s, pid_file_replaced);
+    SUITE_LOOP(s, closed_stdio, 2 * COUNT_OF(closed_fds));
+    SUITE_LOOP(s, inherited_stdio, 3);
+    SUITE_ADD(s, inherited_end);
+    SUITE_LOOP(s, open_to_others, 2);
+    SUITE_ADD(s, log_file);
+    SUITE_ADD(s, log_moves);
+    SUITE_ADD(s, log_fifo);
+    SUITE_ROWS(s, log_nowhere, no_logs);
+    SUITE_LOOP(s, log_syslog, 2);
+    SUITE_ADD(s, log_syslog_hangs);
+    SUITE_ADD(s, drop_user);
+    SUITE_ADD(s, user_cleans_up);
+    SUITE_LOOP(s, notices, 4);
+    SUITE_ADD(s, no_notices);
+    SUITE_ADD(s, notices_unread);
+    SUITE_ROWS(s, status_signal, quiet_options);
+    SUITE_LOOP(s, flush, 2);
+    SUITE_LOOP(s, flush_in_vain, 2);
+    SUITE_ADD(s, refused_at_end);
+    SUITE_ROWS(s, bad_config, bad_lines);
+    SUITE_LOOP(s, odd_config, 2);
+    SUITE_ROWS(s, bad_setting, bad_settings);
+    SUITE_ADD(s, bad_reload);
+    SUITE_ADD(s, reload_changes);
+    SUITE_ADD(s, reload_says);
+    SUITE_ADD(s, reload_restart);
+    SUITE_ADD(s, reload_adds_key);
+    SUITE_ADD(s, reload_channels);
+    SUITE_ADD(s, reload_nothing);
+    SUITE_ADD(s, reload_key);
+    SUITE_LOOP(s, reload_key_as_user, 2);
+    SUITE_LOOP(s, reload_pid_file, 2);
+    SUITE_ADD(s, dump_config);
+    SUITE_ROWS(s, long_values, long_kinds);
+    SUITE_ROWS(s, full_stdout, stdout_options);
+    SUITE_ADD(s, info_config);
     return harness_run(s);
 }

@@ -20,7 +20,6 @@
 #include "traffic.h"
 
 #define MIB (UINT64_C(1) << 20)
-#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
 /* Lines a daemon may spend on a state that lasts */
 #define FEW_LINES 6
@@ -149,6 +148,11 @@ static int64_t restart_round(Restart *r, Traffic *t, int who, uint64_t bytes)
     return start;
 }
 
+static const ChannelKind killed_kinds[] = {
+    CHANNEL_UNIX, CHANNEL_TCP, CHANNEL_VIRTSERIAL, CHANNEL_QEMU_VIRTSERIAL,
+    CHANNEL_QEMU_ISASERIAL,
+};
+
 /*
  * Either daemon or both are killed, on every kind of channel.  New connections
  * work within a second of the restart: in the best of some rounds, as the
@@ -156,17 +160,13 @@ static int64_t restart_round(Restart *r, Traffic *t, int who, uint64_t bytes)
  */
 START_TEST(killed)
 {
-    static const ChannelKind kinds[] = {
-        CHANNEL_UNIX, CHANNEL_TCP, CHANNEL_VIRTSERIAL,
-        CHANNEL_QEMU_VIRTSERIAL, CHANNEL_QEMU_ISASERIAL,
-    };
     int64_t best = INT64_MAX, ms;
     Restart r;
     Traffic t;
 
-    restart_init(&r, kinds[_i / N(victims)], &t);
+    restart_init(&r, killed_kinds[_i / COUNT_OF(victims)], &t);
     for (int round = 0; round < 2 || (round < 6 && best > 1000); round++) {
-        ms = restart_round(&r, &t, victims[_i % N(victims)], MIB);
+        ms = restart_round(&r, &t, victims[_i % COUNT_OF(victims)], MIB);
         best = ms < best ? ms : best;
     }
     ck_assert_msg(best <= 1000, "works again only after %d ms", (int)best);
@@ -184,7 +184,7 @@ START_TEST(killed_often)
 
     restart_init(&r, CHANNEL_UNIX, &t);
     for (int round = 0; round < 100; round++) {
-        restart_round(&r, &t, victims[round % N(victims)],
+        restart_round(&r, &t, victims[round % COUNT_OF(victims)],
                       (uint64_t)(50000 + 7919 * round));
     }
     traffic_free(&t);
@@ -267,20 +267,20 @@ START_TEST(alone)
         CHANNEL_FD,
     };
     const int first = _i;               /* 0: the host, which has the client */
-    Channel channels[N(kinds)];
-    Daemon *daemons[2][N(kinds)];
+    Channel channels[COUNT_OF(kinds)];
+    Daemon *daemons[2][COUNT_OF(kinds)];
     const char *target;
     Traffic t;
 
     traffic_init(&t);
     target = traffic_listen(&t);
-    for (int i = 0; i < N(kinds); i++) {
+    for (int i = 0; i < COUNT_OF(kinds); i++) {
         channel_make(&channels[i], kinds[i], channel_kind_name(kinds[i]));
     }
     for (int turn = 0; turn < 2; turn++) {
         int which = turn ? !first : first;
 
-        for (int i = 0; i < N(kinds); i++) {
+        for (int i = 0; i < COUNT_OF(kinds); i++) {
             char name[40];
 
             text_format(name, sizeof(name), "%s-%s", which ? "guest" : "host",
@@ -291,18 +291,18 @@ START_TEST(alone)
                 which ? target : "0");
         }
         if (which == 0) {
-            for (int i = 0; i < N(kinds); i++) {
+            for (int i = 0; i < COUNT_OF(kinds); i++) {
                 traffic_add(&t, daemon_listens(daemons[0][i], "s"), 0, 300000,
                             300000);
             }
         }
         if (turn == 0) {
-            for (int i = 0; i < N(kinds); i++) {
+            for (int i = 0; i < COUNT_OF(kinds); i++) {
                 daemon_wait(daemons[which][i], "ch0: ");
             }
             traffic_run(&t, traffic_never, 500);
-            daemons_idle(daemons[which], N(kinds));
-            for (int i = 0; i < N(kinds); i++) {
+            daemons_idle(daemons[which], COUNT_OF(kinds));
+            for (int i = 0; i < COUNT_OF(kinds); i++) {
                 ck_assert_msg(daemon_count(daemons[which][i], ".") <=
                               FEW_LINES, "%s: too many lines about a channel "
                               "that isn't there", daemons[which][i]->name);
@@ -310,7 +310,7 @@ START_TEST(alone)
         }
     }
     finish(&t);
-    for (int i = 0; i < N(kinds); i++) {
+    for (int i = 0; i < COUNT_OF(kinds); i++) {
         check_works(&t, daemon_listens(daemons[0][i], "s"));
     }
     traffic_free(&t);
@@ -388,9 +388,9 @@ START_TEST(wrong_thing)
         { "isaserial-open:%s:-", 'n', "Inappropriate ioctl" },
     };
     char path[PATH_LEN], option[TEXT_LEN];
-    Daemon *daemons[N(wrong)];
+    Daemon *daemons[COUNT_OF(wrong)];
 
-    for (int i = 0; i < N(wrong); i++) {
+    for (int i = 0; i < COUNT_OF(wrong); i++) {
         text_format(option, sizeof(option), "wrong%d", i);
         file_path(path, option);
         if (wrong[i].kind == 'd') {
@@ -403,11 +403,11 @@ START_TEST(wrong_thing)
         text_format(option, sizeof(option), wrong[i].option, path);
         daemons[i] = daemon_start("wrong", "-c %s", option);
     }
-    for (int i = 0; i < N(wrong); i++) {
+    for (int i = 0; i < COUNT_OF(wrong); i++) {
         daemon_wait(daemons[i], "ch0: .*/wrong%d: %s", i, wrong[i].reason);
     }
-    daemons_idle(daemons, N(wrong));
-    for (int i = 0; i < N(wrong); i++) {
+    daemons_idle(daemons, COUNT_OF(wrong));
+    for (int i = 0; i < COUNT_OF(wrong); i++) {
         ck_assert_int_eq(daemon_count(daemons[i], "/wrong"), 1);
     }
 }
@@ -927,27 +927,27 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("life");
+    Suite *s = harness_suite("life");
 
-    HARNESS_ADD(s, killed, 15);
-    HARNESS_ADD(s, killed_often, 1);
-    HARNESS_ADD(s, cut, 1);
-    HARNESS_ADD(s, grace, 2);
-    HARNESS_ADD(s, alone, 2);
-    HARNESS_ADD(s, host_away, 1);
-    HARNESS_ADD(s, device_appears, 1);
-    HARNESS_ADD(s, wrong_thing, 1);
-    HARNESS_ADD(s, unreadable, 1);
-    HARNESS_ADD(s, line_after_kill, 1);
-    HARNESS_ADD(s, line_settings, 1);
-    HARNESS_ADD(s, line_echoes, 1);
-    HARNESS_ADD(s, stranger, STRANGERS);
-    HARNESS_ADD(s, silent_squatter, 1);
-    HARNESS_ADD(s, slammed_door, 1);
-    HARNESS_ADD(s, second_peer, 2);
-    HARNESS_ADD(s, socket_files, 1);
-    HARNESS_ADD(s, clean_end, 4);
-    HARNESS_ADD(s, accept_exhausted, 1);
-    HARNESS_ADD(s, connect_exhausted, 1);
+    SUITE_LOOP(s, killed, COUNT_OF(killed_kinds) * COUNT_OF(victims));
+    SUITE_ADD(s, killed_often);
+    SUITE_ADD(s, cut);
+    SUITE_LOOP(s, grace, 2);
+    SUITE_LOOP(s, alone, 2);
+    SUITE_ADD(s, host_away);
+    SUITE_ADD(s, device_appears);
+    SUITE_ADD(s, wrong_thing);
+    SUITE_ADD(s, unreadable);
+    SUITE_ADD(s, line_after_kill);
+    SUITE_ADD(s, line_settings);
+    SUITE_ADD(s, line_echoes);
+    SUITE_LOOP(s, stranger, STRANGERS);
+    SUITE_ADD(s, silent_squatter);
+    SUITE_ADD(s, slammed_door);
+    SUITE_LOOP(s, second_peer, 2);
+    SUITE_ADD(s, socket_files);
+    SUITE_LOOP(s, clean_end, 4);
+    SUITE_ADD(s, accept_exhausted);
+    SUITE_ADD(s, connect_exhausted);
     return harness_run(s);
 }

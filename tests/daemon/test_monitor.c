@@ -27,7 +27,6 @@
 
 #define KIB UINT64_C(1024)
 #define MIB (1024 * KIB)
-#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
 #define ID_32 "abcdefghijklmnopqrstuvwxyz012345"
 
 /* Two daemons with monitors, a background, and a service t for the test */
@@ -216,7 +215,7 @@ START_TEST(documented_keys)
     Scene s;
 
     scene_start(&s, "", "");
-    for (int i = 0; i < N(keys); i++) {
+    for (int i = 0; i < COUNT_OF(keys); i++) {
         for (int k = 0; k < 2; k++) {
             bool other = strcmp(keys[i].info, k ? "oforwards" :
                                 "iforwards") == 0;
@@ -493,7 +492,7 @@ START_TEST(by_socat)
 
     scene_start(&s, "", "");
     answer = ask_by_socat(&s, "help\\n");
-    for (int i = 0; i < N(commands); i++) {
+    for (int i = 0; i < COUNT_OF(commands); i++) {
         const char *line = line_find(answer, commands[i], 0);
 
         ck_assert_msg(line != NULL, "help doesn't know %s:\n%s", commands[i],
@@ -764,7 +763,7 @@ START_TEST(bad_command)
     scene_start(&s, "-i there:127.0.0.1:79", "");
     before = monitor_state(s.mon[0]);
     fds = daemon_fds(s.daemon[0]);
-    for (int i = 0; i < N(bad_commands); i++) {
+    for (int i = 0; i < COUNT_OF(bad_commands); i++) {
         const BadCommand *bad = &bad_commands[i];
         const char *gap = strstr(bad->command, "%s");
 
@@ -1349,13 +1348,13 @@ START_TEST(half_command)
         "quit", "oforward_add r:127.0.0.1:0", "log debug\nquit", "\0\0quit",
     };
     char *before, *after;
-    int fds[N(halves)][2];
+    int fds[COUNT_OF(halves)][2];
     Scene s;
 
     scene_start(&s, "", "");
     monitor_ask(s.mon[0], "log debug");
     before = monitor_state(s.mon[0]);
-    for (int i = 0; i < N(halves); i++) {
+    for (int i = 0; i < COUNT_OF(halves); i++) {
         for (int k = 0; k < 2; k++) {
             fds[i][k] = monitor_batch(s.path[0]);
             send_all(fds[i][k], halves[i], strlen(halves[i]) + (i == 3 ? 6
@@ -1365,7 +1364,7 @@ START_TEST(half_command)
         shutdown(fds[i][1], SHUT_WR);
         flow(&s);
     }
-    for (int i = 0; i < N(halves); i++) {
+    for (int i = 0; i < COUNT_OF(halves); i++) {
         char c;
 
         while (recv(fds[i][1], &c, 1, 0) > 0) {
@@ -1618,7 +1617,7 @@ START_TEST(starved)
     d = daemon_start_with(&o, "host", "-c unix-listen:%s/channel:- -m %s "
                           "-o s:127.0.0.1:0", vp_dir, path);
     text_format(where, sizeof(where), "%s", daemon_listens(d, "s"));
-    for (int i = 0; i < N(fds); i++) {
+    for (int i = 0; i < COUNT_OF(fds); i++) {
         fds[i] = dial(where, true);
     }
     daemon_wait(d, "s: cannot accept: Too many open files");
@@ -1634,7 +1633,7 @@ START_TEST(starved)
     close(mon);
     ck_assert_int_eq(execute(path, "info status"), 0);
     daemons_idle(&d, 1);
-    for (int i = 0; i < N(fds); i++) {
+    for (int i = 0; i < COUNT_OF(fds); i++) {
         close(fds[i]);
     }
     ck_assert_int_eq(execute(path, "info status"), 0);
@@ -1747,36 +1746,36 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("monitor");
+    Suite *s = harness_suite("monitor");
 
-    HARNESS_ADD(s, documented_keys, 1);
-    HARNESS_ADD(s, connection_figures, 1);
-    HARNESS_ADD(s, waiting_figures, 1);
-    HARNESS_ADD(s, channel_figures, 1);
-    HARNESS_ADD(s, channel_history, 1);
-    HARNESS_ADD(s, by_socat, 1);
-    HARNESS_ADD(s, tables, 1);
-    HARNESS_ADD(s, narrow_tables, 1);
-    HARNESS_ADD(s, bad_command, 1);
-    HARNESS_ADD(s, own_descriptors, 1);
-    HARNESS_ADD(s, change_forwards, 1);
-    HARNESS_ADD(s, delete_while_connecting, 1);
-    HARNESS_ADD(s, change_channels, 4);
-    HARNESS_ADD(s, slow_names, 1);
-    HARNESS_ADD(s, many_changes, 1);
-    HARNESS_ADD(s, conn_reset, 4);
-    HARNESS_ADD(s, log_level, 1);
-    HARNESS_ADD(s, quit, 2);
-    HARNESS_ADD(s, endless_line, 2);
-    HARNESS_ADD(s, half_command, 1);
-    HARNESS_ADD(s, odd_pieces, 1);
-    HARNESS_ADD(s, deaf_client, 1);
-    HARNESS_ADD(s, deaf_client_idle, 1);
-    HARNESS_ADD(s, many_clients, 1);
-    HARNESS_ADD(s, crowd, 1);
-    HARNESS_ADD(s, starved, 1);
-    HARNESS_ADD(s, executes, 1);
-    HARNESS_ADD(s, monitor_socket, 1);
-    HARNESS_ADD(s, from_nothing, 1);
+    SUITE_ADD(s, documented_keys);
+    SUITE_ADD(s, connection_figures);
+    SUITE_ADD(s, waiting_figures);
+    SUITE_ADD(s, channel_figures);
+    SUITE_ADD(s, channel_history);
+    SUITE_ADD(s, by_socat);
+    SUITE_ADD(s, tables);
+    SUITE_ADD(s, narrow_tables);
+    SUITE_ADD(s, bad_command);
+    SUITE_ADD(s, own_descriptors);
+    SUITE_ADD(s, change_forwards);
+    SUITE_ADD(s, delete_while_connecting);
+    SUITE_LOOP(s, change_channels, 4);
+    SUITE_ADD(s, slow_names);
+    SUITE_ADD(s, many_changes);
+    SUITE_LOOP(s, conn_reset, 4);
+    SUITE_ADD(s, log_level);
+    SUITE_LOOP(s, quit, 2);
+    SUITE_LOOP(s, endless_line, 2);
+    SUITE_ADD(s, half_command);
+    SUITE_ADD(s, odd_pieces);
+    SUITE_ADD(s, deaf_client);
+    SUITE_ADD(s, deaf_client_idle);
+    SUITE_ADD(s, many_clients);
+    SUITE_ADD(s, crowd);
+    SUITE_ADD(s, starved);
+    SUITE_ADD(s, executes);
+    SUITE_ADD(s, monitor_socket);
+    SUITE_ADD(s, from_nothing);
     return harness_run(s);
 }

@@ -400,9 +400,9 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("outage");
+    Suite *s = harness_suite("outage");
 
-    HARNESS_ADD(s, gone, 1);
-    HARNESS_ADD(s, half_dead, 2);
+    SUITE_ADD(s, gone);
+    SUITE_LOOP(s, half_dead, 2);
     return harness_run(s);
 }

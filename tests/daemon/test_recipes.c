@@ -42,8 +42,8 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("recipes");
+    Suite *s = harness_suite("recipes");
 
-    HARNESS_ADD(s, recipe, (int)(sizeof(recipes) / sizeof(recipes[0])));
+    SUITE_ROWS(s, recipe, recipes);
     return harness_run(s);
 }

@@ -20,7 +20,6 @@
 
 #include "tests/lib/harness.h"
 
-#define N(table) ((int)(sizeof(table) / sizeof((table)[0])))
 #define CHANNEL "unix-connect:/nonexistent/channel:-"
 #define ID_32 "abcdefghijklmnopqrstuvwxyz012345"
 #define PATH_50 "/aaaaaaaaabbbbbbbbbcccccccccdddddddddeeeeeeeeefffff"
@@ -278,7 +277,7 @@ static bool names_option(const Daemon *d, const char *option)
         { "-i", "--iforward", "-- 'i'" },
     };
 
-    for (int i = 0; i < N(names); i++) {
+    for (int i = 0; i < COUNT_OF(names); i++) {
         if (strcmp(option, names[i][0]) == 0 ||
             strcmp(option, names[i][1]) == 0) {
             return says(d, names[i][0]) || says(d, names[i][1]) ||
@@ -394,7 +393,7 @@ START_TEST(help)
     Daemon *d;
 
     ck_assert_int_eq(run(&d, args), 0);
-    for (int i = 0; i < N(words); i++) {
+    for (int i = 0; i < COUNT_OF(words); i++) {
         ck_assert_msg(says(d, words[i]), "no %s in the help", words[i]);
     }
 }
@@ -541,20 +540,20 @@ END_TEST
 
 int main(void)
 {
-    Suite *s = suite_create("usage");
+    Suite *s = harness_suite("usage");
 
-    HARNESS_ADD(s, bad_option, N(bad_options));
-    HARNESS_ADD(s, bad_line, N(bad_lines));
-    HARNESS_ADD(s, good_forward, N(good_forwards));
-    HARNESS_ADD(s, good_channel, N(good_channels));
-    HARNESS_ADD(s, longest_path, 1);
-    HARNESS_ADD(s, help, 2);
-    HARNESS_ADD(s, version, 2);
-    HARNESS_ADD(s, address_in_use, 1);
-    HARNESS_ADD(s, address_not_here, 1);
-    HARNESS_ADD(s, not_a_socket, 1);
-    HARNESS_ADD(s, nothing_left, 1);
-    HARNESS_ADD(s, bad_descriptor, 1);
-    HARNESS_ADD(s, dead_descriptor, 2);
+    SUITE_ROWS(s, bad_option, bad_options);
+    SUITE_ROWS(s, bad_line, bad_lines);
+    SUITE_ROWS(s, good_forward, good_forwards);
+    SUITE_ROWS(s, good_channel, good_channels);
+    SUITE_ADD(s, longest_path);
+    SUITE_LOOP(s, help, 2);
+    SUITE_LOOP(s, version, 2);
+    SUITE_ADD(s, address_in_use);
+    SUITE_ADD(s, address_not_here);
+    SUITE_ADD(s, not_a_socket);
+    SUITE_ADD(s, nothing_left);
+    SUITE_ADD(s, bad_descriptor);
+    SUITE_LOOP(s, dead_descriptor, 2);
     return harness_run(s);
 }

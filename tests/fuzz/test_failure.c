@@ -11,7 +11,6 @@
  * been, and no memory is lost.
  */
 #include <arpa/inet.h>
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -22,6 +21,7 @@
 #include <unistd.h>
 
 #include "tests/lib/engine.h"
+#include "tests/lib/suite.h"
 #include "fuzz.h"
 
 #define STEP_US 3000
@@ -401,27 +401,13 @@ START_TEST(call)
 }
 END_TEST
 
-static void add(Suite *suite, const char *name, const TTest *test, int loops)
-{
-    TCase *tcase = tcase_create(name);
-
-    tcase_set_timeout(tcase, 300);
-    tcase_add_loop_test(tcase, test, 0, loops);
-    suite_add_tcase(suite, tcase);
-}
-
 int main(void)
 {
-    Suite *suite = suite_create("failure");
-    SRunner *runner;
-    int failed;
+    Suite *s = suite_create("failure");
 
-    add(suite, "memory", memory, 1);
-    add(suite, "memory_later", memory_later, GAP);
-    add(suite, "call", call, (int)(sizeof(calls) / sizeof(calls[0])));
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    suite_set(300, NULL, NULL);
+    SUITE_ADD(s, memory);
+    SUITE_LOOP(s, memory_later, GAP);
+    SUITE_ROWS(s, call, calls);
+    return suite_run(s);
 }

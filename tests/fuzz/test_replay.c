@@ -7,11 +7,11 @@
  * the process where something is wrong; the name of the input it had comes
  * first.
  */
-#include <check.h>
 #include <dirent.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "tests/lib/suite.h"
 #include "fuzz.h"
 
 #define INPUT_MAX 65536
@@ -67,17 +67,9 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("replay");
-    TCase *tcase = tcase_create("replay");
-    SRunner *runner;
-    int failed;
+    Suite *s = suite_create("replay");
 
-    tcase_set_timeout(tcase, 300);
-    tcase_add_loop_test(tcase, replay, 0, 3);
-    suite_add_tcase(suite, tcase);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    suite_set(300, NULL, NULL);
+    SUITE_ROWS(s, replay, target_names);
+    return suite_run(s);
 }

@@ -17,7 +17,6 @@
 #ifndef HARNESS_H
 #define HARNESS_H
 
-#include <check.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -37,14 +36,10 @@ extern char vp_program[1024];   /* the daemon's binary */
 
 /* --- the suite ---------------------------------------------------------- */
 
-/* HARNESS_ADD() - add test, to be run loops times with _i counting up */
-#define HARNESS_ADD(suite, test, loops)                                     \
-    do {                                                                    \
-        TCase *tcase_ = harness_tcase((suite), #test, (loops));             \
-        tcase_add_loop_test(tcase_, (test), 0, (loops));                    \
-    } while (0)
+/* harness_suite() - a suite whose tests have a directory, and clean up */
+Suite *harness_suite(const char *name);
 
-TCase *harness_tcase(Suite *suite, const char *name, int loops);
+/* harness_run() - run it; what main() returns */
 int harness_run(Suite *suite);
 
 /* --- time, text, files -------------------------------------------------- */

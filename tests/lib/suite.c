@@ -3,6 +3,7 @@
  * suite.c - see suite.h
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -12,19 +13,34 @@
 /* More than any test opens, and few enough to try all of them. */
 #define MAX_FDS 16384
 
-/* Seconds until libcheck ends a test: against hanging only */
-#define UNIT_TIMEOUT 120
+static int test_timeout = 120; /* room for sanitizers */
+static SFun test_begin, test_end;
+static int planned;
 
-TCase *unit_tcase(Suite *suite, const char *name)
+void suite_set(int timeout, SFun begin, SFun end)
+{
+    test_timeout = timeout;
+    test_begin = begin;
+    test_end = end;
+}
+
+void suite_add(Suite *suite, const char *name, const TTest *test, int times)
 {
     TCase *tcase = tcase_create(name);
 
-    tcase_set_timeout(tcase, UNIT_TIMEOUT);
+    tcase_set_timeout(tcase, test_timeout);
+    tcase_add_checked_fixture(tcase, test_begin, test_end);
+    tcase_add_loop_test(tcase, test, 0, times);
     suite_add_tcase(suite, tcase);
-    return tcase;
+    planned += times;
 }
 
-void suite_surroundings(void)
+int suite_planned(void)
+{
+    return planned;
+}
+
+static void surroundings(void)
 {
     struct rlimit limit;
 
@@ -45,14 +61,31 @@ void suite_pass_over(const char *function, const char *what)
     fprintf(stderr, "passed over: %.*s: needs %s\n", (int)len, function, what);
 }
 
-int unit_run(Suite *suite)
+int suite_run_with(Suite *suite, void (*failed)(TestResult **results, int n))
 {
     SRunner *runner = srunner_create(suite);
-    int failed;
+    int failures, ran;
 
-    suite_surroundings();
+    surroundings();
     srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
+    failures = srunner_ntests_failed(runner);
+    ran = srunner_ntests_run(runner);
+    if (failed != NULL) {
+        TestResult **results = srunner_failures(runner);
+
+        failed(results, failures);
+        free(results);
+    }
     srunner_free(runner);
-    return failed != 0;
+    if (ran < planned && getenv("CK_RUN_CASE") == NULL &&
+        getenv("CK_RUN_SUITE") == NULL) {
+        fprintf(stderr, "only %d of %d tests ran\n", ran, planned);
+        failures++;
+    }
+    return failures > 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int suite_run(Suite *suite)
+{
+    return suite_run_with(suite, NULL);
 }

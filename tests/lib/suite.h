@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * suite.h - making and running a suite
+ *
+ * A suite's main() makes it, adds its tests, and returns what suite_run()
+ * returns.  Each test is a case of its own, so that CK_RUN_CASE=NAME chooses
+ * it, and libcheck runs it in a process of its own.  Suites of whole daemons
+ * begin with harness_suite() instead of suite_create() (see harness.h).
  */
 #ifndef SUITE_H
 #define SUITE_H
@@ -21,15 +26,33 @@
         }                                                                   \
     } while (0)
 
-/* UNIT_ADD() - add a test, to be run @loops times with _i counting up */
-#define UNIT_ADD(suite, test, loops)                                        \
-    tcase_add_loop_test(unit_tcase((suite), #test), (test), 0, (loops))
+/* SUITE_ADD() - add a test */
+#define SUITE_ADD(suite, test) SUITE_LOOP(suite, test, 1)
 
-/* unit_tcase() - a case of its own for each test, with room for sanitizers */
-TCase *unit_tcase(Suite *suite, const char *name);
+/* SUITE_ROWS() - add a test, to be run for each row of a table: @table[_i] */
+#define SUITE_ROWS(suite, test, table)                                      \
+    SUITE_LOOP(suite, test, COUNT_OF(table))
 
-/* suite_surroundings() - a usual umask, and as many descriptors as may be */
-void suite_surroundings(void);
+/*
+ * SUITE_LOOP() - add a test, to be run @times with _i counting up
+ *
+ * For what is no table; a number of rows that is typed here loses the row that
+ * somebody adds.
+ */
+#define SUITE_LOOP(suite, test, times)                                      \
+    suite_add((suite), #test, (test), (times))
+
+void suite_add(Suite *suite, const char *name, const TTest *test, int times);
+
+/*
+ * suite_set() - for the tests added from here on
+ * @timeout:     seconds until libcheck ends one: against hanging only
+ * @begin, @end: run before and after each, in its process; or NULL
+ */
+void suite_set(int timeout, SFun begin, SFun end);
+
+/* suite_planned() - how many runs of tests were added so far */
+int suite_planned(void);
 
 /*
  * PASS_OVER() - end a test that can't be done here, and say so
@@ -45,7 +68,14 @@ void suite_surroundings(void);
 
 void suite_pass_over(const char *function, const char *what);
 
-/* unit_run() - run the suite; what main() returns */
-int unit_run(Suite *suite);
+/*
+ * suite_run() - run the suite; what main() returns
+ *
+ * The tests have a usual umask, and as many descriptors as may be.
+ * It has failed, too, if fewer tests ran than were added, unless some were
+ * chosen.  @failed, if not NULL, gets the failures, at @n of them.
+ */
+int suite_run(Suite *suite);
+int suite_run_with(Suite *suite, void (*failed)(TestResult **results, int n));
 
 #endif

@@ -459,36 +459,38 @@ START_TEST(key_file_owner)
 }
 END_TEST
 
+static const char *const no_keys[] = { "/nonexistent/key", "/", "/dev/zero" };
+
 START_TEST(key_file_missing)
 {
-    static const char *const path[] = { "/nonexistent/key", "/", "/dev/zero" };
     Daemon *d = daemon_start("host", "-c unix-listen:%s/c:- -k %s", vp_dir,
-                             path[_i]);
+                             no_keys[_i]);
 
     ck_assert_int_eq(daemon_exit(d), 2);
     ck_assert(daemon_saw(d, "--key '/"));
 }
 END_TEST
 
+static const struct {
+    const char *host;
+    bool key, warns;
+} warnings[] = {
+    { "0.0.0.0", false, true }, { "0.0.0.0", true, false },
+    { "127.0.0.1", false, false },
+};
+
 /* A warning where anybody can reach the port, and only there */
 START_TEST(key_warning)
 {
-    static const struct {
-        const char *host;
-        bool key, warns;
-    } cases[] = {
-        { "0.0.0.0", false, true }, { "0.0.0.0", true, false },
-        { "127.0.0.1", false, false },
-    };
     const char *key = key_file(secret, 0600);
     Daemon *d = daemon_start("host", "-c tcp-listen:%s:%d %s %s",
-                             cases[_i].host, free_port(),
-                             cases[_i].key ? "-k" : "-v",
-                             cases[_i].key ? key : "-v");
+                             warnings[_i].host, free_port(),
+                             warnings[_i].key ? "-k" : "-v",
+                             warnings[_i].key ? key : "-v");
 
     daemon_wait(d, "listening");
     sleep_ms(50);
-    ck_assert_int_eq(daemon_saw(d, "warn ch0: .*-k keeps"), cases[_i].warns);
+    ck_assert_int_eq(daemon_saw(d, "warn ch0: .*-k keeps"), warnings[_i].warns);
 }
 END_TEST
 
@@ -544,22 +546,20 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("key");
+    Suite *suite = harness_suite("key");
 
-    HARNESS_ADD(suite, sha256_vectors, 1);
-    HARNESS_ADD(suite, hmac_vectors, 1);
-    HARNESS_ADD(suite, handshake, (int)(sizeof(keys) / sizeof(keys[0])));
-    HARNESS_ADD(suite, reflection, 1);
-    HARNESS_ADD(suite, replay, 1);
-    HARNESS_ADD(suite, onlooker,
-                (int)(sizeof(onlookers) / sizeof(onlookers[0])));
-    HARNESS_ADD(suite, takes_over, 2);
-    HARNESS_ADD(suite, key_files, (int)(sizeof(files) / sizeof(files[0])));
-    HARNESS_ADD(suite, key_lengths,
-                (int)(sizeof(lengths) / sizeof(lengths[0])));
-    HARNESS_ADD(suite, key_file_owner, 1);
-    HARNESS_ADD(suite, key_file_missing, 3);
-    HARNESS_ADD(suite, key_warning, 3);
-    HARNESS_ADD(suite, limit, (int)(sizeof(limits) / sizeof(limits[0])));
+    SUITE_ADD(suite, sha256_vectors);
+    SUITE_ADD(suite, hmac_vectors);
+    SUITE_ROWS(suite, handshake, keys);
+    SUITE_ADD(suite, reflection);
+    SUITE_ADD(suite, replay);
+    SUITE_ROWS(suite, onlooker, onlookers);
+    SUITE_LOOP(suite, takes_over, 2);
+    SUITE_ROWS(suite, key_files, files);
+    SUITE_ROWS(suite, key_lengths, lengths);
+    SUITE_ADD(suite, key_file_owner);
+    SUITE_ROWS(suite, key_file_missing, no_keys);
+    SUITE_ROWS(suite, key_warning, warnings);
+    SUITE_ROWS(suite, limit, limits);
     return harness_run(suite);
 }

@@ -204,8 +204,8 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("memory");
+    Suite *suite = harness_suite("memory");
 
-    HARNESS_ADD(suite, formula, 1);
+    SUITE_ADD(suite, formula);
     return harness_run(suite);
 }

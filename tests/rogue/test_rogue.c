@@ -755,7 +755,7 @@ static const struct {
     { "others on the same channel", others, GOES_ON, false },
 };
 
-#define ATTACKS ((int)(sizeof(attacks) / sizeof(attacks[0])))
+#define ATTACKS (COUNT_OF(attacks))
 
 /* rogue_run() - attack until we are killed */
 static void rogue_run(Scene *s, int attack)
@@ -1002,7 +1002,7 @@ static const struct {
     { "PING packet with data", VP_PKT_PING, 16, { 'x' }, 0, 0 },
 };
 
-#define SAYINGS ((int)(sizeof(sayings) / sizeof(sayings[0])))
+#define SAYINGS (COUNT_OF(sayings))
 
 START_TEST(packet_in_state)
 {
@@ -1202,13 +1202,13 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("rogue");
+    Suite *suite = harness_suite("rogue");
 
-    HARNESS_ADD(suite, reaction, ATTACKS);
-    HARNESS_ADD(suite, packet_in_state, STATES * SAYINGS);
-    HARNESS_ADD(suite, late_window, 2);
-    HARNESS_ADD(suite, attack, ATTACKS);
-    HARNESS_ADD(suite, attack_usual, ATTACKS);
-    HARNESS_ADD(suite, million, 1);
+    SUITE_LOOP(suite, reaction, ATTACKS);
+    SUITE_LOOP(suite, packet_in_state, STATES * SAYINGS);
+    SUITE_LOOP(suite, late_window, 2);
+    SUITE_LOOP(suite, attack, ATTACKS);
+    SUITE_LOOP(suite, attack_usual, ATTACKS);
+    SUITE_ADD(suite, million);
     return harness_run(suite);
 }

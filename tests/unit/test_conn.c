@@ -310,22 +310,24 @@ START_TEST(reset_without_credit)
 }
 END_TEST
 
+static const char *const refusals[] = {
+    "reset by the other side", "unknown service",
+    "connection refused by the target", "target unreachable",
+    "timed out", "too many connections", "out of memory or descriptors",
+    "failed", "failed",
+};
+
 /* Refusals and their reasons, as the client's side tells them */
 START_TEST(refused)
 {
-    static const char *const text[] = {
-        "reset by the other side", "unknown service",
-        "connection refused by the target", "target unreachable",
-        "timed out", "too many connections", "out of memory or descriptors",
-        "failed", "failed",
-    };
     static Play p;
     char line[200];
 
     play_new(&p, true, 1000);
-    play_msg(&p, VP_MSG_CONNECT_REFUSED, _i == 8 ? 255 : _i);
+    play_msg(&p, VP_MSG_CONNECT_REFUSED,
+             _i == COUNT_OF(refusals) - 1 ? 255 : _i);
     fd_wait(p.r.loop, p.fd, ECONNRESET);
-    snprintf(line, sizeof(line), "refused: %s\n", text[_i]);
+    snprintf(line, sizeof(line), "refused: %s\n", refusals[_i]);
     ck_assert_int_eq(log_count("svc: connection from 127.0.0.1:"), 1);
     log_expect(line, 1);
     play_over(&p);
@@ -1146,13 +1148,14 @@ START_TEST(both_directions)
 }
 END_TEST
 
+static const char *const offence_names[] = {
+    "CONNECT_INIT with an id in use", "CLOSE twice", "data after CLOSE",
+    "data without data",
+};
+
 /* What one must not do to a connection that is there */
 START_TEST(offences)
 {
-    static const char *const why[] = {
-        "CONNECT_INIT with an id in use", "CLOSE twice", "data after CLOSE",
-        "data without data",
-    };
     static Play p;
     char line[100];
 
@@ -1173,7 +1176,7 @@ START_TEST(offences)
         play_send(&p, NULL, 0);
         break;
     }
-    snprintf(line, sizeof(line), "breaks the protocol (%s)", why[_i]);
+    snprintf(line, sizeof(line), "breaks the protocol (%s)", offence_names[_i]);
     log_expect(line, 1);
     ck_assert_uint_eq(engine_counts(p.r.drv).conns, 0);
     play_free(&p);
@@ -1980,51 +1983,51 @@ int main(void)
 {
     Suite *s = suite_create("conn");
 
-    UNIT_ADD(s, transitions, 1);
-    UNIT_ADD(s, half_close, 4);
-    UNIT_ADD(s, reset_by_local, 2);
-    UNIT_ADD(s, reset_by_peer, 4);
-    UNIT_ADD(s, reset_after_end, 2);
-    UNIT_ADD(s, reset_without_credit, 4);
-    UNIT_ADD(s, refused, 9);
-    UNIT_ADD(s, early, 2);
-    UNIT_ADD(s, early_end, 5);
-    UNIT_ADD(s, mute_addresses, 1);
-    UNIT_ADD(s, crowd_waits, 1);
-    UNIT_ADD(s, addresses, 1);
-    UNIT_ADD(s, target_refuses, 1);
-    UNIT_ADD(s, credit_given, 4);
-    UNIT_ADD(s, credit_withheld, 2);
-    UNIT_ADD(s, credit_overrun, 4);
-    UNIT_ADD(s, credit_budget, 1);
-    UNIT_ADD(s, credit_shared, 2);
-    UNIT_ADD(s, credit_halved, 1);
-    UNIT_ADD(s, credit_on_trial, 1);
-    UNIT_ADD(s, credit_kept, 4);
-    UNIT_ADD(s, credit_of_broken, 4);
-    UNIT_ADD(s, malformed_control, 3 * COUNT_OF(malformed));
-    UNIT_ADD(s, init_from_server, 1);
-    UNIT_ADD(s, service_ids, 1);
-    UNIT_ADD(s, late_packets, 1);
-    UNIT_ADD(s, both_directions, 1);
-    UNIT_ADD(s, offences, 4);
-    UNIT_ADD(s, early_offences, 2);
-    UNIT_ADD(s, id_used_again, 1);
-    UNIT_ADD(s, limit_of_peer, 1);
-    UNIT_ADD(s, open_while_draining, 2);
-    UNIT_ADD(s, id_guessed, 6);
-    UNIT_ADD(s, limit_of_clients, 2);
-    UNIT_ADD(s, limit_of_opens, 2);
-    UNIT_ADD(s, open_and_reset, 1);
-    UNIT_ADD(s, random_peer, 20);
-    UNIT_ADD(s, memory_runs_out, 1);
-    UNIT_ADD(s, fair_shares, 1);
-    UNIT_ADD(s, listener, 1);
-    UNIT_ADD(s, not_paced, 1);
-    UNIT_ADD(s, accept_starved, 1);
-    UNIT_ADD(s, information, 2);
-    UNIT_ADD(s, memory_formula, 1);
-    UNIT_ADD(s, local_addresses, 1);
-    UNIT_ADD(s, addresses_as_text, 1);
-    return unit_run(s);
+    SUITE_ADD(s, transitions);
+    SUITE_LOOP(s, half_close, 4);
+    SUITE_LOOP(s, reset_by_local, 2);
+    SUITE_LOOP(s, reset_by_peer, 4);
+    SUITE_LOOP(s, reset_after_end, 2);
+    SUITE_LOOP(s, reset_without_credit, 4);
+    SUITE_ROWS(s, refused, refusals);
+    SUITE_LOOP(s, early, 2);
+    SUITE_LOOP(s, early_end, 5);
+    SUITE_ADD(s, mute_addresses);
+    SUITE_ADD(s, crowd_waits);
+    SUITE_ADD(s, addresses);
+    SUITE_ADD(s, target_refuses);
+    SUITE_LOOP(s, credit_given, 4);
+    SUITE_LOOP(s, credit_withheld, 2);
+    SUITE_LOOP(s, credit_overrun, 4);
+    SUITE_ADD(s, credit_budget);
+    SUITE_LOOP(s, credit_shared, 2);
+    SUITE_ADD(s, credit_halved);
+    SUITE_ADD(s, credit_on_trial);
+    SUITE_LOOP(s, credit_kept, 4);
+    SUITE_LOOP(s, credit_of_broken, 4);
+    SUITE_LOOP(s, malformed_control, 3 * COUNT_OF(malformed));
+    SUITE_ADD(s, init_from_server);
+    SUITE_ADD(s, service_ids);
+    SUITE_ADD(s, late_packets);
+    SUITE_ADD(s, both_directions);
+    SUITE_ROWS(s, offences, offence_names);
+    SUITE_LOOP(s, early_offences, 2);
+    SUITE_ADD(s, id_used_again);
+    SUITE_ADD(s, limit_of_peer);
+    SUITE_LOOP(s, open_while_draining, 2);
+    SUITE_LOOP(s, id_guessed, 6);
+    SUITE_LOOP(s, limit_of_clients, 2);
+    SUITE_LOOP(s, limit_of_opens, 2);
+    SUITE_ADD(s, open_and_reset);
+    SUITE_LOOP(s, random_peer, 20);
+    SUITE_ADD(s, memory_runs_out);
+    SUITE_ADD(s, fair_shares);
+    SUITE_ADD(s, listener);
+    SUITE_ADD(s, not_paced);
+    SUITE_ADD(s, accept_starved);
+    SUITE_LOOP(s, information, 2);
+    SUITE_ADD(s, memory_formula);
+    SUITE_ADD(s, local_addresses);
+    SUITE_ADD(s, addresses_as_text);
+    return suite_run(s);
 }

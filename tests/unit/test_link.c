@@ -1130,19 +1130,20 @@ START_TEST(ack_much)
 }
 END_TEST
 
+static const struct {
+    uint64_t srtt, wait;
+} ping_waits[] = {
+    { 0, VP_PING_WAIT_MAX }, { 100, VP_PING_WAIT_MIN },
+    { 30 * MS, 120 * MS }, { 100 * MS, VP_PING_WAIT_MAX },
+};
+
 /*
  * While packets wait for an ack, PING asks: after a few round trips, or 0.2 s
  * if it isn't known how long these take, and then more rarely.
  */
 START_TEST(ping_for_ack)
 {
-    static const struct {
-        uint64_t srtt, wait;
-    } cases[] = {
-        { 0, VP_PING_WAIT_MAX }, { 100, VP_PING_WAIT_MIN },
-        { 30 * MS, 120 * MS }, { 100 * MS, VP_PING_WAIT_MAX },
-    };
-    uint64_t at[14] = { 0 }, start, wait = cases[_i].wait;
+    uint64_t at[14] = { 0 }, start, wait = ping_waits[_i].wait;
     static Rig r;
     int n = 0, client;
 
@@ -1151,7 +1152,7 @@ START_TEST(ping_for_ack)
     box_run(r.loop, SECOND);
     peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
     peer_drain(&r);
-    engine_set_rtt(r.drv, cases[_i].srtt);
+    engine_set_rtt(r.drv, ping_waits[_i].srtt);
     client = rig_client(&r, "s");
     box_settle(r.loop);
     start = box.now;
@@ -1586,51 +1587,51 @@ int main(void)
 {
     Suite *s = suite_create("link");
 
-    UNIT_ADD(s, first_hello, 1);
-    UNIT_ADD(s, hello_when_up, 2);
-    UNIT_ADD(s, no_answer, 1);
-    UNIT_ADD(s, other_version, 2);
-    UNIT_ADD(s, echoing_line, 2);
-    UNIT_ADD(s, echo_when_up, 1);
-    UNIT_ADD(s, garbage_before, 6);
-    UNIT_ADD(s, stranger_named, 2);
-    UNIT_ADD(s, stranger_hangs_up, 2);
-    UNIT_ADD(s, old_session_packets, 1);
-    UNIT_ADD(s, old_session_packets_late, 1);
-    UNIT_ADD(s, byte_by_byte, 1);
-    UNIT_ADD(s, any_pieces, 1);
-    UNIT_ADD(s, poor_io, 1);
-    UNIT_ADD(s, flipped_bit, 8);
-    UNIT_ADD(s, bytes_lost_or_added, DAMAGES);
-    UNIT_ADD(s, hello_in_packet, 1);
-    UNIT_ADD(s, paused_in_packet, 1);
-    UNIT_ADD(s, stranger_brief, 1);
-    UNIT_ADD(s, hello_breaks_off, 1);
-    UNIT_ADD(s, hello_in_payload, 1);
-    UNIT_ADD(s, gap, 1);
-    UNIT_ADD(s, duplicate, 1);
-    UNIT_ADD(s, number_of_unsequenced, 1);
-    UNIT_ADD(s, ack_makes_no_sense, 1);
-    UNIT_ADD(s, hello_while_blocked, 1);
-    UNIT_ADD(s, cut_while_blocked, 1);
-    UNIT_ADD(s, ack_of_half_a_packet, 1);
-    UNIT_ADD(s, virtio_writes, 1);
-    UNIT_ADD(s, ack_in_time, 1);
-    UNIT_ADD(s, ack_ahead, 1);
-    UNIT_ADD(s, ack_much, 1);
-    UNIT_ADD(s, ping_for_ack, 4);
-    UNIT_ADD(s, lost_tail, 1);
-    UNIT_ADD(s, ping_idle, 1);
-    UNIT_ADD(s, ping_flood, 1);
-    UNIT_ADD(s, unknown_types, 1);
-    UNIT_ADD(s, hello_with_session_key, 1);
-    UNIT_ADD(s, penalty, 1);
-    UNIT_ADD(s, log_flood, 4);
-    UNIT_ADD(s, reason_of_loss, 1);
-    UNIT_ADD(s, closed_by_peer, 1);
-    UNIT_ADD(s, data_before_close, 1);
-    UNIT_ADD(s, no_memory, 1);
-    UNIT_ADD(s, receive_buffer, 1);
-    UNIT_ADD(s, port_away, 1);
-    return unit_run(s);
+    SUITE_ADD(s, first_hello);
+    SUITE_LOOP(s, hello_when_up, 2);
+    SUITE_ADD(s, no_answer);
+    SUITE_LOOP(s, other_version, 2);
+    SUITE_LOOP(s, echoing_line, 2);
+    SUITE_ADD(s, echo_when_up);
+    SUITE_LOOP(s, garbage_before, 6);
+    SUITE_LOOP(s, stranger_named, 2);
+    SUITE_LOOP(s, stranger_hangs_up, 2);
+    SUITE_ADD(s, old_session_packets);
+    SUITE_ADD(s, old_session_packets_late);
+    SUITE_ADD(s, byte_by_byte);
+    SUITE_ADD(s, any_pieces);
+    SUITE_ADD(s, poor_io);
+    SUITE_LOOP(s, flipped_bit, 8);
+    SUITE_LOOP(s, bytes_lost_or_added, DAMAGES);
+    SUITE_ADD(s, hello_in_packet);
+    SUITE_ADD(s, paused_in_packet);
+    SUITE_ADD(s, stranger_brief);
+    SUITE_ADD(s, hello_breaks_off);
+    SUITE_ADD(s, hello_in_payload);
+    SUITE_ADD(s, gap);
+    SUITE_ADD(s, duplicate);
+    SUITE_ADD(s, number_of_unsequenced);
+    SUITE_ADD(s, ack_makes_no_sense);
+    SUITE_ADD(s, hello_while_blocked);
+    SUITE_ADD(s, cut_while_blocked);
+    SUITE_ADD(s, ack_of_half_a_packet);
+    SUITE_ADD(s, virtio_writes);
+    SUITE_ADD(s, ack_in_time);
+    SUITE_ADD(s, ack_ahead);
+    SUITE_ADD(s, ack_much);
+    SUITE_ROWS(s, ping_for_ack, ping_waits);
+    SUITE_ADD(s, lost_tail);
+    SUITE_ADD(s, ping_idle);
+    SUITE_ADD(s, ping_flood);
+    SUITE_ADD(s, unknown_types);
+    SUITE_ADD(s, hello_with_session_key);
+    SUITE_ADD(s, penalty);
+    SUITE_LOOP(s, log_flood, 4);
+    SUITE_ADD(s, reason_of_loss);
+    SUITE_ADD(s, closed_by_peer);
+    SUITE_ADD(s, data_before_close);
+    SUITE_ADD(s, no_memory);
+    SUITE_ADD(s, receive_buffer);
+    SUITE_ADD(s, port_away);
+    return suite_run(s);
 }

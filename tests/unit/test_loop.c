@@ -422,15 +422,16 @@ static void watch_high(Calls *c)
     c->then = NULL;
 }
 
+static const int high_fds[] = { 1000, 1030, 1100 };
+
 /* A handler makes the maps grow, and others are still to be called. */
 START_TEST(maps_grow_in_handler)
 {
-    static const int high[] = { 1000, 1030, 1100 };
     VPLoop *loop = loop_new();
     Calls c[2] = { { .then = watch_high }, { 0 } }, last = { 0 };
     int a[2], b[2];
 
-    c[0].arg[0] = high[_i];
+    c[0].arg[0] = high_fds[_i];
     fd_pair(a);
     fd_pair(b);
     watch(loop, a[0], &c[0]);
@@ -443,7 +444,7 @@ START_TEST(maps_grow_in_handler)
     ck_assert_int_ge(c[1].n, 1);
     vp_unwatch(loop, a[0]);
     vp_unwatch(loop, b[0]);
-    vp_unwatch(loop, high[_i]);
+    vp_unwatch(loop, high_fds[_i]);
     loop_end(loop);
 }
 END_TEST
@@ -504,12 +505,13 @@ START_TEST(closed_behind_our_back)
 }
 END_TEST
 
+static const struct {
+    int err;
+    int result;
+} failures[] = { { EINTR, 0 }, { ENOMEM, 0 }, { EINVAL, -EINVAL } };
+
 START_TEST(select_fails)
 {
-    static const struct {
-        int err;
-        int result;
-    } cases[] = { { EINTR, 0 }, { ENOMEM, 0 }, { EINVAL, -EINVAL } };
     VPLoop *loop = loop_new();
     VPTimer timer = { 0 };
     Calls c = { 0 };
@@ -518,10 +520,10 @@ START_TEST(select_fails)
     fd_pair(fd);
     watch(loop, fd[0], &c);
     fd_write(fd[1], "x", 1);
-    box.select_errno = cases[_i].err;
+    box.select_errno = failures[_i].err;
     vp_timer_start(loop, &timer, SECOND, box_stop, loop);
-    ck_assert_int_eq(vp_loop_run(loop), cases[_i].result);
-    ck_assert_int_eq(c.n > 0, cases[_i].result == 0);
+    ck_assert_int_eq(vp_loop_run(loop), failures[_i].result);
+    ck_assert_int_eq(c.n > 0, failures[_i].result == 0);
     vp_timer_stop(&timer);
     vp_unwatch(loop, fd[0]);
     loop_end(loop);
@@ -692,24 +694,24 @@ int main(void)
 {
     Suite *s = suite_create("loop");
 
-    UNIT_ADD(s, timer_order, 1);
-    UNIT_ADD(s, timer_same_time, 1);
-    UNIT_ADD(s, timer_stop_and_restart, 5);
-    UNIT_ADD(s, timer_in_handler, 3);
-    UNIT_ADD(s, timer_sleep, 1);
-    UNIT_ADD(s, wanted_events, 1);
-    UNIT_ADD(s, high_numbers, 1);
-    UNIT_ADD(s, too_high, 1);
-    UNIT_ADD(s, never_watched, 1);
-    UNIT_ADD(s, number_used_again, 1);
-    UNIT_ADD(s, maps_grow_in_handler, 3);
-    UNIT_ADD(s, stop_in_handler, 1);
-    UNIT_ADD(s, closed_behind_our_back, 1);
-    UNIT_ADD(s, select_fails, 3);
-    UNIT_ADD(s, cold_ones_are_seen, 1);
-    UNIT_ADD(s, cold_ones_wake_us, 1);
-    UNIT_ADD(s, new_interest_is_hot, 1);
-    UNIT_ADD(s, active_ones_stay_hot, 1);
-    UNIT_ADD(s, typed_ones_stay_hot, 1);
-    return unit_run(s);
+    SUITE_ADD(s, timer_order);
+    SUITE_ADD(s, timer_same_time);
+    SUITE_LOOP(s, timer_stop_and_restart, 5);
+    SUITE_LOOP(s, timer_in_handler, 3);
+    SUITE_ADD(s, timer_sleep);
+    SUITE_ADD(s, wanted_events);
+    SUITE_ADD(s, high_numbers);
+    SUITE_ADD(s, too_high);
+    SUITE_ADD(s, never_watched);
+    SUITE_ADD(s, number_used_again);
+    SUITE_ROWS(s, maps_grow_in_handler, high_fds);
+    SUITE_ADD(s, stop_in_handler);
+    SUITE_ADD(s, closed_behind_our_back);
+    SUITE_ROWS(s, select_fails, failures);
+    SUITE_ADD(s, cold_ones_are_seen);
+    SUITE_ADD(s, cold_ones_wake_us);
+    SUITE_ADD(s, new_interest_is_hot);
+    SUITE_ADD(s, active_ones_stay_hot);
+    SUITE_ADD(s, typed_ones_stay_hot);
+    return suite_run(s);
 }

@@ -463,14 +463,14 @@ int main(void)
 {
     Suite *s = suite_create("options");
 
-    UNIT_ADD(s, good_lines, COUNT_OF(good));
-    UNIT_ADD(s, good_values, 1);
-    UNIT_ADD(s, fields, COUNT_OF(specs));
-    UNIT_ADD(s, refused, COUNT_OF(bad_lines));
-    UNIT_ADD(s, says_what_was_expected, 1);
-    UNIT_ADD(s, numbers_read, 1);
-    UNIT_ADD(s, numeric_addresses, 1);
-    UNIT_ADD(s, help_and_version, 1);
-    UNIT_ADD(s, pid_file_removed, 1);
-    return unit_run(s);
+    SUITE_ROWS(s, good_lines, good);
+    SUITE_ADD(s, good_values);
+    SUITE_ROWS(s, fields, specs);
+    SUITE_ROWS(s, refused, bad_lines);
+    SUITE_ADD(s, says_what_was_expected);
+    SUITE_ADD(s, numbers_read);
+    SUITE_ADD(s, numeric_addresses);
+    SUITE_ADD(s, help_and_version);
+    SUITE_ADD(s, pid_file_removed);
+    return suite_run(s);
 }

@@ -889,6 +889,13 @@ START_TEST(unconfirmed_session)
 }
 END_TEST
 
+static const struct {
+    const char *service; /* that the connection is to now, or NULL */
+    bool same;
+} late_echoes[] = {
+    { "old", true }, { "new", false }, { NULL, false },
+};
+
 /*
  * Thrown back into the middle of a handshake, we are put by the peer's echo,
  * which was under way, into the session that the abandoned time was in.  What
@@ -897,14 +904,8 @@ END_TEST
  */
 START_TEST(late_echo)
 {
-    static const struct {
-        const char *service; /* that the connection is to now, or NULL */
-        bool same;
-    } cases[] = {
-        { "old", true }, { "new", false }, { NULL, false },
-    };
-    const char *service = cases[_i].service;
-    bool same = cases[_i].same;
+    const char *service = late_echoes[_i].service;
+    bool same = late_echoes[_i].same;
     uint64_t digest;
     static Rig r;
     int client;
@@ -1490,20 +1491,21 @@ START_TEST(offer_during_resync)
 }
 END_TEST
 
+static const struct {
+    const VPKey *key;
+    const char *log;
+} keyed_offers[] = {
+    { NULL, "turned away: the other end has no key" },
+    { &other_key, "turned away: the other end has a different key" },
+    { &key, "replaced by a new connection" },
+};
+
 /*
  * With a key nothing is believed of one that doesn't prove it: it doesn't get
  * the channel, whatever it knows of the session.
  */
 START_TEST(offer_with_key)
 {
-    static const struct {
-        const VPKey *key;
-        const char *log;
-    } cases[] = {
-        { NULL, "turned away: the other end has no key" },
-        { &other_key, "turned away: the other end has a different key" },
-        { &key, "replaced by a new connection" },
-    };
     static Rig r;
     int fd, client;
 
@@ -1513,9 +1515,9 @@ START_TEST(offer_with_key)
     peer_drain(&r);
     peer_claim(&r);
     fd = offer(&r);
-    r.peer.key = cases[_i].key;
+    r.peer.key = keyed_offers[_i].key;
     offer_hello(&r, fd, 777, HELLO_TOTAL);
-    log_expect(cases[_i].log, 1);
+    log_expect(keyed_offers[_i].log, 1);
     ck_assert_str_eq(engine_link(r.drv).state, _i == 2 ? "hello" : "up");
     ck_assert_uint_ne(engine_link(r.drv).epoch[0], 0);
     ck_assert_int_eq(fd_state(client), FD_OPEN);
@@ -1525,27 +1527,28 @@ START_TEST(offer_with_key)
 }
 END_TEST
 
+static const struct {
+    const VPKey *ours;
+    const VPKey *theirs;
+    bool stale;
+    bool ends;
+} byes[] = {
+    { NULL, NULL, false, true }, { NULL, NULL, true, false },
+    { &key, &key, false, true }, { &key, &key, true, false },
+    { &key, &other_key, false, false }, { &key, NULL, false, false },
+};
+
 /* A peer that ends says so, but others who know the session may not. */
 START_TEST(bye)
 {
-    static const struct {
-        const VPKey *ours;
-        const VPKey *theirs;
-        bool stale;
-        bool ends;
-    } cases[] = {
-        { NULL, NULL, false, true }, { NULL, NULL, true, false },
-        { &key, &key, false, true }, { &key, &key, true, false },
-        { &key, &other_key, false, false }, { &key, NULL, false, false },
-    };
     static const VPKey none;
     uint8_t buf[HELLO_TOTAL];
     static Rig r;
     int client;
     VPHello h;
 
-    keyed_new(&r, cases[_i].ours != NULL ? cases[_i].ours : &none,
-              cases[_i].ours);
+    keyed_new(&r, byes[_i].ours != NULL ? byes[_i].ours : &none,
+              byes[_i].ours);
     r.tcp = true;
     peer_session(&r);
     client = rig_client(&r, "c");
@@ -1553,13 +1556,13 @@ START_TEST(bye)
     peer_claim(&r);
     h = r.peer.hello;
     h.token = 777;
-    h.echo = r.peer.heard.token + cases[_i].stale;
+    h.echo = r.peer.heard.token + byes[_i].stale;
     h.flags = (uint16_t)(VP_HELLO_BYE | VP_HELLO_CONNECTOR |
-                         (cases[_i].theirs != NULL ? VP_HELLO_KEYED : 0u));
-    peer_write(&r, buf, wire_put_hello(buf, &h, cases[_i].theirs));
-    log_expect("the other end ends the session", cases[_i].ends);
-    ck_assert_int_eq(engine_link(r.drv).epoch[0] == 0, cases[_i].ends);
-    ck_assert_int_eq(fd_state(client), cases[_i].ends ? ECONNRESET : FD_OPEN);
+                         (byes[_i].theirs != NULL ? VP_HELLO_KEYED : 0u));
+    peer_write(&r, buf, wire_put_hello(buf, &h, byes[_i].theirs));
+    log_expect("the other end ends the session", byes[_i].ends);
+    ck_assert_int_eq(engine_link(r.drv).epoch[0] == 0, byes[_i].ends);
+    ck_assert_int_eq(fd_state(client), byes[_i].ends ? ECONNRESET : FD_OPEN);
     close(client);
     rig_free(&r);
 }
@@ -1678,42 +1681,42 @@ int main(void)
 {
     Suite *s = suite_create("session");
 
-    UNIT_ADD(s, pair_works, 1);
-    UNIT_ADD(s, pair_idle, 1);
-    UNIT_ADD(s, handshake_losses, 4);
-    UNIT_ADD(s, both_resync, 1);
-    UNIT_ADD(s, damage, 8);
-    UNIT_ADD(s, cut_under_load, 1);
-    UNIT_ADD(s, wrap_around, 1);
-    UNIT_ADD(s, ids_in_use, 1);
-    UNIT_ADD(s, restarts, 3);
-    UNIT_ADD(s, resume, 2 * COUNT_OF(claims));
-    UNIT_ADD(s, replay, 1);
-    UNIT_ADD(s, forgotten_session, 2);
-    UNIT_ADD(s, unconfirmed_session, 2);
-    UNIT_ADD(s, late_echo, 3);
-    UNIT_ADD(s, key_fits, 1);
-    UNIT_ADD(s, key_misfits, COUNT_OF(misfits));
-    UNIT_ADD(s, key_misfit_later, 1);
-    UNIT_ADD(s, key_replayed, 1);
-    UNIT_ADD(s, key_reflected, 1);
-    UNIT_ADD(s, grace_expires, 1);
-    UNIT_ADD(s, grace_not_reached, 1);
-    UNIT_ADD(s, grace_zero, 1);
-    UNIT_ADD(s, grace_of_each, 1);
-    UNIT_ADD(s, clients_wait, 1);
-    UNIT_ADD(s, offer_same_session, 2);
-    UNIT_ADD(s, offer_without_grace, 1);
-    UNIT_ADD(s, offer_stranger, COUNT_OF(strangers));
-    UNIT_ADD(s, offer_over_dead, 2);
-    UNIT_ADD(s, offer_over_silent, 1);
-    UNIT_ADD(s, offer_during_resync, 1);
-    UNIT_ADD(s, offer_and_free, 1);
-    UNIT_ADD(s, offer_with_key, 3);
-    UNIT_ADD(s, bye, 6);
-    UNIT_ADD(s, bye_said, 2);
-    UNIT_ADD(s, grace_flapping, 2);
-    UNIT_ADD(s, grace_silent, 1);
-    UNIT_ADD(s, grace_of_untold, 2);
-    return unit_run(s);
+    SUITE_ADD(s, pair_works);
+    SUITE_ADD(s, pair_idle);
+    SUITE_LOOP(s, handshake_losses, 4);
+    SUITE_ADD(s, both_resync);
+    SUITE_LOOP(s, damage, 8);
+    SUITE_ADD(s, cut_under_load);
+    SUITE_ADD(s, wrap_around);
+    SUITE_ADD(s, ids_in_use);
+    SUITE_LOOP(s, restarts, 3);
+    SUITE_LOOP(s, resume, 2 * COUNT_OF(claims));
+    SUITE_ADD(s, replay);
+    SUITE_LOOP(s, forgotten_session, 2);
+    SUITE_LOOP(s, unconfirmed_session, 2);
+    SUITE_ROWS(s, late_echo, late_echoes);
+    SUITE_ADD(s, key_fits);
+    SUITE_ROWS(s, key_misfits, misfits);
+    SUITE_ADD(s, key_misfit_later);
+    SUITE_ADD(s, key_replayed);
+    SUITE_ADD(s, key_reflected);
+    SUITE_ADD(s, grace_expires);
+    SUITE_ADD(s, grace_not_reached);
+    SUITE_ADD(s, grace_zero);
+    SUITE_ADD(s, grace_of_each);
+    SUITE_ADD(s, clients_wait);
+    SUITE_LOOP(s, offer_same_session, 2);
+    SUITE_ADD(s, offer_without_grace);
+    SUITE_ROWS(s, offer_stranger, strangers);
+    SUITE_LOOP(s, offer_over_dead, 2);
+    SUITE_ADD(s, offer_over_silent);
+    SUITE_ADD(s, offer_during_resync);
+    SUITE_ADD(s, offer_and_free);
+    SUITE_ROWS(s, offer_with_key, keyed_offers);
+    SUITE_ROWS(s, bye, byes);
+    SUITE_LOOP(s, bye_said, 2);
+    SUITE_LOOP(s, grace_flapping, 2);
+    SUITE_ADD(s, grace_silent);
+    SUITE_LOOP(s, grace_of_untold, 2);
+    return suite_run(s);
 }

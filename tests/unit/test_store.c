@@ -73,19 +73,22 @@ static void model_free(Model *m)
     ck_assert_uint_eq(box.allocated, 0);
 }
 
+static const size_t ring_sizes[][2] = {
+    { 1, 100 }, { 1, 3000 }, { 60000, VP_PKT_DATA_LEN },
+    { 1, VP_PKT_DATA_LEN }, { 32736, 32736 }, { 65504, 65504 },
+};
+
+static const uint32_t ring_limits[] = { 1024, 300000, VP_LIMIT_MAX };
+
 /*
  * Packets of all sizes come and go: none is ever overwritten, split by the
  * ring's end or counted wrongly, whatever the limit in flight is.
  */
 START_TEST(ring)
 {
-    static const size_t sizes[][2] = {
-        { 1, 100 }, { 1, 3000 }, { 60000, VP_PKT_DATA_LEN },
-        { 1, VP_PKT_DATA_LEN }, { 32736, 32736 }, { 65504, 65504 },
-    };
-    static const uint32_t limits[] = { 1024, 300000, VP_LIMIT_MAX };
-    size_t least = sizes[_i / 3][0], span = sizes[_i / 3][1] - least + 1;
-    uint32_t limit = limits[_i % 3];
+    const size_t *sizes = ring_sizes[_i / COUNT_OF(ring_limits)];
+    size_t least = sizes[0], span = sizes[1] - least + 1;
+    uint32_t limit = ring_limits[_i % COUNT_OF(ring_limits)];
     unsigned long added = 0;
     static Model m;
 
@@ -385,6 +388,16 @@ START_TEST(flow_bounds)
 }
 END_TEST
 
+static const struct {
+    uint32_t rate;     /* bytes per ms */
+    uint32_t waiting;  /* bytes that may wait in the channel */
+} channels[] = {
+    { 11, 3000 },      /* 115200 baud */
+    { 200, 8000 },
+    { 5000, 150000 },
+    { 100000, VP_LIMIT_MAX },
+};
+
 /*
  * A channel of a given speed, played by the peer: it takes so many bytes in
  * a millisecond, and acks as the engine does.  The channel is kept busy, but
@@ -392,15 +405,6 @@ END_TEST
  */
 START_TEST(flow_follows_channel)
 {
-    static const struct {
-        uint32_t rate;     /* bytes per ms */
-        uint32_t waiting;  /* bytes that may wait in the channel */
-    } channels[] = {
-        { 11, 3000 },      /* 115200 baud */
-        { 200, 8000 },
-        { 5000, 150000 },
-        { 100000, VP_LIMIT_MAX },
-    };
     static uint8_t data[400000];
     uint32_t rate = channels[_i].rate;
     int ms, span = rate < 1000 ? 20000 : 2000, unacked = 0;
@@ -731,26 +735,26 @@ int main(void)
 {
     Suite *s = suite_create("store");
 
-    UNIT_ADD(s, ring, 18);
-    UNIT_ADD(s, ring_full, 1);
-    UNIT_ADD(s, ring_small, 1);
-    UNIT_ADD(s, ring_digest, 1);
-    UNIT_ADD(s, ring_rewind, 1);
-    UNIT_ADD(s, ring_bytes_out, 1);
-    UNIT_ADD(s, ring_flags, 1);
-    UNIT_ADD(s, ring_no_memory, 1);
-    UNIT_ADD(s, store_packets_bound, 3);
-    UNIT_ADD(s, store_bytes_bound, 1);
-    UNIT_ADD(s, flow_bounds, 1);
-    UNIT_ADD(s, flow_follows_channel, 4);
-    UNIT_ADD(s, flow_held_acks, 1);
-    UNIT_ADD(s, flow_start, 1);
-    UNIT_ADD(s, flow_peer_sends, 1);
-    UNIT_ADD(s, flow_probe_both, 1);
-    UNIT_ADD(s, flow_whole_packets, 1);
-    UNIT_ADD(s, flow_marks, 1);
-    UNIT_ADD(s, flow_mixed, 1);
-    UNIT_ADD(s, flow_typing, 1);
-    UNIT_ADD(s, flow_sendable, 1);
-    return unit_run(s);
+    SUITE_LOOP(s, ring, COUNT_OF(ring_sizes) * COUNT_OF(ring_limits));
+    SUITE_ADD(s, ring_full);
+    SUITE_ADD(s, ring_small);
+    SUITE_ADD(s, ring_digest);
+    SUITE_ADD(s, ring_rewind);
+    SUITE_ADD(s, ring_bytes_out);
+    SUITE_ADD(s, ring_flags);
+    SUITE_ADD(s, ring_no_memory);
+    SUITE_LOOP(s, store_packets_bound, 3);
+    SUITE_ADD(s, store_bytes_bound);
+    SUITE_ADD(s, flow_bounds);
+    SUITE_ROWS(s, flow_follows_channel, channels);
+    SUITE_ADD(s, flow_held_acks);
+    SUITE_ADD(s, flow_start);
+    SUITE_ADD(s, flow_peer_sends);
+    SUITE_ADD(s, flow_probe_both);
+    SUITE_ADD(s, flow_whole_packets);
+    SUITE_ADD(s, flow_marks);
+    SUITE_ADD(s, flow_mixed);
+    SUITE_ADD(s, flow_typing);
+    SUITE_ADD(s, flow_sendable);
+    return suite_run(s);
 }

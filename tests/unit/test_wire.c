@@ -389,11 +389,12 @@ static VPPacket make_packet(uint8_t *p, size_t len, uint32_t seq)
     return pkt;
 }
 
+static const size_t damaged_lens[] = { 0, 1, 3, 4, 8, 31, 32, 33 };
+
 /* Header and payload together: one bit, two bits, a burst */
 START_TEST(packet_damage)
 {
-    static const size_t lens[] = { 0, 1, 3, 4, 8, 31, 32, 33 };
-    size_t len = lens[_i], bits = 8 * (VP_PKT_HDR_LEN + len);
+    size_t len = damaged_lens[_i], bits = 8 * (VP_PKT_HDR_LEN + len);
     uint8_t p[VP_PKT_HDR_LEN + 64];
     VPPacket pkt;
 
@@ -957,33 +958,33 @@ int main(void)
 {
     Suite *s = suite_create("wire");
 
-    UNIT_ADD(s, sum_reference, 1);
-    UNIT_ADD(s, sum_ways, 1);
-    UNIT_ADD(s, sum_pinned, 1);
-    UNIT_ADD(s, sum_alignment, 1);
-    UNIT_ADD(s, sum_weights, 1);
-    UNIT_ADD(s, sum_one_bit, 1);
-    UNIT_ADD(s, sum_burst, CONTENTS);
-    UNIT_ADD(s, sum_two_bits, CONTENTS);
-    UNIT_ADD(s, header_layout, 1);
-    UNIT_ADD(s, header_fields, 1);
-    UNIT_ADD(s, packet_damage, 8);
-    UNIT_ADD(s, packet_burst_over_check, 1);
-    UNIT_ADD(s, packet_truncated, 1);
-    UNIT_ADD(s, packet_lengths, 1);
-    UNIT_ADD(s, hello_layout, 1);
-    UNIT_ADD(s, hello_fields, 1);
-    UNIT_ADD(s, hello_truncated, 1);
-    UNIT_ADD(s, hello_damage, 1);
-    UNIT_ADD(s, hello_versions, 1);
-    UNIT_ADD(s, hello_other_types, 1);
-    UNIT_ADD(s, sha256, 1);
-    UNIT_ADD(s, hmac, 1);
-    UNIT_ADD(s, keys_with_secret, 1);
-    UNIT_ADD(s, hello_proof, 1);
-    UNIT_ADD(s, numbers, 1);
-    UNIT_ADD(s, sequence_numbers, 1);
-    UNIT_ADD(s, keys, 1);
-    UNIT_ADD(s, digests, 1);
-    return unit_run(s);
+    SUITE_ADD(s, sum_reference);
+    SUITE_ADD(s, sum_ways);
+    SUITE_ADD(s, sum_pinned);
+    SUITE_ADD(s, sum_alignment);
+    SUITE_ADD(s, sum_weights);
+    SUITE_ADD(s, sum_one_bit);
+    SUITE_LOOP(s, sum_burst, CONTENTS);
+    SUITE_LOOP(s, sum_two_bits, CONTENTS);
+    SUITE_ADD(s, header_layout);
+    SUITE_ADD(s, header_fields);
+    SUITE_ROWS(s, packet_damage, damaged_lens);
+    SUITE_ADD(s, packet_burst_over_check);
+    SUITE_ADD(s, packet_truncated);
+    SUITE_ADD(s, packet_lengths);
+    SUITE_ADD(s, hello_layout);
+    SUITE_ADD(s, hello_fields);
+    SUITE_ADD(s, hello_truncated);
+    SUITE_ADD(s, hello_damage);
+    SUITE_ADD(s, hello_versions);
+    SUITE_ADD(s, hello_other_types);
+    SUITE_ADD(s, sha256);
+    SUITE_ADD(s, hmac);
+    SUITE_ADD(s, keys_with_secret);
+    SUITE_ADD(s, hello_proof);
+    SUITE_ADD(s, numbers);
+    SUITE_ADD(s, sequence_numbers);
+    SUITE_ADD(s, keys);
+    SUITE_ADD(s, digests);
+    return suite_run(s);
 }
