@@ -1779,110 +1779,48 @@ static int listen_spec(const Spec *spec, int *fds, Error *err)
     return n;
 }
 
-#define RETRY_MIN (100 * MS)
-#define RETRY_MAX (5 * SECOND)
-#define CONNECT_TIMEOUT (10 * SECOND)
-#define ACCEPT_PAUSE (200 * MS)
-/* Out of descriptors again after so long: that is worth a line. */
-#define STARVED_NEWS (10 * SECOND)
-/* Time for what is queued when the daemon is told to end; for resets. */
-#define FLUSH_TIME (2 * SECOND)
-#define RESET_TIME (500 * MS)
-#define QUIT_STEP (10 * MS)
-/* Time for a serial line to send the engine's goodbye. */
-#define LAST_WORDS_TIME (300 * MS)
-#define LAST_WORDS_STEP (20 * MS)
-#define PIDFILE_TRIES 10
-
-/* ---- channels --------------------------------------------------------- */
-
-typedef struct Channel {
-    struct Channel *next;
-    Spec spec;
-    VPDriver *drv;
-    VPTimer timer;      /* to try again, or to give up a connect() */
-    uint64_t wait;
-    int said;           /* the failure that was logged last */
-    bool ended;         /* an inherited descriptor that was closed */
-
-    int fd;             /* connecting, or the FIFO that was opened first */
-    VPAddr addrs[MAX_ADDRS];
-    int naddrs;
-    int next_addr;
-
-    Lookup lookup;
-
-    int tty;            /* our own descriptor of it, to put back: */
-    struct termios tty_was;
-
-    int listeners[MAX_ADDRS];
-    int nlisteners;
-    VPTimer accept_timer;
-    uint64_t starved_at; /* when accept() last found no descriptor; 0: never */
-} Channel;
-
-static Channel *channels;
-static int exit_status;
-static uint64_t quit_at; /* ending: when flushing is over, then resetting */
-
-static Channel *channel_find(unsigned id)
-{
-    Channel *ch = channels;
-
-    while (ch != NULL && ch->spec.channel_id != id) {
-        ch = ch->next;
-    }
-    return ch;
-}
-
-static void channel_open(void *opaque);
-
-/* channel_wait() - longer each time, until a session came up */
-static void channel_wait(Channel *ch)
-{
-    vp_timer_start(loop, &ch->timer, ch->wait, channel_open, ch);
-    ch->wait = ch->wait * 2 < RETRY_MAX ? ch->wait * 2 : RETRY_MAX;
-}
-
-/*
- * channel_retry() - it can't be opened now; log that once, try later
- * @err:  errno, or what addr_lookup() returned
- */
-static void channel_retry(Channel *ch, const char *what, int err)
-{
-    const char *why = err < 0 ? lookup_error(err) : strerror(err);
-    char text[128];
-
-    snprintf(text, sizeof(text), "%.90s: %s", what, why);
-    vp_note_error(ch->drv, text);
-    if (err != ch->said) {
-        ch->said = err;
-        log_at(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
-               "trying again", method_name[ch->spec.method], what, why);
-    }
-    channel_wait(ch);
-}
-
-static void channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
-{
-    int rc;
-
-    vp_timer_stop(&ch->timer);
-    rc = vp_attach(ch->drv, rfd, wfd, kind,
-                   ch->spec.method == UNIX_CONNECT ||
-                   ch->spec.method == TCP_CONNECT ? VP_CONNECTED : VP_OPENED);
-    if (rc < 0) {
-        channel_retry(ch, "attaching", -rc);
-        return;
-    }
-    log_at(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
-           method_name[ch->spec.method]);
-    ch->said = 0;
-}
+/* ======================================================================
+ * channels
+ *
+ * A channel is opened in the way of its METHOD, and the engine gets the
+ * descriptor.  That is the engine's from vp_attach() until its channel_lost()
+ * call.  Opening never blocks the loop: connect() is non-blocking, names are
+ * looked up by a child.
+ *
+ *   state        waits for                    and then
+ *   waiting      its timer, 0.1 s to 5 s      channel_try()
+ *   looking up   the child                    connecting, or waiting
+ *   connecting   the socket, or a timeout     attached, or waiting
+ *   attached     channel_lost()               waiting, or ended
+ *   listening    somebody to come             the engine gets each who comes
+ *   ended        nothing: an inherited descriptor can't be opened again
+ *
+ * A failure is logged once, until the channel has been open or fails in another
+ * way.
+ * ====================================================================== */
 
 /* ---- serial lines ----------------------------------------------------- */
 
-/* tty_unsent() - does it still hold what we wrote? */
+/*
+ * A line may have to send the engine's goodbye before it is closed.  That takes
+ * so long at most: 9600 baud are enough for 288 bytes, and who ends the daemon
+ * doesn't notice.  Nothing tells when it has been sent, so there are steps.
+ */
+#define GOODBYE_TIME (300 * MS)
+#define GOODBYE_STEP (20 * MS)
+
+/* A serial line in use. */
+typedef struct Tty {
+    struct Tty *next;
+    int fd;             /* our own, a copy of what the engine has */
+    struct termios was; /* to be put back */
+} Tty;
+
+static Tty *ttys_leaving; /* closed once they have sent the goodbye */
+static VPTimer ttys_timer;
+static uint64_t ttys_until; /* when they are closed even so, us */
+
+/* tty_unsent() - are there bytes that were written and not sent? */
 static bool tty_unsent(int fd)
 {
     int n = 0;
@@ -1890,84 +1828,62 @@ static bool tty_unsent(int fd)
     return ioctl(fd, TIOCOUTQ, &n) == 0 && n > 0;
 }
 
-/* tty_close() - and leave it as it was */
-static void tty_close(int fd, const struct termios *was)
+/* tty_close() - put the line back as it was, free @tty, which may be NULL */
+static void tty_close(Tty *tty)
 {
-    tcflush(fd, TCIFLUSH);
-    if (tty_unsent(fd)) {
-        tcflush(fd, TCOFLUSH); /* close() would wait 30 s for it */
-    }
-    tcsetattr(fd, TCSANOW, was);
-    ioctl(fd, TIOCNXCL);
-    close(fd);
-}
-
-static void tty_restore(Channel *ch)
-{
-    if (ch->tty >= 0) {
-        tty_close(ch->tty, &ch->tty_was);
-        ch->tty = -1;
-    }
-}
-
-/* Lines we are done with, but for our last words, which take their time. */
-typedef struct TtyEnd {
-    struct TtyEnd *next;
-    int fd;
-    struct termios was;
-} TtyEnd;
-
-static TtyEnd *tty_ends;
-static VPTimer tty_ends_timer;
-static uint64_t tty_ends_at; /* no more waiting */
-
-static bool tty_ends_wait(void)
-{
-    for (const TtyEnd *e = tty_ends; e != NULL; e = e->next) {
-        if (tty_unsent(e->fd)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void tty_ends_close(void)
-{
-    vp_timer_stop(&tty_ends_timer);
-    while (tty_ends != NULL) {
-        TtyEnd *e = tty_ends;
-
-        tty_ends = e->next;
-        tty_close(e->fd, &e->was);
-        free(e);
-    }
-}
-
-static void tty_ends_step(void *opaque)
-{
-    (void)opaque;
-    if (tty_ends_wait() && vp_loop_now(loop) < tty_ends_at) {
-        vp_timer_start(loop, &tty_ends_timer, LAST_WORDS_STEP, tty_ends_step,
-                       NULL);
-    } else {
-        tty_ends_close();
-    }
-}
-
-/* tty_leave() - restore it once what the engine wrote last has gone out */
-static void tty_leave(Channel *ch)
-{
-    TtyEnd *e = ch->tty >= 0 ? malloc(sizeof(*e)) : NULL;
-
-    if (e == NULL) {
-        tty_restore(ch);
+    if (tty == NULL) {
         return;
     }
-    *e = (TtyEnd){ tty_ends, ch->tty, ch->tty_was };
-    tty_ends = e;
-    tty_ends_at = vp_loop_now(loop) + LAST_WORDS_TIME;
-    vp_timer_start(loop, &tty_ends_timer, LAST_WORDS_STEP, tty_ends_step, NULL);
-    ch->tty = -1;
+    tcflush(tty->fd, TCIFLUSH);
+    if (tty_unsent(tty->fd)) {
+        tcflush(tty->fd, TCOFLUSH); /* else close() waits 30 s for it */
+    }
+    tcsetattr(tty->fd, TCSANOW, &tty->was);
+    ioctl(tty->fd, TIOCNXCL);
+    close(tty->fd);
+    free(tty);
+}
+
+static bool ttys_unsent(void)
+{
+    const Tty *tty = ttys_leaving;
+
+    while (tty != NULL && !tty_unsent(tty->fd)) {
+        tty = tty->next;
+    }
+    return tty != NULL;
+}
+
+static void ttys_close(void)
+{
+    vp_timer_stop(&ttys_timer);
+    while (ttys_leaving != NULL) {
+        Tty *tty = ttys_leaving;
+
+        ttys_leaving = tty->next;
+        tty_close(tty);
+    }
+}
+
+static void ttys_step(void *opaque)
+{
+    (void)opaque;
+    if (ttys_unsent() && vp_loop_now(loop) < ttys_until) {
+        vp_timer_start(loop, &ttys_timer, GOODBYE_STEP, ttys_step, NULL);
+    } else {
+        ttys_close();
+    }
+}
+
+/* tty_leave() - tty_close(), once what the engine wrote last has gone out */
+static void tty_leave(Tty *tty)
+{
+    if (tty != NULL) {
+        tty->next = ttys_leaving;
+        ttys_leaving = tty;
+        ttys_until = vp_loop_now(loop) + GOODBYE_TIME;
+        vp_timer_start(loop, &ttys_timer, GOODBYE_STEP, ttys_step, NULL);
+    }
 }
 
 /*
@@ -1986,40 +1902,165 @@ static bool tty_is_pty(int fd)
            strncmp(name, dir, strlen(dir)) == 0;
 }
 
-/* tty_raw() - returns 0, or the errno why @fd is no line we can use */
-static int tty_raw(Channel *ch, int fd)
+/*
+ * tty_take() - make @fd a line for bytes, at @speed
+ * @taken:  becomes what tty_close() or tty_leave() needs
+ *
+ * Returns 0, or the errno value of why it is no line we can use.
+ */
+static int tty_take(int fd, speed_t speed, Tty **taken)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    struct termios t;
-    speed_t speed = find_speed(ch->spec.method == ISASERIAL_OPEN
-                               ? ch->spec.port : NULL);
+    Tty *tty = calloc(1, sizeof(*tty));
+    struct termios raw;
 
-    tty_ends_close(); /* it may be one of these */
-    if (tcgetattr(fd, &t) < 0) {
-        return errno;
+    ttys_close(); /* because it may be one of these */
+    if (tty == NULL) {
+        return ENOMEM;
     }
-    /* TIOCEXCL doesn't keep root out, the lock keeps other qemu-vps out */
-    if (fcntl(fd, F_SETLK, &lock) < 0) {
-        return EBUSY;
+    tty->fd = dup(fd);
+    if (tty->fd < 0 || tcgetattr(fd, &tty->was) < 0 ||
+        fcntl(fd, F_SETLK, &lock) < 0) {
+        int err = errno == EACCES || errno == EAGAIN ? EBUSY : errno;
+
+        if (tty->fd >= 0) {
+            close(tty->fd);
+        }
+        free(tty);
+        return err;
     }
+    /* the lock keeps other qemu-vps out, and this the rest but for root */
     if (!tty_is_pty(fd)) {
         ioctl(fd, TIOCEXCL);
     }
-    ch->tty_was = t;
-    ch->tty = dup(fd);
-    cfmakeraw(&t);
-    t.c_cflag |= CLOCAL | CREAD;
-    t.c_cflag &= ~(tcflag_t)CSTOPB;
+    raw = tty->was;
+    cfmakeraw(&raw);
+    raw.c_cflag |= CLOCAL | CREAD;
+    raw.c_cflag &= ~(tcflag_t)CSTOPB;
 #ifdef CRTSCTS
-    t.c_cflag &= ~(tcflag_t)CRTSCTS;
+    raw.c_cflag &= ~(tcflag_t)CRTSCTS;
 #endif
-    cfsetispeed(&t, speed);
-    cfsetospeed(&t, speed);
-    if (tcsetattr(fd, TCSANOW, &t) < 0) {
-        return errno;
+    cfsetispeed(&raw, speed);
+    cfsetospeed(&raw, speed);
+    if (tcsetattr(fd, TCSANOW, &raw) < 0) {
+        int err = errno;
+
+        tty_close(tty);
+        return err;
     }
     tcflush(fd, TCIOFLUSH);
+    *taken = tty;
     return 0;
+}
+
+/* ---- opening ---------------------------------------------------------- */
+
+/* Between tries; the first one hurries, as a VM may just be starting. */
+#define RETRY_MIN (100 * MS)
+#define RETRY_MAX (5 * SECOND)
+
+typedef struct Channel {
+    struct Channel *next;
+    Spec spec;
+    VPDriver *drv;
+    void (*opener)(struct Channel *ch); /* NULL: opened once, or listening */
+    VPTimer timer;      /* to try again, or to give up a connect() */
+    uint64_t wait;      /* from a failure to the next try, us */
+    int said;           /* the failure that was logged last, 0: none */
+    bool ended;
+    Lookup lookup;
+    int fd;             /* connecting; -1: not */
+    int fifo;           /* the FIFO to read, until the other is open; or -1 */
+    Tty *tty;           /* NULL: it is no serial line, or not open */
+
+    VPAddr addrs[MAX_ADDRS]; /* to connect to */
+    int naddrs;
+    int next_addr;
+
+    int listeners[MAX_ADDRS];
+    int nlisteners;
+    VPTimer accept_timer;
+    uint64_t starved_at; /* when accept() last found no descriptor; 0: never */
+} Channel;
+
+static Channel *channels;
+static bool quitting;   /* the daemon was told to end, and flushes */
+static int exit_status;
+
+static Channel *channel_find(unsigned id)
+{
+    Channel *ch = channels;
+
+    while (ch != NULL && ch->spec.channel_id != id) {
+        ch = ch->next;
+    }
+    return ch;
+}
+
+static void channel_try(void *opaque)
+{
+    Channel *ch = opaque;
+
+    ch->opener(ch);
+}
+
+/* channel_wait() - try later; longer each time, until a session came up */
+static void channel_wait(Channel *ch)
+{
+    vp_timer_start(loop, &ch->timer, ch->wait, channel_try, ch);
+    ch->wait = ch->wait * 2 < RETRY_MAX ? ch->wait * 2 : RETRY_MAX;
+}
+
+/*
+ * channel_retry() - it can't be opened now; log that once, try later
+ * @err:  an errno value, or what addr_lookup() returned
+ */
+static void channel_retry(Channel *ch, const char *what, int err)
+{
+    const char *why = err < 0 ? lookup_error(err) : strerror(err);
+    char text[128];
+
+    snprintf(text, sizeof(text), "%.90s: %s", what, why);
+    vp_note_error(ch->drv, text);
+    if (err != ch->said) {
+        ch->said = err;
+        log_at(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
+               "trying again", method_name[ch->spec.method], what, why);
+    }
+    channel_wait(ch);
+}
+
+/*
+ * channel_attach() - give the engine what was opened; @rfd may be @wfd
+ *
+ * Returns 0, or a negative errno value; both are the engine's in any case.
+ */
+static int channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
+{
+    int rc;
+
+    vp_timer_stop(&ch->timer);
+    rc = vp_attach(ch->drv, rfd, wfd, kind,
+                   ch->spec.method == UNIX_CONNECT ||
+                   ch->spec.method == TCP_CONNECT ? VP_CONNECTED : VP_OPENED);
+    if (rc == 0) {
+        log_at(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
+               method_name[ch->spec.method]);
+        ch->said = 0;
+    }
+    return rc;
+}
+
+/* channel_opened() - channel_attach(), and try later if that fails */
+static void channel_opened(Channel *ch, int rfd, int wfd, VPChannelKind kind)
+{
+    int rc = channel_attach(ch, rfd, wfd, kind);
+
+    if (rc < 0) {
+        tty_close(ch->tty);
+        ch->tty = NULL;
+        channel_retry(ch, "attaching", -rc);
+    }
 }
 
 static void open_serial(Channel *ch)
@@ -2031,33 +2072,30 @@ static void open_serial(Channel *ch)
         channel_retry(ch, path, errno);
         return;
     }
-    err = tty_raw(ch, fd);
+    err = tty_take(fd, find_speed(ch->spec.port), &ch->tty);
     if (err != 0) {
-        tty_restore(ch);
         close(fd);
         channel_retry(ch, path, err);
         return;
     }
-    channel_attach(ch, fd, fd, VP_CHN_TTY);
+    channel_opened(ch, fd, fd, VP_CHN_TTY);
 }
 
-/* ---- virtio-serial ---------------------------------------------------- */
-
 /*
- * open_fifos() - PATH.in and PATH.out in place of a port
+ * open_fifos() - PATH.in and PATH.out in place of a virtio-serial port
  *
- * The one to read is opened first and stays open: the other can only be
- * opened once the other side reads.
+ * The one to read is opened first and stays open, because the other can only
+ * be opened once the other side reads.
  */
 static void open_fifos(Channel *ch)
 {
     char path[VALUE_MAX + 5];
     int wfd;
 
-    if (ch->fd < 0) {
+    if (ch->fifo < 0) {
         snprintf(path, sizeof(path), "%s.in", ch->spec.addr);
-        ch->fd = open(path, O_RDONLY | O_NONBLOCK);
-        if (ch->fd < 0) {
+        ch->fifo = open(path, O_RDONLY | O_NONBLOCK);
+        if (ch->fifo < 0) {
             channel_retry(ch, ch->spec.addr, errno);
             return;
         }
@@ -2068,8 +2106,8 @@ static void open_fifos(Channel *ch)
         channel_retry(ch, path, errno);
         return;
     }
-    channel_attach(ch, ch->fd, wfd, VP_CHN_VIRTSERIAL);
-    ch->fd = -1;
+    channel_opened(ch, ch->fifo, wfd, VP_CHN_VIRTSERIAL);
+    ch->fifo = -1;
 }
 
 static void open_port(Channel *ch)
@@ -2079,7 +2117,7 @@ static void open_port(Channel *ch)
     struct stat st;
 
     if (fd >= 0 && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode)) {
-        channel_attach(ch, fd, fd, VP_CHN_VIRTSERIAL);
+        channel_opened(ch, fd, fd, VP_CHN_VIRTSERIAL);
         return;
     }
     if (fd >= 0) {
@@ -2095,6 +2133,9 @@ static void open_port(Channel *ch)
 
 /* ---- connecting ------------------------------------------------------- */
 
+/* For one address; a server that lives answers sooner, over any network. */
+#define CONNECT_TIMEOUT (10 * SECOND)
+
 static void connect_next(Channel *ch, int err);
 
 static void connect_done(void *opaque, int fd, int events)
@@ -2108,7 +2149,7 @@ static void connect_done(void *opaque, int fd, int events)
     vp_unwatch(loop, fd);
     ch->fd = -1;
     if (err == 0) {
-        channel_attach(ch, fd, fd, VP_CHN_SOCKET);
+        channel_opened(ch, fd, fd, VP_CHN_SOCKET);
         return;
     }
     close(fd);
@@ -2138,7 +2179,7 @@ static void connect_next(Channel *ch, int err)
         }
         if (fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
             connect(fd, (struct sockaddr *)&addr->ss, addr->len) == 0) {
-            channel_attach(ch, fd, fd, VP_CHN_SOCKET);
+            channel_opened(ch, fd, fd, VP_CHN_SOCKET);
             return;
         }
         err = errno;
@@ -2172,6 +2213,14 @@ static void connect_looked_up(void *opaque, const Answer *answer)
     connect_next(ch, 0);
 }
 
+static void open_unix(Channel *ch)
+{
+    addr_unix(ch->spec.addr, &ch->addrs[0]);
+    ch->naddrs = 1;
+    ch->next_addr = 0;
+    connect_next(ch, 0);
+}
+
 static void open_tcp(Channel *ch)
 {
     int err;
@@ -2190,65 +2239,12 @@ static void open_tcp(Channel *ch)
     }
 }
 
-/* channel_open() - start opening; for listeners there is nothing to do */
-static void channel_open(void *opaque)
-{
-    Channel *ch = opaque;
+/* ---- listening -------------------------------------------------------- */
 
-    switch (ch->spec.method) {
-    case UNIX_CONNECT:
-        addr_unix(ch->spec.addr, &ch->addrs[0]);
-        ch->naddrs = 1;
-        ch->next_addr = 0;
-        connect_next(ch, 0);
-        break;
-    case TCP_CONNECT:
-        open_tcp(ch);
-        break;
-    case VIRTSERIAL_OPEN:
-        open_port(ch);
-        break;
-    case ISASERIAL_OPEN:
-        open_serial(ch);
-        break;
-    case UNIX_LISTEN:
-    case TCP_LISTEN:
-    case INHERITED_FD:
-        break;
-    }
-}
-
-/* channel_lost() - the engine has closed the channel's descriptor */
-static void channel_lost(void *opaque, const char *reason, bool was_up)
-{
-    Channel *ch = opaque;
-
-    tty_restore(ch);
-    if (ch->nlisteners > 0) {
-        return;
-    }
-    if (ch->spec.method == INHERITED_FD) {
-        if (quit_at == 0) { /* else the other end was told to end as well */
-            log_at(VP_LOG_ERROR, (int)ch->spec.channel_id,
-                   "the inherited descriptor is closed for good: %s", reason);
-        }
-        ch->ended = true;
-        for (ch = channels; ch != NULL; ch = ch->next) {
-            if (!ch->ended) {
-                return;
-            }
-        }
-        exit_status = quit_at == 0; /* no channel is left to serve */
-        vp_loop_stop(loop);
-        return;
-    }
-    if (was_up) {
-        ch->wait = RETRY_MIN;
-    }
-    channel_wait(ch);
-}
-
-/* ---- listening channels ----------------------------------------------- */
+/* Out of descriptors: accept() is tried again after so long; */
+#define ACCEPT_PAUSE (200 * MS)
+/* and if it wasn't out of them for so long that is worth a line. */
+#define STARVED_NEWS (10 * SECOND)
 
 static void channel_listen_again(void *opaque)
 {
@@ -2294,7 +2290,7 @@ static void channel_accept(void *opaque, int fd, int events)
     }
 }
 
-/* channel_listen() - take over @n listening sockets */
+/* channel_listen() - take over @n listening sockets, also on failure */
 static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
 {
     int rc = 0;
@@ -2312,11 +2308,15 @@ static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
                                 strerror(-rc));
 }
 
-/* ---- inherited descriptors --------------------------------------------- */
+/* ---- inherited descriptors -------------------------------------------- */
 
-/* Which descriptors were open when we began, and are not taken yet. */
+/*
+ * Which descriptors were open when we began, and are not used yet.  Later a
+ * number tells nothing, because our own have taken the free ones.
+ */
 static bool inherited[1024];
 
+/* inherited_find() - before anything is opened */
 static void inherited_find(void)
 {
     for (int fd = 0; fd < (int)COUNT(inherited); fd++) {
@@ -2325,10 +2325,12 @@ static void inherited_find(void)
 }
 
 /*
- * standard_dup() - a descriptor that is stdin, stdout or stderr would be
- * logged to, or replaced when we go to the background: move it
+ * standard_move() - move @fd if it is stdin, stdout or stderr
+ *
+ * Else it would be logged to, or be replaced when we go to the background.
+ * Returns its new number, or -1: see errno.
  */
-static int standard_dup(int fd)
+static int standard_move(int fd)
 {
     int copy, null;
 
@@ -2346,54 +2348,111 @@ static int standard_dup(int fd)
     return copy;
 }
 
-/* channel_inherit() - a descriptor somebody opened for us */
+/*
+ * inherited_kind() - make @fd ready, whatever it is
+ *
+ * Returns NULL, or why it can be no channel.
+ */
+static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
+                                  bool *listening)
+{
+    int is_listening = 0;
+    socklen_t len = sizeof(is_listening);
+    struct stat st;
+
+    if (fd < 0 || fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+        return strerror(errno);
+    }
+    if (S_ISSOCK(st.st_mode)) {
+        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &len);
+        *listening = is_listening != 0;
+        *kind = VP_CHN_SOCKET;
+    } else if (isatty(fd)) {
+        int err = tty_take(fd, find_speed(NULL), &ch->tty);
+
+        *kind = VP_CHN_TTY;
+        return err != 0 ? strerror(err) : NULL;
+    } else if (S_ISCHR(st.st_mode)) {
+        *kind = VP_CHN_VIRTSERIAL;
+    } else {
+        return "neither a socket nor a serial line nor a virtio-serial port";
+    }
+    return NULL;
+}
+
+/* channel_inherit() - use a descriptor that somebody has opened for us */
 static bool channel_inherit(Channel *ch, Error *err)
 {
-    int given = atoi(ch->spec.addr), fd = -1, listening = 0;
-    socklen_t len = sizeof(listening);
+    int given = atoi(ch->spec.addr), fd, rc;
     VPChannelKind kind = VP_CHN_SOCKET;
-    const char *wrong = NULL;
-    struct stat st;
+    bool listening = false;
+    const char *wrong;
 
     if (given >= (int)COUNT(inherited)) {
         return error_set(err, "-c '%.128s': only descriptors below %zu can be "
                          "inherited", ch->spec.text, COUNT(inherited));
     }
-    if (inherited[given]) {
-        fd = standard_dup(given);
-        inherited[given] = false;
+    if (!inherited[given]) {
+        return error_set(err, "-c '%.128s': descriptor %d: it was not open at "
+                         "the start, or is taken", ch->spec.text, given);
     }
-    if (fd < 0) {
-        wrong = "it was not open at the start, or is taken";
-    } else if (fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
-        wrong = strerror(errno);
-    } else if (S_ISSOCK(st.st_mode)) {
-        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len);
-    } else if (isatty(fd)) {
-        int rc = tty_raw(ch, fd);
-
-        wrong = rc != 0 ? strerror(rc) : NULL;
-        kind = VP_CHN_TTY;
-    } else if (S_ISCHR(st.st_mode)) {
-        kind = VP_CHN_VIRTSERIAL;
-    } else {
-        wrong = "neither a socket nor a serial line nor a virtio-serial port";
-    }
+    fd = standard_move(given);
+    wrong = inherited_kind(ch, fd, &kind, &listening);
+    inherited[given] = wrong != NULL && fd == given; /* can be tried again */
     if (wrong != NULL) {
-        return error_set(err, "-c '%.128s': descriptor %d: %s", ch->spec.text,
-                         given, wrong);
+        error_set(err, "-c '%.128s': descriptor %d: %s", ch->spec.text, given,
+                  wrong);
+        if (fd >= 0 && fd != given) {
+            close(fd);
+        }
+        return false;
     }
     if (listening) {
         return channel_listen(ch, &fd, 1, err);
     }
-    channel_attach(ch, fd, fd, kind);
-    return true;
+    rc = channel_attach(ch, fd, fd, kind);
+    return rc == 0 || error_set(err, "-c '%.128s': descriptor %d: %s",
+                                ch->spec.text, given, strerror(-rc));
+}
+
+/* inherited_lost() - it can't be opened again; end if no channel is left */
+static void inherited_lost(Channel *lost, const char *reason)
+{
+    lost->ended = true;
+    if (!quitting) { /* else the other end was told to end as well */
+        log_at(VP_LOG_ERROR, (int)lost->spec.channel_id,
+               "the inherited descriptor is closed for good: %s", reason);
+    }
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        if (!ch->ended) {
+            return;
+        }
+    }
+    exit_status = !quitting;
+    vp_loop_stop(loop);
+}
+
+/* ---- adding and removing ---------------------------------------------- */
+
+/* channel_lost() - VPLostHandler: the engine has closed the descriptor */
+static void channel_lost(void *opaque, const char *reason, bool was_up)
+{
+    Channel *ch = opaque;
+
+    tty_close(ch->tty);
+    ch->tty = NULL;
+    if (ch->opener != NULL) {
+        ch->wait = was_up ? RETRY_MIN : ch->wait;
+        channel_wait(ch);
+    } else if (ch->nlisteners == 0) {
+        inherited_lost(ch, reason);
+    }
 }
 
 static void channel_free(Channel *ch)
 {
     vp_free(ch->drv);
-    tty_leave(ch);
+    tty_leave(ch->tty);
     vp_timer_stop(&ch->timer);
     vp_timer_stop(&ch->accept_timer);
     for (int i = 0; i < ch->nlisteners; i++) {
@@ -2404,17 +2463,18 @@ static void channel_free(Channel *ch)
         socket_files_remove(ch->spec.addr);
     }
     if (ch->fd >= 0) {
-        if (ch->spec.method != VIRTSERIAL_OPEN) {
-            vp_unwatch(loop, ch->fd);
-        }
+        vp_unwatch(loop, ch->fd);
         close(ch->fd);
+    }
+    if (ch->fifo >= 0) {
+        close(ch->fifo);
     }
     lookup_cancel(&ch->lookup);
     spec_free(&ch->spec);
     free(ch);
 }
 
-/* channel_warn_open() - without a key: may others than this machine come? */
+/* channel_warn_open() - without a key: can others than this machine come? */
 static void channel_warn_open(const Channel *ch)
 {
     for (int i = 0; i < ch->nlisteners; i++) {
@@ -2432,6 +2492,15 @@ static void channel_warn_open(const Channel *ch)
 /* channel_add() - start a channel; @spec is taken over on success */
 static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
 {
+    static void (*const openers[])(Channel *ch) = {
+        [UNIX_CONNECT] = open_unix,
+        [UNIX_LISTEN] = NULL,
+        [TCP_CONNECT] = open_tcp,
+        [TCP_LISTEN] = NULL,
+        [VIRTSERIAL_OPEN] = open_port,
+        [ISASERIAL_OPEN] = open_serial,
+        [INHERITED_FD] = NULL,
+    };
     Channel *ch = calloc(1, sizeof(*ch)), **at = &channels;
     int fds[MAX_ADDRS], n = 0;
     bool ok = true;
@@ -2440,8 +2509,9 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
         return error_memory(err);
     }
     ch->spec = *spec;
+    ch->opener = openers[spec->method];
     ch->wait = RETRY_MIN;
-    ch->fd = ch->tty = -1;
+    ch->fd = ch->fifo = -1;
     ch->drv = vp_new(loop, (int)spec->channel_id, config, channel_lost, ch);
     if (ch->drv == NULL) {
         free(ch);
@@ -2449,11 +2519,14 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
     }
     if (spec->method == INHERITED_FD) {
         ok = channel_inherit(ch, err);
-    } else if (spec->method == UNIX_LISTEN || spec->method == TCP_LISTEN) {
+    } else if (ch->opener == NULL) {
         n = listen_spec(spec, fds, err);
         ok = n > 0 && channel_listen(ch, fds, n, err);
     }
     if (!ok) {
+        if (n > 0 && spec->method == UNIX_LISTEN) {
+            socket_files_remove(spec->addr);
+        }
         ch->spec = (Spec){ .text = NULL };
         channel_free(ch);
         return false;
@@ -2466,55 +2539,85 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
     }
     *at = ch;
     *spec = (Spec){ .text = NULL };
-    channel_open(ch);
+    if (ch->opener != NULL) {
+        ch->opener(ch);
+    }
     return true;
 }
 
-/* ---- forwards --------------------------------------------------------- */
+/* ======================================================================
+ * forwards
+ * ====================================================================== */
 
 typedef struct Forward {
     struct Forward *next;
     Spec spec;
-    int fds[MAX_ADDRS]; /* listening, of an oforward; the engine's */
+    int fds[MAX_ADDRS]; /* an oforward's listening sockets, the engine's */
     int nfds;
 } Forward;
 
 static Forward *forwards;
+
+/* forward_unlisten() - stop listening for an oforward */
+static void forward_unlisten(Forward *f, VPDriver *drv)
+{
+    for (int i = 0; i < f->nfds; i++) {
+        vp_del_oforward(drv, f->fds[i]);
+    }
+    if (f->spec.option == 'o' && f->spec.port == NULL) {
+        socket_files_remove(f->spec.addr);
+    }
+}
+
+/* forward_listen() - returns 0, or a negative errno value; 1: see @err */
+static int forward_listen(Forward *f, VPDriver *drv, Error *err)
+{
+    int fds[MAX_ADDRS], n = listen_spec(&f->spec, fds, err), rc = n == 0;
+
+    for (int i = 0; i < n; i++) {
+        if (rc < 0) {
+            close(fds[i]);
+            continue;
+        }
+        rc = vp_set_oforward(drv, fds[i], f->spec.service_id);
+        if (rc == 0) {
+            f->fds[f->nfds++] = fds[i];
+        }
+    }
+    if (rc < 0) {
+        forward_unlisten(f, drv);
+    }
+    return rc;
+}
+
+/* forward_connect() - returns as forward_listen() does */
+static int forward_connect(const Forward *f, VPDriver *drv, Error *err)
+{
+    VPAddr addrs[MAX_ADDRS];
+    int n = spec_lookup(&f->spec, addrs, err);
+
+    return n == 0 ? 1 : vp_set_iforward(drv, f->spec.service_id, addrs,
+                                        (size_t)n);
+}
 
 /* forward_add() - @spec, whose channel is there, is taken over on success */
 static bool forward_add(Spec *spec, Error *err)
 {
     VPDriver *drv = channel_find(spec->channel_id)->drv;
     Forward *f = calloc(1, sizeof(*f)), **at = &forwards;
-    VPAddr addrs[MAX_ADDRS];
-    int rc = 0, n;
+    int rc;
 
     if (f == NULL) {
         return error_memory(err);
     }
-    if (spec->option == 'o') {
-        n = listen_spec(spec, f->fds, err);
-        for (; f->nfds < n && rc == 0; f->nfds++) {
-            rc = vp_set_oforward(drv, f->fds[f->nfds], spec->service_id);
-        }
-        for (int i = f->nfds; i < n; i++) {
-            close(f->fds[i]);
-        }
-    } else {
-        n = spec_lookup(spec, addrs, err);
-        if (n > 0) {
-            rc = vp_set_iforward(drv, spec->service_id, addrs, (size_t)n);
-        }
-    }
-    if (n == 0 || rc < 0) {
-        for (int i = 0; rc < 0 && i < f->nfds - 1; i++) {
-            vp_del_oforward(drv, f->fds[i]);
-        }
-        free(f);
-        return n > 0 && error_set(err, "-%c '%.128s': %s", spec->option,
-                                  spec->text, strerror(-rc));
-    }
     f->spec = *spec;
+    rc = spec->option == 'o' ? forward_listen(f, drv, err)
+                             : forward_connect(f, drv, err);
+    if (rc != 0) {
+        free(f);
+        return rc < 0 && error_set(err, "-%c '%.128s': %s", spec->option,
+                                   spec->text, strerror(-rc));
+    }
     *spec = (Spec){ .text = NULL };
     while (*at != NULL) {
         at = &(*at)->next;
@@ -2532,12 +2635,7 @@ static void forward_del(Forward *f)
     if (f->spec.option == 'i') {
         vp_del_iforward(drv, f->spec.service_id);
     }
-    for (int i = 0; i < f->nfds; i++) {
-        vp_del_oforward(drv, f->fds[i]);
-    }
-    if (f->nfds > 0 && f->spec.port == NULL) {
-        socket_files_remove(f->spec.addr);
-    }
+    forward_unlisten(f, drv);
     while (*at != f) {
         at = &(*at)->next;
     }
@@ -2564,26 +2662,43 @@ static void channel_del(Channel *ch)
     channel_free(ch);
 }
 
-/* ---- what is in force ------------------------------------------------- */
+/* ======================================================================
+ * running
+ *
+ * What runs is the channels and forwards in their lists.  Command line and
+ * init file ask for some of them, and the monitor can add and remove any.  A
+ * reload compares what is asked for now with what was asked for before, so what
+ * the monitor has done stays.
+ * ====================================================================== */
 
 static char **saved_argv; /* for reading it all again */
 static int saved_argc;
 
-/* running_spec() - the spec in force that is the same as @spec, or NULL */
-static Spec *running_spec(const Spec *spec, Channel **ch, Forward **f)
+/* channel_same() - the channel that runs and is the same as @spec, or NULL */
+static Channel *channel_same(const Spec *spec)
 {
-    *f = NULL;
-    for (*ch = channels; *ch != NULL; *ch = (*ch)->next) {
-        if (spec_same(&(*ch)->spec, spec)) {
-            return &(*ch)->spec;
-        }
+    Channel *ch = channels;
+
+    while (ch != NULL && !spec_same(&ch->spec, spec)) {
+        ch = ch->next;
     }
-    for (*f = forwards; *f != NULL; *f = (*f)->next) {
-        if (spec_same(&(*f)->spec, spec)) {
-            return &(*f)->spec;
-        }
+    return ch;
+}
+
+/* forward_same() - the forward that runs and is the same as @spec, or NULL */
+static Forward *forward_same(const Spec *spec)
+{
+    Forward *f = forwards;
+
+    while (f != NULL && !spec_same(&f->spec, spec)) {
+        f = f->next;
     }
-    return NULL;
+    return f;
+}
+
+static bool running_has(const Spec *spec)
+{
+    return channel_same(spec) != NULL || forward_same(spec) != NULL;
 }
 
 /* running_clash() - why @spec can't be added to what is in force, or NULL */
@@ -2621,7 +2736,7 @@ static void log_change(const char *who, const char *what, char option,
 static bool running_add(Spec *spec, const VPConfig *config, const char *who,
                         Error *err)
 {
-    const char *clash = quit_at != 0 ? "the daemon is ending"
+    const char *clash = quitting ? "the daemon is ending"
                                      : running_clash(spec);
     const char option = spec->option, *text = spec->text; /* taken over, too */
     bool ok;
@@ -2640,18 +2755,18 @@ static bool running_add(Spec *spec, const VPConfig *config, const char *who,
 /* running_del() - @who is for the log */
 static bool running_del(const Spec *spec, const char *who, Error *err)
 {
-    Channel *ch;
-    Forward *f;
+    Channel *ch = channel_same(spec);
+    Forward *same = forward_same(spec);
 
-    if (running_spec(spec, &ch, &f) == NULL) {
+    if (ch == NULL && same == NULL) {
         return spec_error(spec, err, "it is not there");
     }
     log_change(who, "removed", spec->option, spec->text);
-    if (ch == NULL) {
-        forward_del(f);
+    if (same != NULL) {
+        forward_del(same);
         return true;
     }
-    for (f = forwards; f != NULL; f = f->next) {
+    for (const Forward *f = forwards; f != NULL; f = f->next) {
         if (f->spec.channel_id == spec->channel_id) {
             log_change(who, "removed with its channel", f->spec.option,
                        f->spec.text);
@@ -2703,13 +2818,11 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
     static const char order[] = { 'c', 'o', 'i' };
     const char *who = before != NULL ? "reload" : NULL;
     bool ok = true;
-    Channel *ch;
-    Forward *f;
 
     for (size_t i = 0; before != NULL && i < before->nspecs; i++) {
         const Spec *spec = &before->specs[i];
 
-        if (!settings_has(now, spec) && running_spec(spec, &ch, &f) != NULL) {
+        if (!settings_has(now, spec) && running_has(spec)) {
             running_del(spec, who, err);
         }
     }
@@ -2717,8 +2830,7 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
         for (size_t i = 0; i < now->nspecs; i++) {
             Spec *spec = &now->specs[i];
 
-            if (spec->option != order[o] ||
-                running_spec(spec, &ch, &f) != NULL ||
+            if (spec->option != order[o] || running_has(spec) ||
                 apply_spec(now, spec, who, err)) {
                 continue;
             }
@@ -2762,8 +2874,17 @@ static void notify(const char *state)
     }
 }
 
-static bool quit_resetting;
+/* ---- end -------------------------------------------------------------- */
+
+/* For what is queued, once the daemon was told to end; then for the resets. */
+#define FLUSH_TIME (2 * SECOND)
+#define RESET_TIME (500 * MS)
+/* It is looked at in steps, because nothing tells when all has gone out. */
+#define QUIT_STEP (10 * MS)
+
 static VPTimer quit_timer;
+static uint64_t quit_at;    /* when flushing, or then resetting, is over, us */
+static bool quit_resetting; /* flushing is over */
 
 /* quit_step() - has everything gone out that was to go? */
 static void quit_step(void *opaque)
@@ -2788,12 +2909,12 @@ static void quit_step(void *opaque)
     }
 }
 
-/* What a reload will change, while the names in it are looked up. */
+/* A reload, while the names in it are looked up. */
 static struct {
     bool under_way;
     Settings now;
-    size_t next; /* of its specs */
-    Lookup lookup;
+    size_t next;   /* index of the spec to look at next */
+    Lookup lookup; /* of that one */
 } reloading;
 
 static void reload_cancel(void)
@@ -2807,7 +2928,7 @@ static void reload_cancel(void)
 
 static void quit_start(void)
 {
-    if (quit_at != 0) {
+    if (quitting) {
         vp_loop_stop(loop); /* told twice: at once */
         return;
     }
@@ -2816,9 +2937,12 @@ static void quit_start(void)
     while (forwards != NULL) {
         forward_del(forwards);
     }
+    quitting = true;
     quit_at = vp_loop_now(loop) + FLUSH_TIME;
     quit_step(NULL);
 }
+
+/* ---- reload ----------------------------------------------------------- */
 
 /* reload_keep() - what takes a restart stays as it was */
 static void reload_keep(Settings *now, const Settings *was)
@@ -2887,11 +3011,9 @@ static void reload_step(void)
 {
     for (; reloading.next < reloading.now.nspecs; reloading.next++) {
         const Spec *spec = &reloading.now.specs[reloading.next];
-        Channel *ch;
-        Forward *f;
         int rc;
 
-        if (running_spec(spec, &ch, &f) != NULL || !spec_is_name(spec)) {
+        if (running_has(spec) || !spec_is_name(spec)) {
             continue;
         }
         rc = lookup_start(&reloading.lookup, spec->addr, spec->port,
@@ -2921,7 +3043,7 @@ static void reload(void)
     Error err, wrong;
     bool ok;
 
-    if (quit_at != 0) {
+    if (quitting) {
         return;
     }
     reload_cancel(); /* the new one includes it */
@@ -4103,10 +4225,15 @@ static int monitor_client(const char *path, const char *command)
     return 1;
 }
 
-/* ---- daemon ----------------------------------------------------------- */
+/* ======================================================================
+ * daemon
+ * ====================================================================== */
 
-static char *pidfile_path; /* to be removed at the end */
-static int pidfile_fd = -1; /* closing it would let go of the lock */
+/* Owners of a pid file may replace it so often while we try to lock it. */
+#define PIDFILE_TRIES 10
+
+
+static int pidfile_fd = -1; /* kept, because closing it lets go of the lock */
 static int ready_fd = -1; /* the parent waits at its other end */
 
 /* standard_fds() - closed ones would be taken by sockets, and logged to */
@@ -4224,7 +4351,6 @@ static bool pidfile_take(const char *path, Error *err)
         close(fd);
         return false;
     }
-    pidfile_path = strdup(path);
     pidfile_fd = fd;
     return true;
 }
@@ -4232,11 +4358,13 @@ static bool pidfile_take(const char *path, Error *err)
 /* pidfile_drop() - it names nobody any more, even if it can't be removed */
 static void pidfile_drop(void)
 {
-    if (pidfile_path != NULL &&
-        (!pidfile_at(pidfile_path, pidfile_fd) || unlink(pidfile_path) < 0) &&
+    const char *path = settings.pidfile;
+
+    if (pidfile_fd >= 0 &&
+        (!pidfile_at(path, pidfile_fd) || unlink(path) < 0) &&
         ftruncate(pidfile_fd, 0) < 0) {
-        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--pidfile '%s' is left: %s",
-               pidfile_path, strerror(errno));
+        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--pidfile '%s' is left: %s", path,
+               strerror(errno));
     }
 }
 
@@ -4254,7 +4382,7 @@ static bool user_become(const char *name, Error *err)
     return true;
 }
 
-/* ---- signals, reload, end --------------------------------------------- */
+/* ---- signals ---------------------------------------------------------- */
 
 static int signal_pipe[2];
 
@@ -4311,6 +4439,8 @@ static bool signals_start(Error *err)
     return true;
 }
 
+/* ---- start and end ---------------------------------------------------- */
+
 /* descriptors_raise() - as many as we may have */
 static void descriptors_raise(void)
 {
@@ -4365,14 +4495,11 @@ static void end_all(void)
     while (channels != NULL) {
         channel_del(channels);
     }
-    for (uint64_t t = 0; tty_ends != NULL && t < LAST_WORDS_TIME;
-         t += LAST_WORDS_STEP) {
-        poll(NULL, 0, LAST_WORDS_STEP / MS);
-        if (!tty_ends_wait()) {
-            break;
-        }
+    for (uint64_t t = 0; ttys_unsent() && t < GOODBYE_TIME;
+         t += GOODBYE_STEP) {
+        poll(NULL, 0, GOODBYE_STEP / MS);
     }
-    tty_ends_close();
+    ttys_close();
 }
 
 static void clean_up(void)

@@ -303,7 +303,7 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
     }
     box.calls = 0;
     vp_timer_stop(&quit_timer);
-    quit_at = 0;
+    quitting = false;
     quit_resetting = false;
     while (channels != NULL) {
         channel_del(channels);
