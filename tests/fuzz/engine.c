@@ -387,7 +387,7 @@ static void rig_plug(Rig *r, uint8_t how)
 {
     int fds[2];
 
-    if (!link_has_fd(&r->drv->link)) {
+    if (engine_link(r->drv).rfd < 0) {
         channel_new(r, how & 1, fds);
         vp_attach(r->drv, fds[0], fds[1], (VPChannelKind)(how / 2 % 3),
                   (VPChannelRole)(how / 8 % 3));
@@ -446,8 +446,7 @@ static void rig_free(Rig *r)
         vp_free(r->other);
     }
     vp_free(r->drv);
-    fuzz_require(r->loop->nfds == 0 && r->loop->nwatched == 0);
-    fuzz_require(r->loop->timers == NULL);
+    fuzz_require(engine_loop_empty(r->loop));
     vp_loop_free(r->loop);
     fuzz_require(box.blocks == 0 && box.allocated == 0);
     rig_unplug(r);
@@ -468,39 +467,17 @@ static void rig_free(Rig *r)
 /* rig_check() - what must hold at any time between two passes */
 static void rig_check(Rig *r)
 {
-    const VPDriver *drv = r->drv;
-    size_t n = 0, announced = 0, open = 0, connecting = 0, fds = 0;
-    uint32_t grown = 0;
+    const char *wrong = engine_check(r->drv);
+    EngineCounts n = engine_counts(r->drv);
     VPChannelInfo info;
 
-    for (VPNode *node = drv->conns.next; node != &drv->conns;
-         node = node->next) {
-        const VPConn *c = container_of(node, VPConn, all);
-
-        n++;
-        /* one that a timer of the last pass ended waits for the reaper */
-        fuzz_require(!c->dead || c->gone);
-        announced += c->client && c->announced;
-        open += !c->client && !c->gone;
-        connecting += node_linked(&c->wait);
-        fds += c->fd >= 0;
-        fuzz_require(!c->gone || c->fd < 0);
-        grown += c->window - VP_WINDOW_INIT;
-        fuzz_require(c->buf_len <= c->window && c->buf_cap <= c->window);
-        fuzz_require(c->rx_count - c->rx_taken <= c->window || c->gone);
-        fuzz_require(c->tx_count <= c->tx_limit);
+    if (wrong != NULL) {
+        fuzz_failed(__FILE__, __LINE__, wrong);
     }
-    fuzz_require(n == drv->nconns && connecting == drv->nconnecting);
-    fuzz_require(announced == drv->nannounced && open == drv->nopen);
     /* of the peer's, as many as may be and as many again that are over */
-    fuzz_require(drv->nopen <= MAX_CONNS &&
-                 drv->nconns - drv->nclients <= 2 * MAX_CONNS);
-    fds += (size_t)(drv->link.rfd >= 0) + (drv->candidate.fd >= 0) +
-           (drv->link.wfd != drv->link.rfd) + node_linked(&drv->oforwards);
-    fuzz_require(fds == r->loop->nwatched);
-    fuzz_require(grown == drv->window_grown && grown <= VP_WINDOW_BUDGET);
-    fuzz_require(drv->link.store.bytes <= VP_STORE_LEN);
-    vp_channel_info(drv, &info);
+    fuzz_require(n.open <= MAX_CONNS && n.conns - n.clients <= 2 * MAX_CONNS);
+    fuzz_require(n.fds == engine_watched(r->loop));
+    vp_channel_info(r->drv, &info);
     fuzz_require(info.memory <= box.allocated);
 }
 
@@ -566,16 +543,16 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
                         const void *data, size_t len, unsigned wrong)
 {
     static uint8_t buf[VP_PKT_HDR_LEN + UINT16_MAX];
-    VPLink *l = &r->drv->link;
-    uint32_t ack = wrong & OLD_ACK ? l->store.base : l->store.unsent;
-    uint64_t key = l->rx_key + store_digest(&l->store, ack);
+    EngineLink l = engine_link(r->drv);
+    uint32_t ack = wrong & OLD_ACK ? l.base : l.unsent;
+    uint64_t key = l.rx_key + engine_digest(r->drv, ack);
     VPPacket pkt = {
         .type = (uint8_t)type,
         .flags = (uint8_t)flags,
         .bytes = (uint16_t)len,
         .conn = id,
-        .seq = l->rx_expect + r->held_seqs + !!(wrong & WRONG_SEQ),
-        .ack = wrong & WRONG_ACK ? l->store.next + 1 : ack,
+        .seq = l.expect + r->held_seqs + !!(wrong & WRONG_SEQ),
+        .ack = wrong & WRONG_ACK ? l.next + 1 : ack,
         .data_check = wire_sum(data, len) + !!(wrong & WRONG_DATA),
     };
     size_t total = VP_PKT_HDR_LEN + len;
@@ -604,22 +581,22 @@ static uint64_t peer_token(Rig *r)
 /* hello_true() - what a peer that got everything would say */
 static VPHello hello_true(Rig *r, uint64_t token)
 {
-    VPLink *l = &r->drv->link;
+    EngineLink l = engine_link(r->drv);
 
     return (VPHello){
         .version = VP_VERSION,
         .flags = (uint16_t)(
             (r->config.key.len > 0 ? VP_HELLO_KEYED : 0u) |
-            (l->state == LINK_UP ? VP_HELLO_UP : 0u)),
+            (engine_up(r->drv) ? VP_HELLO_UP : 0u)),
         .window = VP_WINDOW_INIT,
         .token = token,
-        .echo = l->hello.token,
-        .my_epoch = l->epoch[1],
-        .peer_epoch = l->epoch[0],
-        .digest = store_digest(&l->store, l->store.unsent),
-        .expect = l->store.unsent,
-        .base = l->rx_expect,
-        .next = l->rx_expect,
+        .echo = l.token[0],
+        .my_epoch = l.epoch[1],
+        .peer_epoch = l.epoch[0],
+        .digest = engine_digest(r->drv, l.unsent),
+        .expect = l.unsent,
+        .base = l.expect,
+        .next = l.expect,
         .max_conns = MAX_CONNS,
     };
 }
@@ -640,7 +617,7 @@ static void peer_shake(Rig *r, bool fresh)
 
     peer_release(r);
     rig_plug(r, 0);
-    if (r->drv->link.penalty_until > r->loop->now) {
+    if (engine_link(r->drv).penalty_until > vp_loop_now(r->loop)) {
         box_run(r->loop, VP_PENALTY_US + 1);
     }
     for (int i = 0; i < 4; i++) { /* the last one says that we are up */
@@ -700,11 +677,11 @@ static void do_data(Rig *r)
 {
     uint8_t how = in8(&r->in);
     uint32_t id = in_id(&r->in);
-    VPConn *c = conn_find(r->drv, id, how & 1);
+    EngineConn c = engine_conn(r->drv, id, how & 1);
     size_t len = in_len(&r->in);
 
-    if (how & 2 && c != NULL) { /* all of its credit, or one more */
-        len = c->rx_limit - c->rx_count + !!(how & 4);
+    if (how & 2 && c.there) { /* all of its credit, or one more */
+        len = c.rx_limit - c.rx_count + !!(how & 4);
     }
     peer_packet(r, how & 1 ? VP_PKT_SERVER : VP_PKT_CLIENT, VP_FLAG_ACK_NOW,
                 id, pattern, MIN(len, (size_t)VP_PKT_DATA_LEN), how & 64);
@@ -789,8 +766,8 @@ static void do_hello(Rig *r)
         h.echo = how & 4 ? 0 : h.echo + 1;
     }
     if (how & 8) {
-        h.my_epoch = how & 16 ? 0 : r->drv->link.epoch[1];
-        h.peer_epoch = how & 32 ? 0 : r->drv->link.epoch[0];
+        h.my_epoch = how & 16 ? 0 : engine_link(r->drv).epoch[1];
+        h.peer_epoch = how & 32 ? 0 : engine_link(r->drv).epoch[0];
     }
     if (how & 64) {
         h.expect += in_delta(&r->in);
@@ -808,7 +785,7 @@ static void do_hello(Rig *r)
         h.max_conns = in8(&r->in);
     }
     if (what & 8) {
-        h.token = what & 16 ? r->drv->link.hello.token : 0;
+        h.token = what & 16 ? engine_link(r->drv).token[0] : 0;
     }
     h.digest += !!(what & 32);
     peer_hello(r, &h, !(what & 64));
@@ -944,9 +921,9 @@ static void do_channel(Rig *r)
         box_run(r->loop, 0);
         break;
     case 2: /* a pipe that is written again */
-        if (r->wr < 0 && r->rd >= 0 && link_has_fd(&r->drv->link)) {
+        if (r->wr < 0 && r->rd >= 0 && engine_link(r->drv).rfd >= 0) {
             snprintf(path, sizeof(path), "/proc/self/fd/%d",
-                     r->drv->link.rfd);
+                     engine_link(r->drv).rfd);
             r->wr = open(path, O_WRONLY | O_NONBLOCK);
         }
         break;
@@ -968,7 +945,7 @@ static void do_offer(Rig *r)
     other.rd = other.wr = -1;
     channel_new(&other, false, fds);
     vp_offer(r->drv, fds[0]);
-    h.echo = how & 32 ? h.echo : r->drv->candidate.token;
+    h.echo = how & 32 ? h.echo : engine_counts(r->drv).candidate_token;
     if (how & 1) {
         h.my_epoch = 0;
     }
@@ -1135,8 +1112,6 @@ static void parser_new(Parser *p, bool up)
     static const VPConfig config = {
         .grace = 30, .max_conns = 4, .max_half_open = 4, .max_opens = 1000,
     };
-    static const VPHello hello = { .flags = VP_HELLO_UP };
-    VPLink *l;
     int fds[2];
 
     fuzz_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
@@ -1146,14 +1121,7 @@ static void parser_new(Parser *p, bool up)
     p->drv = vp_new(p->loop, 1, &config, rig_lost, NULL);
     fuzz_require(vp_attach(p->drv, fds[0], fds[0], VP_CHN_SOCKET,
                            VP_OPENED) == 0);
-    l = &p->drv->link;
-    l->hello.token = 0x1111;
-    if (up) {
-        l->peer_token = 0x2222;
-        link_begin(p->drv, 0x1111, 0x2222);
-        link_up(p->drv, &hello, false);
-    }
-    fuzz_require(link_rx_grow(p->drv));
+    engine_greet(p->drv, 0x1111, up ? 0x2222 : 0);
 }
 
 static void parser_free(Parser *p)
@@ -1161,16 +1129,6 @@ static void parser_free(Parser *p)
     vp_free(p->drv);
     vp_loop_free(p->loop);
     close(p->fd);
-}
-
-static void parser_take(Parser *p, const uint8_t *data, size_t len)
-{
-    VPLink *l = &p->drv->link;
-
-    fuzz_require(l->rx_cap - l->rx_len >= len);
-    memcpy(l->rx + l->rx_len, data, len);
-    l->rx_len += len;
-    link_process(p->drv);
 }
 
 /* headers_mend() - give what looks like packets checks that are right */
@@ -1235,29 +1193,30 @@ void fuzz_packet(const uint8_t *data, size_t len)
     uint8_t how = len > 0 ? data[0] : 0;
     size_t step = (size_t)(how >> 3) + 1;
     Parser whole, pieces;
-    const VPLink *a, *b;
+    EngineLink a, b;
     uint64_t key;
 
     world_new();
     box_reset();
     parser_new(&whole, how & 1);
     parser_new(&pieces, how & 1);
-    a = &whole.drv->link;
-    b = &pieces.drv->link;
-    key = a->rx_key;
+    key = engine_link(whole.drv).rx_key;
     len = len > 0 ? MIN(len - 1, sizeof(stream)) : 0;
     memcpy(stream, data + 1, len);
     if (how & 2) {
         headers_mend(stream, len, key);
     }
     headers_round(stream, len, key);
-    parser_take(&whole, stream, len);
+    fuzz_require(engine_take(whole.drv, stream, len));
     for (size_t at = 0; at < len; at += step) {
-        parser_take(&pieces, stream + at, MIN(step, len - at));
+        fuzz_require(engine_take(pieces.drv, stream + at,
+                                 MIN(step, len - at)));
     }
-    fuzz_require(a->state == b->state && a->rx_expect == b->rx_expect &&
-                 a->rx_digest == b->rx_digest && a->heard == b->heard &&
-                 a->store.base == b->store.base);
+    a = engine_link(whole.drv);
+    b = engine_link(pieces.drv);
+    fuzz_require(strcmp(a.state, b.state) == 0 && a.expect == b.expect &&
+                 a.rx_digest == b.rx_digest && a.heard == b.heard &&
+                 a.base == b.base);
     parser_free(&whole);
     parser_free(&pieces);
     fuzz_require(box.blocks == 0);

@@ -23,6 +23,7 @@ EngineLink engine_link(const VPDriver *drv)
     return (EngineLink){
         .state = info.state,
         .away = l->away,
+        .heard = l->heard,
         .confirmed = l->confirmed,
         .rfd = l->rfd,
         .wfd = l->wfd,
@@ -37,6 +38,7 @@ EngineLink engine_link(const VPDriver *drv)
         .unsent_off = l->store.unsent_off,
         .next = l->store.next,
         .expect = l->rx_expect,
+        .rx_digest = l->rx_digest,
         .stores = l->store.ring != NULL,
         .rx_cap = l->rx_cap,
         .ctl_len = l->ctl_len,
@@ -62,6 +64,34 @@ uint32_t engine_unacked(const VPDriver *drv)
 uint64_t engine_digest(VPDriver *drv, uint32_t seq)
 {
     return store_digest(&drv->link.store, seq);
+}
+
+void engine_greet(VPDriver *drv, uint64_t ours, uint64_t theirs)
+{
+    static const VPHello hello = { .flags = VP_HELLO_UP };
+
+    drv->link.hello.token = ours;
+    if (theirs != 0) {
+        drv->link.peer_token = theirs;
+        link_begin(drv, ours, theirs);
+        link_up(drv, &hello, false);
+    }
+}
+
+bool engine_take(VPDriver *drv, const uint8_t *data, size_t len)
+{
+    VPLink *l = &drv->link;
+
+    if (l->rx_cap - l->rx_len < len && !link_rx_grow(drv)) {
+        return false;
+    }
+    if (l->rx_cap - l->rx_len < len) {
+        return false;
+    }
+    memcpy(l->rx + l->rx_len, data, len);
+    l->rx_len += len;
+    link_process(drv);
+    return true;
 }
 
 void engine_forget(VPDriver *drv)
@@ -165,6 +195,23 @@ void engine_accept(VPDriver *drv, const char *service, int fd)
 
 /* ---- a driver as a whole ------------------------------------------------ */
 
+/* fds_of() - descriptors of the channel, listeners and connections */
+static size_t fds_of(const VPDriver *drv)
+{
+    const VPLink *l = &drv->link;
+    size_t n = (size_t)(l->rfd >= 0) + (l->wfd != l->rfd) +
+               (drv->candidate.fd >= 0);
+
+    for (VPNode *node = drv->oforwards.next; node != &drv->oforwards;
+         node = node->next) {
+        n++;
+    }
+    for_each_conn (c, drv) {
+        n += c->fd >= 0;
+    }
+    return n;
+}
+
 EngineCounts engine_counts(const VPDriver *drv)
 {
     return (EngineCounts){
@@ -179,6 +226,8 @@ EngineCounts engine_counts(const VPDriver *drv)
                   node_linked(&drv->connecting),
         .listens = node_linked(&drv->oforwards),
         .candidate = drv->candidate.fd >= 0,
+        .candidate_token = drv->candidate.token,
+        .fds = fds_of(drv),
         .grown = drv->window_grown,
         .next_id = drv->next_id,
     };
@@ -225,7 +274,7 @@ static const char *store_check(VPStore *s)
 
 const char *engine_check(VPDriver *drv)
 {
-    size_t announced = 0, open = 0, n = 0;
+    size_t announced = 0, open = 0, connecting = 0, n = 0;
     uint32_t grown = 0;
 
     for_each_conn (c, drv) {
@@ -245,9 +294,18 @@ const char *engine_check(VPDriver *drv)
         if (c->gone && c->fd >= 0) {
             return "a connection that is gone holds a descriptor";
         }
+        /* one that a timer of the last pass ended waits for the reaper */
+        if (c->dead && !c->gone) {
+            return "a connection is freed that is still in use";
+        }
+        if (c->buf_cap > c->window ||
+            (c->rx_count - c->rx_taken > c->window && !c->gone)) {
+            return "a connection holds more than its window";
+        }
+        connecting += node_linked(&c->wait);
     }
     if (n != drv->nconns || announced != drv->nannounced ||
-        open != drv->nopen) {
+        open != drv->nopen || connecting != drv->nconnecting) {
         return "connections are miscounted";
     }
     if (grown != drv->window_grown || grown > VP_WINDOW_BUDGET) {
@@ -320,6 +378,11 @@ void engine_dump(const VPDriver *drv)
                 (unsigned long long)c->rx_taken,
                 (unsigned long long)c->rx_limit);
     }
+}
+
+size_t engine_watched(const VPLoop *loop)
+{
+    return loop->nwatched;
 }
 
 bool engine_loop_empty(const VPLoop *loop)

@@ -24,6 +24,7 @@ VPLoop *engine_loop_new(void);
 typedef struct EngineLink {
     const char *state;    /* "down", "hello" or "up" */
     bool away;            /* a port whose other side is not connected */
+    bool heard;           /* a HELLO came through the present descriptor */
     bool confirmed;       /* the peer is known to hold the session, too */
     int rfd, wfd;         /* -1: none */
     uint64_t token[2];    /* own, the peer's: of the last handshake */
@@ -37,6 +38,7 @@ typedef struct EngineLink {
     uint32_t unsent_off;  /* bytes of that packet that were sent */
     uint32_t next;        /* number that the next packet gets */
     uint32_t expect;      /* number of the packet that should come next */
+    uint64_t rx_digest;   /* of all packets before that one */
     bool stores;          /* the send store has memory */
     size_t rx_cap;        /* room in the receive buffer, bytes */
     size_t ctl_len;       /* bytes of packets without number, to be sent */
@@ -53,6 +55,15 @@ uint32_t engine_unacked(const VPDriver *drv);
 
 /* engine_digest() - of all packets sent before number @seq, which is held */
 uint64_t engine_digest(VPDriver *drv, uint32_t seq);
+
+/*
+ * engine_greet() - as if a handshake had taken place
+ * @theirs:  the peer's token; 0: it has said nothing yet, only we have
+ */
+void engine_greet(VPDriver *drv, uint64_t ours, uint64_t theirs);
+
+/* engine_take() - as if the channel had these bytes; false: there is no room */
+bool engine_take(VPDriver *drv, const uint8_t *data, size_t len);
 
 /* engine_forget() - the session is over */
 void engine_forget(VPDriver *drv);
@@ -115,6 +126,8 @@ typedef struct EngineCounts {
     bool listed;          /* some list but that of all connections has one */
     bool listens;         /* there is an oforward */
     bool candidate;       /* a further peer waits (vp_offer()) */
+    uint64_t candidate_token; /* what the last one of these was greeted with */
+    size_t fds;           /* descriptors that the loop should watch */
     uint32_t grown;       /* bytes of all windows beyond what they begin with */
     uint32_t next_id;     /* id of the next client's connection */
 } EngineCounts;
@@ -142,6 +155,9 @@ bool engine_quiet(const VPDriver *drv);
  * Only while both are quiet.
  */
 void engine_shift(VPDriver *a, VPDriver *b, uint32_t seq, uint64_t bytes);
+
+/* engine_watched() - descriptors that the loop watches */
+size_t engine_watched(const VPLoop *loop);
 
 /* engine_loop_empty() - no descriptor is watched and no timer runs */
 bool engine_loop_empty(const VPLoop *loop);
