@@ -104,12 +104,6 @@ uint32_t buf_get(Buf *b, void *data, uint32_t len)
 
 /* ---- log ---------------------------------------------------------------- */
 
-#define LOG_LINES 256
-#define LOG_LEN 200
-
-static char log_line[LOG_LINES][LOG_LEN];
-static unsigned log_lines;
-
 /* log_check() - what the engine says tells the oracle, too */
 static void log_check(VPLogLevel level, const char *line, Machine *m)
 {
@@ -142,76 +136,46 @@ static void log_check(VPLogLevel level, const char *line, Machine *m)
     }
 }
 
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+static bool log_before(char *prefix, size_t size)
 {
-    static const char *const name[] = { "error", "warn", "info", "debug" };
+    if (sim_on != NULL && !sim_on->ghost) {
+        snprintf(prefix, size, "%10.6f %c ", (double)world.now / SECOND,
+                 'A' + sim_on->index);
+    }
+    return sim_on == NULL || !sim_on->ghost;
+}
+
+static void log_after(VPLogLevel level, const char *line)
+{
     static int verbose = -1;
-    char *line = log_line[log_lines % LOG_LINES];
-    int err = errno, n = 0;
-    va_list ap;
 
     if (verbose < 0) {
         verbose = getenv("VERBOSE") != NULL;
     }
-    (void)channel;
-    if (sim_on != NULL && sim_on->ghost) {
-        return;
-    }
-    if (sim_on != NULL) {
-        n = snprintf(line, LOG_LEN, "%10.6f %c %s: ",
-                     (double)world.now / SECOND, 'A' + sim_on->index,
-                     name[level]);
-    }
-    va_start(ap, fmt);
-    vsnprintf(line + n, (size_t)(LOG_LEN - n), fmt, ap);
-    va_end(ap);
-    log_lines++;
     if (verbose || (sim_on == NULL && level <= VP_LOG_INFO)) {
         fprintf(stderr, "%s\n", line);
     }
     if (sim_on != NULL) {
         log_check(level, line, sim_on);
     }
-    errno = err;
+}
+
+void sim_log(void)
+{
+    log_hooks(log_before, log_after);
+    log_clear();
 }
 
 void sim_note(const char *fmt, ...)
 {
-    char text[LOG_LEN];
+    char text[200];
     va_list ap;
 
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    vp_log(VP_LOG_DEBUG, 0, "%10.6f ***  %s", (double)world.now / SECOND,
-           text);
-}
-
-void log_tail(void)
-{
-    unsigned i = log_lines > LOG_LINES ? log_lines - LOG_LINES : 0;
-
-    i = log_lines - i > 60 ? log_lines - 60 : i;
-    for (; i < log_lines; i++) {
-        fprintf(stderr, "    %s\n", log_line[i % LOG_LINES]);
-    }
-}
-
-void log_clear(void)
-{
-    log_lines = 0;
-}
-
-bool log_saw(const char *text)
-{
-    unsigned i = log_lines > LOG_LINES ? log_lines - LOG_LINES : 0;
-
-    for (; i < log_lines; i++) {
-        if (strstr(log_line[i % LOG_LINES], text) != NULL) {
-            return true;
-        }
-    }
-    return false;
+    vp_log(VP_LOG_DEBUG, VP_NO_CHANNEL, "%10.6f ***  %s",
+           (double)world.now / SECOND, text);
 }
 
 void sim_fail(const char *fmt, ...)
@@ -225,7 +189,7 @@ void sim_fail(const char *fmt, ...)
     sim_on = NULL;
     fprintf(stderr, "%s: at %.6f s: %s\n", world.what,
             (double)world.now / SECOND, why);
-    log_tail();
+    log_tail(60);
     for (int i = 0; i < 2 && machine[i] != NULL; i++) {
         fprintf(stderr, "machine %c, paused until %.6f s\n", 'A' + i,
                 (double)machine[i]->paused_until / SECOND);

@@ -26,6 +26,7 @@
 #define SIM_H
 
 #include "tests/lib/engine.h"
+#include "tests/lib/log.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -486,10 +487,8 @@ void sim_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
             sim_fail("%s:%d: %s", __FILE__, __LINE__, #that);              \
         }                                                                   \
     } while (0)
-/* log_tail() - what the engines said last, to stderr */
-void log_tail(void);
-void log_clear(void);
-bool log_saw(const char *text);
+/* sim_log() - the log begins anew, with times and machines in it */
+void sim_log(void);
 
 /* ---- the engine --------------------------------------------------------- */
 

@@ -373,7 +373,7 @@ void world_init(uint64_t seed)
     world.restart_at[0] = world.restart_at[1] = world.now;
     world.mix = (Mix){ .total_max = 10000, .chunk_max = 4096 };
     world.end_by = NEVER;
-    log_clear();
+    sim_log();
 }
 
 void world_start(void)

@@ -11,7 +11,6 @@
  *  - read(), readv() and writev() can be made short, or to fail with EINTR
  *    or EAGAIN now and then.
  *  - Memory comes filled with rubbish, is counted, and can run out.
- *  - The log is kept in memory.
  *
  * Above that, a Rig is a driver with one channel whose other end is played by
  * the test (the Peer): it says any HELLO and sends any packet, good or bad.
@@ -37,12 +36,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "suite.h"
 
 /* ---- the box ---------------------------------------------------------- */
-
-/* Log lines, and what of them a test may want to see at once */
-#define BOX_LOG_LEN (1u << 20)
 
 /* Memory is filled with rubbish up to here, for the sake of speed */
 #define BOX_FILL_MAX (128u << 10)
@@ -72,9 +69,6 @@ typedef struct Box {
     size_t allocated;      /* bytes the engine holds */
     size_t allocated_max;  /* the most it ever held */
     int allocs_left;       /* until memory runs out, -1: never */
-
-    char log[BOX_LOG_LEN];
-    size_t log_len;
 } Box;
 
 static Box box = { .now = 1000000000, .pass_us = 20, .allocs_left = -1 };
@@ -289,54 +283,6 @@ static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
     return 0;
 }
 
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
-{
-    static const char *const name[] = { "error", "warn", "info", "debug" };
-    size_t room = sizeof(box.log) - box.log_len;
-    int err = errno, len;
-    va_list ap;
-
-    len = snprintf(box.log + box.log_len, room, "%s ch%d: ", name[level],
-                   channel);
-    va_start(ap, fmt);
-    len += vsnprintf(box.log + box.log_len + len, room - (size_t)len, fmt, ap);
-    va_end(ap);
-    box.log_len += (size_t)len;
-    ck_assert_msg(box.log_len + 2 < sizeof(box.log), "the log is flooded");
-    box.log[box.log_len++] = '\n';
-    box.log[box.log_len] = '\0';
-    errno = err;
-}
-
-/* log_count() - lines, or parts of lines, that are @text */
-static inline int log_count(const char *text)
-{
-    int n = 0;
-
-    for (const char *p = box.log; (p = strstr(p, text)) != NULL; p++) {
-        n++;
-    }
-    return n;
-}
-
-static inline void log_clear(void)
-{
-    box.log_len = 0;
-    box.log[0] = '\0';
-}
-
-/* log_expect() - @text was logged @n times; forget the log */
-#define log_expect(text, n)                                                 \
-    do {                                                                    \
-        ck_assert_msg(log_count(text) == (n), "'%s' %d times in:\n%s",      \
-                      (text), log_count(text), box.log);                    \
-        log_clear();                                                        \
-    } while (0)
-
-/* log_quiet() - nothing at or above @level ("error", "warn") was logged */
-#define log_quiet(level)                                                    \
-    ck_assert_msg(log_count(level " ch") == 0, "in the log:\n%s", box.log)
-
 static inline void box_loop(VPLoop *loop)
 {
     box.loop = loop;
@@ -379,7 +325,7 @@ static inline void box_run(VPLoop *loop, uint64_t us)
 static inline void box_pause(int *tries)
 {
     ck_assert_msg(++*tries < 5000, "waited in vain; in the log:\n%s",
-                  box.log);
+                  log_text());
     poll(NULL, 0, *tries > 50);
 }
 
@@ -916,7 +862,7 @@ static inline void peer_expect(Rig *r, uint32_t conn, int msg)
     ck_assert_msg(type == VP_PKT_CONTROL && r->peer.pkt.conn == conn &&
                   r->peer.data[0] == msg, "type %d, connection %u, message "
                   "%d instead of message %d of %u; in the log:\n%s", type,
-                  r->peer.pkt.conn, r->peer.data[0], msg, conn, box.log);
+                  r->peer.pkt.conn, r->peer.data[0], msg, conn, log_text());
 }
 
 /* rig_target() - a service; returns its listener */
@@ -959,7 +905,7 @@ static inline EngineConn rig_conn(Rig *r, uint32_t id, bool client)
 {
     EngineConn c = engine_conn(r->drv, id, client);
 
-    ck_assert_msg(c.there, "no connection %u; in the log:\n%s", id, box.log);
+    ck_assert_msg(c.there, "no connection %u; in the log:\n%s", id, log_text());
     return c;
 }
 

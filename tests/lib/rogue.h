@@ -54,13 +54,6 @@ typedef struct Rogue {
     void (*heard_msg)(struct Rogue *r);
 } Rogue;
 
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
-{
-    (void)level;
-    (void)channel;
-    (void)fmt;
-}
-
 /* rogue_new() - not connected yet */
 static inline void rogue_new(Rogue *r, const char *where)
 {

@@ -165,7 +165,7 @@ static void pair_wait(Pair *p)
     box_settle(p->loop);
     while (!pair_up(p)) {
         ck_assert_msg(box.now < end, "no handshake; in the log:\n%s",
-                      box.log);
+                      log_text());
         box_run(p->loop, 20 * MS);
     }
 }
@@ -251,7 +251,7 @@ static void stream_wait(Stream *s, Pair *p)
                       "in the log:\n%s", (unsigned long long)s->got[1],
                       (unsigned long long)s->sent[0],
                       (unsigned long long)s->got[0],
-                      (unsigned long long)s->sent[1], box.log);
+                      (unsigned long long)s->sent[1], log_text());
         if (pair_up(p) && engine_unacked(p->drv[0]) +
             engine_unacked(p->drv[1]) == 0) {
             box_pause(&tries); /* it is in the kernel's hands */
@@ -395,7 +395,7 @@ START_TEST(handshake_losses)
         p.line = NULL;
         pair_wait(&p);
         pair_check(&p);
-        ck_assert_msg(log_count("session ended") == 0, "%s", box.log);
+        ck_assert_msg(log_count("session ended") == 0, "%s", log_text());
         stream_wait(&young, &p);
         stream_end(&young, &p);
         if (_i & 1) {
@@ -501,7 +501,7 @@ START_TEST(damage)
         total = at == 0 ? p.end[_i % 2].moved : total;
         stream_wait(&s, &p);
         stream_end(&s, &p);
-        ck_assert_msg(log_count("session ended") == 0, "%s", box.log);
+        ck_assert_msg(log_count("session ended") == 0, "%s", log_text());
         pair_free(&p);
     }
     ck_assert_uint_gt(total, 400);
@@ -1396,7 +1396,7 @@ START_TEST(offer_stranger)
     }
     box_settle(h.r.loop);
     ck_assert_msg(log_count("another peer was turned away") >= 1 &&
-                  log_count(strangers[_i].why) == 1, "%s", box.log);
+                  log_count(strangers[_i].why) == 1, "%s", log_text());
     ck_assert_int_ne(fd_state(fd), FD_OPEN);
     ck_assert(!engine_counts(h.r.drv).candidate);
     ck_assert_str_eq(engine_link(h.r.drv).state, "up");
