@@ -109,7 +109,7 @@ qemu() {
 option() { printf '%s\n' "$1" | tr , '\n' | sed -n "s/^$2=//p"; }
 for arg; do
     case $arg in
-    socket,*) chardev=$arg ;;
+    socket,* | pipe,*) chardev=$arg ;;
     virtserialport,*)
         port=/dev/virtio-ports/$(option "$arg" name)
         device="OPEN:$port.out,rdonly!!OPEN:$port.in,wronly" ;;
@@ -121,6 +121,9 @@ path=$(option "$chardev" path)
 case $chardev in
 *fd=*) exec qemu-vp -c "fd:$(option "$chardev" fd):-" -i ssh:127.0.0.1:22 ;;
 *server=on*) exec socat "UNIX-LISTEN:$path" "$device" ;;
+pipe,*)
+    until [ -p "$path.in" ] && [ -p "$path.out" ]; do sleep 0.1; done
+    exec socat "OPEN:$path.in!!OPEN:$path.out" "$device" ;;
 *reconnect=*) exec socat "UNIX-CONNECT:$path,retry=300,interval=0.1" "$device" ;;
 esac
 END
@@ -346,6 +349,13 @@ recipe_serial() {
     qemu
     guest_service
     start 'A serial line'
+    until_ok echoes 9022
+}
+
+recipe_fifos() {
+    qemu
+    guest_service
+    start 'FIFOs instead of a socket'
     until_ok echoes 9022
 }
 

@@ -13,8 +13,8 @@
 #include "tests/lib/harness.h"
 
 static const char *const recipes[] = {
-    "install", "commands", "virtio", "serial", "reconnect", "descriptor",
-    "ssh", "libvirt", "systemd", "systemd_guest", "udev", "sysv",
+    "install", "commands", "virtio", "serial", "fifos", "reconnect",
+    "descriptor", "ssh", "libvirt", "systemd", "systemd_guest", "udev", "sysv",
     "sysv_busybox", "openrc", "busybox",
 };
 
