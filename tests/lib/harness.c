@@ -528,24 +528,19 @@ void daemon_stop(Daemon *d)
                   status);
 }
 
+int64_t daemon_cpu_us(const Daemon *d)
+{
+    struct timespec ts;
+    clockid_t clock;
+
+    ck_assert_msg(clock_getcpuclockid(d->pid, &clock) == 0 &&
+                  clock_gettime(clock, &ts) == 0, "%s is gone", d->name);
+    return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
 int64_t daemon_cpu_ms(const Daemon *d)
 {
-    char path[64];
-    char *text, *p;
-    unsigned long user, system;
-
-    text_format(path, sizeof(path), "/proc/%d/stat", (int)d->pid);
-    text = calloc(1, 1024);
-    ck_assert_ptr_nonnull(text);
-    FILE *f = fopen(path, "r");
-    ck_assert_msg(f && fread(text, 1, 1023, f) > 0, "%s is gone", d->name);
-    fclose(f);
-    p = strrchr(text, ')');     /* the name before it may hold anything */
-    ck_assert_ptr_nonnull(p);
-    ck_assert(sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u"
-                     " %lu %lu", &user, &system) == 2);
-    free(text);
-    return (int64_t)(user + system) * 1000 / sysconf(_SC_CLK_TCK);
+    return daemon_cpu_us(d) / 1000;
 }
 
 int daemon_fds(const Daemon *d)

@@ -127,6 +127,7 @@ void daemon_up(Daemon *d);
 void daemon_kill(Daemon *d);            /* SIGKILL */
 void daemon_stop(Daemon *d);            /* SIGTERM; must exit 0, cleanly */
 int daemon_exit(Daemon *d);             /* wait for it to end: exit status */
+int64_t daemon_cpu_us(const Daemon *d); /* CPU time used so far */
 int64_t daemon_cpu_ms(const Daemon *d); /* CPU time used so far */
 int daemon_fds(const Daemon *d);        /* descriptors it has open */
 

@@ -354,6 +354,17 @@ static inline bool rogue_settle(Rogue *r, int ms)
     return r->up && r->ack == r->next;
 }
 
+/* rogue_until() - until @what, or @else_what, is so of .conn, while it is up */
+static inline void rogue_until(Rogue *r, const bool *what,
+                               const bool *else_what)
+{
+    int64_t end = now_ms() + WAIT_MS;
+
+    while (r->up && !*what && !(else_what && *else_what) && now_ms() < end) {
+        rogue_settle(r, WAIT_MS);
+    }
+}
+
 /*
  * rogue_fill() - open @id, whose target doesn't read, and use all its credit
  *
