@@ -817,15 +817,10 @@ static const Option options[] = {
 
 _Static_assert(COUNT(options) == OPTIONS, "OPTIONS is the number of rows");
 
-/* option_at() - where in @s the value of @o is */
+/* option_at() - where in @s the value of @o is, of the type of its kind */
 static void *option_at(const Settings *s, const Option *o)
 {
     return (char *)s + o->where;
-}
-
-static char **option_string(const Settings *s, const Option *o)
-{
-    return option_at(s, o);
 }
 
 static void settings_free(Settings *s)
@@ -836,7 +831,7 @@ static void settings_free(Settings *s)
     free(s->specs);
     for (const Option *o = options; o < options + OPTIONS; o++) {
         if (o->kind == STRING) {
-            free(*option_string(s, o));
+            free(*(char **)option_at(s, o));
         }
     }
     memset(s, 0, sizeof(*s));
@@ -874,8 +869,9 @@ static bool option_error(const Settings *s, int letter, const Error *why,
     return line_error(s, s->on_line[i] ? 0 : s->in_file[i], why, err);
 }
 
-static bool option_take_spec(Settings *s, const Option *o, const char *value,
-                             unsigned line, Error *err)
+/* settings_add() - one more of "specs" */
+static bool settings_add(Settings *s, char option, const char *value,
+                         unsigned line, Error *err)
 {
     Spec *specs = realloc(s->specs, (s->nspecs + 1) * sizeof(*specs));
 
@@ -883,63 +879,45 @@ static bool option_take_spec(Settings *s, const Option *o, const char *value,
         return error_memory(err);
     }
     s->specs = specs;
-    if (!spec_parse(&specs[s->nspecs], o->letter, value, err)) {
+    if (!spec_parse(&specs[s->nspecs], option, value, err)) {
         return false;
     }
     specs[s->nspecs++].line = line;
     return true;
 }
 
-/* option_take_string() - @counts: else the value is checked only */
-static bool option_take_string(Settings *s, const Option *o, const char *value,
-                               bool counts, Error *err)
+/* string_wrong() - say why @value can't be that of @o; false if it can */
+static bool string_wrong(const Option *o, const char *value, Error *err)
 {
-    char **to = option_string(s, o);
     const char *wrong = value[0] == '\0' ? "expected a value"
                         : o->rules & NOT_IN_FILE ? NULL : value_wrong(value);
 
     if (wrong != NULL) {
-        return error_set(err, "--%s '%.128s': %s", o->name, value, wrong);
-    }
-    if ((o->rules & SOCKET_PATH) && strlen(value) > SOCKET_PATH_MAX) {
-        return error_set(err, "-%c '%.128s': the path has %zu bytes, a unix "
-                         "socket's at most %zu", o->letter, value,
-                         strlen(value), SOCKET_PATH_MAX);
-    }
-    if (!counts) {
+        error_set(err, "--%s '%.128s': %s", o->name, value, wrong);
         return true;
     }
-    *to = strdup(value);
-    return *to != NULL || error_memory(err);
-}
-
-/* option_take_number() - @counts: else the value is checked only */
-static bool option_take_number(Settings *s, const Option *o, const char *value,
-                               bool counts, Error *err)
-{
-    unsigned long number;
-
-    if (!parse_number(value, o->min, o->max, &number)) {
-        return error_set(err, "--%s '%.64s': expected a number from %u to %u",
-                         o->name, value, o->min, o->max);
+    if ((o->rules & SOCKET_PATH) && strlen(value) > SOCKET_PATH_MAX) {
+        error_set(err, "-%c '%.128s': the path has %zu bytes, a unix socket's "
+                  "at most %zu", o->letter, value, strlen(value),
+                  SOCKET_PATH_MAX);
+        return true;
     }
-    if (counts) {
-        *(unsigned *)option_at(s, o) = (unsigned)number;
-    }
-    return true;
+    return false;
 }
 
 /*
- * option_take() - take over one option
+ * option_take() - check one option, and take it over
  * @value:  NULL if it takes none
- * @line:   of the init file; 0: the command line
+ * @line:   of the init file; 0: the command line, whose value counts
  */
 static bool option_take(Settings *s, const Option *o, const char *value,
                         unsigned line, Error *err)
 {
     ptrdiff_t i = o - options;
     bool again = line > 0 ? s->in_file[i] > 0 : s->on_line[i];
-    bool counts = !s->on_line[i] || line == 0;
+    bool counts = line == 0 || !s->on_line[i];
+    void *at = option_at(s, o);
+    unsigned long number;
 
     if (again && (o->kind == STRING || o->kind == NUMBER)) {
         return error_set(err, "--%s '%.64s': it was given before, and takes "
@@ -952,17 +930,30 @@ static bool option_take(Settings *s, const Option *o, const char *value,
     }
     switch (o->kind) {
     case SPEC:
-        return option_take_spec(s, o, value, line, err);
+        return settings_add(s, o->letter, value, line, err);
     case STRING:
-        return option_take_string(s, o, value, counts, err);
+        if (string_wrong(o, value, err)) {
+            return false;
+        }
+        if (counts) {
+            *(char **)at = strdup(value);
+        }
+        return *(char **)at != NULL || error_memory(err);
     case NUMBER:
-        return option_take_number(s, o, value, counts, err);
+        if (!parse_number(value, o->min, o->max, &number)) {
+            return error_set(err, "--%s '%.64s': expected a number from %u to "
+                             "%u", o->name, value, o->min, o->max);
+        }
+        if (counts) {
+            *(unsigned *)at = (unsigned)number;
+        }
+        return true;
     case FLAG:
-        *(bool *)option_at(s, o) = true;
-        break;
+        *(bool *)at = true;
+        return true;
     case STEP:
-        *(int *)option_at(s, o) += o->step;
-        break;
+        *(int *)at += o->step;
+        return true;
     }
     return true;
 }
@@ -2668,10 +2659,11 @@ static void channel_del(Channel *ch)
  * What runs is the channels and forwards in their lists.  Command line and
  * init file ask for some of them, and the monitor can add and remove any.  A
  * reload compares what is asked for now with what was asked for before, so what
- * the monitor has done stays.
+ * the monitor added stays, but for forwards of a channel that goes.
  * ====================================================================== */
 
-static char **saved_argv; /* for reading it all again */
+/* The command line, to be read again by a reload. */
+static char **saved_argv;
 static int saved_argc;
 
 /* channel_same() - the channel that runs and is the same as @spec, or NULL */
@@ -2701,7 +2693,7 @@ static bool running_has(const Spec *spec)
     return channel_same(spec) != NULL || forward_same(spec) != NULL;
 }
 
-/* running_clash() - why @spec can't be added to what is in force, or NULL */
+/* running_clash() - why @spec can't be added to what runs, or NULL */
 static const char *running_clash(const Spec *spec)
 {
     const char *clash = NULL;
@@ -2719,7 +2711,7 @@ static const char *running_clash(const Spec *spec)
     return clash;
 }
 
-/* log_change() - who changed what is in force, and how; NULL: the start */
+/* log_change() - log that @who, NULL for the start, has changed what runs */
 static void log_change(const char *who, const char *what, char option,
                        const char *text)
 {
@@ -2730,15 +2722,15 @@ static void log_change(const char *who, const char *what, char option,
 }
 
 /*
- * running_add() - @spec is taken over on success
- * @who:  for the log, or NULL
+ * running_add() - add what @spec asks for; @spec is taken over on success
+ * @who:  for log_change()
  */
 static bool running_add(Spec *spec, const VPConfig *config, const char *who,
                         Error *err)
 {
     const char *clash = quitting ? "the daemon is ending"
-                                     : running_clash(spec);
-    const char option = spec->option, *text = spec->text; /* taken over, too */
+                                 : running_clash(spec);
+    const char option = spec->option, *text = spec->text; /* still there then */
     bool ok;
 
     if (clash != NULL) {
@@ -2752,7 +2744,7 @@ static bool running_add(Spec *spec, const VPConfig *config, const char *who,
     return ok;
 }
 
-/* running_del() - @who is for the log */
+/* running_del() - remove what is the same as @spec; @who for log_change() */
 static bool running_del(const Spec *spec, const char *who, Error *err)
 {
     Channel *ch = channel_same(spec);
@@ -2786,7 +2778,7 @@ static bool settings_has(const Settings *s, const Spec *spec)
     return false;
 }
 
-/* apply_spec() - add what @spec of @now asks for; @who as in running_add() */
+/* apply_spec() - add what @spec of @now asks for; @who for log_change() */
 static bool apply_spec(const Settings *now, Spec *spec, const char *who,
                        Error *err)
 {
@@ -2807,11 +2799,11 @@ static bool apply_spec(const Settings *now, Spec *spec, const char *who,
 }
 
 /*
- * apply() - make what @now asks for run, and stop what only @before did
- * @before:  NULL at start, when the first error ends us
+ * apply() - add what @now asks for, and remove what only @before asked for
+ * @before:  NULL at start
  *
- * What the monitor added stays, but with a channel that goes its forwards go.
- * Later on an error is logged, and the rest done; @err has the last.
+ * Stops at the first error at start.  In a reload an error is logged, and the
+ * rest is done; @err has the last one.
  */
 static bool apply(const Settings *before, const Settings *now, Error *err)
 {
@@ -2844,7 +2836,7 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
     return ok;
 }
 
-/* notify() - tell systemd, if it asked for it; see sd_notify(3) */
+/* notify() - tell systemd our @state if it wants to know; see sd_notify(3) */
 static void notify(const char *state)
 {
     const char *path = getenv("NOTIFY_SOCKET");
@@ -2863,7 +2855,7 @@ static void notify(const char *state)
     }
     fd = socket(AF_UNIX, SOCK_DGRAM, 0);
     if (fd >= 0) {
-        /* nor may one that nobody reads hold us up */
+        /* non-blocking, because nobody may read it */
         if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
             sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
                    addr.len) < 0) {
@@ -2886,7 +2878,7 @@ static VPTimer quit_timer;
 static uint64_t quit_at;    /* when flushing, or then resetting, is over, us */
 static bool quit_resetting; /* flushing is over */
 
-/* quit_step() - has everything gone out that was to go? */
+/* quit_step() - flush, then reset what is left, then end the loop */
 static void quit_step(void *opaque)
 {
     bool busy = false;
@@ -2926,10 +2918,11 @@ static void reload_cancel(void)
     }
 }
 
+/* quit_start() - end in order; if told twice, at once */
 static void quit_start(void)
 {
     if (quitting) {
-        vp_loop_stop(loop); /* told twice: at once */
+        vp_loop_stop(loop);
         return;
     }
     reload_cancel();
@@ -2959,8 +2952,8 @@ static void reload_keep(Settings *now, const Settings *was)
             changed = *asked != old;
             *asked = old;
         } else if (o->kind == STRING) {
-            char **asked = option_string(now, o);
-            char **old = option_string(was, o), *swap = *asked;
+            char **asked = option_at(now, o), **old = option_at(was, o);
+            char *swap = *asked;
 
             changed = (*asked == NULL) != (*old == NULL) ||
                       (*asked != NULL && strcmp(*asked, *old) != 0);
@@ -2974,6 +2967,7 @@ static void reload_keep(Settings *now, const Settings *was)
     }
 }
 
+/* reload_end() - all names are known: make the change */
 static void reload_end(void)
 {
     Settings *now = &reloading.now;
@@ -3006,7 +3000,7 @@ static void reload_end(void)
 
 static void reload_looked_up(void *opaque, const Answer *answer);
 
-/* reload_step() - look up the next name of what is new; then change it all */
+/* reload_step() - look up the next name of what is new, or reload_end() */
 static void reload_step(void)
 {
     for (; reloading.next < reloading.now.nspecs; reloading.next++) {
@@ -3036,7 +3030,7 @@ static void reload_looked_up(void *opaque, const Answer *answer)
     reload_step();
 }
 
-/* reload() - read it all again; if any of it is wrong nothing changes */
+/* reload() - read it all again; nothing changes if any of it is wrong */
 static void reload(void)
 {
     Settings now;
@@ -3046,7 +3040,7 @@ static void reload(void)
     if (quitting) {
         return;
     }
-    reload_cancel(); /* the new one includes it */
+    reload_cancel(); /* because this one includes it */
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
@@ -3248,55 +3242,35 @@ static bool field_is_wide(const Field *f)
 }
 
 /*
- * show_cells() - a row of a table; a cell ends with a tab or a newline
- * @thing:  NULL: the columns' names
+ * show_thing() - a line of keys, a row of a table, or prose
+ * @thing:  NULL: the row with the names of the columns
+ *
+ * A cell ends with a tab, the last one of a row with a newline.
  */
-static void show_cells(const Show *s, const void *thing)
-{
-    const Info *info = s->info;
-    const char *between = "";
-
-    for (int wide = 0; wide < 2; wide++) {
-        for (size_t i = 0; i < info->nfields; i++) {
-            const Field *f = &info->fields[i];
-
-            if (f->column == NULL || field_is_wide(f) != wide) {
-                continue;
-            }
-            text_add(s->out, "%s", between);
-            if (thing == NULL) {
-                text_add(s->out, "%s", f->column);
-            } else {
-                show_field(s, f, thing);
-            }
-            between = f->join != NULL ? f->join : "\t";
-        }
-    }
-    text_add(s->out, "\n");
-}
-
-/* show_thing() - all that "info" tells of @thing */
 static void show_thing(const Show *s, const void *thing)
 {
     const Info *info = s->info;
+    const char *between = "";
+    bool prose = info->prose && !s->keys, table = !info->prose && !s->keys;
 
-    if (!s->keys && !info->prose) {
-        show_cells(s, thing);
-        return;
-    }
     text_add(s->out, "%s", s->keys ? info->word : "");
-    for (size_t i = 0; i < info->nfields; i++) {
-        const Field *f = &info->fields[i];
+    for (int wide = 0; wide <= table; wide++) {
+        for (size_t i = 0; i < info->nfields; i++) {
+            const Field *f = &info->fields[i];
 
-        if (!s->keys) {
-            text_add(s->out, "%s", f->column);
-            show_field(s, f, thing);
-            text_add(s->out, "%s", f->join);
-        } else if (f->key != NULL) {
-            show_field(s, f, thing);
+            if ((s->keys ? f->key : f->column) == NULL ||
+                (table && field_is_wide(f) != wide)) {
+                continue;
+            }
+            text_add(s->out, "%s%s", between,
+                     thing == NULL || prose ? f->column : "");
+            if (thing != NULL) {
+                show_field(s, f, thing);
+            }
+            between = s->keys ? "" : f->join != NULL ? f->join : "\t";
         }
     }
-    text_add(s->out, "%s", s->keys ? "\n" : "");
+    text_add(s->out, "%s", prose ? between : "\n");
 }
 
 /*
@@ -3350,7 +3324,7 @@ static void info_show(const Info *info, Text *out, bool keys)
     const Show show = { info, table ? &rows : out, keys };
 
     if (table) {
-        show_cells(&show, NULL);
+        show_thing(&show, NULL);
     }
     info->show(&show);
     if (table) {
@@ -4229,14 +4203,13 @@ static int monitor_client(const char *path, const char *command)
  * daemon
  * ====================================================================== */
 
-/* Owners of a pid file may replace it so often while we try to lock it. */
-#define PIDFILE_TRIES 10
-
-
-static int pidfile_fd = -1; /* kept, because closing it lets go of the lock */
 static int ready_fd = -1; /* the parent waits at its other end */
 
-/* standard_fds() - closed ones would be taken by sockets, and logged to */
+/*
+ * standard_fds() - open stdin, stdout and stderr if they are closed
+ *
+ * Else sockets would get these numbers, and be logged to.
+ */
 static void standard_fds(void)
 {
     int fd;
@@ -4249,7 +4222,7 @@ static void standard_fds(void)
     }
 }
 
-/* daemonize() - the parent waits until the child is ready, or has failed */
+/* daemonize() - go on as a child; the parent ends when that is ready */
 static bool daemonize(Error *err)
 {
     int fds[2];
@@ -4282,6 +4255,7 @@ static bool daemonize(Error *err)
 static void daemon_ready(void)
 {
     int null = open("/dev/null", O_RDWR);
+    ssize_t n;
 
     for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++) {
         dup2(null, fd);
@@ -4289,12 +4263,18 @@ static void daemon_ready(void)
     if (null > STDERR_FILENO) {
         close(null);
     }
-    if (write(ready_fd, "", 1) < 0) {
-        /* the parent was killed; we serve all the same */
-    }
+    n = write(ready_fd, "", 1);
+    (void)n; /* because nothing changes for us if the parent was killed */
     close(ready_fd);
     ready_fd = -1;
 }
+
+/* ---- pid file and user ------------------------------------------------ */
+
+/* The owners of a pid file may replace it so often while we try to lock it. */
+#define PIDFILE_TRIES 10
+
+static int pidfile_fd = -1; /* kept, because closing it lets go of the lock */
 
 /* pidfile_at() - is what @fd has open still the file at @path? */
 static bool pidfile_at(const char *path, int fd)
@@ -4305,7 +4285,11 @@ static bool pidfile_at(const char *path, int fd)
            at.st_dev == open_one.st_dev && at.st_ino == open_one.st_ino;
 }
 
-/* pidfile_lock() - the lock tells whether its owner lives, not the file */
+/*
+ * pidfile_lock() - open and lock the file; returns it, or -1: see @err
+ *
+ * The lock, and not the file, tells whether the file's owner lives.
+ */
 static int pidfile_lock(const char *path, Error *err)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
@@ -4329,6 +4313,7 @@ static int pidfile_lock(const char *path, Error *err)
     return -1;
 }
 
+/* pidfile_take() - lock the file and write our process id to it */
 static bool pidfile_take(const char *path, Error *err)
 {
     char text[24];
@@ -4355,7 +4340,7 @@ static bool pidfile_take(const char *path, Error *err)
     return true;
 }
 
-/* pidfile_drop() - it names nobody any more, even if it can't be removed */
+/* pidfile_drop() - remove the file; empty it if it can't be removed */
 static void pidfile_drop(void)
 {
     const char *path = settings.pidfile;
@@ -4384,16 +4369,15 @@ static bool user_become(const char *name, Error *err)
 
 /* ---- signals ---------------------------------------------------------- */
 
-static int signal_pipe[2];
+static int signal_pipe[2]; /* a byte is the number of a signal */
 
 static void on_signal(int sig)
 {
     int saved = errno;
     char byte = (char)sig;
+    ssize_t n = write(signal_pipe[1], &byte, 1);
 
-    if (write(signal_pipe[1], &byte, 1) < 0) {
-        /* full: enough signals are waiting to be seen */
-    }
+    (void)n; /* because a full pipe has enough signals to be seen */
     errno = saved;
 }
 
@@ -4420,7 +4404,6 @@ static bool signals_start(Error *err)
 {
     static const int caught[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
     struct sigaction sa = { .sa_handler = on_signal };
-
     int rc;
 
     if (pipe(signal_pipe) < 0 ||
@@ -4441,7 +4424,7 @@ static bool signals_start(Error *err)
 
 /* ---- start and end ---------------------------------------------------- */
 
-/* descriptors_raise() - as many as we may have */
+/* descriptors_raise() - raise the limit to the hard one */
 static void descriptors_raise(void)
 {
     struct rlimit lim;
@@ -4452,7 +4435,7 @@ static void descriptors_raise(void)
     }
 }
 
-/* start_option() - do what an option asks for, if it was given */
+/* start_option() - do with @take what option @opt asks for, if it was given */
 static bool start_option(int opt, const char *value,
                          bool (*take)(const char *, Error *), Error *err)
 {
@@ -4462,7 +4445,7 @@ static bool start_option(int opt, const char *value,
            option_error(&settings, opt, &why, err);
 }
 
-/* start() - open everything; what an administrator must know fails here */
+/* start() - open everything; false if anything can't be opened */
 static bool start(Error *err)
 {
     const Settings *s = &settings;
@@ -4488,7 +4471,7 @@ static bool start(Error *err)
     return true;
 }
 
-/* end_all() - put serial lines back, tell the other sides, close it all */
+/* end_all() - tell the other sides, put serial lines back, close it all */
 static void end_all(void)
 {
     monitor_end();
@@ -4502,6 +4485,7 @@ static void end_all(void)
     ttys_close();
 }
 
+/* clean_up() - the files that are ours; also when start() failed */
 static void clean_up(void)
 {
     socket_files_remove(NULL);
