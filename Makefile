@@ -12,6 +12,7 @@
 #   check-sanitize          every suite, with the sanitizers, in build/sanitize
 #   check-guest             in real guests, under QEMU (tests/guest)
 #   demo [GUEST=1]          see it work, or see it work with a guest
+#                           (for guests APT=1 allows apt-get)
 #   bench                   how fast it is (tests/bench)
 #   fuzz                    fuzzers, FUZZ_SECONDS each (tests/fuzz)
 #   chaos [SEEDS=n]         ill-treat the channel in n random ways (tests/chaos)
@@ -120,7 +121,14 @@ fuzz:
 sources = virtproxy.c qemu-vp.c
 space := $() $()
 lint_flags = -std=c11 -Wall -Wextra -Wshadow -Wconversion $(CPPFLAGS_AUTO)
-lint: $(sources:%=lint-%) lint-cppcheck lint-scripts
+lint: lint-needs $(sources:%=lint-%) lint-cppcheck lint-scripts
+
+lint-needs:
+	@missing=; for name in gcc clang-tidy cppcheck shellcheck; do \
+	    command -v $$name >/dev/null || missing="$$missing $$name"; \
+	done; \
+	[ -z "$$missing" ] || \
+	    { echo "make lint needs:$$missing (Debian's names)" >&2; exit 1; }
 
 lint-virtproxy.c: tidy = -bugprone-integer-division,\
 -bugprone-sizeof-expression,-clang-analyzer-unix.Malloc
@@ -160,7 +168,7 @@ help:
 	@sed -n '/^#   /s/^#  //p' Makefile
 
 .PHONY: all check test check-needs check-long check-chaos check-sanitize \
-    check-guest demo bench fuzz chaos lint $(sources:%=lint-%) lint-cppcheck \
-    lint-scripts install uninstall clean distclean help
+    check-guest demo bench fuzz chaos lint lint-needs $(sources:%=lint-%) \
+    lint-cppcheck lint-scripts install uninstall clean distclean help
 
 -include $(wildcard build/*.d build/tests/*/*.d)

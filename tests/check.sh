@@ -28,9 +28,8 @@ UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 export VP_TOP QEMU_VP UBSAN_OPTIONS
 
 # what the whole-daemon suites run, and Debian's package of each
-programs='socat:socat wget:wget curl:curl busybox:busybox rsync:rsync
-    pgrep:procps unshare:util-linux setpriv:util-linux ssh:openssh-client
-    ssh-keygen:openssh-client sftp:openssh-client sshd:openssh-server'
+programs='socat:socat wget:wget curl:curl busybox:busybox pgrep:procps
+    unshare:util-linux setpriv:util-linux'
 
 # those that take longest, which are started first
 slowest='chaos/test_offsets rogue/test_rogue daemon/test_init

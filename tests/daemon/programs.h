@@ -7,8 +7,12 @@
 
 #include "tests/lib/harness.h"
 
-/* program() - where it is; the test fails where it isn't */
-const char *program(const char *name, const char *package);
+/* program() - where it is, or NULL */
+const char *program(const char *name);
+
+/* has_ssh() - are there ssh, sftp, rsync and an sshd? HAS_SSH names them */
+bool has_ssh(void);
+#define HAS_SSH "openssh-client, openssh-server and rsync"
 
 /*
  * sshd_start() - a private sshd for whoever runs this test

@@ -383,6 +383,7 @@ recipe_descriptor() {
 recipe_ssh() {
     [ -z "${VP_MAPPED-}" ] || pass_over root, for sshd
     need ssh
+    PATH=$PATH:/usr/sbin:/sbin need sshd
     put 'ssh to the guest by name' /root/.ssh/config ''
     chmod -R go= /root
     ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519

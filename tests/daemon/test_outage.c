@@ -290,7 +290,9 @@ START_TEST(gone)
     Line line[OUTAGES];
     int status;
 
-    program("rsync", "rsync");
+    if (!has_ssh()) {
+        PASS_OVER(HAS_SSH);
+    }
     sshd_start(ssh);
     file_path(path, "file");
     pattern_fill(data, sizeof(data), 1, 0);

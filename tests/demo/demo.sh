@@ -10,7 +10,22 @@
 # out is what went in. Nothing is left behind.
 
 cd "${VP_TOP:-$(dirname "$0")/../..}" || exit 1
+
+need() { printf 'The demo needs %s.\n' "$*" >&2; exit 1; }
+
+[ -x ./qemu-vp ] || need './qemu-vp, which make builds'
+command -v wget >/dev/null || command -v curl >/dev/null ||
+    need 'wget or curl, packages of these names'
+httpd=
+! busybox --list 2>/dev/null | grep -qx httpd || httpd=busybox
+[ -n "$httpd" ] || ! command -v python3 >/dev/null || httpd=python3
+[ -n "$httpd" ] ||
+    need 'an HTTP server: busybox or python3, packages of these names'
+
+# A socket's path has about a hundred bytes.
 dir=$(mktemp -d) || exit 1
+[ ${#dir} -lt 90 ] || { rmdir "$dir"; dir=$(mktemp -d /tmp/vp.XXXXXX); } ||
+    exit 1
 pids=
 no_proxy=127.0.0.1
 export no_proxy
@@ -64,21 +79,16 @@ await() {
 # get() - fetch URL $1 into file $2
 if command -v wget >/dev/null; then
     get() { run wget -q -t 1 -T 20 -O "$2" "$1"; }
-elif command -v curl >/dev/null; then
-    get() { run curl -fsS -m 20 -o "$2" "$1"; }
 else
-    die 'it needs wget or curl'
+    get() { run curl -fsS -m 20 -o "$2" "$1"; }
 fi
-if busybox --list 2>/dev/null | grep -qx httpd; then
+if [ $httpd = busybox ]; then
     serve() { start server busybox httpd -f -p "127.0.0.1:$1" -h "$dir/www"; }
-elif command -v python3 >/dev/null; then
+else
     serve() {
         start server python3 -m http.server -b 127.0.0.1 -d "$dir/www" "$1"
     }
-else
-    die 'it needs an HTTP server: busybox or python3'
 fi
-[ -x ./qemu-vp ] || die 'there is no ./qemu-vp; make builds it'
 
 port_taken() { grep -qi 'address.* in use' "$dir/server.log"; }
 server_decided() { port_taken || get "http://127.0.0.1:$port/" /dev/null; }

@@ -35,6 +35,11 @@ afl)
     echo "FUZZER '$fuzzer': expected libfuzzer or afl" >&2
     exit 2 ;;
 esac
+command -v $cc >/dev/null || {
+    echo "There is no $cc: install clang and libclang-rt-dev, for afl afl++" \
+        "(Debian's names)" >&2
+    exit 1
+}
 sanitize=-fsanitize=fuzzer
 [ "$cc" != clang ] || sanitize=-fsanitize=fuzzer,address,undefined
 "$cc" -std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. -g -O1 \

@@ -7,7 +7,7 @@
 # ssh from the host. Every command is printed before it is run; those of the
 # guest go through a second port, which has nothing to do with qemu-vp. The
 # exit status is 0 if all came out as it went in. Nothing is left behind but
-# the packages in cache/.
+# the packages in cache/, which APT=1 allows it to download (see image.sh).
 
 set -u
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
@@ -72,7 +72,8 @@ end_demo() {
 }
 
 make_image
-D=$(mktemp -d "${TMPDIR:-/tmp}/vp-demo.XXXXXX") || exit 1
+short_tmp
+D=$(mktemp -d "$TMPDIR/vp-demo.XXXXXX") || exit 1
 trap end_demo EXIT
 trap 'exit 1' HUP INT TERM
 cd "$D" || exit 1

@@ -8,6 +8,9 @@
 # They make base.cpio; what is built from this tree makes a second, small
 # archive, which the kernel unpacks over the first one. The packages on the
 # host itself are those of need_host.
+#
+# APT=1 lets apt-get download the former and install the latter, which takes
+# root. Without it nothing is: what is missing is named.
 
 cache=$here/cache
 root=$cache/root
@@ -47,16 +50,18 @@ need() {
     [ -z "$missing" ] || install_host $missing
 }
 
+may_apt() { [ "${APT-}" = 1 ]; }
+
 # install_host() - packages on the host, where we may do that
 install_host() {
-    if have apt-get && [ "$(id -u)" = 0 ]; then
+    if may_apt && have apt-get && [ "$(id -u)" = 0 ]; then
         echo "Installing $*"
         apt_update
         DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
             --no-install-recommends "$@" >>"$cache/apt.log" 2>&1 ||
             die "cannot install $*, see $cache/apt.log"
     else
-        die "please install $* (Debian's names) and try again"
+        die "needs $* (Debian's names); APT=1 installs that, as root"
     fi
 }
 
@@ -87,6 +92,8 @@ kernel_package() {
 fetch() {
     local kernel wanted
     [ "$cache/fetched" -nt "$here/image.sh" ] && return
+    may_apt || die "the guest is made of Debian packages, 150 MB in" \
+        "tests/guest/cache; APT=1 lets apt-get download them"
     have apt-get && have dpkg || die "the guest is made of Debian packages:" \
         "it needs apt-get and dpkg, so Debian or Ubuntu"
     apt_update

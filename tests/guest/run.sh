@@ -7,9 +7,10 @@
 #   run.sh NAME...      these; a name may be a pattern such as 'typing-*'
 #   run.sh -l           list them
 #
-# Needs no KVM and nothing installed but what apt-get can bring. Each scenario
-# boots a guest of its own, is bounded in time and leaves both daemons' logs,
-# the consoles and all output in a directory that is named at the end.
+# Needs no KVM and nothing but Debian's packages, which APT=1 allows it to
+# download and install (see image.sh). Each scenario boots a guest of its own, is
+# bounded in time and leaves both daemons' logs, the consoles and all output in a
+# directory that is named at the end.
 
 set -u
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
@@ -63,8 +64,8 @@ for pattern in "${@:-*}"; do
 done
 
 make_image
-logs=$(mktemp -d "${TMPDIR:-/tmp}/vp-guest.XXXXXX") || exit 1
-[ ${#logs} -lt 60 ] || die "TMPDIR is too long for the paths of sockets: $logs"
+short_tmp
+logs=$(mktemp -d "$TMPDIR/vp-guest.XXXXXX") || exit 1
 # Copies, so that a build meanwhile changes nothing in mid-run.
 cp "$initrd" "$logs/initrd"
 cp "$vp" "$logs/qemu-vp"

@@ -21,6 +21,12 @@ fail() {
 # note() - a line for the report
 note() { echo "    $*" >>"$D/notes"; }
 
+# short_tmp() - a TMPDIR that leaves room in the path of a socket
+short_tmp() {
+    TMPDIR=${TMPDIR:-/tmp}
+    [ ${#TMPDIR} -lt 40 ] || TMPDIR=/tmp
+}
+
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 
 # wait_for() - until a command succeeds, for at most so many seconds
