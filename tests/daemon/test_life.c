@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "tests/lib/channel.h"
-#include "tests/lib/hello.h"
+#include "tests/lib/engine.h"
 #include "traffic.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -582,7 +582,7 @@ static void stranger_speaks(Stranger s, int fd)
         send_all(fd, get, sizeof(get) - 1);
         break;
     case OTHER_VERSION:
-        send_all(fd, buf, hello_make(buf, 1));
+        send_all(fd, buf, engine_hello(buf, 1));
         break;
     case SILENT:
     case STRANGERS:

@@ -235,7 +235,7 @@ static int box_small(int fd)
 #define connect(fd, addr, len) box_call(CALL_CONNECT, connect(fd, addr, len))
 #define fcntl(...) box_call(CALL_FCNTL, fcntl(__VA_ARGS__))
 
-#include "tests/lib/engine.c"
+#include "tests/lib/peer.h"
 
 #undef clock_gettime
 #undef select
@@ -726,17 +726,12 @@ static void do_control(Rig *r)
 /* do_open() - a connection, without ceremony */
 static void do_open(Rig *r)
 {
-    uint8_t msg[64];
-    uint8_t which = in8(&r->in), len;
+    uint8_t msg[VP_CONTROL_LEN_MAX], which = in8(&r->in);
     const char *service = which % 8 < SERVICES ? services[which % 8] : "both";
+    uint32_t id = in_id(&r->in);
 
-    len = (uint8_t)strlen(service);
-    msg[0] = VP_MSG_CONNECT_INIT;
-    put64(msg + 1, 1u << 20);
-    msg[9] = len;
-    memcpy(msg + 10, service, len);
-    peer_packet(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, in_id(&r->in), msg,
-                10u + len, 0);
+    peer_packet(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, id, msg,
+                msg_init(msg, service, 1u << 20), 0);
 }
 
 static void do_raw(Rig *r)

@@ -2,6 +2,9 @@
 /*
  * engine.c - see engine.h
  */
+#ifndef ENGINE_C
+#define ENGINE_C
+
 #include <stdio.h>
 
 #include "virtproxy.c"
@@ -389,3 +392,19 @@ bool engine_loop_empty(const VPLoop *loop)
 {
     return loop->nfds == 0 && loop->nwatched == 0 && loop->timers == NULL;
 }
+
+size_t engine_hello(uint8_t *buf, unsigned newer)
+{
+    VPHello hello = {
+        .version = (uint16_t)(VP_VERSION + newer),
+        .window = 65536,
+        .token = 0x1122334455667788,
+        .next = VP_SEQ_FIRST,
+        .base = VP_SEQ_FIRST,
+        .expect = VP_SEQ_FIRST,
+    };
+
+    return wire_put_hello(buf, &hello, NULL);
+}
+
+#endif

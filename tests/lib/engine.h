@@ -162,4 +162,14 @@ size_t engine_watched(const VPLoop *loop);
 /* engine_loop_empty() - no descriptor is watched and no timer runs */
 bool engine_loop_empty(const VPLoop *loop);
 
+/*
+ * engine_hello() - a HELLO that checks, as of a peer that is not ours
+ * @buf:    ENGINE_HELLO_ROOM bytes
+ * @newer:  by how much its version is above ours
+ *
+ * Returns its length.
+ */
+#define ENGINE_HELLO_ROOM 256
+size_t engine_hello(uint8_t *buf, unsigned newer);
+
 #endif

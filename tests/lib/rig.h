@@ -218,7 +218,7 @@ static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
 #define realloc(old, size) box_alloc(old, size, 0xa5)
 #define free(p) box_free(p)
 
-#include "tests/lib/engine.c"
+#include "peer.h"
 
 #undef clock_gettime
 #undef read
@@ -490,30 +490,6 @@ static inline uint32_t rnd(uint32_t below)
 
 /* ---- a driver, and a peer that is played by the test ------------------ */
 
-#define HELLO_TOTAL ((size_t)VP_PKT_HDR_LEN + VP_HELLO_LEN)
-
-/* Packets that the peer remembers to have sent */
-#define PEER_SENT 4096u
-
-typedef struct Peer {
-    int fd;
-    VPHello hello;   /* what it says; token, echo and flags are filled in */
-    const VPKey *key; /* that it has, or NULL */
-    VPHello heard;   /* what the engine said last */
-    int hellos;      /* that the engine said */
-    uint64_t tx_key;
-    uint64_t rx_key;
-    uint32_t next;   /* number of the next packet */
-    uint32_t expect;
-    uint32_t ack;    /* what the engine's last packet said */
-    uint64_t digest; /* of what came from the engine, before "expect" */
-    uint64_t sent[PEER_SENT]; /* of what went to it, before each number */
-    uint8_t in[4 * VP_PKT_LEN_MAX];
-    size_t len;      /* in "in" */
-    VPPacket pkt;    /* of the last peer_next(), and its payload */
-    uint8_t data[VP_PKT_LEN_MAX];
-} Peer;
-
 typedef struct Rig {
     VPLoop *loop;
     VPDriver *drv;
@@ -559,20 +535,12 @@ static inline void rig_plug(Rig *r, VPChannelKind kind, VPChannelRole role)
 static inline void rig_new(Rig *r, const VPConfig *config)
 {
     signal(SIGPIPE, SIG_IGN); /* as the program does */
-    memset(r, 0, sizeof(*r));
+    memset(r, 0, offsetof(Rig, peer));
+    peer_setup(&r->peer);
     r->loop = engine_loop_new();
     ck_assert_ptr_nonnull(r->loop);
     r->drv = vp_new(r->loop, 7, config, rig_lost, r);
     ck_assert_ptr_nonnull(r->drv);
-    r->peer.fd = -1;
-    r->peer.hello = (VPHello){
-        .version = VP_VERSION,
-        .window = VP_WINDOW_INIT,
-        .expect = VP_SEQ_FIRST,
-        .base = VP_SEQ_FIRST,
-        .next = VP_SEQ_FIRST,
-        .max_conns = 100,
-    };
     rig_plug(r, VP_CHN_SOCKET, VP_ACCEPTED);
 }
 
@@ -614,14 +582,6 @@ static inline void peer_write(Rig *r, const void *data, size_t len)
     }
 }
 
-/* peer_get() - read a header of the engine's; false if it is none */
-static inline bool peer_get(const Peer *p, const uint8_t *at, VPPacket *pkt)
-{
-    uint32_t ack = get32(at + VP_PKT_ACK_AT);
-
-    return wire_get(at, pkt, p->rx_key + p->sent[ack % PEER_SENT]);
-}
-
 /*
  * peer_next() - take the engine's next packet
  *
@@ -630,43 +590,21 @@ static inline bool peer_get(const Peer *p, const uint8_t *at, VPPacket *pkt)
 static inline int peer_next(Rig *r)
 {
     Peer *p = &r->peer;
-    size_t total = 0;
-    ssize_t n;
-    int hello;
+    uint32_t expect = p->expect;
+    int n;
 
     box_settle(r->loop);
-    n = recv(p->fd, p->in + p->len, sizeof(p->in) - p->len, 0);
-    if (n > 0) {
-        p->len += (size_t)n;
-    }
-    if (p->len == 0) {
+    peer_recv(p);
+    n = peer_take(p, p->in, p->len);
+    ck_assert_msg(n >= 0, "the engine sent what is no packet");
+    if (n == 0) {
         return 0;
     }
-    hello = wire_get_hello(p->in, p->len, &p->heard);
-    if (hello > 0) {
-        p->hellos++;
-        p->pkt.type = VP_PKT_HELLO;
-        total = (size_t)hello;
-    } else if (p->len >= VP_PKT_HDR_LEN) {
-        ck_assert_msg(peer_get(p, p->in, &p->pkt),
-                      "the engine sent what is no packet");
-        total = VP_PKT_HDR_LEN + p->pkt.bytes;
-        ck_assert_uint_eq(p->pkt.seq, p->expect);
-    }
-    if (total == 0 || p->len < total) {
-        return 0;
-    }
-    if (hello <= 0) {
-        p->ack = p->pkt.ack;
-        memcpy(p->data, p->in + VP_PKT_HDR_LEN, p->pkt.bytes);
+    if (p->pkt.type != VP_PKT_HELLO) {
+        ck_assert_uint_eq(p->pkt.seq, expect);
         ck_assert(p->pkt.bytes == 0 || wire_data_ok(&p->pkt, p->data));
-        if (p->pkt.type < VP_PKT_HELLO) {
-            p->expect++;
-            p->digest = digest_add(p->digest, &p->pkt);
-        }
     }
-    p->len -= total;
-    memmove(p->in, p->in + total, p->len);
+    peer_drop(p, (size_t)n);
     return p->pkt.type;
 }
 
@@ -674,13 +612,9 @@ static inline int peer_next(Rig *r)
 static inline void peer_say(Rig *r, uint64_t token, unsigned flags)
 {
     uint8_t buf[HELLO_TOTAL];
-    Peer *p = &r->peer;
 
-    p->hello.token = token;
-    p->hello.flags = (uint16_t)(flags | VP_HELLO_CONNECTOR |
-                                (p->key != NULL ? VP_HELLO_KEYED : 0u));
-    p->hello.echo = p->heard.token;
-    peer_write(r, buf, wire_put_hello(buf, &p->hello, p->key));
+    peer_write(r, buf, peer_put_hello(&r->peer, buf, token,
+                                      flags | VP_HELLO_CONNECTOR));
 }
 
 /* peer_drain() - take all there is; the type of the last packet, 0: none */
@@ -692,20 +626,6 @@ static inline int peer_drain(Rig *r)
         last = type;
     }
     return last;
-}
-
-/* peer_keys() - as the tokens of a handshake make them */
-static inline void peer_keys(Peer *p)
-{
-    p->tx_key = wire_key(p->hello.token, p->heard.token, p->key);
-    p->rx_key = wire_key(p->heard.token, p->hello.token, p->key);
-}
-
-/* peer_begin() - nothing was sent in this session, either way */
-static inline void peer_begin(Peer *p)
-{
-    p->next = p->expect = VP_SEQ_FIRST;
-    p->digest = p->sent[VP_SEQ_FIRST % PEER_SENT] = 0;
 }
 
 /* peer_expects() - it got all of the engine's packets before @seq, no more */
@@ -772,50 +692,13 @@ static inline void peer_session(Rig *r)
     ck_assert_uint_eq(p->heard.echo, p->hello.token);
 }
 
-/* peer_claim() - the truth, for the next handshake */
-static inline void peer_claim(Rig *r)
-{
-    Peer *p = &r->peer;
-
-    p->hello.expect = p->expect;
-    p->hello.base = p->hello.next = p->next;
-    p->hello.digest = p->digest;
-}
-
-/* peer_make() - a packet, with the next number; returns its length */
-static inline size_t peer_make(Rig *r, uint8_t *buf, int type, int flags,
-                               uint32_t conn, const void *data, size_t len)
-{
-    Peer *p = &r->peer;
-    VPPacket pkt = {
-        .type = (uint8_t)type,
-        .flags = (uint8_t)flags,
-        .bytes = (uint16_t)len,
-        .conn = conn,
-        .seq = p->next,
-        .ack = p->expect,
-        .data_check = wire_sum(data, len),
-    };
-
-    if (len > 0) {
-        memcpy(buf + VP_PKT_HDR_LEN, data, len);
-    }
-    wire_put(buf, &pkt, p->tx_key + p->digest);
-    if (type < VP_PKT_HELLO) {
-        uint64_t before = p->sent[p->next % PEER_SENT];
-
-        p->sent[++p->next % PEER_SENT] = digest_add(before, &pkt);
-    }
-    return VP_PKT_HDR_LEN + len;
-}
-
 /* peer_send() - and have the engine see it */
 static inline void peer_send(Rig *r, int type, int flags, uint32_t conn,
                              const void *data, size_t len)
 {
     static uint8_t buf[VP_PKT_HDR_LEN + UINT16_MAX];
 
-    peer_write(r, buf, peer_make(r, buf, type, flags, conn, data, len));
+    peer_write(r, buf, peer_put(&r->peer, buf, type, flags, conn, data, len));
 }
 
 /* peer_init() - CONNECT_INIT */
@@ -824,31 +707,27 @@ static inline void peer_init(Rig *r, uint32_t conn, const char *service,
 {
     uint8_t msg[VP_CONTROL_LEN_MAX];
 
-    msg[0] = VP_MSG_CONNECT_INIT;
-    put64(msg + 1, credit);
-    msg[9] = (uint8_t)strlen(service);
-    memcpy(msg + 10, service, msg[9]);
-    peer_send(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg, 10u + msg[9]);
+    peer_send(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg,
+              msg_init(msg, service, credit));
 }
 
 /* peer_msg() - CLOSE, RESET, CONNECT_REFUSED: @arg is the reason */
 static inline void peer_msg(Rig *r, int flags, uint32_t conn, int msg,
                             int arg)
 {
-    uint8_t buf[2] = { (uint8_t)msg, (uint8_t)arg };
+    uint8_t buf[2];
 
-    peer_send(r, VP_PKT_CONTROL, flags, conn, buf,
-              msg == VP_MSG_CLOSE ? 1 : 2);
+    peer_send(r, VP_PKT_CONTROL, flags, conn, buf, msg_end(buf, msg, arg));
 }
 
 /* peer_credit() - WINDOW, CONNECT_ACK */
 static inline void peer_credit(Rig *r, int flags, uint32_t conn, int msg,
                                uint64_t count)
 {
-    uint8_t buf[9] = { (uint8_t)msg };
+    uint8_t buf[9];
 
-    put64(buf + 1, count);
-    peer_send(r, VP_PKT_CONTROL, flags, conn, buf, sizeof(buf));
+    peer_send(r, VP_PKT_CONTROL, flags, conn, buf,
+              msg_credit(buf, msg, count));
 }
 
 /* peer_expect() - the engine's next sequenced packet is this control one */

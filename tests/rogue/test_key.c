@@ -129,7 +129,6 @@ static void key_set(Rogue *r, const char *text)
 {
     r->key.len = strlen(text);
     memcpy(r->key.bytes, text, r->key.len);
-    r->flags = text[0] != '\0' ? VP_HELLO_KEYED : 0;
 }
 
 /* Which key the daemon has and which the peer, and what the daemon says */
@@ -324,16 +323,16 @@ START_TEST(onlooker)
     }
     ck_assert(rogue_shake(&r, WAIT_MS) && rogue_settle(&r, WAIT_MS));
     rogue_new(&other, where);
-    other.fd = dial(where, false);
+    other.peer.fd = dial(where, false);
     if (onlookers[_i].proved) {
         other.key = r.key;
     }
     other.flags = onlookers[_i].flags;
     other.token = random64();
-    other.heard.token = r.heard.token;
-    other.said.my_epoch = r.token;
-    other.said.peer_epoch = r.heard.token;
-    rogue_hello(&other, other.said);
+    other.peer.heard.token = r.peer.heard.token;
+    other.peer.hello.my_epoch = r.token;
+    other.peer.hello.peer_epoch = r.peer.heard.token;
+    rogue_hello(&other);
     ck_assert(rogue_flush(&other, WAIT_MS));
     rogue_wait(&other, 200, NULL);
     rogue_wait(&r, 20, NULL);
@@ -359,11 +358,11 @@ START_TEST(takes_over)
         key_set(&again, secret);
     }
     ck_assert(rogue_shake(&r, WAIT_MS) && rogue_settle(&r, WAIT_MS));
-    again.said.my_epoch = r.token;
-    again.said.peer_epoch = r.heard.token;
+    again.peer.hello.my_epoch = r.token;
+    again.peer.hello.peer_epoch = r.peer.heard.token;
     ck_assert(rogue_shake(&again, WAIT_MS) && rogue_settle(&again, WAIT_MS));
     rogue_wait(&r, 500, NULL);
-    ck_assert_int_lt(r.fd, 0);
+    ck_assert_int_lt(r.peer.fd, 0);
     rogue_hang_up(&again);
 }
 END_TEST

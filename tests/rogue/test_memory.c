@@ -77,7 +77,7 @@ static void heard_msg(Rogue *r)
     bool client = r->pkt.flags & VP_FLAG_CLIENT;
     uint32_t i = r->pkt.conn;
 
-    if (r->data[0] == VP_MSG_CONNECT_INIT) {
+    if (r->peer.data[0] == VP_MSG_CONNECT_INIT) {
         first = opened == 0 ? i : first;
         opened++;
     }
@@ -85,7 +85,7 @@ static void heard_msg(Rogue *r)
     if (i >= MAX_CONNS || r->pkt.bytes < 9) {
         return;
     }
-    (client ? theirs : ours)[i].credit = get64(r->data + 1);
+    (client ? theirs : ours)[i].credit = get64(r->peer.data + 1);
 }
 
 /* fill() - send all that @n streams may have until no more credit comes */
@@ -120,7 +120,7 @@ static void open_ours(Rogue *r, uint32_t from, uint32_t to,
                       const char *service)
 {
     for (uint32_t i = from; i < to; i++) {
-        ours[i].credit = r->heard.window;
+        ours[i].credit = r->peer.heard.window;
         rogue_init(r, i, service, 0);
     }
 }

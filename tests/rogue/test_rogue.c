@@ -434,7 +434,7 @@ static void hellos(Rogue *r)
 {
     for (int i = 0; i < 100; i++) {
         r->token = random64();
-        rogue_hello(r, r->said);
+        rogue_hello(r);
     }
     r->up = false;
 }
@@ -447,7 +447,7 @@ static void sessions(Rogue *r)
 
 static void reconnects(Rogue *r)
 {
-    rogue_hello(r, r->said);
+    rogue_hello(r);
     rogue_flush(r, 100);
     rogue_hang_up(r);
 }
@@ -461,7 +461,7 @@ static void pings(Rogue *r)
 
 static void acks(Rogue *r)
 {
-    r->expect += 1000;
+    r->peer.expect += 1000;
     rogue_put(r, VP_PKT_ACK, 0, 0, NULL, 0);
     rogue_flush(r, 100);
     r->up = false;
@@ -561,12 +561,12 @@ static void large(Rogue *r)
 static void header(Rogue *r, uint16_t bytes)
 {
     VPPacket pkt = {
-        .type = VP_PKT_CLIENT, .bytes = bytes, .conn = id, .seq = r->next,
+        .type = VP_PKT_CLIENT, .bytes = bytes, .conn = id, .seq = r->peer.next,
     };
 
     if (rogue_flush(r, 500)) {
-        pkt.ack = r->expect;
-        wire_put(r->out, &pkt, r->tx_key + r->digest);
+        pkt.ack = r->peer.expect;
+        wire_put(r->out, &pkt, r->peer.tx_key + r->peer.digest);
         r->out_len = VP_PKT_HDR_LEN;
         rogue_flush(r, 500);
     }
@@ -611,7 +611,7 @@ static void drops(Rogue *r)
 {
     static const char byte[] = "q";
 
-    if (send(r->fd, byte, 1, MSG_NOSIGNAL) < 0) {
+    if (send(r->peer.fd, byte, 1, MSG_NOSIGNAL) < 0) {
         rogue_hang_up(r);
     }
     sleep_ms(1);
@@ -654,9 +654,9 @@ static void others(Rogue *r)
     Rogue other;
 
     rogue_new(&other, r->where);
-    other.fd = dial(r->where, false);
+    other.peer.fd = dial(r->where, false);
     other.token = random64();
-    rogue_hello(&other, other.said);
+    rogue_hello(&other);
     rogue_flush(&other, 100);
     rogue_hang_up(&other);
 }
@@ -728,7 +728,7 @@ static void rogue_run(Scene *s, int attack)
         r.unread = attacks[attack].unread;
         attacks[attack].run(&r);
         rogue_flush(&r, 100);
-        if (r.fd >= 0 && !r.unread) {
+        if (r.peer.fd >= 0 && !r.unread) {
             rogue_wait(&r, 0, NULL);
         }
     }
@@ -785,7 +785,7 @@ START_TEST(reaction)
     daemon_wait(d, "out: listening");
     rogue_new(&r, where);
     ck_assert(rogue_shake(&r, WAIT_MS));
-    token = r.heard.token;
+    token = r.peer.heard.token;
     r.unread = attacks[_i].unread;
     attacks[_i].run(&r);
     rogue_flush(&r, WAIT_MS);
@@ -808,7 +808,7 @@ START_TEST(reaction)
     ended = daemon_saw(d, "breaks the protocol");
     ck_assert_int_eq(ended, attacks[_i].expect == ENDS);
     ck_assert_int_eq(refused(&r, d), attacks[_i].expect == REFUSED);
-    ck_assert_int_eq(token != r.heard.token, attacks[_i].expect >= SHAKES);
+    ck_assert_int_eq(token != r.peer.heard.token, attacks[_i].expect >= SHAKES);
     rogue_hang_up(&r);
 }
 END_TEST
@@ -838,7 +838,7 @@ static int state_client(Rogue *r, const char *out)
          r->pkt.type != VP_PKT_CONTROL && now_ms() < end;) {
         rogue_wait(r, 20, NULL);
     }
-    ck_assert_int_eq(r->data[0], VP_MSG_CONNECT_INIT);
+    ck_assert_int_eq(r->peer.data[0], VP_MSG_CONNECT_INIT);
     return fd;
 }
 
@@ -1090,7 +1090,7 @@ static void million_run(const char *where)
         rogue_flush(&r, 1000);
         rogue_wait(&r, 0, NULL);
         if (r.up && tally->refused == r.refused) {
-            struct pollfd pfd = { .fd = r.fd, .events = POLLIN };
+            struct pollfd pfd = { .fd = r.peer.fd, .events = POLLIN };
 
             poll(&pfd, 1, 20);
             rogue_read(&r);

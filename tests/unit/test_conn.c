@@ -1223,9 +1223,9 @@ START_TEST(id_used_again)
     init[9] = 4;
     memcpy(init + 10, "gone", 4);
     for (int i = 0; i < 20; i++) {
-        len += peer_make(&r, buf + len, VP_PKT_CONTROL, VP_FLAG_CLIENT, 1,
+        len += peer_put(&r.peer, buf + len, VP_PKT_CONTROL, VP_FLAG_CLIENT, 1,
                          init, sizeof(init));
-        len += peer_make(&r, buf + len, VP_PKT_CONTROL, VP_FLAG_CLIENT, 1,
+        len += peer_put(&r.peer, buf + len, VP_PKT_CONTROL, VP_FLAG_CLIENT, 1,
                          reset, sizeof(reset));
     }
     peer_write(&r, buf, len);

@@ -23,7 +23,8 @@ static void tape_add(Tape *t, Rig *r, int type, int flags, uint32_t conn,
 {
     ck_assert(t->len + VP_PKT_HDR_LEN + len <= sizeof(t->data));
     t->at[t->n++] = t->len;
-    t->len += peer_make(r, t->data + t->len, type, flags, conn, data, len);
+    t->len += peer_put(&r->peer, t->data + t->len, type, flags, conn, data,
+                       len);
     t->at[t->n] = t->len;
 }
 
@@ -120,7 +121,7 @@ static void scene_resume(Scene *s)
     Peer *p = &s->r.peer;
 
     peer_drain(&s->r);
-    peer_claim(&s->r);
+    peer_claim(&s->r.peer);
     p->hello.base = VP_SEQ_FIRST;
     p->hello.next = VP_SEQ_FIRST + 5;
     if (engine_up(s->r.drv)) {
@@ -631,7 +632,7 @@ START_TEST(hello_in_packet)
         len = s.t.len;
         peer_write(&s.r, s.t.data, at);
         peer_drain(&s.r);
-        peer_claim(&s.r);
+        peer_claim(&s.r.peer);
         p->hello.base = VP_SEQ_FIRST;
         p->hello.next = VP_SEQ_FIRST + 5;
         for (int i = 0; i < 10 && (!engine_up(s.r.drv) ||
@@ -716,7 +717,8 @@ START_TEST(hello_in_payload)
     s.target = rig_accept(&s.r, s.listener);
     hello_put(inner, 5);
     s.r.peer.next = VP_SEQ_FIRST + 1;
-    len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner, sizeof(inner));
+    len = peer_put(&s.r.peer, packet, VP_PKT_CLIENT, 0, 5, inner,
+                   sizeof(inner));
     for (int pause = 0; pause < 2; pause++) {
         peer_write(&s.r, packet, len - 1);
         if (pause) {
@@ -726,7 +728,7 @@ START_TEST(hello_in_payload)
         ck_assert_uint_eq(engine_link(s.r.drv).resyncs, 0);
         box_wait(s.r.loop, fd_state(s.target) == FD_OPEN &&
                  recv(s.target, inner, sizeof(inner), 0) == sizeof(inner));
-        len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner,
+        len = peer_put(&s.r.peer, packet, VP_PKT_CLIENT, 0, 5, inner,
                         sizeof(inner));
     }
     for (size_t i = 0; i < len; i++) { /* 100 bytes/s */
@@ -735,13 +737,14 @@ START_TEST(hello_in_payload)
     }
     log_quiet("warn");
     ck_assert_int_eq(recv(s.target, inner, sizeof(inner), 0), sizeof(inner));
-    len = peer_make(&s.r, packet, VP_PKT_CLIENT, 0, 5, inner, sizeof(inner));
+    len = peer_put(&s.r.peer, packet, VP_PKT_CLIENT, 0, 5, inner,
+                   sizeof(inner));
     peer_write(&s.r, packet, VP_PKT_HDR_LEN);
     box_run(s.r.loop, 400 * MS);
     peer_write(&s.r, packet + VP_PKT_HDR_LEN, len - VP_PKT_HDR_LEN - 1);
     log_expect("a packet breaks off", 1);
     peer_drain(&s.r);
-    peer_claim(&s.r);
+    peer_claim(&s.r.peer);
     s.r.peer.hello.base = s.r.peer.next - 1;
     s.r.peer.hello.next = s.r.peer.next;
     ck_assert(peer_shake(&s.r));
@@ -916,14 +919,14 @@ START_TEST(hello_while_blocked)
 
         sender_new(&s, room);
         got = sender_check(&s, 0);
-        peer_claim(&s.r);
+        peer_claim(&s.r.peer);
         peer_say(&s.r, 1000 + room, 0);
         ck_assert_str_eq(engine_link(s.r.drv).state, "hello");
         box.write_fd = 0;
         engine_unblock(s.r.drv);
         got = sender_check(&s, got);
         ck_assert_uint_eq(p->heard.echo, 1000 + room);
-        peer_claim(&s.r);
+        peer_claim(&s.r.peer);
         peer_say(&s.r, 1000 + room, 0);
         peer_keys(p);
         got = sender_check(&s, got);
@@ -946,7 +949,7 @@ START_TEST(cut_while_blocked)
         box.write_fd = 0;
         rig_unplug(&s.r);
         rig_plug(&s.r, VP_CHN_SOCKET, VP_ACCEPTED);
-        peer_claim(&s.r);
+        peer_claim(&s.r.peer);
         ck_assert(peer_shake(&s.r));
         log_expect("channel up: session resumed", 1);
         got = sender_check(&s, got);
@@ -1089,7 +1092,8 @@ START_TEST(ack_ahead)
     fd_write(target, "x", 1);
     box_wait(r.loop, engine_unacked(r.drv) > 0);
     ck_assert_int_eq(peer_next(&r), VP_PKT_SERVER);
-    len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN, 500);
+    len = peer_put(&r.peer, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN,
+                   500);
     peer_write(&r, buf, VP_PKT_HDR_LEN - 1);
     ck_assert_uint_gt(engine_unacked(r.drv), 0);
     peer_write(&r, buf + VP_PKT_HDR_LEN - 1, 1);
@@ -1195,7 +1199,8 @@ START_TEST(lost_tail)
     rig_new(&r, &rig_config);
     peer_session(&r);
     target = peer_service(&r, 1);
-    len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN, 500);
+    len = peer_put(&r.peer, buf, VP_PKT_CLIENT, 0, 1, buf + VP_PKT_HDR_LEN,
+                   500);
     peer_write(&r, buf, len - 100);
     box_run(r.loop, VP_PING_WAIT_MIN);
     ck_assert_uint_eq(engine_link(r.drv).resyncs, 0);
@@ -1247,7 +1252,7 @@ START_TEST(ping_flood)
     rig_new(&r, &rig_config);
     peer_session(&r);
     for (int i = 0; i < 1000; i++) {
-        len += peer_make(&r, buf + len, VP_PKT_PING, 0, 0, NULL, 0);
+        len += peer_put(&r.peer, buf + len, VP_PKT_PING, 0, 0, NULL, 0);
     }
     box.write_fd = engine_link(r.drv).wfd; /* and the channel is full */
     for (int i = 0; i < 20; i++) {
@@ -1350,7 +1355,7 @@ START_TEST(log_flood)
         case 2: /* out of step all the time */
             peer_write(&r, "12345678901234567890123456789012", 32);
             peer_drain(&r);
-            peer_claim(&r);
+            peer_claim(&r.peer);
             peer_shake(&r);
             break;
         case 3: /* claims that can't be true */
@@ -1457,7 +1462,7 @@ START_TEST(receive_buffer)
     ck_assert_uint_eq(engine_link(r.drv).rx_cap, VP_RX_LEN_MIN);
     packets = r.peer.next;
     for (int i = 0; i < 300; i++) {
-        len = peer_make(&r, buf, VP_PKT_CLIENT, 0, 99, data, sizeof(data));
+        len = peer_put(&r.peer, buf, VP_PKT_CLIENT, 0, 99, data, sizeof(data));
         while (len > 0) {
             ssize_t n = send(r.peer.fd, buf + sizeof(buf) - len, len, 0);
 

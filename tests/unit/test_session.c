@@ -740,7 +740,7 @@ START_TEST(resume)
         rig_unplug(&h.r);
         rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
     }
-    peer_claim(&h.r);
+    peer_claim(&h.r.peer);
     p->hello.my_epoch += (uint64_t)claims[_i / 2].my_epoch;
     p->hello.peer_epoch += (uint64_t)claims[_i / 2].peer_epoch;
     p->hello.digest += (uint64_t)claims[_i / 2].digest;
@@ -787,7 +787,7 @@ START_TEST(replay)
         rig_unplug(&h.r);
         rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
         peer_expects(&h.r, VP_SEQ_FIRST + from);
-        peer_claim(&h.r);
+        peer_claim(&h.r.peer);
         ck_assert(peer_shake(&h.r));
         for (uint32_t i = from; i < 5; i++) {
             peer_expect(&h.r, VP_CONN_FIRST + i, VP_MSG_CONNECT_INIT);
@@ -935,7 +935,7 @@ START_TEST(late_echo)
     }
     if (!same) {
         ck_assert_int_eq(log_count("no packet where one should begin"), 1);
-        peer_claim(&r);
+        peer_claim(&r.peer);
         ck_assert(peer_shake(&r));
         ck_assert_int_eq(log_count("one side was set back in time"), 1);
         log_expect("channel up: new session", 1);
@@ -978,7 +978,7 @@ START_TEST(key_fits)
     peer_init(&r, 2, "none", 0);
     log_expect("out of step", 1);
     r.peer.next--; /* it was not taken */
-    peer_claim(&r);
+    peer_claim(&r.peer);
     ck_assert(peer_shake(&r));
     log_expect("session ended", 0);
     rig_free(&r);
@@ -1029,7 +1029,7 @@ START_TEST(key_misfit_later)
     client = rig_client(&r, "c");
     peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
     r.peer.key = &other_key;
-    peer_claim(&r);
+    peer_claim(&r.peer);
     ck_assert(!peer_shake(&r));
     r.peer.hello.my_epoch = 0;
     ck_assert(!peer_shake(&r));
@@ -1111,7 +1111,7 @@ START_TEST(grace_expires)
     ck_assert_uint_eq(engine_counts(h.r.drv).conns, 0);
     ck_assert_uint_eq(engine_link(h.r.drv).epoch[0], 0);
     rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
-    peer_claim(&h.r);
+    peer_claim(&h.r.peer);
     ck_assert(peer_shake(&h.r));
     log_expect("channel up: new session", 1);
     held_free(&h);
@@ -1128,7 +1128,7 @@ START_TEST(grace_not_reached)
         rig_unplug(&h.r);
         box_run(h.r.loop, 25 * SECOND);
         rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
-        peer_claim(&h.r);
+        peer_claim(&h.r.peer);
         ck_assert(peer_shake(&h.r));
         box_run(h.r.loop, 25 * SECOND);
         peer_drain(&h.r);
@@ -1267,7 +1267,7 @@ START_TEST(offer_same_session)
     int fd;
 
     held_new(&h, &rig_config);
-    peer_claim(&h.r);
+    peer_claim(&h.r.peer);
     fd = offer(&h.r);
     ck_assert_str_eq(engine_link(h.r.drv).state, "up");
     offer_hello(&h.r, fd, 777, _i == 0 ? HELLO_TOTAL : 7);
@@ -1295,7 +1295,7 @@ START_TEST(offer_without_grace)
 
     config.grace = 0;
     held_new(&h, &config);
-    peer_claim(&h.r);
+    peer_claim(&h.r.peer);
     fd = offer(&h.r);
     offer_hello(&h.r, fd, 777, HELLO_TOTAL);
     box_run(h.r.loop, SECOND);
@@ -1480,7 +1480,7 @@ START_TEST(offer_during_resync)
     box_run(h.r.loop, SECOND);
     ck_assert_str_eq(engine_link(h.r.drv).state, "hello");
     h.r.peer.hello = truth;
-    peer_claim(&h.r);
+    peer_claim(&h.r.peer);
     ck_assert(peer_shake(&h.r));
     log_expect("session ended", 0);
     box_run(h.r.loop, VP_CANDIDATE_STEP);
@@ -1513,7 +1513,7 @@ START_TEST(offer_with_key)
     peer_session(&r);
     client = rig_client(&r, "c");
     peer_drain(&r);
-    peer_claim(&r);
+    peer_claim(&r.peer);
     fd = offer(&r);
     r.peer.key = keyed_offers[_i].key;
     offer_hello(&r, fd, 777, HELLO_TOTAL);
@@ -1553,7 +1553,7 @@ START_TEST(bye)
     peer_session(&r);
     client = rig_client(&r, "c");
     peer_drain(&r);
-    peer_claim(&r);
+    peer_claim(&r.peer);
     h = r.peer.hello;
     h.token = 777;
     h.echo = r.peer.heard.token + byes[_i].stale;
@@ -1630,7 +1630,7 @@ START_TEST(grace_silent)
     }
     box_run(h.r.loop, 3600 * SECOND);
     ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
-    peer_claim(&h.r);
+    peer_claim(&h.r.peer);
     ck_assert(peer_shake(&h.r));
     log_expect("session resumed", 1);
     held_free(&h);
