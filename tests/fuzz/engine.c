@@ -29,237 +29,8 @@
 #include "virtproxy.h"
 #include "fuzz.h"
 
-#define START_US 1000000000
-
-/* A loop that passes more often than that without sleeping spins. */
-#define PASSES 3000
-
-Box box;
-static VPLoop *box_loop;
-
-void box_reset(void)
-{
-    box = (Box){ .now = START_US };
-}
-
-bool box_fails(unsigned call)
-{
-    if (!(box.calls & call)) {
-        return false;
-    }
-    if (box.after > 0) {
-        box.after--;
-        return false;
-    }
-    if (box.fails == 0) {
-        return false;
-    }
-    box.fails--;
-    errno = box.err;
-    return true;
-}
-
-static int box_clock_gettime(clockid_t clock, struct timespec *ts)
-{
-    (void)clock;
-    ts->tv_sec = (time_t)(box.now / 1000000);
-    ts->tv_nsec = (long)(box.now % 1000000) * 1000;
-    return 0;
-}
-
-static int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x,
-                      struct timeval *tv)
-{
-    struct timeval zero = { 0, 0 };
-    uint64_t wait = UINT64_MAX;
-    int n;
-
-    do { /* fuzzers use signals */
-        n = select(nfds, r, w, x, &zero);
-    } while (n < 0 && errno == EINTR);
-    fuzz_require(n >= 0);
-    box.passes++;
-    box.now += 20;
-    if (tv != NULL) {
-        wait = (uint64_t)tv->tv_sec * 1000000 + (uint64_t)tv->tv_usec;
-    }
-    if (n > 0 || wait == 0) {
-        fuzz_require(box.passes < PASSES);
-    } else if (box.until <= box.now || wait > box.until - box.now) {
-        box.now = box.until > box.now ? box.until : box.now;
-        vp_loop_stop(box_loop);
-    } else {
-        box.now += wait;
-        box.passes = 0;
-    }
-    return n;
-}
-
-static void box_count(void *p, bool here)
-{
-    size_t size = p != NULL ? malloc_usable_size(p) : 0;
-
-    box.allocated += here ? size : 0 - size;
-    box.blocks += p == NULL ? 0 : here ? 1 : (size_t)-1;
-}
-
-/*
- * Large blocks are kept from one input to the next: to have the kernel give
- * and clear them would take most of the time.
- */
-#define LARGE 65536
-static void *spare[8];
-
-void box_free(void *p)
-{
-    box_count(p, false);
-    if (p != NULL && malloc_usable_size(p) >= LARGE) {
-        for (size_t i = 0; i < sizeof(spare) / sizeof(spare[0]); i++) {
-            if (spare[i] == NULL) {
-                spare[i] = p;
-                return;
-            }
-        }
-    }
-    free(p);
-}
-
-static void *box_new(size_t size)
-{
-    for (size_t i = 0; size >= LARGE && i < sizeof(spare) / sizeof(spare[0]);
-         i++) {
-        if (spare[i] != NULL && malloc_usable_size(spare[i]) >= size &&
-            malloc_usable_size(spare[i]) < size + 4096) {
-            void *p = spare[i];
-
-            spare[i] = NULL;
-            return p;
-        }
-    }
-    return malloc(size);
-}
-
-void *box_realloc(void *old, size_t size)
-{
-    size_t had = old != NULL ? malloc_usable_size(old) : 0;
-    void *p;
-
-    if (box_fails(CALL_ALLOC)) {
-        return NULL;
-    }
-    p = box_new(size);
-    fuzz_require(p != NULL);
-    box_count(p, true);
-    if (old != NULL) {
-        memcpy(p, old, had < size ? had : size);
-        box_free(old);
-    }
-    return p;
-}
-
-void *box_malloc(size_t size)
-{
-    void *p = box_realloc(NULL, size);
-
-    if (p != NULL) {
-        memset(p, 0xa5, size < 4096 ? size : 4096);
-    }
-    return p;
-}
-
-void *box_calloc(size_t n, size_t size)
-{
-    void *p = box_realloc(NULL, n * size);
-
-    if (p != NULL) {
-        memset(p, 0, n * size);
-    }
-    return p;
-}
-
-/* With box.err == 0 a read or write that "fails" moves this many bytes. */
-#define SHORT 7
-
-static ssize_t box_read(int fd, void *buf, size_t len)
-{
-    if (!box_fails(CALL_READ)) {
-        return read(fd, buf, len);
-    }
-    return box.err != 0 ? -1 : read(fd, buf, len < SHORT ? len : SHORT);
-}
-
-static ssize_t box_readv(int fd, const struct iovec *iov, int n)
-{
-    return box_fails(CALL_READ) && box.err != 0 ? -1 : readv(fd, iov, n);
-}
-
-static ssize_t box_writev(int fd, const struct iovec *iov, int n)
-{
-    struct iovec part = iov[0];
-
-    if (!box_fails(CALL_WRITE)) {
-        return writev(fd, iov, n);
-    }
-    part.iov_len = part.iov_len < SHORT ? part.iov_len : SHORT;
-    return box.err != 0 ? -1 : writev(fd, &part, 1);
-}
-
-/* box_small() - so that a socket takes little if that is wanted */
-static int box_small(int fd)
-{
-    int least = 1;
-
-    if (fd >= 0 && box.small) {
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &least, sizeof(least));
-    }
-    return fd;
-}
-
-#define box_call(call, real) (box_fails(call) ? -1 : real)
-
-#define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
-#define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
-#define getpid() 1
-#define open(...) -1 /* no random numbers */
-#define malloc(size) box_malloc(size)
-#define calloc(n, size) box_calloc(n, size)
-#define realloc(old, size) box_realloc(old, size)
-#define free(p) box_free(p)
-#define read(fd, buf, len) box_read(fd, buf, len)
-#define readv(fd, iov, n) box_readv(fd, iov, n)
-#define writev(fd, iov, n) box_writev(fd, iov, n)
-#define socket(family, type, protocol) \
-    box_call(CALL_SOCKET, box_small(socket(family, type, protocol)))
-#define accept(fd, addr, len) \
-    box_call(CALL_ACCEPT, box_small(accept(fd, addr, len)))
-#define connect(fd, addr, len) box_call(CALL_CONNECT, connect(fd, addr, len))
-#define fcntl(...) box_call(CALL_FCNTL, fcntl(__VA_ARGS__))
-
+#include "tests/lib/boxed.h"
 #include "tests/lib/peer.h"
-
-#undef clock_gettime
-#undef select
-#undef getpid
-#undef open
-#undef malloc
-#undef calloc
-#undef realloc
-#undef free
-#undef read
-#undef readv
-#undef writev
-#undef socket
-#undef accept
-#undef connect
-#undef fcntl
-
-void box_run(VPLoop *loop, uint64_t us)
-{
-    box_loop = loop;
-    box.until = us > 0 ? box.now + us : 0;
-    box.passes = 0;
-    fuzz_require(vp_loop_run(loop) == 0);
-}
 
 /* ---- a driver and its peer -------------------------------------------- */
 
@@ -303,7 +74,7 @@ static void rig_lost(void *opaque, const char *reason, bool was_up)
 
 static void nonblock(int fd)
 {
-    fuzz_require(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+    box_require(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
 }
 
 /* listener_new() - the kernel picks an address */
@@ -311,19 +82,19 @@ static int listener_new(int family, int backlog, VPAddr *addr)
 {
     int fd = socket(family, SOCK_STREAM, 0);
 
-    fuzz_require(fd >= 0);
+    box_require(fd >= 0);
     memset(addr, 0, sizeof(*addr));
     addr->ss.ss_family = (sa_family_t)family;
     if (family == AF_INET) {
         ((struct sockaddr_in *)&addr->ss)->sin_addr.s_addr =
             htonl(INADDR_LOOPBACK);
     }
-    fuzz_require(bind(fd, (struct sockaddr *)&addr->ss,
+    box_require(bind(fd, (struct sockaddr *)&addr->ss,
                       family == AF_INET ? sizeof(struct sockaddr_in)
                                         : sizeof(sa_family_t)) == 0);
-    fuzz_require(listen(fd, backlog) == 0);
+    box_require(listen(fd, backlog) == 0);
     addr->len = sizeof(addr->ss);
-    fuzz_require(getsockname(fd, (struct sockaddr *)&addr->ss,
+    box_require(getsockname(fd, (struct sockaddr *)&addr->ss,
                              &addr->len) == 0);
     nonblock(fd);
     return fd;
@@ -366,13 +137,13 @@ static void channel_new(Rig *r, bool pipes, int fds[2])
 
     rig_unplug(r);
     if (pipes) {
-        fuzz_require(pipe(a) == 0 && pipe(b) == 0);
+        box_require(pipe(a) == 0 && pipe(b) == 0);
         r->rd = b[0];
         r->wr = a[1];
         fds[0] = a[0];
         fds[1] = b[1];
     } else {
-        fuzz_require(socketpair(AF_UNIX, SOCK_STREAM, 0, a) == 0);
+        box_require(socketpair(AF_UNIX, SOCK_STREAM, 0, a) == 0);
         r->rd = r->wr = a[0];
         fds[0] = fds[1] = a[1];
     }
@@ -410,7 +181,7 @@ static void rig_new(Rig *r, const uint8_t *data, size_t len)
     uint8_t how;
 
     world_new();
-    box_reset();
+    box_reset(true);
     memset(r, 0, sizeof(*r));
     r->in = (Input){ data, len };
     r->rd = r->wr = r->oforward_fd = -1;
@@ -446,9 +217,9 @@ static void rig_free(Rig *r)
         vp_free(r->other);
     }
     vp_free(r->drv);
-    fuzz_require(engine_loop_empty(r->loop));
+    box_require(engine_loop_empty(r->loop));
     vp_loop_free(r->loop);
-    fuzz_require(box.blocks == 0 && box.allocated == 0);
+    box_require(box.blocks == 0 && box.allocated == 0);
     rig_unplug(r);
     for (int i = 0; i < APPS; i++) {
         if (r->apps[i] >= 0) {
@@ -472,13 +243,13 @@ static void rig_check(Rig *r)
     VPChannelInfo info;
 
     if (wrong != NULL) {
-        fuzz_failed(__FILE__, __LINE__, wrong);
+        box_failed(__FILE__, __LINE__, wrong);
     }
     /* of the peer's, as many as may be and as many again that are over */
-    fuzz_require(n.open <= MAX_CONNS && n.conns - n.clients <= 2 * MAX_CONNS);
-    fuzz_require(n.fds == engine_watched(r->loop));
+    box_require(n.open <= MAX_CONNS && n.conns - n.clients <= 2 * MAX_CONNS);
+    box_require(n.fds == engine_watched(r->loop));
     vp_channel_info(r->drv, &info);
-    fuzz_require(info.memory <= box.allocated);
+    box_require(info.memory <= box.allocated);
 }
 
 /* ---- the peer --------------------------------------------------------- */
@@ -494,7 +265,7 @@ static void peer_read(Rig *r)
         if (n <= 0) {
             break;
         }
-        box_run(r->loop, 0);
+        box_settle(r->loop);
     }
 }
 
@@ -513,7 +284,7 @@ static void peer_write(Rig *r, const void *data, size_t len)
 
         p += n > 0 ? n : 0;
         len -= n > 0 ? (size_t)n : 0;
-        box_run(r->loop, 0);
+        box_settle(r->loop);
     }
 }
 
@@ -806,7 +577,7 @@ static void do_client(Rig *r)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
-    fuzz_require(fd >= 0);
+    box_require(fd >= 0);
     nonblock(fd);
     if (r->oforward_fd >= 0 &&
         connect(fd, (struct sockaddr *)&r->oforward.ss,
@@ -904,7 +675,7 @@ static void do_channel(Rig *r)
     switch (how % 5) {
     case 0:
         rig_unplug(r);
-        box_run(r->loop, 0);
+        box_settle(r->loop);
         break;
     case 1: /* only what we say ends */
         if (r->wr >= 0 && r->wr == r->rd) {
@@ -913,7 +684,7 @@ static void do_channel(Rig *r)
             close(r->wr);
             r->wr = -1;
         }
-        box_run(r->loop, 0);
+        box_settle(r->loop);
         break;
     case 2: /* a pipe that is written again */
         if (r->wr < 0 && r->rd >= 0 && engine_link(r->drv).rfd >= 0) {
@@ -1031,7 +802,7 @@ static void do_info(Rig *r)
 
     vp_channel_info(r->drv, &info);
     vp_conns(r->drv, count_conn, &n);
-    fuzz_require(n <= info.conns);
+    box_require(n <= info.conns);
     vp_busy(r->drv);
 }
 
@@ -1086,7 +857,7 @@ void fuzz_engine(const uint8_t *data, size_t len)
         if (r.holding > 0 && --r.holding == 0) {
             peer_release(&r);
         }
-        box_run(r.loop, 0);
+        box_settle(r.loop);
         peer_read(&r);
         rig_check(&r);
     }
@@ -1109,12 +880,12 @@ static void parser_new(Parser *p, bool up)
     };
     int fds[2];
 
-    fuzz_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+    box_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
     nonblock(fds[0]);
     p->fd = fds[1];
     p->loop = engine_loop_new();
     p->drv = vp_new(p->loop, 1, &config, rig_lost, NULL);
-    fuzz_require(vp_attach(p->drv, fds[0], fds[0], VP_CHN_SOCKET,
+    box_require(vp_attach(p->drv, fds[0], fds[0], VP_CHN_SOCKET,
                            VP_OPENED) == 0);
     engine_greet(p->drv, 0x1111, up ? 0x2222 : 0);
 }
@@ -1166,13 +937,13 @@ static void headers_round(const uint8_t *p, size_t len, uint64_t key)
 
     if (len >= VP_PKT_HDR_LEN && wire_get(p, &pkt, key)) {
         wire_put(again, &pkt, key);
-        fuzz_require(memcmp(again, p, VP_PKT_HDR_LEN) == 0);
+        box_require(memcmp(again, p, VP_PKT_HDR_LEN) == 0);
     }
     n = wire_get_hello(p, len, &h);
-    fuzz_require(n <= (int)len && n <= VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX);
+    box_require(n <= (int)len && n <= VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX);
     if (n > 0 && h.version == VP_VERSION) {
         wire_put_hello(again, &h, NULL);
-        fuzz_require(memcmp(again + VP_PKT_HDR_LEN, p + VP_PKT_HDR_LEN,
+        box_require(memcmp(again + VP_PKT_HDR_LEN, p + VP_PKT_HDR_LEN,
                             VP_HELLO_PROVED) == 0);
     }
 }
@@ -1192,7 +963,7 @@ void fuzz_packet(const uint8_t *data, size_t len)
     uint64_t key;
 
     world_new();
-    box_reset();
+    box_reset(true);
     parser_new(&whole, how & 1);
     parser_new(&pieces, how & 1);
     key = engine_link(whole.drv).rx_key;
@@ -1202,17 +973,17 @@ void fuzz_packet(const uint8_t *data, size_t len)
         headers_mend(stream, len, key);
     }
     headers_round(stream, len, key);
-    fuzz_require(engine_take(whole.drv, stream, len));
+    box_require(engine_take(whole.drv, stream, len));
     for (size_t at = 0; at < len; at += step) {
-        fuzz_require(engine_take(pieces.drv, stream + at,
+        box_require(engine_take(pieces.drv, stream + at,
                                  MIN(step, len - at)));
     }
     a = engine_link(whole.drv);
     b = engine_link(pieces.drv);
-    fuzz_require(strcmp(a.state, b.state) == 0 && a.expect == b.expect &&
+    box_require(strcmp(a.state, b.state) == 0 && a.expect == b.expect &&
                  a.rx_digest == b.rx_digest && a.heard == b.heard &&
                  a.base == b.base);
     parser_free(&whole);
     parser_free(&pieces);
-    fuzz_require(box.blocks == 0);
+    box_require(box.blocks == 0);
 }

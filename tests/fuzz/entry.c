@@ -30,9 +30,9 @@ FuzzTarget *fuzz_target(const char *name)
     return NULL;
 }
 
-void fuzz_failed(const char *file, int line, const char *cond)
+void box_failed(const char *file, int line, const char *what)
 {
-    fprintf(stderr, "%s:%d: not so: %s\n", file, line, cond);
+    fprintf(stderr, "%s:%d: not so: %s\n", file, line, what);
     abort();
 }
 

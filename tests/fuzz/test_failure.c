@@ -108,7 +108,7 @@ static void pair_new(Pair *p)
     };
 
     signal(SIGPIPE, SIG_IGN);
-    box_reset();
+    box_reset(true);
     memset(p, 0, sizeof(*p));
     p->loop = engine_loop_new();
     for (int i = 0; i < 2; i++) {
@@ -287,15 +287,6 @@ static void pair_run(Pair *p)
     }
 }
 
-/* arm() - the n-th call of a kind fails from here on */
-static void arm(unsigned call, int err, unsigned n)
-{
-    box.calls = call;
-    box.err = err;
-    box.after = n;
-    box.fails = 1;
-}
-
 /* serve() - so many clients at once; true if a call has failed meanwhile */
 static bool serve(Pair *p, int clients)
 {
@@ -324,7 +315,7 @@ static bool run(unsigned call, int err, unsigned n, int clients)
     bool failed;
 
     pair_new(&p);
-    arm(call, err, n);
+    box_fail(call, err, n, 1);
     failed = serve(&p, clients);
     all_works(&p);
     pair_free(&p);
@@ -365,7 +356,7 @@ START_TEST(memory_later)
     for (int n = _i; n < LATER; n += GAP) {
         bool failed = false;
 
-        arm(CALL_ALLOC, ENOMEM, n == _i ? (unsigned)_i : GAP - 1);
+        box_fail(CALL_ALLOC, ENOMEM, n == _i ? (unsigned)_i : GAP - 1, 1);
         for (int i = 0; i < GAP && !failed; i++) {
             failed = serve(&p, 5);
         }

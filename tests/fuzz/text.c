@@ -167,7 +167,7 @@ static void world_new(void)
 
     if (key_fd < 0) {
         key_fd = mkstemp(path);
-        fuzz_require(key_fd >= 0 && unlink(path) == 0 &&
+        box_require(key_fd >= 0 && unlink(path) == 0 &&
                      write(key_fd, "twenty bytes of key\n", 20) == 20);
         signal(SIGPIPE, SIG_IGN);
     }
@@ -208,7 +208,7 @@ static char *settings_text(const Settings *s)
     Text text = { .data = NULL };
 
     settings_print(&text, s);
-    fuzz_require(!text.failed);
+    box_require(!text.failed);
     return text.data;
 }
 
@@ -225,9 +225,9 @@ static void try_settings(int argc, char **argv, bool again)
     if (settings_take(&first, argc, argv) && again && box.calls == 0) {
         text = settings_text(&first);
         file_text = text;
-        fuzz_require(settings_take(&second, 2, args));
+        box_require(settings_take(&second, 2, args));
         after = settings_text(&second);
-        fuzz_require(strcmp(text, after) == 0);
+        box_require(strcmp(text, after) == 0);
         box_free(text);
         box_free(after);
         settings_free(&second);
@@ -242,7 +242,7 @@ static void try_monitor(const char *text)
     char answer[4096];
     int fds[2];
 
-    fuzz_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0 &&
+    box_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0 &&
                  fcntl(fds[1], F_SETFL, O_NONBLOCK) == 0);
     accepted = fds[0];
     monitor_accept(NULL, -1, VP_READ);
@@ -254,16 +254,16 @@ static void try_monitor(const char *text)
         }
         text += n;
         left -= (size_t)n;
-        box_run(loop, 0);
+        box_settle(loop);
         while (read(fds[1], answer, sizeof(answer)) > 0) {
-            box_run(loop, 0);
+            box_settle(loop);
         }
     }
     shutdown(fds[1], SHUT_WR);
     box_run(loop, 3 * SECOND);
     close(fds[1]);
-    box_run(loop, 0);
-    fuzz_require(monitors == NULL);
+    box_settle(loop);
+    box_require(monitors == NULL);
 }
 
 /* try_running() - start, be told things, end */
@@ -328,14 +328,11 @@ void fuzz_text(const uint8_t *data, size_t len)
     char *half;
 
     world_new();
-    box_reset();
+    box_reset(true);
     log_level = VP_LOG_INFO;
     log_fd = STDERR_FILENO;
     if (after > 0) {
-        box.calls = CALL_ALLOC;
-        box.after = after - 1u;
-        box.fails = 1;
-        box.err = ENOMEM;
+        box_fail(CALL_ALLOC, ENOMEM, after - 1u, 1);
     }
     len = in.left < TEXT_MAX ? in.left : TEXT_MAX;
     memcpy(text, in.at, len);
@@ -359,5 +356,5 @@ void fuzz_text(const uint8_t *data, size_t len)
         try_running(args_split(text, args), args, NULL, half);
         break;
     }
-    fuzz_require(box.blocks == 0);
+    box_require(box.blocks == 0);
 }

@@ -1620,7 +1620,7 @@ START_TEST(memory_runs_out)
         r.tcp = true;
         peer_session(&r);
         listener = rig_target(&r, "svc");
-        box.allocs_left = left;
+        box_fail(CALL_ALLOC, ENOMEM, (unsigned)left, BOX_ALL);
         client = rig_client(&r, "svc");
         send(client, data, 1000, MSG_NOSIGNAL);
         box_settle(r.loop);
@@ -1631,7 +1631,7 @@ START_TEST(memory_runs_out)
         }
         target = accept(listener, NULL, NULL);
         box_run(r.loop, 3 * SECOND);
-        box.allocs_left = -1;
+        box.calls = 0;
         if (engine_link(r.drv).rfd < 0) {
             rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
         }

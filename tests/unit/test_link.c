@@ -1438,9 +1438,9 @@ START_TEST(no_memory)
     static Rig r;
 
     rig_new(&r, &rig_config);
-    box.allocs_left = 0;
+    box_fail(CALL_ALLOC, ENOMEM, 0, BOX_ALL);
     peer_say(&r, 1, 0);
-    box.allocs_left = -1;
+    box.calls = 0;
     ck_assert_int_eq(r.lost, 1);
     ck_assert_str_eq(r.reason, "out of memory");
     rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);

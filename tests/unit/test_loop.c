@@ -325,10 +325,10 @@ START_TEST(too_high)
     ck_assert_uint_eq(loop->nwatched, 1);
     box.select_max = 0;
     for (int left = 0; left < 2; left++) {
-        box.allocs_left = left;
+        box_fail(CALL_ALLOC, ENOMEM, (unsigned)left, BOX_ALL);
         ck_assert_int_eq(vp_watch(loop, 70000, called, &c), -ENOMEM);
     }
-    box.allocs_left = -1;
+    box.calls = 0;
     fd_write(fd[1], "x", 1);
     box_step(loop, 1);
     ck_assert_int_eq(c.n, 1);
@@ -348,7 +348,7 @@ START_TEST(never_watched)
     watch(loop, fd[0], &c);
     ck_assert_int_eq(dup2(fd[0], high), high);
     watch(loop, high, &c);
-    box.select_errno = EBADF; /* it looks for the bad one, and finds none */
+    box_fail(CALL_SELECT, EBADF, 0, 1); /* it looks, and finds none */
     box_step(loop, 1);
     log_quiet("error");
     vp_unwatch(loop, high);
@@ -520,7 +520,7 @@ START_TEST(select_fails)
     fd_pair(fd);
     watch(loop, fd[0], &c);
     fd_write(fd[1], "x", 1);
-    box.select_errno = failures[_i].err;
+    box_fail(CALL_SELECT, failures[_i].err, 0, 1);
     vp_timer_start(loop, &timer, SECOND, box_stop, loop);
     ck_assert_int_eq(vp_loop_run(loop), failures[_i].result);
     ck_assert_int_eq(c.n > 0, failures[_i].result == 0);

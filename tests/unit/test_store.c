@@ -250,11 +250,11 @@ START_TEST(ring_no_memory)
 
     store_reset(&m.s);
     for (int i = 0; i < 2; i++) {
-        box.allocs_left = i;
+        box_fail(CALL_ALLOC, ENOMEM, (unsigned)i, BOX_ALL);
         ck_assert(!model_add(&m, 100, VP_LIMIT_MAX));
         ck_assert_uint_eq(box.allocated, 0);
     }
-    box.allocs_left = -1;
+    box.calls = 0;
     ck_assert(model_add(&m, 100, VP_LIMIT_MAX));
     model_free(&m);
 }

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * boxed.h - includes the engine, its system calls replaced by the box's
+ */
+#ifndef BOXED_H
+#define BOXED_H
+
+#include <fcntl.h>
+#ifdef __GLIBC__
+#include <malloc.h> /* its names are taken below */
+#endif
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "box.h"
+
+#define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
+#define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
+#define getpid() (box.repeats ? 1 : getpid())
+#define open(path, flags) box_open(path, flags)
+#define malloc(size) box_malloc(size)
+#define calloc(n, size) box_calloc(n, size)
+#define realloc(old, size) box_realloc(old, size)
+#define free(p) box_free(p)
+#define read(fd, buf, len) box_read(fd, buf, len)
+#define readv(fd, iov, n) box_readv(fd, iov, n)
+#define writev(fd, iov, n) box_writev(fd, iov, n)
+#define socket(family, type, protocol) box_socket(family, type, protocol)
+#define accept(fd, addr, len) box_accept(fd, addr, len)
+#define connect(fd, addr, len) box_connect(fd, addr, len)
+#define fcntl(...) (box_fails(CALL_FCNTL) ? -1 : fcntl(__VA_ARGS__))
+
+#include "engine.c"
+
+#undef clock_gettime
+#undef select
+#undef getpid
+#undef open
+#undef malloc
+#undef calloc
+#undef realloc
+#undef free
+#undef read
+#undef readv
+#undef writev
+#undef socket
+#undef accept
+#undef connect
+#undef fcntl
+
+#endif
