@@ -231,6 +231,9 @@ static const char *value_wrong(const char *value)
 #define _PATH_LOG "/dev/log"
 #endif
 
+/* Bytes of a text: RFC 3164 has 1024 for a line, with date, name and so on. */
+#define LOG_TEXT_MAX 768
+
 static const char *const level_name[] = { "error", "warn", "info", "debug" };
 static VPLogLevel log_level = VP_LOG_INFO; /* lines beyond it are left out */
 static int log_fd = STDERR_FILENO;         /* -1: syslog */
@@ -292,15 +295,15 @@ static void log_line(VPLogLevel level, int channel, const char *text)
     strftime(date, sizeof(date), log_fd < 0 ? "%b %e %H:%M:%S"
                                             : "%Y-%m-%d %H:%M:%S", &tm);
     if (log_fd < 0) {
-        len = snprintf(line, sizeof(line), "<%d>%s qemu-vp[%ld]: %s%.768s",
+        len = snprintf(line, sizeof(line), "<%d>%s qemu-vp[%ld]: %s%.*s",
                        LOG_DAEMON | priority[level], date, (long)getpid(),
-                       where, text);
+                       where, LOG_TEXT_MAX, text);
         log_send(line, (size_t)len);
         return;
     }
-    len = snprintf(line, sizeof(line), "%s.%03d %s %s%.768s\n", date,
+    len = snprintf(line, sizeof(line), "%s.%03d %s %s%.*s\n", date,
                    (int)(ts.tv_nsec / 1000000), level_name[level], where,
-                   text);
+                   LOG_TEXT_MAX, text);
     if (poll(&pfd, 1, 0) > 0) {
         ssize_t n = write(log_fd, line, (size_t)len);
 
@@ -325,7 +328,7 @@ static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
 /* log_at() - log_text() for what the program has to say */
 static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
 {
-    char text[768];
+    char text[LOG_TEXT_MAX + 1];
     va_list ap;
 
     va_start(ap, fmt);
@@ -336,7 +339,7 @@ static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
 
 void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
 {
-    char text[768];
+    char text[LOG_TEXT_MAX + 1];
     va_list ap;
 
     if (level <= log_level) {
@@ -2543,6 +2546,7 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
 typedef struct Forward {
     struct Forward *next;
     Spec spec;
+    Channel *channel;   /* that it belongs to; outlives it */
     int fds[MAX_ADDRS]; /* an oforward's listening sockets, the engine's */
     int nfds;
 } Forward;
@@ -2550,10 +2554,10 @@ typedef struct Forward {
 static Forward *forwards;
 
 /* forward_unlisten() - stop listening for an oforward */
-static void forward_unlisten(Forward *f, VPDriver *drv)
+static void forward_unlisten(Forward *f)
 {
     for (int i = 0; i < f->nfds; i++) {
-        vp_del_oforward(drv, f->fds[i]);
+        vp_del_oforward(f->channel->drv, f->fds[i]);
     }
     if (f->spec.option == 'o' && f->spec.port == NULL) {
         socket_files_remove(f->spec.addr);
@@ -2561,7 +2565,7 @@ static void forward_unlisten(Forward *f, VPDriver *drv)
 }
 
 /* forward_listen() - returns 0, or a negative errno value; 1: see @err */
-static int forward_listen(Forward *f, VPDriver *drv, Error *err)
+static int forward_listen(Forward *f, Error *err)
 {
     int fds[MAX_ADDRS], n = listen_spec(&f->spec, fds, err), rc = n == 0;
 
@@ -2570,40 +2574,45 @@ static int forward_listen(Forward *f, VPDriver *drv, Error *err)
             close(fds[i]);
             continue;
         }
-        rc = vp_set_oforward(drv, fds[i], f->spec.service_id);
+        rc = vp_set_oforward(f->channel->drv, fds[i], f->spec.service_id);
         if (rc == 0) {
             f->fds[f->nfds++] = fds[i];
         }
     }
     if (rc < 0) {
-        forward_unlisten(f, drv);
+        forward_unlisten(f);
     }
     return rc;
 }
 
 /* forward_connect() - returns as forward_listen() does */
-static int forward_connect(const Forward *f, VPDriver *drv, Error *err)
+static int forward_connect(const Forward *f, Error *err)
 {
     VPAddr addrs[MAX_ADDRS];
     int n = spec_lookup(&f->spec, addrs, err);
 
-    return n == 0 ? 1 : vp_set_iforward(drv, f->spec.service_id, addrs,
-                                        (size_t)n);
+    return n == 0 ? 1 : vp_set_iforward(f->channel->drv, f->spec.service_id,
+                                        addrs, (size_t)n);
 }
 
-/* forward_add() - @spec, whose channel is there, is taken over on success */
+/* forward_add() - start a forward; @spec is taken over on success */
 static bool forward_add(Spec *spec, Error *err)
 {
-    VPDriver *drv = channel_find(spec->channel_id)->drv;
-    Forward *f = calloc(1, sizeof(*f)), **at = &forwards;
+    Channel *ch = channel_find(spec->channel_id);
+    Forward *f, **at = &forwards;
     int rc;
 
+    if (ch == NULL) {
+        return spec_error(spec, err, "there is no such channel");
+    }
+    f = calloc(1, sizeof(*f));
     if (f == NULL) {
         return error_memory(err);
     }
     f->spec = *spec;
-    rc = spec->option == 'o' ? forward_listen(f, drv, err)
-                             : forward_connect(f, drv, err);
+    f->channel = ch;
+    rc = spec->option == 'o' ? forward_listen(f, err)
+                             : forward_connect(f, err);
     if (rc != 0) {
         free(f);
         return rc < 0 && error_set(err, "-%c '%.128s': %s", spec->option,
@@ -2620,13 +2629,12 @@ static bool forward_add(Spec *spec, Error *err)
 /* forward_del() - its connections go on */
 static void forward_del(Forward *f)
 {
-    VPDriver *drv = channel_find(f->spec.channel_id)->drv;
     Forward **at = &forwards;
 
     if (f->spec.option == 'i') {
-        vp_del_iforward(drv, f->spec.service_id);
+        vp_del_iforward(f->channel->drv, f->spec.service_id);
     }
-    forward_unlisten(f, drv);
+    forward_unlisten(f);
     while (*at != f) {
         at = &(*at)->next;
     }
@@ -2642,7 +2650,7 @@ static void channel_del(Channel *ch)
 
     for (Forward *f = forwards, *next; f != NULL; f = next) {
         next = f->next;
-        if (f->spec.channel_id == ch->spec.channel_id) {
+        if (f->channel == ch) {
             forward_del(f);
         }
     }
@@ -2704,10 +2712,6 @@ static const char *running_clash(const Spec *spec)
     for (Forward *f = forwards; f != NULL && clash == NULL; f = f->next) {
         clash = spec_clash(spec, &f->spec);
     }
-    if (clash == NULL && spec->option != 'c' &&
-        channel_find(spec->channel_id) == NULL) {
-        clash = "there is no such channel";
-    }
     return clash;
 }
 
@@ -2759,7 +2763,7 @@ static bool running_del(const Spec *spec, const char *who, Error *err)
         return true;
     }
     for (const Forward *f = forwards; f != NULL; f = f->next) {
-        if (f->spec.channel_id == spec->channel_id) {
+        if (f->channel == ch) {
             log_change(who, "removed with its channel", f->spec.option,
                        f->spec.text);
         }
@@ -3252,9 +3256,10 @@ static void show_thing(const Show *s, const void *thing)
     const Info *info = s->info;
     const char *between = "";
     bool prose = info->prose && !s->keys, table = !info->prose && !s->keys;
+    int passes = table ? 2 : 1;
 
     text_add(s->out, "%s", s->keys ? info->word : "");
-    for (int wide = 0; wide <= table; wide++) {
+    for (int wide = 0; wide < passes; wide++) {
         for (size_t i = 0; i < info->nfields; i++) {
             const Field *f = &info->fields[i];
 
