@@ -459,6 +459,9 @@ START_TEST(every_address)
     if (!may_mount()) {
         PASS_OVER(MAY_MOUNT);
     }
+    if (!has_ipv6()) {
+        PASS_OVER(HAS_IPV6);
+    }
     file_path(path, "channel");
     w.pair.host = daemon_start("host", "-c unix-listen:%s:- "
                                "-o s:127.0.0.1:0", path);
@@ -493,6 +496,9 @@ START_TEST(named_listener)
 
     if (!may_mount()) {
         PASS_OVER(MAY_MOUNT);
+    }
+    if (!has_ipv6()) {
+        PASS_OVER(HAS_IPV6);
     }
     w.listener = listen_any(w.target);
     w.pair.host = daemon_start_with(&o, "host", "-c tcp-connect:three.test:%d "

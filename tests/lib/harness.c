@@ -231,6 +231,30 @@ bool may_mount(void)
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+bool has_localhost(void)
+{
+    struct addrinfo *info;
+
+    if (getaddrinfo("localhost", NULL, NULL, &info) != 0) {
+        return false;
+    }
+    freeaddrinfo(info);
+    return true;
+}
+
+bool has_ipv6(void)
+{
+    struct sockaddr_in6 in6 = { .sin6_family = AF_INET6,
+                                .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+    int fd = socket(AF_INET6, SOCK_STREAM, 0);
+    bool has = fd >= 0 && bind(fd, (struct sockaddr *)&in6, sizeof(in6)) == 0;
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return has;
+}
+
 Daemon *daemon_start_args(const StartOptions *o, const char *name,
                           const char *const args[])
 {

@@ -148,6 +148,14 @@ void daemons_idle(Daemon *const d[], size_t n);
 bool may_mount(void);
 #define MAY_MOUNT "mounts of its own (CAP_SYS_ADMIN or user namespaces)"
 
+/* has_localhost() - is there this name? A bare root directory has no hosts. */
+bool has_localhost(void);
+#define HAS_LOCALHOST "the name localhost, in /etc/hosts"
+
+/* has_ipv6() - is there ::1? Many a container has none. */
+bool has_ipv6(void);
+#define HAS_IPV6 "IPv6, with ::1"
+
 /* command_start() - run a shell command, its output to vp_dir/name.log */
 pid_t command_start(const char *name, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
