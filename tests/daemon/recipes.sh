@@ -271,7 +271,7 @@ recipe_systemd() {
     # QEMU's socket belongs to another user
     guest
     until_ok [ -S /run/vm1/vp.sock ]
-    chown 65534:65534 /run/vm1/vp.sock
+    [ -n "${VP_MAPPED-}" ] || chown 65534:65534 /run/vm1/vp.sock
     chmod 755 /run/vm1/vp.sock
     unit=$host
     notices
@@ -468,7 +468,8 @@ world_make() {
         [ ! -e "/etc/$name" ] || cp -RP "/etc/$name" etc
     done
     for name in dev run tmp usr/local; do
-        mount -t tmpfs world $name
+        # not sticky: who doesn't own /dev/null could write there by no O_CREAT
+        mount -t tmpfs -o mode=755 world $name
     done
     for name in null zero full random urandom; do
         touch dev/$name

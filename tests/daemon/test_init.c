@@ -773,7 +773,7 @@ static const char *dev_with_log(void)
 
     file_path(path, "dev");
     ck_assert(mkdir(path, 0755) == 0);
-    text_format(setup, sizeof(setup), "mount -n -t tmpfs dev %s && "
+    text_format(setup, sizeof(setup), "mount -n -t tmpfs -o mode=755 dev %s && "
                 "for n in null zero full random urandom; do touch %s/$n && "
                 "mount -n --bind /dev/$n %s/$n || exit 1; done && "
                 "ln -s %s/syslog %s/log && mount -n --move %s /dev", path, path,
