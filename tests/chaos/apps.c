@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "sim.h"
+#include "tests/lib/bytes.h"
 
 #define HEAD_LEN 8u
 /* Bounds for what one program does, in actions and in time. */
@@ -28,31 +29,37 @@ Side sides[SIM_SIDES];
 
 /* ---- bytes -------------------------------------------------------------- */
 
+/* branch_fill() - the head, and then as each segment of the branch has it */
 static void branch_fill(int number, const Branch *b, uint64_t pos,
                         uint8_t *data, size_t len)
 {
-    uint64_t end = pos + len, key = 0;
+    uint64_t end = pos + len, stream = 0;
     int segment = -1;
 
     while (pos < end) {
-        uint64_t word, to = (pos | 7) + 1;
+        uint64_t to = pos < HEAD_LEN ? HEAD_LEN : end;
 
         while (segment + 1 < b->nsegments &&
                b->segment[segment + 1].from <= pos) {
             segment++;
-            key = mix((uint64_t)number << 32 | b->segment[segment].salt);
+            stream = mix((uint64_t)number << 32 | b->segment[segment].salt);
         }
-        if (segment + 1 < b->nsegments && b->segment[segment + 1].from < to) {
+        if (pos >= HEAD_LEN && segment + 1 < b->nsegments &&
+            b->segment[segment + 1].from < to) {
             to = b->segment[segment + 1].from;
         }
         to = to < end ? to : end;
-        word = pos >= HEAD_LEN ? mix(key + pos / 8)
-               : mix((uint64_t)number) << 32 | (unsigned)number;
-        word >>= 8 * (pos % 8);
-        for (; pos < to; pos++) {
-            *data++ = (uint8_t)word;
-            word >>= 8;
+        if (pos < HEAD_LEN) {
+            uint64_t head = mix((uint64_t)number) << 32 | (unsigned)number;
+
+            for (uint64_t i = pos; i < to; i++) {
+                data[i - pos] = (uint8_t)(head >> 8 * i);
+            }
+        } else {
+            bytes_fill(data, (size_t)(to - pos), stream, pos);
         }
+        data += to - pos;
+        pos = to;
     }
 }
 

@@ -168,7 +168,7 @@ START_TEST(send_and_close)
 
         fds[0] = dial(w.where, true);
         fds[1] = accept_one(w.listener);
-        pattern_fill(data, sizeof(data), (uint64_t)round, 0);
+        bytes_fill(data, sizeof(data), (uint64_t)round, 0);
         send_all(fds[from], data, sizeof(data));
         close(fds[from]);
         recv_all(fds[!from], got, sizeof(got));
@@ -295,7 +295,7 @@ START_TEST(early_data)
     host = daemon_start("host", "-c %s -o s:127.0.0.1:0", c.option[0]);
     for (int i = 0; i < 3; i++) {
         clients[i] = dial(daemon_listens(host, "s"), true);
-        pattern_fill(data, sizeof(data), 7, 0);
+        bytes_fill(data, sizeof(data), 7, 0);
         send_all(clients[i], data, sizeof(data));
         shutdown(clients[i], SHUT_WR);
     }

@@ -48,7 +48,7 @@ static void http_get(FILE *out, const char *path)
     for (unsigned long pos = 0; pos < size; pos += sizeof(body)) {
         size_t n = size - pos < sizeof(body) ? size - pos : sizeof(body);
 
-        pattern_fill(body, n, stream, pos);
+        bytes_fill(body, n, stream, pos);
         fwrite(body, 1, n, out);
     }
     fflush(out);
@@ -65,7 +65,7 @@ static void http_put(FILE *in, FILE *out, unsigned long size)
         if (fread(body, 1, n, in) != n) {
             http_fail(out, "short body");
         }
-        if (pattern_check(body, n, UPLOAD_STREAM, pos) != n) {
+        if (bytes_right(body, n, UPLOAD_STREAM, pos) != n) {
             http_fail(out, "wrong byte");
         }
     }
@@ -143,7 +143,7 @@ static void check_file(const char *name, uint64_t stream)
     ck_assert_msg(f != NULL, "%s: %s", path, strerror(errno));
     len = fread(data, 1, sizeof(data), f);
     fclose(f);
-    right = pattern_check(data, len, stream, 0);
+    right = bytes_right(data, len, stream, 0);
     ck_assert_msg(right == len, "%s: wrong byte at %zu", name, right);
     ck_assert_msg(len == FILE_SIZE, "%s: %zu bytes", name, len);
 }
@@ -220,7 +220,7 @@ START_TEST(rfc_examples)
     Pair pair;
 
     file_path(path, "upload");
-    pattern_fill(upload, sizeof(upload), UPLOAD_STREAM, 0);
+    bytes_fill(upload, sizeof(upload), UPLOAD_STREAM, 0);
     file_write(path, upload, sizeof(upload));
     http_start(http);
     if (with_ssh) {

@@ -1135,7 +1135,7 @@ static uint64_t deaf_target(const Couple *c, int fds[2])
         ssize_t n;
 
         do {
-            pattern_fill(data, sizeof(data), 1, pos);
+            bytes_fill(data, sizeof(data), 1, pos);
             n = send(fds[0], data, sizeof(data), MSG_NOSIGNAL);
             pos += n > 0 ? (uint64_t)n : 0;
         } while (n > 0);
@@ -1157,7 +1157,7 @@ static uint64_t read_all(int fd)
     ssize_t n;
 
     while ((n = recv(fd, data, sizeof(data), 0)) > 0) {
-        ck_assert(pattern_check(data, (size_t)n, 1, pos) == (size_t)n);
+        ck_assert(bytes_right(data, (size_t)n, 1, pos) == (size_t)n);
         pos += (uint64_t)n;
     }
     ck_assert_msg(n < 0 && errno == ECONNRESET, "%s where a reset was due",

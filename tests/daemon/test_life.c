@@ -575,7 +575,7 @@ static void stranger_speaks(Stranger s, int fd)
 
     switch (s) {
     case RANDOM_BYTES:
-        pattern_fill(buf, sizeof(buf), 4711, 0);
+        bytes_fill(buf, sizeof(buf), 4711, 0);
         send_all(fd, buf, sizeof(buf));
         break;
     case HTTP_CLIENT:

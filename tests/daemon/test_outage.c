@@ -295,7 +295,7 @@ START_TEST(gone)
     }
     sshd_start(ssh);
     file_path(path, "file");
-    pattern_fill(data, sizeof(data), 1, 0);
+    bytes_fill(data, sizeof(data), 1, 0);
     file_write(path, data, sizeof(data));
     command_wait(command_start("seq", "seq %d > %s/ticks", TICKS, vp_dir));
     text_format(option, sizeof(option), "-i ssh:%s", ssh);

@@ -127,7 +127,7 @@ static void side_send(const Traffic *t, Side *s)
         size_t len = left < CHUNK ? (size_t)left : CHUNK;
         ssize_t n;
 
-        pattern_fill(buf, len, s->stream, s->sent);
+        bytes_fill(buf, len, s->stream, s->sent);
         n = send(s->fd, buf, len, MSG_NOSIGNAL);
         if (n < 0) {
             if (errno != EAGAIN) {
@@ -170,7 +170,7 @@ static void side_recv(Side *s, const Side *from, size_t index)
             side_close_if_over(s);
             return;
         }
-        right = pattern_check(buf, (size_t)n, from->stream, s->got);
+        right = bytes_right(buf, (size_t)n, from->stream, s->got);
         ck_assert_msg(right == (size_t)n,
                       "flow %zu, side %d: wrong byte at %llu", index,
                       s < from ? 0 : 1,

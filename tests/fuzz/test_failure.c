@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "tests/lib/bytes.h"
 #include "tests/lib/engine.h"
 #include "tests/lib/suite.h"
 #include "fuzz.h"
@@ -139,11 +140,6 @@ static void pair_free(Pair *p)
     }
 }
 
-static unsigned char byte_at(int client, size_t pos)
-{
-    return (unsigned char)((size_t)client * 37 + pos * 11 + (pos >> 8));
-}
-
 static void client_add(Pair *p, size_t len)
 {
     Client *c = &p->clients[p->n];
@@ -165,9 +161,7 @@ static void client_run(Client *c, int number)
         size_t len = c->len - c->sent < sizeof(buf) ? c->len - c->sent
                                                     : sizeof(buf);
 
-        for (size_t i = 0; i < len; i++) {
-            buf[i] = byte_at(number, c->sent + i);
-        }
+        bytes_fill(buf, len, (uint64_t)number, c->sent);
         n = send(c->fd, buf, len, MSG_NOSIGNAL);
         c->sent += n > 0 ? (size_t)n : 0;
     }
@@ -181,12 +175,10 @@ static void client_run(Client *c, int number)
         c->shut = true;
     }
     while ((n = recv(c->fd, buf, sizeof(buf), 0)) > 0) {
-        for (ssize_t i = 0; i < n; i++) {
-            if (buf[i] != byte_at(number, c->got + (size_t)i)) {
-                ck_abort_msg("client %d: wrong byte at %zu", number,
-                             c->got + (size_t)i);
-            }
-        }
+        size_t right = bytes_right(buf, (size_t)n, (uint64_t)number, c->got);
+
+        check_that(right == (size_t)n, "client %d: wrong byte at %zu", number,
+                   c->got + right);
         c->got += (size_t)n;
     }
     if (n == 0) {

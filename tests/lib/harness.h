@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <sys/types.h>
 
+#include "bytes.h"
 #include "suite.h"
 
 #define WAIT_MS 30000           /* longest wait for anything at all */
@@ -194,18 +195,5 @@ void expect_eof(int fd);
 void expect_reset(int fd);      /* whatever data comes first, then RST */
 void close_reset(int fd);       /* close with RST */
 void set_nonblocking(int fd);
-
-/* --- pattern ------------------------------------------------------------ */
-
-/*
- * Bytes that depend on the stream they belong to and on their position in it,
- * so that one that is lost, doubled, moved or somebody else's is noticed.
- */
-void pattern_fill(unsigned char *buf, size_t len, uint64_t stream,
-                  uint64_t pos);
-
-/* pattern_check() - index of the first wrong byte, len if all are right */
-size_t pattern_check(const unsigned char *buf, size_t len, uint64_t stream,
-                     uint64_t pos);
 
 #endif

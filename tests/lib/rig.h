@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "boxed.h"
+#include "bytes.h"
 #include "log.h"
 #include "peer.h"
 #include "suite.h"
@@ -135,33 +136,14 @@ static inline int fd_state(int fd)
 #define fd_wait(loop, fd, state) \
     box_wait(loop, fd_state(fd) == (state))
 
-/* bytes_at() - what a stream carries at @pos to @pos + 7; @pos is aligned */
-static inline uint64_t bytes_at(unsigned stream, uint64_t pos)
-{
-    return mix64(((uint64_t)stream << 48) + pos);
-}
-
-static inline void bytes_fill(uint8_t *p, size_t len, unsigned stream,
-                              uint64_t pos)
-{
-    uint64_t bytes = bytes_at(stream, pos & ~7ull) >> (pos % 8 * 8);
-
-    for (size_t i = 0; i < len; i++) {
-        p[i] = (uint8_t)bytes;
-        bytes = ++pos % 8 == 0 ? bytes_at(stream, pos) : bytes >> 8;
-    }
-}
-
+/* bytes_check() - all are right, or the test fails */
 static inline void bytes_check(const uint8_t *p, size_t len, unsigned stream,
                                uint64_t pos)
 {
-    uint64_t bytes = bytes_at(stream, pos & ~7ull) >> (pos % 8 * 8);
+    size_t right = bytes_right(p, len, stream, pos);
 
-    for (size_t i = 0; i < len; i++) {
-        check_that(p[i] == (uint8_t)bytes, "stream %u: wrong byte at %llu",
-                   stream, (unsigned long long)pos);
-        bytes = ++pos % 8 == 0 ? bytes_at(stream, pos) : bytes >> 8;
-    }
+    check_that(right == len, "stream %u: wrong byte at %llu", stream,
+               (unsigned long long)(pos + right));
 }
 
 /*
