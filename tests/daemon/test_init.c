@@ -1199,7 +1199,7 @@ START_TEST(flush_in_vain)
         const char *listens;
         char where[TEXT_LEN], answer[TEXT_LEN] = "", path[PATH_LEN];
         int fds[2], mon;
-        int64_t start;
+        int64_t start, undelayed;
         ssize_t n;
         Couple c;
 
@@ -1212,6 +1212,7 @@ START_TEST(flush_in_vain)
         listens = daemon_listens(c.daemon[1], "r");
         text_format(where, sizeof(where), "%s", listens);
         start = now_ms();
+        undelayed = undelayed_ms(c.daemon, 1);
         kill(c.daemon[1]->pid, SIGTERM);
         daemon_wait(c.daemon[1], "ending on signal");
         check_refused(where);
@@ -1224,7 +1225,8 @@ START_TEST(flush_in_vain)
                           "a listener is opened at the end: %s", answer);
         }
         ck_assert_int_eq(daemon_exit(c.daemon[1]), 0);
-        best = now_ms() - start < best ? now_ms() - start : best;
+        undelayed = undelayed_ms(c.daemon, 1) - undelayed;
+        best = undelayed < best ? undelayed : best;
         if (!twice) {
             ck_assert_msg(now_ms() - start >= 1900, "ended after %d ms",
                           (int)(now_ms() - start));

@@ -567,6 +567,34 @@ int64_t daemon_cpu_ms(const Daemon *d)
     return daemon_cpu_us(d) / 1000;
 }
 
+/* delay_us() - how long a process was ready to run and didn't, so far */
+static int64_t delay_us(pid_t pid)
+{
+    unsigned long long ran, waited = 0;
+    char path[64];
+    FILE *f;
+
+    text_format(path, sizeof(path), "/proc/%d/schedstat", (int)pid);
+    f = fopen(path, "r");
+    if (f) {                            /* not every kernel tells */
+        if (fscanf(f, "%llu %llu", &ran, &waited) != 2) {
+            waited = 0;
+        }
+        fclose(f);
+    }
+    return (int64_t)(waited / 1000);
+}
+
+int64_t undelayed_ms(Daemon *const d[], size_t n)
+{
+    int64_t delay = delay_us(getpid());
+
+    for (size_t i = 0; i < n; i++) {
+        delay += d[i] ? delay_us(d[i]->pid) : 0;
+    }
+    return now_ms() - delay / 1000;
+}
+
 int daemon_fds(const Daemon *d)
 {
     char path[64];

@@ -133,6 +133,14 @@ int64_t daemon_cpu_ms(const Daemon *d); /* CPU time used so far */
 int daemon_fds(const Daemon *d);        /* descriptors it has open */
 
 /*
+ * undelayed_ms() - now_ms(), less what we and n daemons waited for a processor
+ *
+ * A difference of two tells how long something took but for who else used the
+ * machine.  A NULL daemon counts as one that has yet to start.
+ */
+int64_t undelayed_ms(Daemon *const d[], size_t n);
+
+/*
  * daemons_idle() - measure that daemons use next to no CPU for 2 seconds
  *
  * A loop that spins takes all it can get, hundreds of times the bound, and the
