@@ -32,6 +32,7 @@
 #include "tests/lib/boxed.h"
 #include "tests/lib/bytes.h"
 #include "tests/lib/peer.h"
+#include "tests/lib/sock.h"
 
 /* ---- a driver and its peer -------------------------------------------- */
 
@@ -73,34 +74,6 @@ static void rig_lost(void *opaque, const char *reason, bool was_up)
     (void)was_up;
 }
 
-static void nonblock(int fd)
-{
-    box_require(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
-}
-
-/* listener_new() - the kernel picks an address */
-static int listener_new(int family, int backlog, VPAddr *addr)
-{
-    int fd = socket(family, SOCK_STREAM, 0);
-
-    box_require(fd >= 0);
-    memset(addr, 0, sizeof(*addr));
-    addr->ss.ss_family = (sa_family_t)family;
-    if (family == AF_INET) {
-        ((struct sockaddr_in *)&addr->ss)->sin_addr.s_addr =
-            htonl(INADDR_LOOPBACK);
-    }
-    box_require(bind(fd, (struct sockaddr *)&addr->ss,
-                      family == AF_INET ? sizeof(struct sockaddr_in)
-                                        : sizeof(sa_family_t)) == 0);
-    box_require(listen(fd, backlog) == 0);
-    addr->len = sizeof(addr->ss);
-    box_require(getsockname(fd, (struct sockaddr *)&addr->ss,
-                             &addr->len) == 0);
-    nonblock(fd);
-    return fd;
-}
-
 static void world_new(void)
 {
     static bool done;
@@ -110,10 +83,10 @@ static void world_new(void)
     }
     done = true;
     signal(SIGPIPE, SIG_IGN);
-    listeners[0] = listener_new(AF_UNIX, 16, &addrs[0]);
-    listeners[1] = listener_new(AF_UNIX, 0, &addrs[1]);
-    listeners[2] = listener_new(AF_INET, 16, &addrs[2]);
-    listeners[3] = listener_new(AF_UNIX, 1, &addrs[3]);
+    listeners[0] = unix_listen(&addrs[0], 16);
+    listeners[1] = unix_listen(&addrs[1], 0);
+    listeners[2] = tcp_listen(&addrs[2], 16);
+    listeners[3] = unix_listen(&addrs[3], 1);
     close(listeners[3]);
     bytes_fill(pattern, sizeof(pattern), 0, 0);
 }
@@ -146,10 +119,10 @@ static void channel_new(Rig *r, bool pipes, int fds[2])
         r->rd = r->wr = a[0];
         fds[0] = fds[1] = a[1];
     }
-    nonblock(r->rd);
-    nonblock(r->wr);
-    nonblock(fds[0]);
-    nonblock(fds[1]);
+    fd_nonblock(r->rd);
+    fd_nonblock(r->wr);
+    fd_nonblock(fds[0]);
+    fd_nonblock(fds[1]);
 }
 
 /* rig_plug() - a new channel, if the driver has none */
@@ -167,7 +140,7 @@ static void rig_plug(Rig *r, uint8_t how)
 /* rig_listen() - an oforward */
 static void rig_listen(Rig *r)
 {
-    int fd = listener_new(AF_UNIX, 16, &r->oforward);
+    int fd = unix_listen(&r->oforward, 16);
 
     if (vp_set_oforward(r->drv, fd, "out") == 0) {
         r->oforward_fd = fd;
@@ -569,7 +542,7 @@ static void app_add(Rig *r, int fd)
         close(*app);
     }
     *app = fd;
-    nonblock(fd);
+    fd_nonblock(fd);
 }
 
 static void do_client(Rig *r)
@@ -577,7 +550,7 @@ static void do_client(Rig *r)
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
     box_require(fd >= 0);
-    nonblock(fd);
+    fd_nonblock(fd);
     if (r->oforward_fd >= 0 &&
         connect(fd, (struct sockaddr *)&r->oforward.ss,
                 r->oforward.len) == 0) {
@@ -880,7 +853,7 @@ static void parser_new(Parser *p, bool up)
     int fds[2];
 
     box_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
-    nonblock(fds[0]);
+    fd_nonblock(fds[0]);
     p->fd = fds[1];
     p->loop = engine_loop_new();
     p->drv = vp_new(p->loop, 1, &config, rig_lost, NULL);

@@ -45,7 +45,8 @@ sanitize=-fsanitize=fuzzer
 "$cc" -std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. -g -O1 \
     -fno-omit-frame-pointer $sanitize -fno-sanitize-recover=all \
     -o "$out/fuzz" tests/fuzz/engine.c tests/fuzz/text.c \
-    tests/fuzz/entry.c tests/lib/box.c tests/lib/bytes.c
+    tests/fuzz/entry.c tests/lib/box.c tests/lib/bytes.c \
+    tests/lib/sock.c
 
 # libfuzzer() - one target, all in this process
 #

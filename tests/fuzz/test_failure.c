@@ -10,18 +10,16 @@
  * bytes, and no byte is a wrong one.  Afterwards all works as if nothing had
  * been, and no memory is lost.
  */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "tests/lib/bytes.h"
-#include "tests/lib/engine.h"
+#include "tests/lib/pair.h"
+#include "tests/lib/sock.h"
 #include "tests/lib/suite.h"
 #include "fuzz.h"
 
@@ -46,110 +44,51 @@ typedef struct Echo {
     bool eof;
 } Echo;
 
-typedef struct Pair {
-    VPLoop *loop;
-    VPDriver *drv[2];           /* [0] has the clients */
-    bool lost[2];
-    VPAddr oforward, target;
-    int listener;
+typedef struct Scene {
+    Pair pair;
+    VPAddr oforward;            /* what clients connect to */
     Client clients[CLIENTS_MAX];
     int n;
     Echo echoes[2 * CLIENTS_MAX];
-} Pair;
+} Scene;
 
-static void pair_lost(void *opaque, const char *reason, bool was_up)
-{
-    (void)reason;
-    (void)was_up;
-    *(bool *)opaque = true;
-}
-
-static void nonblock(int fd)
-{
-    ck_assert_int_eq(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
-}
-
-static int listen_tcp(VPAddr *addr)
-{
-    struct sockaddr_in *in = (struct sockaddr_in *)&addr->ss;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-    memset(addr, 0, sizeof(*addr));
-    in->sin_family = AF_INET;
-    in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    addr->len = sizeof(*in);
-    ck_assert(bind(fd, (struct sockaddr *)in, addr->len) == 0 &&
-              listen(fd, 100) == 0 &&
-              getsockname(fd, (struct sockaddr *)in, &addr->len) == 0);
-    nonblock(fd);
-    return fd;
-}
-
-/* pair_plug() - a channel for both, once both have lost the old one */
-static void pair_plug(Pair *p)
-{
-    int fds[2];
-
-    if (!p->lost[0] || !p->lost[1]) {
-        return;
-    }
-    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    for (int i = 0; i < 2; i++) {
-        nonblock(fds[i]);
-        p->lost[i] = vp_attach(p->drv[i], fds[i], fds[i], VP_CHN_SOCKET,
-                               VP_OPENED) < 0;
-    }
-}
-
-static void pair_new(Pair *p)
+static void scene_new(Scene *s)
 {
     static const VPConfig config = {
         .grace = 30, .max_conns = 100, .max_half_open = 100,
         .max_opens = 1000000,
     };
 
-    signal(SIGPIPE, SIG_IGN);
     box_reset(true);
-    memset(p, 0, sizeof(*p));
-    p->loop = engine_loop_new();
-    for (int i = 0; i < 2; i++) {
-        p->lost[i] = true;
-        p->drv[i] = vp_new(p->loop, i, &config, pair_lost, &p->lost[i]);
-    }
-    p->listener = listen_tcp(&p->target);
-    ck_assert_int_eq(vp_set_iforward(p->drv[1], "echo", &p->target, 1), 0);
-    ck_assert_int_eq(vp_set_oforward(p->drv[0], listen_tcp(&p->oforward),
-                                     "echo"), 0);
+    pair_new_direct(&s->pair, &config);
+    ck_assert_int_eq(vp_set_oforward(s->pair.drv[0],
+                                     tcp_listen(&s->oforward, 100), "s"), 0);
     for (int i = 0; i < 2 * CLIENTS_MAX; i++) {
-        p->echoes[i].fd = -1;
+        s->echoes[i].fd = -1;
     }
 }
 
-static void pair_free(Pair *p)
+static void scene_free(Scene *s)
 {
     box.calls = 0;
-    vp_free(p->drv[0]);
-    vp_free(p->drv[1]);
-    vp_loop_free(p->loop);
-    ck_assert_uint_eq(box.blocks, 0);
-    close(p->listener);
+    pair_free(&s->pair);
     for (int i = 0; i < 2 * CLIENTS_MAX; i++) {
-        if (p->echoes[i].fd >= 0) {
-            close(p->echoes[i].fd);
+        if (s->echoes[i].fd >= 0) {
+            close(s->echoes[i].fd);
         }
     }
 }
 
-static void client_add(Pair *p, size_t len)
+static void client_add(Scene *s, size_t len)
 {
-    Client *c = &p->clients[p->n];
+    Client *c = &s->clients[s->n];
 
-    ck_assert_int_lt(p->n, CLIENTS_MAX);
+    ck_assert_int_lt(s->n, CLIENTS_MAX);
     *c = (Client){ .fd = socket(AF_INET, SOCK_STREAM, 0), .len = len };
-    ck_assert(connect(c->fd, (struct sockaddr *)&p->oforward.ss,
-                      p->oforward.len) == 0);
-    nonblock(c->fd);
-    p->n++;
+    ck_assert(connect(c->fd, (struct sockaddr *)&s->oforward.ss,
+                      s->oforward.len) == 0);
+    fd_nonblock(c->fd);
+    s->n++;
 }
 
 static void client_run(Client *c, int number)
@@ -234,83 +173,83 @@ static void echo_run(Echo *e)
     }
 }
 
-static void echo_accept(Pair *p)
+static void echo_accept(Scene *s)
 {
     int fd = 0;
 
     for (int i = 0; i < 2 * CLIENTS_MAX && fd >= 0; i++) {
-        Echo *e = &p->echoes[i];
+        Echo *e = &s->echoes[i];
 
         if (e->fd < 0) {
-            fd = accept(p->listener, NULL, NULL);
+            fd = accept(s->pair.listener, NULL, NULL);
         }
         if (e->fd < 0 && fd >= 0) {
             *e = (Echo){ .fd = fd };
-            nonblock(fd);
+            fd_nonblock(fd);
         }
     }
 }
 
-/* pair_run() - until every client has ended */
-static void pair_run(Pair *p)
+/* scene_run() - until every client has ended */
+static void scene_run(Scene *s)
 {
     int open = 1;
 
     for (int i = 0; open > 0; i++) {
         ck_assert_msg(i < STEPS, "%d clients hang", open);
         open = 0;
-        pair_plug(p);
-        box_run(p->loop, STEP_US);
+        pair_plug(&s->pair);
+        box_run(s->pair.loop, STEP_US);
         /* nobody reads at first, so that all buffers fill */
         if (i > 5) {
-            echo_accept(p);
+            echo_accept(s);
             for (int k = 0; k < 2 * CLIENTS_MAX; k++) {
-                if (p->echoes[k].fd >= 0) {
-                    echo_run(&p->echoes[k]);
+                if (s->echoes[k].fd >= 0) {
+                    echo_run(&s->echoes[k]);
                 }
             }
         }
-        for (int k = 0; k < p->n; k++) {
-            if (p->clients[k].fd >= 0 && (i > 8 || i == 0)) {
-                client_run(&p->clients[k], k);
+        for (int k = 0; k < s->n; k++) {
+            if (s->clients[k].fd >= 0 && (i > 8 || i == 0)) {
+                client_run(&s->clients[k], k);
             }
-            open += p->clients[k].fd >= 0;
+            open += s->clients[k].fd >= 0;
         }
     }
 }
 
 /* serve() - so many clients at once; true if a call has failed meanwhile */
-static bool serve(Pair *p, int clients)
+static bool serve(Scene *s, int clients)
 {
-    p->n = 0;
+    s->n = 0;
     for (int i = 0; i < clients; i++) {
-        client_add(p, i % 3 == 0 ? 40000 : i % 3 == 1 ? 700 : 0);
+        client_add(s, i % 3 == 0 ? 40000 : i % 3 == 1 ? 700 : 0);
     }
-    pair_run(p);
+    scene_run(s);
     return box.fails == 0;
 }
 
 /* all_works() - as if nothing had been */
-static void all_works(Pair *p)
+static void all_works(Scene *s)
 {
     box.calls = 0;
-    p->n = 0;
-    client_add(p, 5000);
-    pair_run(p);
-    ck_assert_msg(p->clients[0].whole, "after a failure nothing works");
+    s->n = 0;
+    client_add(s, 5000);
+    scene_run(s);
+    ck_assert_msg(s->clients[0].whole, "after a failure nothing works");
 }
 
 /* run() - engines whose n-th call of a kind fails; false: there is none */
 static bool run(unsigned call, int err, unsigned n, int clients)
 {
-    static Pair p;
+    static Scene s;
     bool failed;
 
-    pair_new(&p);
+    scene_new(&s);
     box_fail(call, err, n, 1);
-    failed = serve(&p, clients);
-    all_works(&p);
-    pair_free(&p);
+    failed = serve(&s, clients);
+    all_works(&s);
+    scene_free(&s);
     return failed;
 }
 
@@ -342,20 +281,20 @@ END_TEST
 
 START_TEST(memory_later)
 {
-    static Pair p;
+    static Scene s;
 
-    pair_new(&p);
+    scene_new(&s);
     for (int n = _i; n < LATER; n += GAP) {
         bool failed = false;
 
         box_fail(CALL_ALLOC, ENOMEM, n == _i ? (unsigned)_i : GAP - 1, 1);
         for (int i = 0; i < GAP && !failed; i++) {
-            failed = serve(&p, 5);
+            failed = serve(&s, 5);
         }
         ck_assert(failed);
-        all_works(&p);
+        all_works(&s);
     }
-    pair_free(&p);
+    scene_free(&s);
 }
 END_TEST
 

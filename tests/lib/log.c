@@ -33,13 +33,12 @@ static void forget_half(void)
     memmove(text, from + 1, len + 1);
 }
 
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+void log_add(VPLogLevel level, int channel, const char *fmt, va_list ap)
 {
     static const char *const name[] = { "error", "warn", "info", "debug" };
     char line[LINE_MAX_LEN];
     int err = errno;
     size_t n;
-    va_list ap;
 
     line[0] = '\0';
     if (hook_before != NULL && !hook_before(line, sizeof(line))) {
@@ -48,9 +47,7 @@ void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
     n = strlen(line);
     n += (size_t)snprintf(line + n, sizeof(line) - n, "%s ch%d: ",
                           name[level], channel);
-    va_start(ap, fmt);
     vsnprintf(line + n, sizeof(line) - n, fmt, ap);
-    va_end(ap);
     n = strlen(line);
     if (len + n + 2 > sizeof(text)) {
         ck_assert_msg(hook_before != NULL, "the log is flooded");

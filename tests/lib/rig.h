@@ -24,6 +24,7 @@
 #include "bytes.h"
 #include "log.h"
 #include "peer.h"
+#include "sock.h"
 #include "suite.h"
 
 /* box_pause() - the network's own work needs real time now and then */
@@ -47,90 +48,6 @@ static inline void box_pause(int *tries)
     } while (0)
 
 /* ---- sockets and bytes ------------------------------------------------ */
-
-static inline void fd_nonblock(int fd)
-{
-    ck_assert_int_eq(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
-}
-
-static inline void fd_pair(int fd[2])
-{
-    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), 0);
-    fd_nonblock(fd[0]);
-    fd_nonblock(fd[1]);
-}
-
-/* tcp_listen() - at a free port of the loopback; @addr says which */
-static inline int tcp_listen(VPAddr *addr, int backlog)
-{
-    struct sockaddr_in *sin = (void *)&addr->ss;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-    ck_assert_int_ge(fd, 0);
-    memset(addr, 0, sizeof(*addr));
-    sin->sin_family = AF_INET;
-    sin->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    addr->len = sizeof(*sin);
-    ck_assert_int_eq(bind(fd, (struct sockaddr *)sin, addr->len), 0);
-    ck_assert_int_eq(listen(fd, backlog), 0);
-    ck_assert_int_eq(getsockname(fd, (struct sockaddr *)sin, &addr->len), 0);
-    return fd;
-}
-
-/* tcp_pair() - two connected sockets that know what a reset is */
-static inline void tcp_pair(int fd[2])
-{
-    VPAddr addr;
-    int listener = tcp_listen(&addr, 1);
-
-    fd[0] = socket(AF_INET, SOCK_STREAM, 0);
-    ck_assert_int_eq(connect(fd[0], (struct sockaddr *)&addr.ss, addr.len), 0);
-    fd[1] = accept(listener, NULL, NULL);
-    ck_assert_int_ge(fd[1], 0);
-    close(listener);
-    fd_nonblock(fd[0]);
-    fd_nonblock(fd[1]);
-}
-
-/* unix_listen() - at an address without a file; @addr says which */
-static inline int unix_listen(VPAddr *addr, int backlog)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-
-    ck_assert_int_ge(fd, 0);
-    memset(addr, 0, sizeof(*addr));
-    addr->ss.ss_family = AF_UNIX;
-    ck_assert_int_eq(bind(fd, (struct sockaddr *)&addr->ss,
-                          sizeof(addr->ss.ss_family)), 0);
-    ck_assert_int_eq(listen(fd, backlog), 0);
-    addr->len = sizeof(addr->ss);
-    ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&addr->ss,
-                                 &addr->len), 0);
-    return fd;
-}
-
-/* fd_write() - all of it at once, or the test fails */
-static inline void fd_write(int fd, const void *data, size_t len)
-{
-    ssize_t n = send(fd, data, len, MSG_NOSIGNAL);
-
-    ck_assert_msg(n == (ssize_t)len, "wrote %zd of %zu: %s", n, len,
-                  strerror(errno));
-}
-
-/* What a socket's other side did, as recv() tells it */
-enum { FD_OPEN = -1, FD_EOF = 0 }; /* or an errno value */
-
-static inline int fd_state(int fd)
-{
-    char byte;
-    ssize_t n = recv(fd, &byte, 1, MSG_PEEK);
-
-    if (n >= 0) {
-        return n > 0 ? FD_OPEN : FD_EOF;
-    }
-    return errno == EAGAIN || errno == EWOULDBLOCK ? FD_OPEN : errno;
-}
 
 /* fd_wait() - until it is as expected: FD_EOF or an errno value */
 #define fd_wait(loop, fd, state) \

@@ -6,181 +6,8 @@
  * what they were.  If one isn't, every connection of it is reset, and none of
  * its bytes is delivered.
  */
+#include "tests/lib/pair.h"
 #include "tests/lib/rig.h"
-
-/* ---- two engines and the line between them ---------------------------- */
-
-typedef struct Pair Pair;
-
-/* An end of the line, where one of the engines is */
-typedef struct End {
-    Pair *pair;
-    int fd;             /* -1: cut */
-    uint8_t buf[65536 + 1]; /* for the engine at this end */
-    size_t len;
-    uint64_t moved;     /* bytes that came from it */
-} End;
-
-struct Pair {
-    VPLoop *loop;
-    VPDriver *drv[2];   /* the clients' side, the targets' side */
-    End end[2];
-    int listener;       /* the target behind the service "s" */
-    VPAddr addr;
-    bool tcp;           /* clients and targets: they can be reset then */
-    /* what the line does to @len bytes at @data from @from; there is room */
-    void (*line)(Pair *p, int from, uint8_t *data, size_t *len);
-    int pieces;         /* that the line carried so far */
-    unsigned mask;      /* of these, for line_mask() */
-    int bad_from;       /* for line_damage() */
-    int bad_how;
-    uint64_t bad_at;
-    bool cut;           /* the line is about to be cut: all is lost */
-};
-
-static void pair_lost(void *opaque, const char *reason, bool was_up)
-{
-    (void)opaque;
-    (void)reason;
-    (void)was_up;
-}
-
-/* line_interest() - an end is read when the other one has room */
-static void line_interest(Pair *p)
-{
-    for (int i = 0; i < 2; i++) {
-        vp_watch_set(p->loop, p->end[i].fd,
-                     (p->end[1 - i].len == 0 ? VP_READ : 0) |
-                     (p->end[i].len > 0 ? VP_WRITE : 0));
-    }
-}
-
-static void line_ready(void *opaque, int fd, int events)
-{
-    End *from = opaque;
-    Pair *p = from->pair;
-    End *to = &p->end[from == &p->end[0]];
-    ssize_t n;
-
-    if (events & VP_READ) {
-        n = recv(fd, to->buf, sizeof(to->buf) - 1, 0);
-        if (n <= 0) {
-            vp_watch_set(p->loop, fd, 0); /* pair_cut() will follow */
-            return;
-        }
-        to->len = p->cut ? 0 : (size_t)n;
-        if (p->line != NULL) {
-            p->line(p, from == &p->end[1], to->buf, &to->len);
-        }
-        from->moved += (uint64_t)n;
-        p->pieces++;
-    }
-    for (int i = 0; i < 2; i++) {
-        End *e = &p->end[i];
-
-        n = e->len > 0 ? send(e->fd, e->buf, e->len, MSG_NOSIGNAL) : 0;
-        if (n > 0) {
-            e->len -= (size_t)n;
-            memmove(e->buf, e->buf + n, e->len);
-        }
-    }
-    line_interest(p);
-}
-
-static void pair_plug(Pair *p)
-{
-    p->cut = false;
-    for (int i = 0; i < 2; i++) {
-        End *e = &p->end[i];
-        int fd[2];
-
-        fd_pair(fd);
-        e->pair = p;
-        e->fd = fd[1];
-        e->len = 0;
-        ck_assert_int_eq(vp_watch(p->loop, e->fd, line_ready, e), 0);
-        ck_assert_int_eq(vp_attach(p->drv[i], fd[0], fd[0], VP_CHN_SOCKET,
-                                   i == 0 ? VP_CONNECTED : VP_ACCEPTED), 0);
-    }
-    line_interest(p);
-}
-
-/* pair_cut() - what is on the line is lost */
-static void pair_cut(Pair *p)
-{
-    for (int i = 0; i < 2; i++) {
-        vp_unwatch(p->loop, p->end[i].fd);
-        close(p->end[i].fd);
-        p->end[i].fd = -1;
-    }
-    box_settle(p->loop);
-}
-
-static void pair_start(Pair *p, int which)
-{
-    p->drv[which] = vp_new(p->loop, which, &rig_config, pair_lost, p);
-    ck_assert_ptr_nonnull(p->drv[which]);
-    if (which == 1) {
-        ck_assert_int_eq(vp_set_iforward(p->drv[1], "s", &p->addr, 1), 0);
-    }
-}
-
-static void pair_new(Pair *p, bool tcp)
-{
-    signal(SIGPIPE, SIG_IGN);
-    memset(p, 0, sizeof(*p));
-    p->loop = engine_loop_new();
-    p->tcp = tcp;
-    p->listener = tcp ? tcp_listen(&p->addr, 100)
-                      : unix_listen(&p->addr, 100);
-    fd_nonblock(p->listener);
-    pair_start(p, 0);
-    pair_start(p, 1);
-    pair_plug(p);
-}
-
-static void pair_free(Pair *p)
-{
-    for (int i = 0; i < 2; i++) {
-        vp_free(p->drv[i]);
-        vp_unwatch(p->loop, p->end[i].fd);
-        close(p->end[i].fd);
-    }
-    vp_loop_free(p->loop);
-    ck_assert_uint_eq(box.allocated, 0);
-    close(p->listener);
-}
-
-static bool pair_up(const Pair *p)
-{
-    return engine_up(p->drv[0]) &&
-           engine_up(p->drv[1]);
-}
-
-/* pair_wait() - until both are up; what a handshake may take at most */
-static void pair_wait(Pair *p)
-{
-    uint64_t end = box.now + 8 * SECOND;
-
-    box_settle(p->loop);
-    while (!pair_up(p)) {
-        ck_assert_msg(box.now < end, "no handshake; in the log:\n%s",
-                      log_text());
-        box_run(p->loop, 20 * MS);
-    }
-}
-
-static void pair_check(Pair *p)
-{
-    EngineLink a = engine_link(p->drv[0]), b = engine_link(p->drv[1]);
-
-    ck_assert(pair_up(p));
-    ck_assert_uint_ne(a.epoch[0], 0);
-    ck_assert_uint_eq(a.epoch[0], b.epoch[1]);
-    ck_assert_uint_eq(a.epoch[1], b.epoch[0]);
-    ck_assert_uint_eq(a.tx_key, b.rx_key);
-    ck_assert_uint_eq(a.rx_key, b.tx_key);
-}
 
 /* ---- a connection through them ---------------------------------------- */
 
@@ -300,7 +127,7 @@ START_TEST(pair_works)
     static Pair p;
     Stream s;
 
-    pair_new(&p, true);
+    pair_new(&p, &rig_config, true);
     pair_wait(&p);
     pair_check(&p);
     log_expect("channel up: new session", 2);
@@ -325,7 +152,7 @@ START_TEST(pair_idle)
     unsigned long passes;
     Stream s;
 
-    pair_new(&p, false);
+    pair_new(&p, &rig_config, false);
     stream_new(&s, &p);
     stream_send(&s, 0, 10);
     stream_wait(&s, &p);
@@ -348,12 +175,20 @@ END_TEST
 
 /* ---- handshakes ------------------------------------------------------- */
 
+/* What the line does, for line_mask() and line_damage() */
+static struct {
+    unsigned mask;      /* pieces that it loses: a set */
+    int from;           /* the direction that it damages */
+    int how;            /* as below */
+    uint64_t at;        /* byte of that direction */
+} harm;
+
 /* line_mask() - lose the pieces whose bits are set, in order of arrival */
 static void line_mask(Pair *p, int from, uint8_t *data, size_t *len)
 {
     (void)from;
     (void)data;
-    if (p->pieces < 10 && (p->mask >> p->pieces & 1)) {
+    if (p->pieces < 10 && (harm.mask >> p->pieces & 1)) {
         *len = 0;
     }
 }
@@ -370,7 +205,7 @@ START_TEST(handshake_losses)
         Stream old, young;
 
         log_clear();
-        pair_new(&p, false);
+        pair_new(&p, &rig_config, false);
         if (_i & 1) {
             stream_new(&old, &p);
             stream_send(&old, 0, 100);
@@ -383,7 +218,7 @@ START_TEST(handshake_losses)
         stream_new(&young, &p);
         stream_send(&young, 0, 77);
         p.pieces = 0;
-        p.mask = mask;
+        harm.mask = mask;
         p.line = line_mask;
         for (int i = 0; i < 50 && p.pieces < 10; i++) {
             box_run(p.loop, 100 * MS);
@@ -413,7 +248,7 @@ START_TEST(both_resync)
     static Pair p;
     Stream s;
 
-    pair_new(&p, false);
+    pair_new(&p, &rig_config, false);
     stream_new(&s, &p);
     stream_send(&s, 0, 500);
     stream_wait(&s, &p);
@@ -438,15 +273,15 @@ END_TEST
 
 enum { FLIP, DROP, DOUBLE, RECONNECT };
 
-/* line_damage() - once, at byte p->bad_at of one direction */
+/* line_damage() - once, at byte harm.at of one direction */
 static void line_damage(Pair *p, int from, uint8_t *data, size_t *len)
 {
-    uint64_t at = p->bad_at - p->end[from].moved;
+    uint64_t at = harm.at - p->end[from].moved;
 
-    if (from != p->bad_from || p->bad_at < p->end[from].moved || at >= *len) {
+    if (from != harm.from || harm.at < p->end[from].moved || at >= *len) {
         return;
     }
-    switch (p->bad_how) {
+    switch (harm.how) {
     case FLIP:
         data[at] ^= (uint8_t)(1u << at % 8);
         break;
@@ -479,11 +314,11 @@ START_TEST(damage)
         Stream s;
 
         log_clear();
-        pair_new(&p, false);
+        pair_new(&p, &rig_config, false);
         p.line = line_damage;
-        p.bad_from = _i % 2;
-        p.bad_how = _i / 2;
-        p.bad_at = at - 1;
+        harm.from = _i % 2;
+        harm.how = _i / 2;
+        harm.at = at - 1;
         stream_new(&s, &p);
         stream_send(&s, 0, 150);
         for (int i = 0; i < 4; i++) {
@@ -514,7 +349,7 @@ START_TEST(cut_under_load)
     static Pair p;
     Stream s[5];
 
-    pair_new(&p, false);
+    pair_new(&p, &rig_config, false);
     for (int i = 0; i < 5; i++) {
         stream_new(&s[i], &p);
         stream_send(&s[i], 0, 1);
@@ -557,7 +392,7 @@ START_TEST(wrap_around)
     Stream s, one;
     uint32_t packets[2] = { 0, 0 };
 
-    pair_new(&p, false);
+    pair_new(&p, &rig_config, false);
     stream_new(&s, &p);
     ck_assert_uint_eq(engine_counts(p.drv[0]).next_id, VP_CONN_FIRST + 1);
     stream_send(&s, 0, 1);
@@ -595,7 +430,7 @@ START_TEST(ids_in_use)
     static Pair p;
     Stream s[4];
 
-    pair_new(&p, false);
+    pair_new(&p, &rig_config, false);
     for (int i = 0; i < 4; i++) {
         stream_new(&s[i], &p);
         stream_send(&s[i], 0, 1);
@@ -621,7 +456,7 @@ START_TEST(restarts)
 {
     static Pair p;
 
-    pair_new(&p, true);
+    pair_new(&p, &rig_config, true);
     for (int round = 0; round < 100; round++) {
         int which = _i == 2 ? round % 2 : _i;
         Stream s;
@@ -639,7 +474,7 @@ START_TEST(restarts)
             pair_cut(&p);
             vp_free(p.drv[which]);
         }
-        pair_start(&p, which);
+        pair_boot(&p, which);
         pair_plug(&p);
         pair_wait(&p);
         pair_check(&p);
