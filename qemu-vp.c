@@ -337,7 +337,10 @@ static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
     log_text(level, channel, text);
 }
 
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+static void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
 {
     char text[LOG_TEXT_MAX + 1];
     va_list ap;
@@ -348,6 +351,12 @@ void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
         va_end(ap);
         log_text(level, channel, text);
     }
+}
+
+/* log_engine() - VPLogFunc: a line of the engine's */
+static void log_engine(VPLogLevel level, int channel, const char *text)
+{
+    vp_log(level, channel, "%s", text);
 }
 
 /* log_open() - log to @path, "syslog", or NULL: stderr, from now on */
@@ -4456,7 +4465,7 @@ static bool start(Error *err)
     const Settings *s = &settings;
 
     descriptors_raise();
-    loop = vp_loop_new();
+    loop = vp_loop_new(log_engine, &log_level);
     if (loop == NULL) {
         return error_memory(err);
     }

@@ -8,86 +8,78 @@
  *
  * Two copies of this engine talk over one byte channel.  Each accepts
  * connections for its oforwards and has the other connect them to its
- * iforwards.  The file has seven rooms, each built on the ones before:
+ * iforwards.  The engine parses no options, opens no device, listener or log,
+ * and looks up no name: the program does (qemu-vp.c), and hands descriptors
+ * and addresses over through virtproxy.h.
  *
- *   loop         select(), descriptors and timers
- *   wire         what a packet looks like; the check that covers it
- *   link         makes an ordered, exactly-once packet stream of a channel
- *                that may be cut, garbled, stalled or restarted at any byte
- *   connections  one local socket each: two half state machines and credit
- *   forwards     listeners (oforward) and targets (iforward)
- *   scheduler    which connection may fill the channel next
- *   driver       the public calls that tie these together
+ * Rooms.  Each begins with its theory and its structures, and uses only what
+ * stands above it: what it has to tell those below goes through a table of
+ * functions that they hand up (VPLinkOps, VPConnOps).
  *
- * Pull, not push.  Nothing queues in front of the channel: a local socket is
- * read only when the link may send its bytes now, straight into the send
- * store, so a keystroke has to wait only for what the channel itself holds,
- * and the link keeps that small.  In the other direction the channel is
- * always read, whatever the local sockets do: what a socket doesn't take at
- * once waits in its own buffer, and credit bounds that.  So no connection
- * can stop another, and two daemons whose writes are both blocked still read
- * and come free.  The simpler scheme, to stop reading the channel while some
- * output is blocked, is the deadlock that every multiplexer meets once.
+ *   tools     ring of nodes, big-endian integers, random numbers, addresses
+ *   loop      select(), descriptors, timers, the log; a listener, a dialler
+ *   key       SHA-256, HMAC, the proof of a key
+ *   wire      what a packet looks like; the check that covers it
+ *   store     packets that are not acked
+ *   flow      how much may be on its way
+ *   link      an ordered, exactly-once packet stream of an unreliable channel
+ *   sched     who may fill the channel next
+ *   conn      local sockets: two half machines and one life each; credit
+ *   forwards  listeners (oforward), targets (iforward), limits
+ *   driver    one channel: run, attach, offer, grace, info, end
  *
- * Handlers mark, one place acts.  A descriptor's handler changes states and
- * puts the connection on a list; driver_run() at the end of a pass moves
- * bytes, hands packets to the channel, and frees what has died.
+ * The way of a byte that a client sends, and of its ack back:
  *
- * Link states
+ *   conn_ready()        select() found the client's socket readable
+ *   sched_ready()       its connection waits for its turn
+ *   driver_run()        the end of the pass
+ *   conns_fill()        control messages first, then whose turn it is
+ *   conn_read()         readv() into the send store, cut into packets
+ *   link_add()          check and sequence number
+ *   link_flush()        link_gather() finishes headers, writev() to the channel
+ *       - - - the channel, and the peer's engine: - - -
+ *   link_read()         read() from the channel
+ *   link_parse_up()     header, order, check; link_acked() for what it acks
+ *   link_deliver()      VPLinkOps.packet(), which is
+ *   conns_packet()      conn_handle_data(): credit, then batch_add()
+ *   conn_write()        writev() to the target's socket; the rest is buffered
+ *   conn_credit()       a WINDOW is due, as the socket took the bytes
+ *   link_ack_due()      ... is true at the end of some pass
+ *   link_gather()       puts the ack in a header that goes out anyway, or
+ *   link_put_ctl()      sends a bare ACK
+ *       - - - back here: - - -
+ *   link_acked()        store_release(): it needn't be sent again
+ *   flow_acked()        what that says of the channel's speed
  *
- *         vp_attach()            HELLO that echoes my token
- *   DOWN -------------> HELLO ------------------------------> UP
- *    ^                   | ^                                   |
- *    |  fd is of no use  | |  bad check, gap, peer's new HELLO |
- *    +-------------------+ +-----------------------------------+
- *    ^------------------------- fd is of no use ---------------+
+ * Timers, and what each is for:
  *
- * Whatever goes wrong is mended by one mechanism, the handshake.  Each side
- * invents a token, sends HELLO until the peer echoes it, and so knows that
- * the peer is alive now and reads this very channel.  The two tokens make the
- * key that seeds the check of all later packets, so bytes from before the
- * handshake, from another session, or from inside somebody's payload never
- * pass for packets.  A session is named by the two tokens of the handshake
- * that began it (its epochs).  HELLO says which session its sender holds,
- * which packet it expects, which it can still send, and a digest of all it
- * received: if all of that fits, both go on where the other stands; else
- * there is a new session and every connection of the old one is reset.  The
- * digest is what notices a side that was thrown back in time (a snapshot)
- * and has since sent other packets under the same numbers.
+ *   loop      VPListener.pause  listen again after descriptors had run out
+ *             dial_timer        give up or repeat attempts to connect
+ *   link      hello_timer       the next HELLO; no answer: connect anew
+ *             ack_timer         an ack is due (10 ms)
+ *             ping_timer        a tail may be lost (20 ms on); we live (5 s)
+ *             away_timer        AWAY: look again; DUMB: give up
+ *             trim_timer        give memory back (2 s)
+ *   conn      sweep_timer       sockets that nobody reads; ENDING's time
+ *   driver    grace_timer       connections without a channel are reset
+ *             candidate.timer   a further peer's hello; is the present one dead?
  *
- * A side that finds the peer's claim impossible forgets its session, takes a
- * new token and says HELLO again; so both sides come to the same verdict
- * without a further message.  In a new session nothing is sent before the
- * peer has shown that it is in it, so a handshake that only one side saw
- * completed costs no connection: those that waited still wait.
+ * Words used here:
  *
- * A side may be thrown back into the middle of a handshake, and the peer's echo
- * still be under way: it fits, and leads into the session that the abandoned
- * time was in already, with the same tokens.  So each packet's check is seeded
- * with the digest of what it acknowledges as well.  A packet passes only where
- * just that was sent, and so no answer to the abandoned time for one to the new
- * one; it leads to a handshake like any damage, which ends the session.  For
- * what is sent the numbers tell: the new time goes on from those that it had.
- * And a peer that was up, but says HELLO as one that isn't, begins a handshake
- * as if it had a new token.
+ *   session    what two engines share from a handshake on; it survives the
+ *              loss of the channel, and names of connections belong to it
+ *   token      random number by which a handshake knows its answer
+ *   epoch      the token by which a side names the session
+ *   claim      what a side says of itself in HELLO: session, numbers, digest
+ *   digest     a number made of all packets so far; tells what numbers can't
+ *   in flight  handed to the channel, not acked
+ *   credit     bytes that a connection's peer may still send
+ *   window     bytes of credit given in advance
+ *   turn       the right to fill the next packets; quantum: how many bytes
+ *   grace      how long connections outlive their channel
+ *   candidate  a further peer at a listening channel that is in use
  *
- * A further peer on a listening channel gets a HELLO of its own, and takes the
- * present one's place only after it has echoed that; see vp_offer().
- *
- * Memory of one driver, at most:
- *
- *   VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent)       send store
- *   + VP_RX_LEN_MAX                                     receive buffer
- *   + VP_WINDOW_BUDGET                                  grown windows
- *   + max_conns * (3 * sizeof(VPConn) + 8 * sizeof(VPConn *)
- *                  + 2 * VP_WINDOW_INIT)                connections
- *
- * since max_conns bounds those that come from here and those that the peer
- * opens, each; beyond its own the peer gets refusals, of which as many again
- * may wait to be sent (the third VPConn; the pointers are the hash table,
- * whose size is a power of two).  See vp_max_conns().
- * When nothing has moved for a while all but the connections themselves goes
- * back to the system.
+ * The bound on a driver's memory is in the driver's room.
  */
 #include "virtproxy.h"
 
@@ -113,6 +105,13 @@
 #include <time.h>
 #include <unistd.h>
 
+/* ======================================================================
+ * tools
+ *
+ * What has nothing to do with sockets: a ring of nodes, big-endian integers,
+ * a mixing function, random numbers, addresses as text, and what is said once.
+ * ====================================================================== */
+
 #define MS 1000ull
 #define SECOND 1000000ull
 
@@ -121,12 +120,6 @@
 
 #define container_of(ptr, type, member) \
     ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
-
-/* A doubly linked ring; an object is a member of it by an embedded node. */
-typedef struct VPNode {
-    struct VPNode *prev;
-    struct VPNode *next;
-} VPNode;
 
 static void node_init(VPNode *node)
 {
@@ -153,8 +146,156 @@ static void node_append(VPNode *ring, VPNode *node)
     ring->prev = node;
 }
 
+static void put16(uint8_t *p, uint16_t v)
+{
+    p[0] = (uint8_t)(v >> 8);
+    p[1] = (uint8_t)v;
+}
+
+static void put32(uint8_t *p, uint32_t v)
+{
+    put16(p, (uint16_t)(v >> 16));
+    put16(p + 2, (uint16_t)v);
+}
+
+static void put64(uint8_t *p, uint64_t v)
+{
+    put32(p, (uint32_t)(v >> 32));
+    put32(p + 4, (uint32_t)v);
+}
+
+static uint16_t get16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+static uint32_t get32(const uint8_t *p)
+{
+    return (uint32_t)get16(p) << 16 | get16(p + 2);
+}
+
+static uint64_t get64(const uint8_t *p)
+{
+    return (uint64_t)get32(p) << 32 | get32(p + 4);
+}
+
+/* mix64() - a bijection that leaves no bit where it was (Stafford's 13th) */
+static uint64_t mix64(uint64_t x)
+{
+    x ^= x >> 30;
+    x *= 0xbf58476d1ce4e5b9ull;
+    x ^= x >> 27;
+    x *= 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
+static uint64_t clock_us(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * SECOND + (uint64_t)ts.tv_nsec / 1000;
+}
+
+static uint64_t random_draws; /* of random64(), so far */
+
+/* random64() - never 0 */
+static uint64_t random64(void)
+{
+    static int fd = -1; /* kept: later there may be no descriptor left */
+    struct timespec ts;
+    uint64_t r = 0;
+
+    if (fd < 0) {
+        fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    }
+    if (fd < 0 || read(fd, &r, sizeof(r)) != (ssize_t)sizeof(r)) {
+        r = 0;
+    }
+    /* a guest thrown back in time would draw the same numbers again */
+    clock_gettime(CLOCK_REALTIME, &ts);
+    r ^= mix64((uint64_t)ts.tv_sec << 32 ^ (uint64_t)ts.tv_nsec);
+    r += mix64((uint64_t)getpid() << 32 ^ ++random_draws);
+    return r != 0 ? r : 1;
+}
+
+bool vp_once(VPOnce *once, uintptr_t what, uint64_t now, uint64_t again)
+{
+    bool news = !once->said || what != once->what ||
+                (again != 0 && now - once->at >= again);
+
+    if (news) {
+        *once = (VPOnce){ .said = true, .what = what, .at = now };
+    }
+    return news;
+}
+
+bool vp_service_id_ok(const char *id, size_t len)
+{
+    if (len == 0 || len > VP_SERVICE_ID_LEN) {
+        return false;
+    }
+    for (size_t i = 0; i < len; i++) {
+        if (id[i] <= ' ' || id[i] > '~' || id[i] == ':') {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool vp_addr_is_local(const VPAddr *addr)
+{
+    const struct sockaddr_in6 *in6 = (const void *)&addr->ss;
+    const struct sockaddr_in *in = (const void *)&addr->ss;
+
+    switch (addr->ss.ss_family) {
+    case AF_INET:
+        return ntohl(in->sin_addr.s_addr) >> 24 == 127;
+    case AF_INET6:
+        return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ||
+            (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr) &&
+             in6->sin6_addr.s6_addr[12] == 127);
+    default:
+        return true;
+    }
+}
+
+const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
+{
+    char host[INET6_ADDRSTRLEN + 20], port[8];
+
+    if (addr->len == 0) {
+        snprintf(buf, size, "a closed socket");
+    } else if (addr->ss.ss_family == AF_UNIX) {
+        const struct sockaddr_un *sun = (const void *)&addr->ss;
+
+        if (addr->len <= offsetof(struct sockaddr_un, sun_path) ||
+            sun->sun_path[0] == '\0') {
+            snprintf(buf, size, "a unix socket");
+        } else {
+            snprintf(buf, size, "%.*s",
+                     (int)(addr->len - offsetof(struct sockaddr_un, sun_path)),
+                     sun->sun_path);
+        }
+    } else if (getnameinfo((const struct sockaddr *)&addr->ss, addr->len,
+                           host, sizeof(host), port, sizeof(port),
+                           NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        snprintf(buf, size, "an unknown address");
+    } else if (addr->ss.ss_family == AF_INET6) {
+        snprintf(buf, size, "[%s]:%s", host, port);
+    } else {
+        snprintf(buf, size, "%s:%s", host, port);
+    }
+    return buf;
+}
+
+
 /* ======================================================================
  * loop
+ *
+ * One pass: the tasks (what is to be done before the loop may sleep; each
+ * driver is one), select(), the handlers of what is ready, the timers that are
+ * due.  The clock is read once a pass.
  *
  * What is wanted of each descriptor lives in bit maps that change when a
  * state changes and are copied for each select().  Its cost follows the
@@ -168,6 +309,14 @@ static void node_append(VPNode *ring, VPNode *node)
  * The maps are our own and grow past FD_SETSIZE, which POSIX allows a system
  * to refuse but Linux and the BSDs take; FD_SET() itself must not be used,
  * for glibc's aborts at 1024 when fortified, whatever the object's size.
+ *
+ * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
+ * there is no descriptor left, because it stays readable and the loop would
+ * spin.  A dialler tries the addresses of a target in turn; all diallers of a
+ * loop share one timer, which looks for those that take too long.
+ *
+ * Who makes the engine log decides which lines may be made by others (a peer
+ * or a client) and lets those through log_provoked() alone: so many per span.
  * ====================================================================== */
 
 #define WORD_BITS (sizeof(unsigned long) * CHAR_BIT)
@@ -178,10 +327,33 @@ static void node_append(VPNode *ring, VPNode *node)
 /* So long a descriptor stays hot, unless there are more of them than that. */
 #define VP_HOT_US SECOND
 
+/* Accepted in a row: other descriptors have their turn after that. */
+#define VP_ACCEPT_BATCH 64
+#define VP_ACCEPT_PAUSE (200 * MS)
+
+/* For all addresses of a target; each has an equal part of what is left. */
+#define VP_CONNECT_TIMEOUT (10 * SECOND)
+/* A unix listener whose queue is full says so at once: try again. */
+#define VP_CONNECT_RETRY (20 * MS)
+/* How often attempts are looked at, to give up what takes too long. */
+#define VP_CONNECT_STEP (VP_CONNECT_TIMEOUT / 40)
+
+/* Lines that a peer or a client can provoke: so many per span, then none. */
+#define VP_LOG_LINES 50
+#define VP_LOG_SPAN (10 * SECOND)
+#define VP_LOG_LINE_LEN 512 /* longer ones are cut */
+
 typedef struct VPWatch {
     VPFdHandler *handler;
     void *opaque;
 } VPWatch;
+
+/* Called in each pass; true: there is more to do without waiting. */
+typedef struct VPTask {
+    VPNode node;
+    bool (*run)(void *opaque);
+    void *opaque;
+} VPTask;
 
 enum { R, W };
 
@@ -189,7 +361,9 @@ struct VPLoop {
     bool stop;
     uint64_t now;
     VPTimer *timers; /* soonest first */
-    struct VPDriver *drivers;
+    VPNode tasks;
+    VPLogFunc *log;
+    const VPLogLevel *log_level;
 
     size_t words;    /* of each map */
     int nfds;        /* highest watched descriptor + 1 */
@@ -197,23 +371,101 @@ struct VPLoop {
     VPWatch *watch;  /* by descriptor */
     unsigned long *want[2];
     unsigned long *ready[2];
-    unsigned long *hot[2]; /* active since hot_at; before that */
+    unsigned long *hot[2]; /* [0]: active since hot_at; [1]: before that */
     uint64_t hot_at;
 
     bool quiet;         /* the last pass found nothing going on */
     uint64_t next_full; /* when all descriptors are due again */
+
+    VPNode dialers;     /* that wait for an answer */
+    VPTimer dial_timer;
 };
 
-static bool driver_run(struct VPDriver *drv);
-static struct VPDriver *driver_next(const struct VPDriver *drv);
+/* The log of one channel. */
+typedef struct VPLog {
+    VPLoop *loop;
+    int channel;
+    struct {
+        uint64_t since;    /* when the span began */
+        unsigned lines;    /* provoked since then */
+    } span[2];             /* [1]: of lines at VP_LOG_DEBUG */
+} VPLog;
 
-static uint64_t clock_us(void)
+/* ---- log -------------------------------------------------------------- */
+
+static void loop_log(const VPLoop *loop, VPLogLevel level, int channel,
+                     const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+static void log_say(const VPLog *log, VPLogLevel level, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+static void log_provoked(VPLog *log, VPLogLevel level, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void loop_vlog(const VPLoop *loop, VPLogLevel level, int channel,
+                      const char *fmt, va_list ap)
 {
-    struct timespec ts;
+    char line[VP_LOG_LINE_LEN];
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * SECOND + (uint64_t)ts.tv_nsec / 1000;
+    if (level <= *loop->log_level) {
+        vsnprintf(line, sizeof(line), fmt, ap);
+        loop->log(level, channel, line);
+    }
 }
+
+/* loop_log() - log one line about @channel, or VP_NO_CHANNEL */
+static void loop_log(const VPLoop *loop, VPLogLevel level, int channel,
+                     const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    loop_vlog(loop, level, channel, fmt, ap);
+    va_end(ap);
+}
+
+/* log_say() - log one line that nobody but ourselves can cause */
+static void log_say(const VPLog *log, VPLogLevel level, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    loop_vlog(log->loop, level, log->channel, fmt, ap);
+    va_end(ap);
+}
+
+/* log_debugs() - are lines at debug level wanted, and is one more allowed? */
+static bool log_debugs(const VPLog *log)
+{
+    return *log->loop->log_level >= VP_LOG_DEBUG &&
+           (log->span[1].lines < VP_LOG_LINES ||
+            log->loop->now - log->span[1].since >= VP_LOG_SPAN);
+}
+
+/* log_provoked() - log_say(), but nobody can fill the disk with it */
+static void log_provoked(VPLog *log, VPLogLevel level, const char *fmt, ...)
+{
+    bool debug = level == VP_LOG_DEBUG;
+    uint64_t *since = &log->span[debug].since;
+    unsigned *lines = &log->span[debug].lines;
+    va_list ap;
+
+    if (log->loop->now - *since >= VP_LOG_SPAN) {
+        if (*lines > VP_LOG_LINES) {
+            log_say(log, debug ? VP_LOG_DEBUG : VP_LOG_WARN,
+                    "%u lines like those were left out",
+                    *lines - VP_LOG_LINES);
+        }
+        *since = log->loop->now;
+        *lines = 0;
+    }
+    if (++*lines <= VP_LOG_LINES) {
+        va_start(ap, fmt);
+        loop_vlog(log->loop, level, log->channel, fmt, ap);
+        va_end(ap);
+    }
+}
+
+/* ---- descriptors ------------------------------------------------------ */
 
 static void bit_set(unsigned long *map, int fd)
 {
@@ -230,13 +482,17 @@ static bool bit_test(const unsigned long *map, int fd)
     return map[(size_t)fd / WORD_BITS] >> ((size_t)fd % WORD_BITS) & 1;
 }
 
-VPLoop *vp_loop_new(void)
+VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
 {
     VPLoop *loop = calloc(1, sizeof(*loop));
 
     if (loop != NULL) {
         loop->now = clock_us();
         loop->quiet = true;
+        loop->log = log;
+        loop->log_level = level;
+        node_init(&loop->tasks);
+        node_init(&loop->dialers);
     }
     return loop;
 }
@@ -369,6 +625,8 @@ void vp_unwatch(VPLoop *loop, int fd)
     }
 }
 
+/* ---- timers ----------------------------------------------------------- */
+
 void vp_timer_stop(VPTimer *timer)
 {
     if (timer->link != NULL) {
@@ -415,13 +673,15 @@ static void loop_timers(VPLoop *loop)
     }
 }
 
+/* ---- a pass ----------------------------------------------------------- */
+
 /* loop_drop_bad() - a descriptor closed behind our back must not end us */
 static void loop_drop_bad(VPLoop *loop)
 {
     for (int fd = 0; fd < loop->nfds; fd++) {
         if (loop->watch[fd].handler != NULL && fcntl(fd, F_GETFD) < 0) {
-            vp_log(VP_LOG_ERROR, VP_NO_CHANNEL,
-                   "descriptor %d is watched but not open", fd);
+            loop_log(loop, VP_LOG_ERROR, VP_NO_CHANNEL,
+                     "descriptor %d is watched but not open", fd);
             vp_watch_set(loop, fd, 0);
         }
     }
@@ -529,16 +789,32 @@ static void loop_dispatch(VPLoop *loop, int n)
     }
 }
 
+/* loop_shared() - are there several tasks that want their turn? */
+static bool loop_shared(const VPLoop *loop)
+{
+    return loop->tasks.next != loop->tasks.prev;
+}
+
+static void loop_add_task(VPLoop *loop, VPTask *task,
+                          bool (*run)(void *opaque), void *opaque)
+{
+    task->run = run;
+    task->opaque = opaque;
+    node_append(&loop->tasks, &task->node);
+}
+
 int vp_loop_run(VPLoop *loop)
 {
     loop->now = clock_us();
     while (!loop->stop) {
         uint64_t timeout = UINT64_MAX;
+        VPNode *t;
         int n;
 
-        for (struct VPDriver *drv = loop->drivers; drv != NULL;
-             drv = driver_next(drv)) {
-            if (driver_run(drv)) {
+        for (t = loop->tasks.next; t != &loop->tasks; t = t->next) {
+            VPTask *task = container_of(t, VPTask, node);
+
+            if (task->run(task->opaque)) {
                 timeout = 0;
             }
         }
@@ -560,6 +836,365 @@ int vp_loop_run(VPLoop *loop)
     loop->stop = false;
     return 0;
 }
+
+/* ---- a listener ------------------------------------------------------- */
+
+/* starved() - did a call fail because there is no descriptor, or memory? */
+static bool starved(int err)
+{
+    return err == EMFILE || err == ENFILE || err == ENOBUFS || err == ENOMEM;
+}
+
+void vp_listener_spare(VPListener *l)
+{
+    if (l->keeps_spare && l->spare < 0) {
+        l->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+}
+
+/* reset_on_close() - until a connection has ended in order, close() resets it */
+static void reset_on_close(int fd)
+{
+    struct linger reset = { 1, 0 };
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+}
+
+/*
+ * listener_accept() - a non-blocking socket, or -1 with errno
+ *
+ * For one that comes when no descriptor is left the spare one is given up.
+ */
+static int listener_accept(VPListener *l, VPAddr *peer)
+{
+    int fd = accept(l->fd, (struct sockaddr *)&peer->ss, &peer->len);
+
+    if (fd < 0 && starved(errno) && l->keeps_spare && l->spare >= 0) {
+        close(l->spare);
+        l->spare = -1;
+        fd = accept(l->fd, (struct sockaddr *)&peer->ss, &peer->len);
+    }
+    if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+        int err = errno;
+
+        reset_on_close(fd);
+        close(fd);
+        errno = err;
+        return -1;
+    }
+    return fd;
+}
+
+static void listener_resume(void *opaque)
+{
+    VPListener *l = opaque;
+
+    vp_watch_set(l->loop, l->fd, VP_READ);
+}
+
+/* listener_pause() - the socket stays readable: look away, or we'd spin */
+static void listener_pause(VPListener *l, int err)
+{
+    if (vp_once(&l->said, 0, l->loop->now, VP_LOG_SPAN)) {
+        loop_log(l->loop, VP_LOG_WARN, l->channel, "%s: cannot accept: %s",
+                 l->name, strerror(err));
+    }
+    l->said.at = l->loop->now; /* as long as it lasts it is no news */
+    vp_watch_set(l->loop, l->fd, 0);
+    vp_timer_start(l->loop, &l->pause, VP_ACCEPT_PAUSE, listener_resume, l);
+}
+
+static void listener_ready(void *opaque, int fd, int events)
+{
+    VPListener *l = opaque;
+
+    (void)events;
+    vp_listener_spare(l);
+    for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
+        VPAddr peer = { .len = sizeof(peer.ss), .ss.ss_family = AF_UNIX };
+        int conn = listener_accept(l, &peer);
+
+        if (conn >= 0) {
+            l->accepted(l->opaque, conn, &peer);
+            if (l->fd != fd) {
+                return; /* its owner stopped it */
+            }
+        } else if (starved(errno)) {
+            listener_pause(l, errno);
+            return;
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            return;
+        } /* else it is that client's trouble, see accept(2) */
+    }
+}
+
+int vp_listener_start(VPListener *l, VPLoop *loop, int fd)
+{
+    int rc = vp_watch(loop, fd, listener_ready, l);
+
+    l->loop = loop;
+    l->fd = l->spare = -1;
+    if (rc < 0) {
+        close(fd);
+        return rc;
+    }
+    l->fd = fd;
+    vp_listener_spare(l);
+    vp_watch_set(loop, fd, VP_READ);
+    return 0;
+}
+
+void vp_listener_stop(VPListener *l)
+{
+    if (l->loop == NULL) {
+        return; /* it was never started */
+    }
+    vp_timer_stop(&l->pause);
+    if (l->fd >= 0) {
+        vp_unwatch(l->loop, l->fd);
+        close(l->fd);
+        l->fd = -1;
+    }
+    if (l->keeps_spare && l->spare >= 0) {
+        close(l->spare);
+        l->spare = -1;
+    }
+}
+
+/* ---- a dialler -------------------------------------------------------- */
+
+static void dial_timer(void *opaque);
+
+/* dial_close() - this attempt is over */
+static void dial_close(VPDialer *d)
+{
+    if (d->fd >= 0) {
+        vp_unwatch(d->loop, d->fd);
+        close(d->fd);
+        d->fd = -1;
+    }
+}
+
+/* dial_unlink() - it waits for nothing */
+static void dial_unlink(VPDialer *d)
+{
+    node_remove(&d->node);
+    if (!node_linked(&d->loop->dialers)) {
+        vp_timer_stop(&d->loop->dial_timer);
+    }
+}
+
+/* dial_done() - with the connected socket, or with what was wrong at last */
+static void dial_done(VPDialer *d, int err)
+{
+    int fd = d->fd;
+
+    dial_unlink(d);
+    if (err != 0) {
+        dial_close(d);
+        d->done(d->opaque, -1, err);
+        return;
+    }
+    vp_unwatch(d->loop, fd);
+    d->fd = -1;
+    d->done(d->opaque, fd, 0);
+}
+
+static bool dial_addrs(VPDialer *d, int err);
+
+/* dial_failed() - the present address won't do; is there another? */
+static bool dial_failed(VPDialer *d, int err)
+{
+    d->failed(d->opaque, &d->target->addrs[d->at], err);
+    dial_close(d);
+    d->at++;
+    return dial_addrs(d, err);
+}
+
+static void dial_ready(void *opaque, int fd, int events)
+{
+    VPDialer *d = opaque;
+    int err = 0;
+    socklen_t len = sizeof(err);
+
+    (void)events;
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
+    if (err == 0) {
+        dial_done(d, 0);
+    } else {
+        dial_failed(d, err);
+    }
+}
+
+/* dial_socket() - for the present address; returns 0 or -errno */
+static int dial_socket(VPDialer *d)
+{
+    const VPAddr *addr = &d->target->addrs[d->at];
+    uint64_t now = d->loop->now;
+    uint64_t left = d->give_up_at - MIN(now, d->give_up_at);
+    int fd = socket(addr->ss.ss_family, SOCK_STREAM, 0), rc;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    rc = fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno
+         : vp_watch(d->loop, fd, dial_ready, d);
+    if (rc < 0) {
+        close(fd);
+        return rc;
+    }
+    d->fd = fd;
+    d->deadline = now + left / (d->target->naddrs - d->at);
+    if (d->made != NULL) {
+        d->made(d->opaque, fd, addr);
+    }
+    return 0;
+}
+
+/*
+ * dial_addrs() - try the addresses from d->at on
+ * @err:  what the one before said
+ *
+ * Returns true if it waits for an answer; else it is over, and @d may be gone.
+ */
+static bool dial_addrs(VPDialer *d, int err)
+{
+    VPLoop *loop = d->loop;
+
+    for (; d->at < d->target->naddrs; d->at++) {
+        const VPAddr *addr = &d->target->addrs[d->at];
+        int rc = d->fd < 0 ? dial_socket(d) : 0;
+
+        if (rc < 0) {
+            /* another address needs a descriptor, too */
+            d->failed(d->opaque, NULL, -rc);
+            dial_done(d, -rc);
+            return false;
+        }
+        if (connect(d->fd, (const struct sockaddr *)&addr->ss,
+                    addr->len) == 0 || errno == EISCONN) {
+            dial_done(d, 0);
+            return false;
+        }
+        err = errno;
+        d->full = err == EAGAIN;
+        if (d->full) {
+            d->target->full_at = loop->now;
+        }
+        if (d->full || err == EINPROGRESS || err == EINTR || err == EALREADY) {
+            vp_watch_set(loop, d->fd, d->full ? 0 : VP_WRITE);
+            if (!node_linked(&d->node)) {
+                node_append(&loop->dialers, &d->node);
+            }
+            if (!timer_running(&loop->dial_timer)) {
+                vp_timer_start(loop, &loop->dial_timer, VP_CONNECT_RETRY,
+                               dial_timer, loop);
+            }
+            return true;
+        }
+        d->failed(d->opaque, addr, err);
+        dial_close(d);
+    }
+    dial_done(d, err);
+    return false;
+}
+
+/* dial_look() - is it time to try again, or to give up? */
+static bool dial_look(VPDialer *d)
+{
+    struct pollfd pfd = { .fd = d->fd, .events = POLLOUT };
+    uint64_t now = d->loop->now;
+
+    /* late or not: we may have been paused; but one a pass shows it is full */
+    if (d->full && d->target->full_at != now && !dial_addrs(d, EAGAIN)) {
+        return false;
+    }
+    if (d->deadline > now || (!d->full && poll(&pfd, 1, 0) != 0)) {
+        return true;
+    }
+    return dial_failed(d, ETIMEDOUT);
+}
+
+/* dial_timer() - which attempts take too long, or should be made again? */
+static void dial_timer(void *opaque)
+{
+    VPLoop *loop = opaque;
+    uint64_t next = VP_CONNECT_STEP;
+    VPNode todo; /* a ring of its own: any may end while one is looked at */
+
+    node_init(&todo);
+    while (node_linked(&loop->dialers)) {
+        VPNode *n = loop->dialers.next;
+
+        node_remove(n);
+        node_append(&todo, n);
+    }
+    while (node_linked(&todo)) {
+        VPDialer *d = container_of(todo.next, VPDialer, node);
+
+        node_remove(&d->node);
+        node_append(&loop->dialers, &d->node);
+        if (dial_look(d) && d->full) {
+            next = VP_CONNECT_RETRY;
+        }
+    }
+    if (node_linked(&loop->dialers)) {
+        vp_timer_start(loop, &loop->dial_timer, next, dial_timer, loop);
+    }
+}
+
+void vp_dialer_start(VPDialer *d, VPLoop *loop, VPTarget *target)
+{
+    d->loop = loop;
+    d->target = target;
+    d->at = 0;
+    d->fd = -1;
+    d->give_up_at = loop->now + VP_CONNECT_TIMEOUT;
+    node_init(&d->node);
+    dial_addrs(d, EADDRNOTAVAIL);
+}
+
+void vp_dialer_stop(VPDialer *d)
+{
+    if (d->loop != NULL) {
+        dial_unlink(d);
+        dial_close(d);
+    }
+}
+
+/* ---- what each socket needs ------------------------------------------- */
+
+/* tcp_setup() - no TCP of ours waits; @addr is either end of @fd's */
+static void tcp_setup(int fd, const VPAddr *addr)
+{
+    int one = 1;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+#ifdef __linux__
+    /*
+     * Where BBR is the system's choice it would pace us, with a clock
+     * interrupt for each 64 KiB; within a machine there is no network to spare.
+     */
+    if (vp_addr_is_local(addr)) {
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno"));
+    }
+#endif
+}
+
+/*
+ * socket_setup() - what every proxied socket needs; @peer is its other end
+ *
+ * Should this daemon be killed, nobody may take what he got until then for all
+ * there was.
+ */
+static void socket_setup(int fd, const VPAddr *peer)
+{
+    reset_on_close(fd);
+    if (peer->ss.ss_family != AF_UNIX) {
+        tcp_setup(fd, peer);
+    }
+}
+
 
 /* ======================================================================
  * key
@@ -585,39 +1220,6 @@ typedef struct Sha256 {
     uint64_t len; /* bytes so far */
     uint8_t block[SHA256_BLOCK];
 } Sha256;
-
-static void put16(uint8_t *p, uint16_t v)
-{
-    p[0] = (uint8_t)(v >> 8);
-    p[1] = (uint8_t)v;
-}
-
-static void put32(uint8_t *p, uint32_t v)
-{
-    put16(p, (uint16_t)(v >> 16));
-    put16(p + 2, (uint16_t)v);
-}
-
-static void put64(uint8_t *p, uint64_t v)
-{
-    put32(p, (uint32_t)(v >> 32));
-    put32(p + 4, (uint32_t)v);
-}
-
-static uint16_t get16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-static uint32_t get32(const uint8_t *p)
-{
-    return (uint32_t)get16(p) << 16 | get16(p + 2);
-}
-
-static uint64_t get64(const uint8_t *p)
-{
-    return (uint64_t)get32(p) << 32 | get32(p + 4);
-}
 
 static uint32_t rotr(uint32_t x, int n)
 {
@@ -1036,16 +1638,6 @@ static uint64_t wire_sum(const uint8_t *p, size_t len)
     return sum[0] + sum[1];
 }
 
-/* mix64() - a bijection that leaves no bit where it was (Stafford's 13th) */
-static uint64_t mix64(uint64_t x)
-{
-    x ^= x >> 30;
-    x *= 0xbf58476d1ce4e5b9ull;
-    x ^= x >> 27;
-    x *= 0x94d049bb133111ebull;
-    return x ^ x >> 31;
-}
-
 /* wire_key() - differs for the two directions: an echo of ours won't check */
 static uint64_t wire_key(uint64_t sender_token, uint64_t receiver_token,
                          const VPKey *key)
@@ -1199,7 +1791,13 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 }
 
 /* ======================================================================
- * the parts of a driver
+ * store
+ *
+ * Packets that are not acked lie in a ring, as they are on the wire, none
+ * across the end, and are sent again from there.  The ring begins anew when it
+ * is empty, and as soon as there is room at its beginning for what may be in
+ * flight: so it touches no more memory, and no more of the cache, than the
+ * channel's speed asks for.
  * ====================================================================== */
 
 /* Un-acked packets the link can hold to send again. */
@@ -1207,52 +1805,10 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
 #define VP_STORE_PKTS 2048u
 
 /*
- * The receive buffer starts small and doubles while reads fill it; with a
- * larger one its bytes come later to who waits for them, and leave the cache
- * (1 MiB: up to 12 % less throughput).
- */
-#define VP_RX_LEN_MIN (2u * VP_PKT_LEN_MAX)
-#define VP_RX_LEN_MAX (4u * VP_PKT_LEN_MAX)
-
-/*
- * Credit of a new connection, of a fast one, and what all may add up to: enough
- * for one that moves beside eight that grew theirs and then got stuck.
- */
-#define VP_WINDOW_INIT (16u << 10)
-#define VP_WINDOW_MAX (2u << 20)
-#define VP_WINDOW_BUDGET (8u << 20)
-/*
- * The window grows once the local side has taken window / this times as much:
- * a small one soon, as to be short of credit costs more than it holds; a large
- * one late, as the kernel takes some MiB even if nobody ever reads them.
- */
-#define VP_WINDOW_TRIAL (64u << 10)
-
-/* Handed to the kernel at a time: what wakes the reader, which is dear. */
-#define VP_WRITE_MAX (512u << 10)
-/* A virtio-serial port takes so much in one write, and all of it or none. */
-#define VP_VIRTIO_WRITE_MAX 32768u
-
-/*
- * First sequence number and first connection id of a session: both wrap
- * around early in every session's life, not only in the long ones.
+ * First sequence number of a session: it wraps around early in every session's
+ * life, not only in the long ones.
  */
 #define VP_SEQ_FIRST (0u - 1000u)
-#define VP_CONN_FIRST (0u - 100u)
-
-/* What was logged of a peer that is none; each once, the worse ones later. */
-typedef enum VPNamed {
-    NAMED_NOT,
-    NAMED_SILENT, /* it says nothing, or isn't there */
-    NAMED_GARBAGE,
-    NAMED_WRONG,  /* a HELLO, but one that won't do */
-} VPNamed;
-
-typedef enum VPLinkState {
-    LINK_DOWN,
-    LINK_HELLO,
-    LINK_UP,
-} VPLinkState;
 
 /* A packet in the send store. */
 typedef struct VPSent {
@@ -1266,12 +1822,6 @@ typedef struct VPSent {
     bool app_limited;      /* then the channel was not kept busy */
 } VPSent;
 
-/*
- * Packets that are not acked lie in a ring, as they are on the wire, none
- * across the end.  The ring begins anew when it is empty, and as soon as
- * there is room at its beginning for what may be in flight: so it touches no
- * more memory, and no more of the cache, than the channel's speed asks for.
- */
 typedef struct VPStore {
     uint8_t *ring;
     VPSent *sent;     /* by sequence number modulo VP_STORE_PKTS */
@@ -1285,323 +1835,6 @@ typedef struct VPStore {
     uint64_t base_digest; /* of all packets before base */
     uint64_t digest;      /* of all packets before next */
 } VPStore;
-
-/* How fast the channel is, and how much may be on its way; see flow_acked(). */
-typedef struct VPFlow {
-    double rate;          /* bytes per us; 0: not known yet */
-    double rate_max[2];   /* the best of this span of time and the last */
-    unsigned rounds;      /* in this span, which began at */
-    uint64_t span_at;
-    uint64_t round_at;    /* when it began, and "delivered" at that time */
-    uint64_t round_start;
-    uint64_t round_sent_at; /* when what was acked last by then had left */
-    uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
-    uint64_t min_rtt;
-    uint64_t min_rtt_at;
-    bool filled;          /* the channel was kept busy at least once */
-    bool full;            /* its rate was found */
-    unsigned full_rounds; /* without growth beyond full_rate */
-    double full_rate;
-    double start_limit;   /* until then, doubled while the rate follows */
-    unsigned probing;     /* rounds left of holding back to see min_rtt */
-    uint64_t probe_at;    /* when the last of these began */
-    uint32_t received;    /* bytes of the peer's packets */
-    double came;          /* of these, in a round trip; smoothed */
-    uint64_t sparse_at;   /* a sparse connection sent beside busy ones */
-    uint64_t delivered;   /* bytes acked */
-    uint64_t acked_at;    /* when some were, last */
-    uint64_t app_limited; /* "delivered" up to which samples say little */
-    uint32_t enough;      /* bytes in flight that keep the channel busy */
-    uint32_t limit;       /* bytes in flight, at most */
-    uint32_t pkt_len;     /* of a packet, at most */
-    uint32_t unmarked;    /* bytes since the last VP_FLAG_ACK_NOW */
-    uint64_t marked_at;   /* when that was */
-} VPFlow;
-
-typedef struct VPLink {
-    VPLinkState state;
-    VPChannelKind kind;
-    unsigned role;      /* VP_HELLO_LISTENER, VP_HELLO_CONNECTOR, or 0 */
-    int rfd;
-    int wfd;
-    bool away;          /* virtio port whose other side is not connected */
-    bool away_polled;   /* ... and select() doesn't sleep on it */
-    bool blocked;       /* the channel takes no more for the moment */
-    bool dumb;          /* it will never take more, but may be read */
-    bool rx_more;       /* packets wait in rx for the next pass */
-    bool heard;         /* a HELLO came since the descriptor is ours */
-    VPNamed named;      /* logged since a session was up */
-    bool named_up;      /* logged that this descriptor's channel is up */
-    bool busy;          /* packets came since the trim timer looked */
-    uint64_t attached_at;
-    uint64_t garbage;   /* bytes skipped since then */
-
-    /* handshake and session */
-    VPHello hello;      /* what I say; frozen for one handshake */
-    uint64_t peer_token;
-    uint64_t epoch[2];     /* mine, the peer's; 0: no session */
-    bool confirmed;        /* the peer holds it, too, as far as we know */
-    bool peer_up;          /* the peer has shown that it is, with our token */
-    uint64_t tx_key;
-    uint64_t rx_key;
-    uint64_t hello_at;     /* since when */
-    uint64_t penalty_until; /* nothing is said or believed before that */
-    uint64_t hello_wait;
-    VPTimer hello_timer;
-    uint32_t peer_window;  /* credit a new connection starts with */
-    uint32_t peer_max_conns;
-
-    /* sending */
-    VPStore store;
-    VPFlow flow;
-    uint8_t ctl[256];      /* unsequenced packets on their way out */
-    size_t ctl_len;
-    size_t ctl_off;
-    bool need_hello;
-    bool need_ping;
-
-    /* receiving */
-    uint8_t *rx;
-    size_t rx_cap;
-    size_t rx_len;
-    size_t rx_scanned;     /* of a packet that stopped arriving */
-    uint64_t rx_at;        /* when it began */
-    uint64_t rx_last_at;   /* when bytes came last */
-    size_t rx_gap;         /* where in rx they went on after a silence */
-    uint32_t rx_expect;
-    uint64_t rx_digest;    /* of all packets before rx_expect */
-    uint32_t rx_unacked;   /* bytes */
-    bool ack_now;
-    VPTimer ack_timer;
-    VPTimer ping_timer;
-    bool ping_waits;       /* the timer runs since packets wait for an ack */
-    uint64_t ping_wait;
-    uint32_t ping_base;    /* store.base when the timer was started */
-    uint64_t asked_at;     /* PING not answered since; 0: none */
-    VPTimer away_timer;    /* while away or dumb */
-    VPTimer trim_timer;    /* while there may be memory to give back */
-
-    /* for vp_channel_info() */
-    uint64_t session_at;
-    uint64_t bytes[2];
-    uint64_t packets[2];
-    uint64_t resyncs;
-    uint64_t attaches;
-    char last_error[128];
-    uint64_t last_error_at;
-} VPLink;
-
-/* From the local socket to the channel. */
-typedef enum VPIn {
-    IN_WAIT,   /* not connected yet */
-    IN_OPEN,
-    IN_EOF,    /* CLOSE still to be sent */
-    IN_CLOSED,
-} VPIn;
-
-/* From the channel to the local socket. */
-typedef enum VPOut {
-    OUT_WAIT,       /* not connected yet */
-    OUT_WAIT_DRAIN, /* the peer sent CLOSE before we were */
-    OUT_OPEN,
-    OUT_DRAIN,      /* the peer sent CLOSE, bytes wait in the buffer */
-    OUT_BROKEN,     /* the socket takes no more: drop, but return credit */
-    OUT_CLOSED,
-} VPOut;
-
-/* Control messages due; a set, so a peer can't make us queue answers. */
-enum {
-    DUE_INIT = 1,
-    DUE_ACK = 2,
-    DUE_REFUSED = 4,
-    DUE_WINDOW = 8,
-    DUE_CLOSE = 16,
-    DUE_RESET = 32,
-};
-
-typedef struct VPConn {
-    struct VPDriver *drv;
-    struct VPConn *hash_next;
-    VPNode all;        /* drv->conns, oldest first */
-    VPNode turn;       /* scheduler: readable, has credit */
-    VPNode due_node;   /* drv->due */
-    VPNode wait;       /* drv->connecting */
-    uint32_t id;
-    bool client;       /* the client side: we accepted it */
-    bool announced;    /* the peer knows of it */
-    bool gone;         /* closed here, only "due" is left of it */
-    bool dead;         /* to be freed */
-    bool blocked;      /* the local socket takes no more for the moment */
-    bool retry;        /* connect() must be called again */
-    bool doomed;       /* the sweep saw that it was reset */
-    bool broken;       /* a write failed: RESET follows what can be read */
-    VPIn in;
-    VPOut out;
-    unsigned due;
-    uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
-    int fd;
-    uint64_t ends_at;  /* conn_end(): when it is reset at the latest; 0: no */
-    uint64_t born;
-    uint64_t moved;    /* when data moved last */
-
-    uint64_t tx_count; /* bytes sent to the peer */
-    uint64_t tx_limit; /* what it lets us */
-    uint64_t rx_count; /* bytes received */
-    uint64_t rx_taken; /* of these, taken by the local socket */
-    uint64_t rx_limit; /* what we let the peer send */
-    uint32_t window;
-    uint64_t resized_at; /* rx_taken when the window was last changed */
-    int32_t deficit;   /* scheduler: what is left of the quantum */
-    double idle_at;    /* drv->sched_share when it had nothing to send */
-    bool in_turns;     /* "turn" is in drv->turns, not in drv->fresh */
-
-    uint8_t *buf;      /* what the local socket has not taken yet */
-    uint32_t buf_off;
-    uint32_t buf_len;
-    uint32_t buf_cap;
-
-    struct VPIForward *iforward; /* while connecting */
-    size_t next_addr;
-    uint64_t deadline;   /* for the address that is tried */
-    uint64_t give_up_at; /* for all of them; 0: none was tried yet */
-    char service_id[VP_SERVICE_ID_LEN + 1];
-} VPConn;
-
-typedef struct VPOForward {
-    VPNode node;
-    struct VPDriver *drv;
-    int fd;
-    uint64_t starved_at; /* when accept() last found no descriptor; 0: never */
-    VPTimer timer;
-    char service_id[VP_SERVICE_ID_LEN + 1];
-} VPOForward;
-
-typedef struct VPIForward {
-    VPNode node;
-    size_t naddrs;
-    VPAddr *addrs;
-    uint64_t full_at; /* when its target, a unix socket, took no more */
-    char service_id[VP_SERVICE_ID_LEN + 1];
-} VPIForward;
-
-/* A peer that came to a listening channel in use; see vp_offer(). */
-typedef struct VPCandidate {
-    int fd; /* -1: none */
-    uint64_t token; /* that it has to echo */
-    bool proved;    /* it has, and waits until the present peer answers */
-    const char *said; /* why the last one was turned away, or NULL */
-    size_t len;
-    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
-    VPTimer timer;
-} VPCandidate;
-
-/* Packets' payloads for one connection, to be written in one call. */
-#define VP_BATCH 16
-typedef struct VPBatch {
-    VPConn *conn;
-    int n;
-    struct iovec iov[1 + VP_BATCH]; /* [0] is for the connection's buffer */
-} VPBatch;
-
-struct VPDriver {
-    struct VPDriver *next;
-    VPLoop *loop;
-    int id;
-    VPConfig config;
-    VPLostHandler *lost;
-    void *opaque;
-
-    VPLink link;
-    VPCandidate candidate;
-    VPTimer grace_timer;
-    uint64_t down_at;      /* since when there is no channel */
-    uint64_t grace_used;   /* of the connections' time, by earlier ones */
-    uint64_t complained_at; /* last line about damage on the channel */
-    struct {
-        uint64_t span;     /* since when, */
-        unsigned lines;    /* how many lines */
-    } provoked[2];         /* by provoked_log(); [1]: of VP_LOG_DEBUG */
-
-    unsigned work;         /* done in this pass for the peer, VP_WORK_... */
-
-    VPNode conns;
-    size_t nconns;
-    size_t nclients;       /* of these, accepted here */
-    size_t nopen;          /* of the others, not closed here yet */
-    size_t nannounced;     /* clients that the peer knows of */
-    VPConn **hash;
-    size_t hash_size;
-    uint64_t hash_seed;
-    uint32_t next_id;
-    VPNode fresh;          /* scheduler: were quiet, go first */
-    VPNode turns;          /* the others, round robin */
-    size_t nturns;
-    double sched_share;    /* bytes that each of them has sent */
-    double newest_at;      /* what it was when the newest connection came */
-    VPNode due;
-    VPNode dead;
-    VPNode connecting;
-    size_t nconnecting;
-    double opens;          /* that the peer may make now */
-    uint64_t opens_at;
-    VPTimer connect_timer;
-    VPTimer sweep_timer;
-    uint64_t end_step;     /* between looks at connections that end */
-    uint32_t window_grown; /* of VP_WINDOW_BUDGET */
-    VPBatch batch;
-
-    VPNode oforwards;
-    VPNode iforwards;
-};
-
-static void vp_handle_packet(VPDriver *drv, const VPPacket *pkt,
-                             uint8_t *payload);
-static void batch_flush(VPDriver *drv);
-static void conn_abort(VPConn *c, VPReason reason);
-static void conns_reset(VPDriver *drv);
-static void conns_session(VPDriver *drv);
-static void driver_reap(VPDriver *drv);
-
-static struct VPDriver *driver_next(const struct VPDriver *drv)
-{
-    return drv->next;
-}
-
-/* Lines a peer or a client can provoke: so many per span, then silence. */
-#define VP_LOG_LINES 50
-#define VP_LOG_SPAN (10 * SECOND)
-
-/* provoked_log() - vp_log(), but nobody can fill the disk with it */
-static void provoked_log(VPDriver *drv, VPLogLevel level, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void provoked_log(VPDriver *drv, VPLogLevel level, const char *fmt, ...)
-{
-    bool debug = level == VP_LOG_DEBUG;
-    uint64_t *span = &drv->provoked[debug].span;
-    unsigned *lines = &drv->provoked[debug].lines;
-    char line[256];
-    va_list ap;
-
-    if (drv->loop->now - *span >= VP_LOG_SPAN) {
-        if (*lines > VP_LOG_LINES) {
-            vp_log(debug ? VP_LOG_DEBUG : VP_LOG_WARN, drv->id,
-                   "%u lines like those were left out", *lines - VP_LOG_LINES);
-        }
-        *span = drv->loop->now;
-        *lines = 0;
-    }
-    if (++*lines <= VP_LOG_LINES) {
-        va_start(ap, fmt);
-        vsnprintf(line, sizeof(line), fmt, ap);
-        va_end(ap);
-        vp_log(level, drv->id, "%s", line);
-    }
-}
-
-/* ======================================================================
- * link: the send store
- * ====================================================================== */
 
 static VPSent *store_sent(VPStore *s, uint32_t seq)
 {
@@ -1663,6 +1896,12 @@ static uint32_t store_room(VPStore *s, uint32_t want, uint32_t limit)
     return tail - s->head - (tail > s->head);
 }
 
+/* store_payload() - where the next packet's payload goes */
+static uint8_t *store_payload(const VPStore *s)
+{
+    return s->ring + s->head + VP_PKT_HDR_LEN;
+}
+
 /* store_add() - take in a packet whose bytes are at store.head already */
 static void store_add(VPStore *s, const VPPacket *pkt)
 {
@@ -1722,7 +1961,7 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 }
 
 /* ======================================================================
- * link: how much may be on its way
+ * flow
  *
  * What the kernel, QEMU and the line hold can't be overtaken, so the link
  * keeps no more un-acked bytes there than the channel needs to stay busy:
@@ -1776,6 +2015,38 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_RATE_US SECOND
 #define VP_FULL_ROUNDS 3           /* without growth: the channel is full */
 #define VP_MIN_RTT_US (10 * SECOND)
+
+/* How fast the channel is, and how much may be on its way; see flow_acked(). */
+typedef struct VPFlow {
+    double rate;          /* bytes per us; 0: not known yet */
+    double rate_max[2];   /* the best of this span of time and the last */
+    unsigned rounds;      /* in this span, which began at */
+    uint64_t span_at;
+    uint64_t round_at;    /* when it began, and "delivered" at that time */
+    uint64_t round_start;
+    uint64_t round_sent_at; /* when what was acked last by then had left */
+    uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
+    uint64_t min_rtt;
+    uint64_t min_rtt_at;
+    bool filled;          /* the channel was kept busy at least once */
+    bool full;            /* its rate was found */
+    unsigned full_rounds; /* without growth beyond full_rate */
+    double full_rate;
+    double start_limit;   /* until then, doubled while the rate follows */
+    unsigned probing;     /* rounds left of holding back to see min_rtt */
+    uint64_t probe_at;    /* when the last of these began */
+    uint32_t received;    /* bytes of the peer's packets */
+    double came;          /* of these, in a round trip; smoothed */
+    uint64_t sparse_at;   /* a sparse connection sent beside busy ones */
+    uint64_t delivered;   /* bytes acked */
+    uint64_t acked_at;    /* when some were, last */
+    uint64_t app_limited; /* "delivered" up to which samples say little */
+    uint32_t enough;      /* bytes in flight that keep the channel busy */
+    uint32_t limit;       /* bytes in flight, at most */
+    uint32_t pkt_len;     /* of a packet, at most */
+    uint32_t unmarked;    /* bytes since the last VP_FLAG_ACK_NOW */
+    uint64_t marked_at;   /* when that was */
+} VPFlow;
 
 static void flow_reset(VPFlow *f, uint64_t now)
 {
@@ -1933,9 +2204,96 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
     }
 }
 
+/*
+ * flow_mark() - an ack is asked for a few times per bound in flight, and once
+ * a second where less is sent, to know the round-trip time
+ */
+static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
+{
+    f->unmarked += len;
+    if (f->unmarked < f->limit / 4 && now - f->marked_at < SECOND) {
+        return 0;
+    }
+    f->unmarked = 0;
+    f->marked_at = now;
+    return VP_FLAG_ACK_NOW | (f->probing > 0 ? VP_FLAG_PROBE : 0);
+}
+
 /* ======================================================================
- * link: descriptors, sending
+ * link
+ *
+ * Makes an ordered, exactly-once stream of packets of a channel that may be
+ * cut, garbled, stalled or restarted at any byte.
+ *
+ *   DOWN   no descriptor
+ *   AWAY   a virtio port whose other side isn't connected
+ *   HELLO  shaking hands
+ *   UP     packets flow
+ *   DUMB   it takes no more bytes; what the peer sent before is still read
+ *
+ *   event                      DOWN    AWAY    HELLO   UP      DUMB
+ *   ---------------------------------------------------------------
+ *   a descriptor comes         HELLO
+ *   the port's other side
+ *     is gone                                  AWAY    AWAY
+ *     is back                          HELLO
+ *   HELLO that echoes my token                 UP
+ *   damage, gap, a new HELLO                           HELLO   (ignored)
+ *   peer breaks the protocol                   HELLO   HELLO   (ignored)
+ *   goodbye of the peer                        HELLO   HELLO   (ignored)
+ *   write says EPIPE or reset                  DUMB    DUMB
+ *   end of data, error, time           DOWN    DOWN    DOWN    DOWN
+ *
+ * Whatever goes wrong is mended by one mechanism, the handshake.  Each side
+ * invents a token, sends HELLO until the peer echoes it, and so knows that
+ * the peer is alive now and reads this very channel.  The two tokens make the
+ * key that seeds the check of all later packets, so bytes from before the
+ * handshake, from another session, or from inside somebody's payload never
+ * pass for packets.  A session is named by the two tokens of the handshake
+ * that began it (its epochs).  HELLO says which session its sender holds,
+ * which packet it expects, which it can still send, and a digest of all it
+ * received: if all of that fits, both go on where the other stands; else
+ * there is a new session and every connection of the old one is reset.  The
+ * digest is what notices a side that was thrown back in time (a snapshot)
+ * and has since sent other packets under the same numbers.
+ *
+ * A side that finds the peer's claim impossible forgets its session, takes a
+ * new token and says HELLO again; so both sides come to the same verdict
+ * without a further message.  In a new session nothing is sent before the
+ * peer has shown that it is in it, so a handshake that only one side saw
+ * completed costs no connection: those that waited still wait.
+ *
+ * A side may be thrown back into the middle of a handshake, and the peer's echo
+ * still be under way: it fits, and leads into the session that the abandoned
+ * time was in already, with the same tokens.  So each packet's check is seeded
+ * with the digest of what it acknowledges as well.  A packet passes only where
+ * just that was sent, and so no answer to the abandoned time for one to the new
+ * one; it leads to a handshake like any damage, which ends the session.  For
+ * what is sent the numbers tell: the new time goes on from those that it had.
+ * And a peer that was up, but says HELLO as one that isn't, begins a handshake
+ * as if it had a new token.
+ *
+ * Silence is not death, as the peer may be a VM that is paused for days.  What
+ * is above the link is told through VPLinkOps, and the link knows no more of
+ * it than that.
  * ====================================================================== */
+
+/*
+ * The receive buffer starts small and doubles while reads fill it; with a
+ * larger one its bytes come later to who waits for them, and leave the cache
+ * (1 MiB: up to 12 % less throughput).
+ */
+#define VP_RX_LEN_MIN (2u * VP_PKT_LEN_MAX)
+#define VP_RX_LEN_MAX (4u * VP_PKT_LEN_MAX)
+
+/* Credit that a new connection starts with: HELLO tells the peer. */
+#define VP_WINDOW_INIT (16u << 10)
+
+/* Handed to the kernel at a time: what wakes the reader, which is dear. */
+#define VP_WRITE_MAX (512u << 10)
+#define VP_WRITE_IOV 8
+/* A virtio-serial port takes so much in one write, and all of it or none. */
+#define VP_VIRTIO_WRITE_MAX 32768u
 
 #define VP_HELLO_WAIT_MIN (100 * MS)
 #define VP_HELLO_WAIT_MAX SECOND
@@ -1945,21 +2303,33 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
 #define VP_STRANGER_US (2 * SECOND)
 /* After a peer broke the protocol; else it could have us log at line rate. */
 #define VP_PENALTY_US SECOND
+/* A resync is worth a warning if the last one was so long ago. */
+#define VP_RESYNC_NEWS (10 * SECOND)
+
+/* An ack is due so long after what it acks, or after so many bytes. */
 #define VP_ACK_DELAY (10 * MS)
+#define VP_ACK_BYTES (256u << 10)
 /* A PING after so long without an ack: 4 round trips, but at least, at most */
 #define VP_PING_WAIT_MIN (20 * MS)
 #define VP_PING_WAIT_MAX (200 * MS)
 #define VP_PING_IDLE (5 * SECOND)
-#define VP_TRIM_US (2 * SECOND)
-#define VP_AWAY_POLL (250 * MS)
-#define VP_DUMB_US SECOND
-/* Bytes taken in until they are acked, whether asked for or not. */
-#define VP_ACK_BYTES (256u << 10)
+/* A PING that isn't answered for so long: the peer may be dead. */
+#define VP_DEAD_US (3 * SECOND)
 /*
  * A packet that takes longer to come may be the rest of a damaged one, and a
  * PING may have come behind that.
  */
 #define VP_STALL_US (10 * MS)
+/* After a silence so long a peer that was started anew may say hello. */
+#define VP_SILENCE_US (150 * MS)
+
+/* How often a port is looked at that select() doesn't sleep on. */
+#define VP_AWAY_POLL (250 * MS)
+/* How long a channel that takes no more is still read. */
+#define VP_DUMB_US SECOND
+/* What was not used for so long goes back to the system. */
+#define VP_TRIM_US (2 * SECOND)
+
 /*
  * What a channel's peer may have done for it in a pass, in units of about half
  * a microsecond; less if there are other channels.
@@ -1970,262 +2340,388 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
 #define VP_WORK_WRITE 2
 #define VP_WORK_HELLO 8
 #define VP_WORK_CONNECT 32
-/* After a silence so long a peer that was started anew may say hello. */
-#define VP_SILENCE_US (150 * MS)
 
-static void link_ready(void *opaque, int fd, int events);
+typedef enum VPLinkState {
+    LINK_DOWN,
+    LINK_AWAY,
+    LINK_HELLO,
+    LINK_UP,
+    LINK_DUMB,
+} VPLinkState;
+
+/* How far the peer is known to be in the session. */
+typedef enum VPPeerState {
+    PEER_UNSURE, /* it may not have seen the handshake completed */
+    PEER_HOLDS,  /* it holds the session */
+    PEER_UP,     /* it has shown that it is up, with my token */
+} VPPeerState;
+
+/* What is said of a peer that makes no session; the worse ones come later. */
+typedef enum VPLinkNews {
+    NEWS_NONE,
+    NEWS_SILENT, /* it says nothing, or isn't there */
+    NEWS_GARBAGE,
+    NEWS_WRONG,  /* a HELLO, but one that won't do */
+} VPLinkNews;
+
+/* Unsequenced packets due; a set, so a peer can't make us queue answers. */
+enum {
+    LINK_DUE_HELLO = 1,
+    LINK_DUE_PING = 2,
+};
+
+/* What the link tells the one above it, whose @up is. */
+typedef struct VPLinkOps {
+    /*
+     * The next sequenced packet: NULL, or what is wrong with it.  @payload
+     * stays where it is until flush().
+     */
+    const char *(*packet)(void *up, const VPPacket *pkt, uint8_t *payload);
+    void (*flush)(void *up);
+    /* a session has begun, or goes on */
+    void (*began)(void *up);
+    /* the session is over for all that the peer knew of */
+    void (*over)(void *up);
+    /* the descriptor is closed; as VPLostHandler */
+    void (*lost)(void *up, const char *reason, bool was_up);
+    /* nothing moves: give memory back */
+    void (*idle)(void *up);
+} VPLinkOps;
+
+typedef struct VPLink {
+    VPLoop *loop;
+    VPLog *log;
+    const VPLinkOps *ops;
+    void *up;
+    const VPKey *key;    /* NULL: none is needed */
+    uint32_t max_conns;  /* that the peer may have open to us, for HELLO */
+
+    /* the descriptor */
+    VPLinkState state;
+    size_t (*parse)(struct VPLink *l, uint8_t *p, size_t len);
+    VPChannelKind kind;
+    unsigned role;       /* VP_HELLO_LISTENER, VP_HELLO_CONNECTOR, or 0 */
+    int rfd;             /* -1: none */
+    int wfd;
+    bool blocked;        /* it takes no more bytes for the moment */
+    bool away_polled;    /* AWAY, and select() doesn't sleep on it */
+    bool heard;          /* a HELLO that is believed came from it */
+    bool was_up;         /* a session came up on it */
+    uint64_t attached_at;
+    uint64_t garbage;    /* bytes skipped since then */
+    VPTimer away_timer;  /* AWAY: to look again; DUMB: to give up */
+
+    /* handshake and session */
+    VPHello hello;       /* what I claim; frozen for one handshake */
+    unsigned due;        /* LINK_DUE_... */
+    uint64_t peer_token; /* 0: not heard in this handshake */
+    uint64_t epoch[2];   /* mine, the peer's; 0: no session */
+    VPPeerState peer;
+    uint64_t tx_key;
+    uint64_t rx_key;
+    uint64_t hello_at;   /* when the handshake began */
+    uint64_t hello_wait; /* until the next HELLO */
+    uint64_t penalty_until; /* nothing is said or believed before that */
+    VPTimer hello_timer;
+    uint32_t peer_window;   /* credit a new connection starts with */
+    uint32_t peer_max_conns;
+
+    /* sending */
+    VPStore store;
+    VPFlow flow;
+    uint8_t ctl[256];    /* unsequenced packets on their way out */
+    size_t ctl_len;
+    size_t ctl_off;
+
+    /* receiving */
+    uint8_t *rx;
+    size_t rx_cap;
+    size_t rx_len;
+    bool rx_more;        /* packets wait in rx for the next pass */
+    size_t rx_scanned;   /* bytes of a packet that stopped arriving */
+    uint64_t rx_at;      /* when the packet at the front began; 0: none */
+    uint64_t rx_last_at; /* when bytes came last */
+    size_t rx_gap;       /* where in rx they went on after a silence */
+    uint32_t rx_expect;  /* sequence number */
+    uint64_t rx_digest;  /* of all packets before rx_expect */
+    unsigned work;       /* done for the peer in this pass, VP_WORK_... */
+
+    /* acks and life */
+    bool ack_asked;      /* the peer waits for one */
+    uint32_t rx_unacked; /* bytes */
+    uint64_t ack_by;     /* when they are acked at the latest; 0: none */
+    VPTimer ack_timer;
+    VPTimer ping_timer;
+    bool ping_waits;     /* the timer runs since packets wait for an ack */
+    uint64_t ping_wait;  /* what it was started with */
+    uint32_t ping_base;  /* store.base then */
+    uint64_t asked_at;   /* PING not answered since; 0: none */
+
+    bool moved;          /* packets came since the trim timer looked */
+    VPTimer trim_timer;  /* while there may be memory to give back */
+
+    VPOnce news;         /* VPLinkNews since a session was up */
+    VPOnce resync_news;
+
+    /* for vp_channel_info() */
+    uint64_t session_at;
+    uint64_t bytes[2];   /* payload received, sent */
+    uint64_t packets[2]; /* sequenced packets received, sent */
+    uint64_t resyncs;
+    uint64_t attaches;
+    char last_error[128];
+    uint64_t last_error_at;
+} VPLink;
+
+static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len);
+static size_t link_parse_up(VPLink *l, uint8_t *p, size_t len);
 static void link_hello_timer(void *opaque);
-static void link_new_token(VPDriver *drv);
-static void link_trim_later(VPDriver *drv);
-static void link_ping_start(VPDriver *drv, uint64_t wait);
-
-static uint64_t random64(void)
-{
-    static uint64_t counter;
-    static int fd = -1; /* kept: later there may be no descriptor left */
-    struct timespec ts;
-    uint64_t r = 0;
-
-    if (fd < 0) {
-        fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
-    }
-    if (fd < 0 || read(fd, &r, sizeof(r)) != (ssize_t)sizeof(r)) {
-        r = 0;
-    }
-    /* a guest thrown back in time would draw the same numbers again */
-    clock_gettime(CLOCK_REALTIME, &ts);
-    r ^= mix64((uint64_t)ts.tv_sec << 32 ^ (uint64_t)ts.tv_nsec);
-    r += mix64((uint64_t)getpid() << 32 ^ ++counter);
-    return r != 0 ? r : 1;
-}
-
-/* link_key() - NULL: none is needed */
-static const VPKey *link_key(const VPDriver *drv)
-{
-    return drv->config.key.len > 0 ? &drv->config.key : NULL;
-}
+static void link_ready(void *opaque, int fd, int events);
 
 static bool link_has_fd(const VPLink *l)
 {
     return l->rfd >= 0;
 }
 
-/* link_interest() - what is watched, from state alone */
-static void link_interest(VPDriver *drv)
+/* link_has_session() - one that may be resumed */
+static bool link_has_session(const VPLink *l)
 {
-    VPLink *l = &drv->link;
-    int r = 0, w = 0;
+    return l->epoch[0] != 0;
+}
+
+/* link_may_send() - do connections' packets go out? */
+static bool link_may_send(const VPLink *l)
+{
+    return l->state == LINK_UP && l->peer != PEER_UNSURE && !l->blocked;
+}
+
+/* link_interest() - what is watched, from state alone */
+static void link_interest(VPLink *l)
+{
+    bool away = l->state == LINK_AWAY;
+    int r = away ? 0 : VP_READ, w = 0;
 
     if (!link_has_fd(l)) {
         return;
-    }
-    if (!l->away) {
-        r = VP_READ;
     }
     /*
      * The read set doesn't sleep on a virtio port without a host, the
      * write set does (drivers/char/virtio_console.c, port_fops_poll).
      */
-    if (l->blocked || (l->away && !l->away_polled)) {
+    if (away ? !l->away_polled : l->blocked) {
         w = VP_WRITE;
     }
     if (l->rfd == l->wfd) {
-        vp_watch_set(drv->loop, l->rfd, r | w);
+        vp_watch_set(l->loop, l->rfd, r | w);
     } else {
-        vp_watch_set(drv->loop, l->rfd, r);
-        vp_watch_set(drv->loop, l->wfd, w);
+        vp_watch_set(l->loop, l->rfd, r);
+        vp_watch_set(l->loop, l->wfd, w);
     }
+}
+
+static void link_set_blocked(VPLink *l, bool blocked)
+{
+    l->blocked = blocked;
+    link_interest(l);
+}
+
+/* link_set_state() - the only place where it changes; @why is for the log */
+static void link_set_state(VPLink *l, VPLinkState to, const char *why)
+{
+    static const char *const name[] = { "DOWN", "AWAY", "HELLO", "UP", "DUMB" };
+    static const unsigned legal[] = {
+        [LINK_DOWN] = 1u << LINK_HELLO,
+        [LINK_AWAY] = 1u << LINK_HELLO | 1u << LINK_DOWN,
+        [LINK_HELLO] = 1u << LINK_HELLO | 1u << LINK_UP | 1u << LINK_DUMB |
+                       1u << LINK_AWAY | 1u << LINK_DOWN,
+        [LINK_UP] = 1u << LINK_HELLO | 1u << LINK_DUMB | 1u << LINK_AWAY |
+                    1u << LINK_DOWN,
+        [LINK_DUMB] = 1u << LINK_DOWN,
+    };
+
+    if (!(legal[l->state] >> to & 1)) {
+        log_say(l->log, VP_LOG_ERROR, "link: %s after %s (%s)", name[to],
+                name[l->state], why);
+        return;
+    }
+    log_provoked(l->log, VP_LOG_DEBUG, "link %s -> %s: %s", name[l->state],
+                 name[to], why);
+    l->state = to;
+    if (to == LINK_UP) {
+        l->parse = link_parse_up;
+    } else if (to != LINK_DUMB) {
+        l->parse = link_parse_hello;
+    }
+    link_interest(l);
+}
+
+/* link_news() - is there something worse to log of the peer than before? */
+static bool link_news(VPLink *l, VPLinkNews news)
+{
+    return news > l->news.what && vp_once(&l->news, news, l->loop->now, 0);
+}
+
+static void link_note_error(VPLink *l, const char *text)
+{
+    snprintf(l->last_error, sizeof(l->last_error), "%s", text);
+    l->last_error_at = l->loop->now;
 }
 
 /* link_forget() - end the session here; the next handshake begins a new one */
-static void link_forget(VPDriver *drv)
+static void link_forget(VPLink *l)
 {
-    VPLink *l = &drv->link;
-
     l->epoch[0] = l->epoch[1] = 0;
-    drv->grace_used = 0;
     store_reset(&l->store);
-    conns_reset(drv);
+    l->ops->over(l->up);
 }
 
-/* grace_expired() - connections without a channel have waited long enough */
-static void grace_expired(void *opaque)
+/* ---- memory ----------------------------------------------------------- */
+
+/* link_trim_timer() - nothing moves: give memory back */
+static void link_trim_timer(void *opaque);
+
+static void link_trim_later(VPLink *l)
 {
-    VPDriver *drv = opaque;
-    uint64_t grace = drv->config.grace * SECOND;
-    uint64_t now = drv->loop->now;
-
-    if (drv->link.epoch[0] != 0) {
-        vp_log(VP_LOG_WARN, drv->id, "no channel for %u s: session ended",
-               drv->config.grace);
-        link_forget(drv);
-        if (drv->link.state == LINK_HELLO) {
-            link_new_token(drv); /* what was said of the session is over */
-            drv->link.need_hello = true;
-        }
-    }
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
-        VPConn *c = container_of(n, VPConn, all);
-        uint64_t end = MAX(c->born, drv->down_at) + grace;
-
-        if (c->ends_at != 0) {
-            continue;
-        }
-        if (end > now) {
-            vp_timer_start(drv->loop, &drv->grace_timer, end - now,
-                           grace_expired, drv);
-            return;
-        }
-        if (!c->gone) {
-            provoked_log(drv, VP_LOG_INFO, "%s: connection reset: no channel "
-                         "for %u s", c->service_id, drv->config.grace);
-            conn_abort(c, VP_REASON_TIMEOUT);
-        }
+    if (!timer_running(&l->trim_timer)) {
+        vp_timer_start(l->loop, &l->trim_timer, VP_TRIM_US, link_trim_timer,
+                       l);
     }
 }
 
-/* grace_start() - there is no channel: the connections' time begins to run */
-static void grace_start(VPDriver *drv)
+static void link_trim_timer(void *opaque)
 {
-    uint64_t grace = drv->config.grace * SECOND;
-    uint64_t used = MIN(drv->grace_used, grace);
+    VPLink *l = opaque;
 
-    if (!timer_running(&drv->grace_timer)) {
-        drv->down_at = drv->loop->now - used;
-        vp_timer_start(drv->loop, &drv->grace_timer, grace - used,
-                       grace_expired, drv);
+    if (l->moved || l->store.bytes > 0 || l->rx_len > 0) {
+        l->moved = false;
+        link_trim_later(l);
+        return;
     }
+    store_trim(&l->store);
+    free(l->rx);
+    l->rx = NULL;
+    l->rx_cap = 0;
+    l->ops->idle(l->up);
+#ifdef __GLIBC__
+    /* else it keeps all that lies below the last block in use */
+    malloc_trim(0);
+#endif
 }
 
-/*
- * grace_pause() - there is a descriptor, for how long ever
- *
- * A VM may be paused behind it, which is silent and whose connections wait; or
- * a relay whose far end is gone, and which closes again at once, for ever.  So
- * the time stands still, and is only given back by grace_renew(): when the
- * peer is heard, or the descriptor has been there for long.
- */
-static void grace_pause(VPDriver *drv)
+/* link_rx_grow() - false if there is no buffer at all */
+static bool link_rx_grow(VPLink *l)
 {
-    if (drv->link.epoch[0] != 0 && timer_running(&drv->grace_timer)) {
-        drv->grace_used = drv->loop->now - drv->down_at;
-        vp_timer_stop(&drv->grace_timer);
+    size_t cap = l->rx_cap == 0 ? VP_RX_LEN_MIN : 2 * l->rx_cap;
+    uint8_t *rx = cap <= VP_RX_LEN_MAX ? realloc(l->rx, cap) : NULL;
+
+    if (rx != NULL) {
+        l->rx = rx;
+        l->rx_cap = cap;
+        link_trim_later(l);
     }
+    return l->rx != NULL;
 }
 
-static void grace_renew(VPDriver *drv)
+/* ---- acks ------------------------------------------------------------- */
+
+/* link_ack_due() - is it time to tell the peer what came? */
+static bool link_ack_due(const VPLink *l)
 {
-    drv->grace_used = 0;
+    return l->ack_asked || l->rx_unacked >= VP_ACK_BYTES ||
+           (l->ack_by != 0 && l->loop->now >= l->ack_by);
 }
+
+/* link_ack_timer() - the ack is due now; the end of the pass sends it */
+static void link_ack_timer(void *opaque)
+{
+    (void)opaque;
+}
+
+/* link_acks() - an ack is on its way out */
+static void link_acks(VPLink *l)
+{
+    l->ack_asked = false;
+    l->rx_unacked = 0;
+    l->ack_by = 0;
+    vp_timer_stop(&l->ack_timer);
+}
+
+/* ---- going down ------------------------------------------------------- */
 
 /* link_close() - let go of the descriptors */
-static void link_close(VPDriver *drv)
+static void link_close(VPLink *l)
 {
-    VPLink *l = &drv->link;
-
-    vp_unwatch(drv->loop, l->rfd);
+    vp_unwatch(l->loop, l->rfd);
     if (l->kind == VP_CHN_SOCKET) {
         /* QEMU drops what it has not passed on when we just close() */
         shutdown(l->wfd, SHUT_WR);
     }
     close(l->rfd);
     if (l->wfd != l->rfd) {
-        vp_unwatch(drv->loop, l->wfd);
+        vp_unwatch(l->loop, l->wfd);
         close(l->wfd);
     }
     l->rfd = l->wfd = -1;
 }
 
-/* link_trim_timer() - nothing moves: give memory back */
-static void link_trim_timer(void *opaque)
+/* link_down() - no channel from here on; @to is LINK_DOWN or LINK_AWAY */
+static void link_down(VPLink *l, VPLinkState to, const char *reason)
 {
-    VPDriver *drv = opaque;
-    VPLink *l = &drv->link;
-
-    if (!l->busy && l->store.bytes == 0 && l->rx_len == 0) {
-        store_trim(&l->store);
-        free(l->rx);
-        l->rx = NULL;
-        l->rx_cap = 0;
-        if (drv->nconns == 0) {
-            free(drv->hash);
-            drv->hash = NULL;
-            drv->hash_size = 0;
-        }
-#ifdef __GLIBC__
-        /* else it keeps all that lies below the last block in use */
-        malloc_trim(0);
-#endif
+    link_note_error(l, reason);
+    if (l->was_up) {
+        log_provoked(l->log, VP_LOG_INFO, "channel down: %s", reason);
+    } else if (link_news(l, NEWS_SILENT)) {
+        log_say(l->log, VP_LOG_INFO, "no channel yet: %s", reason);
     }
-    l->busy = false;
-    if (l->rx != NULL || l->store.ring != NULL || drv->nconns > 0) {
-        link_trim_later(drv);
-    }
-}
-
-static void link_trim_later(VPDriver *drv)
-{
-    VPTimer *timer = &drv->link.trim_timer;
-
-    if (!timer_running(timer)) {
-        vp_timer_start(drv->loop, timer, VP_TRIM_US, link_trim_timer, drv);
-    }
-}
-
-/* link_names() - is there something new to log of the peer? */
-static bool link_names(VPLink *l, VPNamed named)
-{
-    bool worse = named > l->named;
-
-    l->named = MAX(l->named, named);
-    return worse;
-}
-
-/* link_down() - no channel from here on */
-static void link_down(VPDriver *drv, const char *reason)
-{
-    VPLink *l = &drv->link;
-
-    vp_note_error(drv, reason);
-    if (l->named_up) {
-        provoked_log(drv, VP_LOG_INFO, "channel down: %s", reason);
-    } else if (link_names(l, NAMED_SILENT)) {
-        vp_log(VP_LOG_INFO, drv->id, "no channel yet: %s", reason);
-    }
-    if (l->state == LINK_UP || l->epoch[0] != 0 || drv->nconns > 0) {
-        grace_start(drv);
-    }
-    l->state = LINK_DOWN;
-    l->heard = l->named_up = false;
-    drv->candidate.said = NULL;
+    l->heard = l->was_up = l->blocked = l->away_polled = false;
     l->rx_len = l->rx_gap = 0;
     l->rx_more = false;
     l->ctl_len = l->ctl_off = 0;
     l->store.unsent_off = 0;
-    l->need_hello = l->need_ping = l->ack_now = false;
+    l->due = 0;
     l->asked_at = 0;
+    link_acks(l);
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&l->ping_timer);
-    vp_timer_stop(&l->ack_timer);
     vp_timer_stop(&l->away_timer);
-    link_trim_later(drv);
+    link_trim_later(l);
+    link_set_state(l, to, reason);
+}
+
+/* link_detach() - close the descriptor; the program isn't asked for another */
+static void link_detach(VPLink *l, const char *reason)
+{
+    link_close(l);
+    link_down(l, LINK_DOWN, reason);
 }
 
 /* link_lost() - the descriptor is of no use any more */
-static void link_lost(VPDriver *drv, const char *reason)
+static void link_lost(VPLink *l, const char *reason)
 {
-    bool was_up = drv->link.named_up;
+    bool was_up = l->was_up;
 
-    link_close(drv);
-    link_down(drv, reason);
-    drv->lost(drv->opaque, reason, was_up);
+    link_detach(l, reason);
+    l->ops->lost(l->up, reason, was_up);
 }
 
-/* link_new_token() - what I hold now is what I claim in this handshake */
-static void link_new_token(VPDriver *drv)
+static void link_dumb_timer(void *opaque)
 {
-    VPLink *l = &drv->link;
-    VPStore *s = &l->store;
+    link_lost(opaque, strerror(EPIPE));
+}
+
+/* link_dumb() - the peer left, but its last words are still to be read */
+static void link_dumb(VPLink *l, int err)
+{
+    link_set_state(l, LINK_DUMB, strerror(err));
+    vp_timer_start(l->loop, &l->away_timer, VP_DUMB_US, link_dumb_timer, l);
+}
+
+/* ---- shaking hands ---------------------------------------------------- */
+
+/* link_new_token() - what I hold now is what I claim in this handshake */
+static void link_new_token(VPLink *l)
+{
+    const VPStore *s = &l->store;
 
     l->hello = (VPHello){
         .version = VP_VERSION,
@@ -2237,89 +2733,264 @@ static void link_new_token(VPDriver *drv)
         .expect = l->rx_expect,
         .base = s->base,
         .next = s->next,
-        .max_conns = drv->config.max_conns,
+        .max_conns = l->max_conns,
     };
 }
 
-/* link_hello() - begin a handshake, the first HELLO after @delay */
-static void link_hello(VPDriver *drv, uint64_t delay)
+/* link_compose() - make the HELLO that claims l->hello; returns its length */
+static size_t link_compose(const VPLink *l, uint8_t *p, uint64_t token,
+                           uint64_t echo, unsigned flags)
 {
-    VPLink *l = &drv->link;
+    VPHello h = l->hello;
 
-    l->state = LINK_HELLO;
-    l->hello_at = drv->loop->now;
+    h.token = token;
+    h.echo = echo;
+    h.flags = (uint16_t)(flags | (l->key != NULL ? VP_HELLO_KEYED : 0u));
+    return wire_put_hello(p, &h, l->key);
+}
+
+/* link_hello() - begin a handshake, the first HELLO after @delay */
+static void link_hello(VPLink *l, uint64_t delay, const char *why)
+{
+    if (l->state == LINK_DUMB) {
+        l->parse = link_parse_hello; /* nothing can be said any more */
+        return;
+    }
+    link_set_state(l, LINK_HELLO, why);
+    l->hello_at = l->loop->now;
     l->peer_token = 0;
     l->hello_wait = VP_HELLO_WAIT_MIN;
-    l->need_hello = delay == 0;
-    l->need_ping = l->ack_now = false;
+    l->due = delay == 0 ? LINK_DUE_HELLO : 0;
     l->asked_at = 0;
-    link_new_token(drv);
-    if (l->epoch[0] == 0 && drv->nconns > 0) {
-        grace_start(drv);
-    }
+    link_new_token(l);
+    link_acks(l); /* HELLO says what I expect */
     vp_timer_stop(&l->ping_timer);
-    vp_timer_stop(&l->ack_timer);
-    vp_timer_start(drv->loop, &l->hello_timer,
-                   delay != 0 ? delay : l->hello_wait, link_hello_timer, drv);
+    vp_timer_start(l->loop, &l->hello_timer,
+                   delay != 0 ? delay : l->hello_wait, link_hello_timer, l);
+}
+
+/* link_retract() - what was claimed of the session is over: claim anew */
+static void link_retract(VPLink *l)
+{
+    link_forget(l);
+    if (l->state == LINK_HELLO) {
+        link_new_token(l);
+        l->due |= LINK_DUE_HELLO;
+    }
 }
 
 /* link_resync() - bytes were lost or damaged: shake hands, send again */
-static void link_resync(VPDriver *drv, const char *why)
+static void link_resync(VPLink *l, const char *why)
 {
-    bool loud = drv->loop->now - drv->complained_at >= 10 * SECOND;
+    bool loud = vp_once(&l->resync_news, 0, l->loop->now, VP_RESYNC_NEWS);
 
-    drv->link.resyncs++;
-    provoked_log(drv, loud ? VP_LOG_WARN : VP_LOG_DEBUG,
+    l->resyncs++;
+    log_provoked(l->log, loud ? VP_LOG_WARN : VP_LOG_DEBUG,
                  "channel out of step (%s): resynchronising", why);
-    if (loud) {
-        drv->complained_at = drv->loop->now;
-    }
-    link_hello(drv, 0);
+    link_hello(l, 0, "out of step");
 }
 
 /* link_refuse() - the peer breaks the protocol: end the session */
-static void link_refuse(VPDriver *drv, const char *what)
+static void link_refuse(VPLink *l, const char *what)
 {
-    provoked_log(drv, VP_LOG_WARN, "the peer breaks the protocol (%s): "
-           "session ended", what);
-    link_forget(drv);
-    drv->link.penalty_until = drv->loop->now + VP_PENALTY_US;
-    link_hello(drv, VP_PENALTY_US);
+    log_provoked(l->log, VP_LOG_WARN, "the peer breaks the protocol (%s): "
+                 "session ended", what);
+    link_forget(l);
+    l->penalty_until = l->loop->now + VP_PENALTY_US;
+    link_hello(l, VP_PENALTY_US, "the peer breaks the protocol");
 }
 
 /* link_open() - the descriptors are good: say hello */
-static void link_open(VPDriver *drv)
+static void link_open(VPLink *l, const char *why)
 {
-    VPLink *l = &drv->link;
+    uint64_t now = l->loop->now;
 
     l->attaches++;
-    l->attached_at = drv->loop->now;
+    l->attached_at = now;
     l->garbage = 0;
-    l->blocked = l->dumb = false;
-    flow_reset(&l->flow, drv->loop->now);
-    grace_pause(drv);
-    link_hello(drv, l->penalty_until > drv->loop->now
-                    ? l->penalty_until - drv->loop->now : 0);
+    l->blocked = false;
+    flow_reset(&l->flow, now);
+    link_hello(l, l->penalty_until > now ? l->penalty_until - now : 0, why);
+}
+
+/* link_attach() - take over the descriptors, which are closed on failure */
+static int link_attach(VPLink *l, int rfd, int wfd, VPChannelKind kind,
+                       VPChannelRole role)
+{
+    VPAddr addr = { .len = sizeof(addr.ss) };
+    int rc = vp_watch(l->loop, rfd, link_ready, l);
+    int room = (int)VP_LIMIT_MAX;
+
+    if (rc == 0 && wfd != rfd) {
+        rc = vp_watch(l->loop, wfd, link_ready, l);
+        if (rc < 0) {
+            vp_unwatch(l->loop, rfd);
+        }
+    }
+    if (rc < 0) {
+        close(rfd);
+        if (wfd != rfd) {
+            close(wfd);
+        }
+        return rc;
+    }
+    if (kind == VP_CHN_SOCKET &&
+        getsockname(wfd, (struct sockaddr *)&addr.ss, &addr.len) == 0) {
+        if (addr.ss.ss_family == AF_UNIX) {
+            setsockopt(wfd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
+        } else {
+            tcp_setup(wfd, &addr);
+        }
+    }
+    l->rfd = rfd;
+    l->wfd = wfd;
+    l->kind = kind;
+    l->role = role == VP_CONNECTED ? VP_HELLO_CONNECTOR
+              : role == VP_ACCEPTED ? VP_HELLO_LISTENER : 0;
+    link_open(l, "a descriptor came");
+    return 0;
 }
 
 /* link_away() - nobody at the other side of the port; the fd stays good */
-static void link_away(VPDriver *drv, bool away)
+static void link_away(VPLink *l)
 {
-    VPLink *l = &drv->link;
+    link_down(l, LINK_AWAY, "nobody at the other side of the port");
+}
 
-    if (away == l->away) {
+/*
+ * link_name_stranger() - once, say why there is no channel yet
+ * @left:  it went: more that would explain it won't come
+ */
+static void link_name_stranger(VPLink *l, bool left)
+{
+    unsigned long long garbage = l->garbage + l->rx_len;
+
+    if (l->heard ||
+        (!left && l->loop->now - l->attached_at < VP_STRANGER_US)) {
         return;
     }
-    l->away = away;
-    l->away_polled = false;
-    if (away) {
-        l->blocked = false;
-        link_down(drv, "nobody at the other side of the port");
-    } else {
-        vp_timer_stop(&l->away_timer);
-        link_open(drv);
+    if (garbage > 0 && link_news(l, NEWS_GARBAGE)) {
+        log_say(l->log, VP_LOG_WARN, "the other end is not qemu-vp: %llu "
+                "bytes that make no packet", garbage);
+    } else if (!left && link_news(l, NEWS_SILENT)) {
+        log_say(l->log, VP_LOG_INFO, "the other end is silent: waiting");
     }
-    link_interest(drv);
+}
+
+static void link_hello_timer(void *opaque)
+{
+    VPLink *l = opaque;
+
+    link_name_stranger(l, false);
+    if (l->role == VP_HELLO_CONNECTOR &&
+        l->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
+        link_lost(l, "no answer");
+        return;
+    }
+    l->due |= LINK_DUE_HELLO;
+    l->hello_wait = MIN(2 * l->hello_wait, VP_HELLO_WAIT_MAX);
+    vp_timer_start(l->loop, &l->hello_timer, l->hello_wait, link_hello_timer,
+                   l);
+}
+
+/* ---- life ------------------------------------------------------------- */
+
+static void link_ping_timer(void *opaque);
+
+/* link_ping_wait() - an ack that takes longer may never come */
+static uint64_t link_ping_wait(const VPLink *l)
+{
+    uint64_t srtt = l->flow.srtt;
+
+    return srtt == 0 ? VP_PING_WAIT_MAX
+           : MIN(MAX(4 * srtt, VP_PING_WAIT_MIN), VP_PING_WAIT_MAX);
+}
+
+static void link_ping_start(VPLink *l, uint64_t wait)
+{
+    l->ping_wait = wait;
+    l->ping_base = l->store.base;
+    vp_timer_start(l->loop, &l->ping_timer, wait, link_ping_timer, l);
+}
+
+/* link_ask() - have the peer show that it is alive */
+static void link_ask(VPLink *l)
+{
+    l->due |= LINK_DUE_PING;
+    if (l->asked_at == 0) {
+        l->asked_at = l->loop->now;
+    }
+}
+
+/*
+ * link_ping_timer() - make a lost tail known, and that we live
+ *
+ * While packets wait for an ack and none comes, PING says which packet is next
+ * (as a tail loss probe does, RFC 8985, 7): after a few round trips, as that is
+ * what a lost tail costs, and then more and more rarely, as the peer may be a
+ * VM that is paused for days.  A PING that was sent too soon does no harm, for
+ * it comes after all that it tells of.
+ */
+static void link_ping_timer(void *opaque)
+{
+    VPLink *l = opaque;
+    bool waiting = l->store.bytes > 0 || l->peer == PEER_UNSURE;
+    uint64_t wait = VP_PING_IDLE;
+
+    l->ping_waits = waiting;
+    if (waiting && l->store.base != l->ping_base) {
+        wait = link_ping_wait(l);
+    } else if (waiting || l->ping_wait == VP_PING_IDLE) {
+        link_ask(l);
+        wait = waiting ? MIN(2 * l->ping_wait, VP_PING_IDLE) : VP_PING_IDLE;
+    }
+    link_ping_start(l, wait);
+}
+
+/* link_in_use() - by a peer that may be alive? */
+static bool link_in_use(const VPLink *l)
+{
+    if (l->state == LINK_UP) {
+        return l->asked_at == 0 || l->loop->now - l->asked_at < VP_DEAD_US;
+    }
+    /* it may just be getting in step again */
+    return l->state == LINK_HELLO && l->heard && link_has_session(l) &&
+           l->loop->now - l->hello_at < VP_HELLO_PATIENCE;
+}
+
+/* link_promising() - is there, or may there be, a peer behind a descriptor? */
+static bool link_promising(const VPLink *l)
+{
+    return link_has_fd(l) && l->state != LINK_AWAY &&
+           (l->heard || l->loop->now - l->attached_at >= VP_HELLO_PATIENCE);
+}
+
+/* ---- sending ---------------------------------------------------------- */
+
+/* link_room() - bytes that may still be put on their way */
+static uint32_t link_room(const VPLink *l)
+{
+    return l->flow.limit > l->store.bytes ? l->flow.limit - l->store.bytes : 0;
+}
+
+/*
+ * link_add() - send a packet of @len bytes, which lie in the store already
+ *
+ * link_room() and store_room() said that there is room for it.
+ */
+static void link_add(VPLink *l, uint8_t type, uint8_t flags, uint32_t conn,
+                     size_t len)
+{
+    VPPacket pkt = {
+        .type = type,
+        .flags = flags | flow_mark(&l->flow, (uint32_t)len + VP_PKT_HDR_LEN,
+                                   l->loop->now),
+        .bytes = (uint16_t)len,
+        .conn = conn,
+        .data_check = wire_sum(store_payload(&l->store), len),
+    };
+
+    store_add(&l->store, &pkt);
 }
 
 /* link_sendable() - may @bytes_out grow by a packet of @len? */
@@ -2328,43 +2999,37 @@ static bool link_sendable(const VPLink *l, uint32_t bytes_out, uint32_t len)
     return bytes_out == 0 || bytes_out + len <= l->flow.limit;
 }
 
-/* link_acks() - an ack is on its way out */
-static void link_acks(VPLink *l)
+/* link_carries_ack() - does a packet go out that can carry an ack? */
+static bool link_carries_ack(VPLink *l)
 {
-    l->ack_now = false;
-    l->rx_unacked = 0;
-    vp_timer_stop(&l->ack_timer);
+    VPStore *s = &l->store;
+
+    return s->unsent != s->next &&
+           link_sendable(l, s->bytes_out, store_sent(s, s->unsent)->len);
 }
 
 /* link_put_ctl() - unsequenced packets that are due; returns their length */
-static size_t link_put_ctl(VPDriver *drv)
+static size_t link_put_ctl(VPLink *l)
 {
-    VPLink *l = &drv->link;
-    VPStore *s = &l->store;
-    VPPacket pkt = { .seq = s->unsent, .ack = l->rx_expect };
+    VPPacket pkt = { .seq = l->store.unsent, .ack = l->rx_expect };
     size_t len = 0;
 
-    if (l->need_hello) {
-        l->need_hello = false;
-        l->hello.echo = l->peer_token;
-        l->hello.flags = (uint16_t)(
-            l->role | (l->state == LINK_UP ? VP_HELLO_UP : 0u) |
-            (link_key(drv) != NULL ? VP_HELLO_KEYED : 0u));
-        len += wire_put_hello(l->ctl, &l->hello, link_key(drv));
+    if (l->due & LINK_DUE_HELLO) {
+        l->due &= ~(unsigned)LINK_DUE_HELLO;
+        len += link_compose(l, l->ctl, l->hello.token, l->peer_token,
+                            l->role |
+                            (l->state == LINK_UP ? VP_HELLO_UP : 0u));
     }
     if (l->state != LINK_UP) {
         return len;
     }
-    if (l->need_ping) {
+    if (l->due & LINK_DUE_PING) {
         pkt.type = VP_PKT_PING;
-    } else if (l->ack_now &&
-               (s->unsent == s->next ||
-                !link_sendable(l, s->bytes_out,
-                               store_sent(s, s->unsent)->len))) {
-        pkt.type = VP_PKT_ACK; /* no packet goes out that could carry it */
+    } else if (link_ack_due(l) && !link_carries_ack(l)) {
+        pkt.type = VP_PKT_ACK;
     }
     if (pkt.type != 0) {
-        l->need_ping = false;
+        l->due &= ~(unsigned)LINK_DUE_PING;
         link_acks(l);
         wire_put(l->ctl + len, &pkt, l->tx_key + l->rx_digest);
         len += VP_PKT_HDR_LEN;
@@ -2378,10 +3043,8 @@ static size_t link_put_ctl(VPDriver *drv)
  *
  * Headers are finished here: only now is it known what to ack and vouch for.
  */
-#define VP_WRITE_IOV 8
-static int link_gather(VPDriver *drv, struct iovec *iov)
+static int link_gather(VPLink *l, struct iovec *iov)
 {
-    VPLink *l = &drv->link;
     VPStore *s = &l->store;
     size_t room = l->kind == VP_CHN_VIRTSERIAL ? VP_VIRTIO_WRITE_MAX
                                                : VP_WRITE_MAX;
@@ -2389,7 +3052,7 @@ static int link_gather(VPDriver *drv, struct iovec *iov)
     int n = 0;
 
     if (l->ctl_len == 0 && s->unsent_off == 0) {
-        l->ctl_len = link_put_ctl(drv);
+        l->ctl_len = link_put_ctl(l);
     }
     if (l->ctl_len > 0) {
         iov[n].iov_base = l->ctl + l->ctl_off;
@@ -2429,9 +3092,8 @@ static int link_gather(VPDriver *drv, struct iovec *iov)
 }
 
 /* link_written() - the channel took @len of what link_gather() gave */
-static void link_written(VPDriver *drv, size_t len)
+static void link_written(VPLink *l, size_t len)
 {
-    VPLink *l = &drv->link;
     VPStore *s = &l->store;
 
     if (l->ctl_len > 0) {
@@ -2448,7 +3110,7 @@ static void link_written(VPDriver *drv, size_t len)
         uint32_t part = (uint32_t)MIN(len, sent->len - s->unsent_off);
 
         if (s->unsent_off == 0) {
-            flow_sent(&l->flow, sent, s->bytes_out == 0, drv->loop->now);
+            flow_sent(&l->flow, sent, s->bytes_out == 0, l->loop->now);
             s->bytes_out += sent->len;
             l->packets[1]++;
             l->bytes[1] += sent->pkt.bytes;
@@ -2463,28 +3125,12 @@ static void link_written(VPDriver *drv, size_t len)
     }
 }
 
-static void link_dumb_timer(void *opaque)
-{
-    link_lost(opaque, strerror(EPIPE));
-}
-
-/* link_ping_wait() - an ack that takes longer may never come */
-static uint64_t link_ping_wait(const VPLink *l)
-{
-    uint64_t srtt = l->flow.srtt;
-
-    return srtt == 0 ? VP_PING_WAIT_MAX
-           : MIN(MAX(4 * srtt, VP_PING_WAIT_MIN), VP_PING_WAIT_MAX);
-}
-
 /* link_flush() - hand to the channel what it takes */
-static void link_flush(VPDriver *drv)
+static void link_flush(VPLink *l)
 {
-    VPLink *l = &drv->link;
-
-    while (link_has_fd(l) && !l->blocked && !l->away && !l->dumb) {
+    while ((l->state == LINK_HELLO || l->state == LINK_UP) && !l->blocked) {
         struct iovec iov[VP_WRITE_IOV];
-        int n = link_gather(drv, iov);
+        int n = link_gather(l, iov);
         ssize_t len;
 
         if (n == 0) {
@@ -2492,118 +3138,42 @@ static void link_flush(VPDriver *drv)
         }
         len = writev(l->wfd, iov, n);
         if (len >= 0) {
-            link_written(drv, (size_t)len);
+            link_written(l, (size_t)len);
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-            l->blocked = true;
-            link_interest(drv);
+            link_set_blocked(l, true);
         } else if (errno == EPIPE && l->kind == VP_CHN_VIRTSERIAL) {
-            link_away(drv, true); /* a FIFO without reader */
+            link_away(l); /* a FIFO without reader */
         } else if (errno == EPIPE || errno == ECONNRESET) {
-            /* the peer left, but its last words are still to be read */
-            l->dumb = true;
-            vp_timer_start(drv->loop, &l->away_timer, VP_DUMB_US,
-                           link_dumb_timer, drv);
-            link_interest(drv);
+            link_dumb(l, errno);
         } else if (errno != EINTR) {
-            link_lost(drv, strerror(errno));
+            link_lost(l, strerror(errno));
         }
     }
     if (l->state == LINK_UP && l->store.bytes > 0 && !l->ping_waits) {
         l->ping_waits = true;
-        link_ping_start(drv, link_ping_wait(l));
+        link_ping_start(l, link_ping_wait(l));
     }
 }
 
-/* ======================================================================
- * link: timers, the handshake, receiving
- * ====================================================================== */
-
-/*
- * link_name_stranger() - once, say why there is no channel yet
- * @left:  it went: more that would explain it won't come
- */
-static void link_name_stranger(VPDriver *drv, bool left)
+/* link_bye() - tell the peer that the session is over, if that goes at once */
+static void link_bye(VPLink *l)
 {
-    VPLink *l = &drv->link;
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    size_t len;
 
-    unsigned long long garbage = l->garbage + l->rx_len;
-
-    if (l->heard ||
-        (!left && drv->loop->now - l->attached_at < VP_STRANGER_US)) {
+    if (!link_has_fd(l) || l->state == LINK_AWAY || !link_has_session(l) ||
+        l->ctl_len > 0 || l->store.unsent_off > 0) {
         return;
     }
-    if (garbage > 0 && link_names(l, NAMED_GARBAGE)) {
-        vp_log(VP_LOG_WARN, drv->id, "the other end is not qemu-vp: %llu "
-               "bytes that make no packet", garbage);
-    } else if (!left && link_names(l, NAMED_SILENT)) {
-        vp_log(VP_LOG_INFO, drv->id, "the other end is silent: waiting");
+    link_new_token(l);
+    len = link_compose(l, buf, l->hello.token, l->peer_token,
+                       VP_HELLO_BYE | l->role);
+    if (write(l->wfd, buf, len) < 0) {
+        /* it will find out by itself, some time later */
     }
 }
 
-static void link_hello_timer(void *opaque)
-{
-    VPDriver *drv = opaque;
-    VPLink *l = &drv->link;
-
-    link_name_stranger(drv, false);
-    if (drv->loop->now - l->attached_at >= VP_HELLO_PATIENCE) {
-        grace_renew(drv);
-    }
-    if (l->role == VP_HELLO_CONNECTOR &&
-        drv->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
-        link_lost(drv, "no answer");
-        return;
-    }
-    l->need_hello = true;
-    l->hello_wait = MIN(2 * l->hello_wait, VP_HELLO_WAIT_MAX);
-    vp_timer_start(drv->loop, &l->hello_timer, l->hello_wait,
-                   link_hello_timer, drv);
-}
-
-/*
- * link_ping_timer() - make a lost tail known, and that we live
- *
- * While packets wait for an ack and none comes, PING says which packet is next
- * (as a tail loss probe does, RFC 8985, 7): after a few round trips, as that is
- * what a lost tail costs, and then more and more rarely, as the peer may be a
- * VM that is paused for days.  A PING that was sent too soon does no harm, for
- * it comes after all that it tells of.
- */
-static void link_ping_timer(void *opaque)
-{
-    VPDriver *drv = opaque;
-    VPLink *l = &drv->link;
-    bool waiting = l->store.bytes > 0 || !l->confirmed;
-    uint64_t wait = VP_PING_IDLE;
-
-    l->ping_waits = waiting;
-    if (waiting && l->store.base != l->ping_base) {
-        wait = link_ping_wait(l);
-    } else if (waiting || l->ping_wait == VP_PING_IDLE) {
-        l->need_ping = true;
-        if (l->asked_at == 0) {
-            l->asked_at = drv->loop->now;
-        }
-        wait = waiting ? MIN(2 * l->ping_wait, VP_PING_IDLE) : VP_PING_IDLE;
-    }
-    link_ping_start(drv, wait);
-}
-
-static void link_ping_start(VPDriver *drv, uint64_t wait)
-{
-    VPLink *l = &drv->link;
-
-    l->ping_wait = wait;
-    l->ping_base = l->store.base;
-    vp_timer_start(drv->loop, &l->ping_timer, wait, link_ping_timer, drv);
-}
-
-static void link_ack_timer(void *opaque)
-{
-    VPDriver *drv = opaque;
-
-    drv->link.ack_now = true;
-}
+/* ---- receiving: the handshake ----------------------------------------- */
 
 /*
  * link_up() - both tokens were echoed, by @h at last
@@ -2612,41 +3182,36 @@ static void link_ack_timer(void *opaque)
  * known to be in it: if this HELLO was old, another session will follow, and
  * the connections that wait to begin must not have begun in this one.
  */
-static void link_up(VPDriver *drv, const VPHello *h, bool resumed)
+static void link_up(VPLink *l, const VPHello *h, bool resumed)
 {
-    VPLink *l = &drv->link;
-    bool quiet = resumed && l->named_up;
+    bool quiet = resumed && l->was_up;
+    const char *what = resumed ? "session resumed" : "new session";
 
-    l->state = LINK_UP;
-    l->tx_key = wire_key(l->hello.token, l->peer_token, link_key(drv));
-    l->rx_key = wire_key(l->peer_token, l->hello.token, link_key(drv));
-    l->need_hello = true;
-    l->busy = true;
-    l->named_up = true;
-    l->named = NAMED_NOT;
-    flow_rtt(&l->flow, drv->loop->now - l->hello_at, drv->loop->now);
+    link_set_state(l, LINK_UP, what);
+    l->tx_key = wire_key(l->hello.token, l->peer_token, l->key);
+    l->rx_key = wire_key(l->peer_token, l->hello.token, l->key);
+    l->peer = h->flags & VP_HELLO_UP ? PEER_UP
+              : resumed ? PEER_HOLDS : PEER_UNSURE;
+    l->due |= LINK_DUE_HELLO;
+    l->moved = true;
+    l->was_up = true;
+    l->news = (VPOnce){ 0 };
+    flow_rtt(&l->flow, l->loop->now - l->hello_at, l->loop->now);
     vp_timer_stop(&l->hello_timer);
-    vp_timer_stop(&drv->grace_timer);
-    grace_renew(drv);
-    l->peer_up = (h->flags & VP_HELLO_UP) != 0;
-    l->confirmed = resumed || l->peer_up;
     l->ping_waits = true;
-    link_ping_start(drv, link_ping_wait(l));
-    provoked_log(drv, quiet ? VP_LOG_DEBUG : VP_LOG_INFO, "channel up: %s",
-                 resumed ? "session resumed" : "new session");
-    conns_session(drv);
+    link_ping_start(l, link_ping_wait(l));
+    log_provoked(l->log, quiet ? VP_LOG_DEBUG : VP_LOG_INFO,
+                 "channel up: %s", what);
+    l->ops->began(l->up);
 }
 
 /* link_begin() - a new session, named by two tokens */
-static void link_begin(VPDriver *drv, uint64_t mine, uint64_t peers)
+static void link_begin(VPLink *l, uint64_t mine, uint64_t peers)
 {
-    VPLink *l = &drv->link;
-
-    link_forget(drv);
-    vp_timer_stop(&drv->grace_timer);
+    link_forget(l);
     l->epoch[0] = mine;
     l->epoch[1] = peers;
-    l->session_at = drv->loop->now;
+    l->session_at = l->loop->now;
     l->rx_expect = VP_SEQ_FIRST;
     l->rx_digest = 0;
 }
@@ -2654,7 +3219,7 @@ static void link_begin(VPDriver *drv, uint64_t mine, uint64_t peers)
 /* link_names_session() - does @h name the session I hold? */
 static bool link_names_session(const VPLink *l, const VPHello *h)
 {
-    return l->epoch[0] != 0 && h->my_epoch == l->epoch[1] &&
+    return link_has_session(l) && h->my_epoch == l->epoch[1] &&
            h->peer_epoch == l->epoch[0];
 }
 
@@ -2671,27 +3236,20 @@ static bool link_can_resume(VPLink *l, const VPHello *h)
 }
 
 /* link_agree() - the peer echoed my token: go on, or begin anew */
-static void link_agree(VPDriver *drv, const VPHello *h)
+static void link_agree(VPLink *l, const VPHello *h)
 {
-    VPLink *l = &drv->link;
-
     l->peer_window = h->window;
     l->peer_max_conns = h->max_conns;
     if (!link_names_session(l, h)) {
-        link_begin(drv, l->hello.token, l->peer_token);
-        link_up(drv, h, false);
+        link_begin(l, l->hello.token, l->peer_token);
+        link_up(l, h, false);
     } else if (link_can_resume(l, h)) {
         store_rewind(&l->store, h->expect);
-        link_up(drv, h, true);
+        link_up(l, h, true);
     } else {
-        provoked_log(drv, VP_LOG_WARN, "one side was set back in time: "
-               "session ended");
-        link_forget(drv);
-        link_new_token(drv);
-        l->need_hello = true;
-        if (drv->nconns > 0) {
-            grace_start(drv);
-        }
+        log_provoked(l->log, VP_LOG_WARN, "one side was set back in time: "
+                     "session ended");
+        link_retract(l);
     }
 }
 
@@ -2699,12 +3257,10 @@ static void link_agree(VPDriver *drv, const VPHello *h)
  * link_distrust() - why @h, which is at @p, is not believed, or NULL
  * @role:  ours
  */
-static const char *link_distrust(const VPDriver *drv, const VPHello *h,
+static const char *link_distrust(const VPLink *l, const VPHello *h,
                                  const uint8_t *p, unsigned role)
 {
-    const VPKey *key = link_key(drv);
-
-    if (key == NULL) {
+    if (l->key == NULL) {
         return h->flags & VP_HELLO_KEYED
                ? "the other end wants a key (-k), and there is none here"
                : NULL;
@@ -2712,7 +3268,7 @@ static const char *link_distrust(const VPDriver *drv, const VPHello *h,
     if (!(h->flags & VP_HELLO_KEYED)) {
         return "the other end has no key (-k)";
     }
-    if (!hello_proved(h, p, key)) {
+    if (!hello_proved(h, p, l->key)) {
         return "the other end has a different key (-k)";
     }
     if (role != 0 &&
@@ -2722,71 +3278,79 @@ static const char *link_distrust(const VPDriver *drv, const VPHello *h,
     return NULL;
 }
 
-/* link_handle_hello() - @h was read from @p */
-static void link_handle_hello(VPDriver *drv, const VPHello *h,
-                              const uint8_t *p)
+/* link_hello_again() - @h came while up; true: it belongs to this handshake */
+static bool link_hello_again(VPLink *l, const VPHello *h)
 {
-    VPLink *l = &drv->link;
+    if (h->token == l->peer_token && h->echo == l->hello.token &&
+        (h->flags & VP_HELLO_UP)) {
+        l->peer = PEER_UP;
+        return true;
+    }
+    if (h->token == l->peer_token && l->peer != PEER_UP) {
+        l->due |= LINK_DUE_HELLO; /* it has not heard my echo, or token */
+        return true;
+    }
+    /* it is a new one, or the same thrown back to before it was up */
+    return false;
+}
+
+/* link_handle_hello() - @h was read from @p */
+static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
+{
     const char *wrong;
 
     if (h->version != VP_VERSION) {
-        if (link_names(l, NAMED_WRONG)) {
-            provoked_log(drv, VP_LOG_WARN, "the other end speaks version %u of "
-                         "the protocol, this one %u", h->version, VP_VERSION);
+        if (link_news(l, NEWS_WRONG)) {
+            log_provoked(l->log, VP_LOG_WARN, "the other end speaks version %u "
+                         "of the protocol, this one %u", h->version,
+                         VP_VERSION);
         }
         return;
     }
     if (h->token == l->hello.token) {
-        if (link_names(l, NAMED_WRONG)) {
-            provoked_log(drv, VP_LOG_WARN, "the channel echoes what is sent "
+        if (link_news(l, NEWS_WRONG)) {
+            log_provoked(l->log, VP_LOG_WARN, "the channel echoes what is sent "
                          "(a tty that is not raw, or a loop?)");
         }
         return;
     }
-    if (drv->loop->now < l->penalty_until) {
+    if (l->loop->now < l->penalty_until) {
         return;
     }
-    drv->work += VP_WORK_HELLO;
-    wrong = link_distrust(drv, h, p, l->role);
-    if (wrong == NULL) {
-        l->heard = true;
-        grace_renew(drv);
-    }
+    l->work += VP_WORK_HELLO;
+    wrong = link_distrust(l, h, p, l->role);
+    l->heard |= wrong == NULL;
     if ((h->flags & VP_HELLO_BYE) && h->echo == l->hello.token &&
         wrong == NULL && link_names_session(l, h)) {
-        provoked_log(drv, VP_LOG_INFO, "the other end ends the session");
-        link_forget(drv);
-        link_hello(drv, 0);
+        log_provoked(l->log, VP_LOG_INFO, "the other end ends the session");
+        link_forget(l);
+        link_hello(l, 0, "the other end ends the session");
         return;
     }
     if (l->state == LINK_UP) {
-        if (h->token == l->peer_token && h->echo == l->hello.token &&
-            (h->flags & VP_HELLO_UP)) {
-            l->confirmed = l->peer_up = true;
+        if (link_hello_again(l, h)) {
             return;
         }
-        if (h->token == l->peer_token && !l->peer_up) {
-            l->need_hello = true; /* it has not heard my echo, or token */
-            return;
-        }
-        /* it is a new one, or the same thrown back to before it was up */
-        provoked_log(drv, VP_LOG_DEBUG, "the other end says hello again");
-        link_hello(drv, 0);
+        link_hello(l, 0, "the other end says hello again");
+    } else if (l->state == LINK_DUMB) {
+        return;
     }
     if (h->token != l->peer_token) {
         l->peer_token = h->token;
-        l->need_hello = true;
+        l->due |= LINK_DUE_HELLO;
     }
     if (h->echo != l->hello.token) {
-        l->need_hello = true;
+        l->due |= LINK_DUE_HELLO;
         return;
     }
     if (wrong == NULL) {
-        link_agree(drv, h);
-    } else if (link_names(l, NAMED_WRONG)) {
-        provoked_log(drv, VP_LOG_WARN, "%s", wrong);
+        link_agree(l, h);
+    } else if (link_news(l, NEWS_WRONG)) {
+        log_provoked(l->log, VP_LOG_WARN, "%s", wrong);
     }
 }
+
+/* ---- receiving: packets ----------------------------------------------- */
 
 /*
  * link_get() - read a header of the peer's; false if there is none at @p
@@ -2803,9 +3367,9 @@ static bool link_get(VPLink *l, const uint8_t *p, VPPacket *pkt)
 }
 
 /* link_acked() - the peer expects @seq, as link_get() found */
-static void link_acked(VPDriver *drv, uint32_t seq)
+static void link_acked(VPLink *l, uint32_t seq)
 {
-    VPStore *s = &drv->link.store;
+    VPStore *s = &l->store;
     uint32_t before = s->bytes;
     unsigned flags;
     VPSent newest;
@@ -2815,8 +3379,8 @@ static void link_acked(VPDriver *drv, uint32_t seq)
     }
     newest = *store_sent(s, seq - 1);
     flags = store_release(s, seq);
-    flow_acked(&drv->link.flow, &newest, before - s->bytes,
-               (flags & VP_FLAG_ACK_NOW) != 0, drv->loop->now);
+    flow_acked(&l->flow, &newest, before - s->bytes,
+               (flags & VP_FLAG_ACK_NOW) != 0, l->loop->now);
 }
 
 /*
@@ -2828,16 +3392,15 @@ static void link_acked(VPDriver *drv, uint32_t seq)
  * is sent again: so only where it follows a silence, as the HELLOs of a peer
  * that waits for an answer do.
  */
-static bool link_stalled(VPDriver *drv)
+static bool link_stalled(VPLink *l)
 {
-    VPLink *l = &drv->link;
     VPPacket pkt;
 
     if (l->rx_gap > 0 && l->rx_gap + VP_PKT_HDR_LEN <= l->rx_len &&
         wire_get(l->rx + l->rx_gap, &pkt, VP_MAGIC)) {
         return true;
     }
-    if (l->rx_at == 0 || drv->loop->now - l->rx_at < VP_STALL_US) {
+    if (l->rx_at == 0 || l->loop->now - l->rx_at < VP_STALL_US) {
         return false;
     }
     for (; l->rx_scanned + VP_PKT_HDR_LEN <= l->rx_len; l->rx_scanned++) {
@@ -2848,14 +3411,50 @@ static bool link_stalled(VPDriver *drv)
     return false;
 }
 
+/* link_deliver() - a whole packet, in order, that checks */
+static void link_deliver(VPLink *l, const VPPacket *pkt, uint8_t *payload)
+{
+    const char *wrong = NULL;
+
+    l->asked_at = 0;
+    l->peer = PEER_UP;
+    l->ack_asked |= (pkt->flags & VP_FLAG_ACK_NOW) || pkt->type == VP_PKT_PING;
+    if (pkt->flags & VP_FLAG_PROBE) {
+        flow_probe(&l->flow, l->loop->now);
+    }
+    switch (pkt->type) {
+    case VP_PKT_PING:
+    case VP_PKT_ACK:
+        break;
+    case VP_PKT_CONTROL:
+    case VP_PKT_CLIENT:
+    case VP_PKT_SERVER:
+        l->rx_expect++;
+        l->rx_digest = digest_add(l->rx_digest, pkt);
+        l->rx_unacked += VP_PKT_HDR_LEN + pkt->bytes;
+        l->flow.received += VP_PKT_HDR_LEN + pkt->bytes;
+        l->packets[0]++;
+        l->bytes[0] += pkt->bytes;
+        l->moved = true;
+        l->work += VP_WORK_PACKET;
+        wrong = l->ops->packet(l->up, pkt, payload);
+        break;
+    default:
+        wrong = "unknown type of packet";
+        break;
+    }
+    if (wrong != NULL) {
+        link_refuse(l, wrong);
+    }
+}
+
 /*
  * link_parse_up() - take one packet
  *
  * Returns how many bytes are done with, 0 if more must come first.
  */
-static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
+static size_t link_parse_up(VPLink *l, uint8_t *p, size_t len)
 {
-    VPLink *l = &drv->link;
     const char *wrong = NULL;
     VPPacket pkt;
     VPHello hello;
@@ -2868,25 +3467,25 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         int n = wire_get_hello(p, len, &hello);
 
         if (n > 0) {
-            link_handle_hello(drv, &hello, p);
+            link_handle_hello(l, &hello, p);
         } else if (n < 0) {
-            link_resync(drv, "no packet where one should begin");
+            link_resync(l, "no packet where one should begin");
             n = 1;
         }
         return (size_t)n;
     }
     total = VP_PKT_HDR_LEN + pkt.bytes;
     if (pkt.bytes > VP_PKT_DATA_LEN) {
-        link_refuse(drv, "a packet that is too long");
+        link_refuse(l, "a packet that is too long");
         return 1;
     }
     if (pkt.seq == l->rx_expect) {
-        link_acked(drv, pkt.ack); /* on a slow line the rest takes a while */
+        link_acked(l, pkt.ack); /* on a slow line the rest takes a while */
     }
     if (pkt.seq != l->rx_expect) {
         wrong = "packets are missing";
     } else if (len < total) {
-        if (p != l->rx || !link_stalled(drv)) {
+        if (p != l->rx || !link_stalled(l)) {
             return 0;
         }
         wrong = "a packet breaks off";
@@ -2894,49 +3493,22 @@ static size_t link_parse_up(VPDriver *drv, uint8_t *p, size_t len)
         wrong = "a payload is damaged";
     }
     if (wrong != NULL) {
-        link_resync(drv, wrong);
+        link_resync(l, wrong);
         return 1; /* a HELLO may begin at any byte after */
     }
-    l->asked_at = 0;
-    l->confirmed = l->peer_up = true;
-    l->ack_now |= (pkt.flags & VP_FLAG_ACK_NOW) != 0;
-    if (pkt.flags & VP_FLAG_PROBE) {
-        flow_probe(&l->flow, drv->loop->now);
-    }
-    switch (pkt.type) {
-    case VP_PKT_PING:
-        l->ack_now = true;
-        break;
-    case VP_PKT_ACK:
-        break;
-    case VP_PKT_CONTROL:
-    case VP_PKT_CLIENT:
-    case VP_PKT_SERVER:
-        l->rx_expect++;
-        l->rx_digest = digest_add(l->rx_digest, &pkt);
-        l->rx_unacked += (uint32_t)total;
-        l->flow.received += (uint32_t)total;
-        l->packets[0]++;
-        l->bytes[0] += pkt.bytes;
-        l->busy = true;
-        vp_handle_packet(drv, &pkt, p + VP_PKT_HDR_LEN);
-        break;
-    default:
-        link_refuse(drv, "unknown type of packet");
-        break;
-    }
+    link_deliver(l, &pkt, p + VP_PKT_HDR_LEN);
     return total;
 }
 
 /* link_parse_hello() - skip to the next HELLO; returns like link_parse_up() */
-static size_t link_parse_hello(VPDriver *drv, const uint8_t *p, size_t len)
+static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
 {
     VPHello hello;
     int n = wire_get_hello(p, len, &hello);
     size_t skip = 1;
 
     if (n > 0) {
-        link_handle_hello(drv, &hello, p);
+        link_handle_hello(l, &hello, p);
         return (size_t)n;
     }
     if (n == 0) {
@@ -2951,7 +3523,7 @@ static size_t link_parse_hello(VPDriver *drv, const uint8_t *p, size_t len)
             skip++;
         }
     }
-    drv->link.garbage += skip;
+    l->garbage += skip;
     return skip;
 }
 
@@ -2961,425 +3533,554 @@ static size_t link_parse_hello(VPDriver *drv, const uint8_t *p, size_t len)
  * Where a peer's packets are of the kind that makes much work the rest is left
  * for the next pass: other channels have their turn before that.
  */
-static void link_process(VPDriver *drv)
+static void link_process(VPLink *l)
 {
-    VPLink *l = &drv->link;
-    unsigned most = drv->loop->drivers->next != NULL ? VP_WORK_SHARED
-                                                     : VP_WORK_ALONE;
+    unsigned most = loop_shared(l->loop) ? VP_WORK_SHARED : VP_WORK_ALONE;
     size_t pos = 0;
 
     l->rx_more = false;
     while (pos < l->rx_len) {
-        uint8_t *p = l->rx + pos;
-        size_t len = l->rx_len - pos, used;
+        size_t used;
 
-        if (drv->work >= most) {
+        if (l->work >= most) {
             l->rx_more = true;
             break;
         }
-        if (l->state == LINK_UP) {
-            used = link_parse_up(drv, p, len);
-        } else {
-            used = link_parse_hello(drv, p, len);
-        }
+        used = l->parse(l, l->rx + pos, l->rx_len - pos);
         if (used == 0) {
             break;
         }
         pos += used;
     }
-    batch_flush(drv);
+    l->ops->flush(l->up);
     l->rx_len -= pos;
     l->rx_gap -= MIN(pos, l->rx_gap);
     memmove(l->rx, l->rx + pos, l->rx_len);
     if (l->rx_len == 0) {
         l->rx_at = 0;
     } else if (pos > 0 || l->rx_at == 0) {
-        l->rx_at = drv->loop->now;
+        l->rx_at = l->loop->now;
         l->rx_scanned = 1;
     }
-    if (l->rx_unacked >= VP_ACK_BYTES) {
-        l->ack_now = true;
-    } else if (l->rx_unacked > 0 && !timer_running(&l->ack_timer)) {
-        vp_timer_start(drv->loop, &l->ack_timer, VP_ACK_DELAY,
-                       link_ack_timer, drv);
+    if (l->rx_unacked > 0 && l->ack_by == 0 && !link_ack_due(l)) {
+        l->ack_by = l->loop->now + VP_ACK_DELAY;
+        vp_timer_start(l->loop, &l->ack_timer, VP_ACK_DELAY, link_ack_timer,
+                       l);
     }
 }
 
-/* link_rx_grow() - false if there is no buffer at all */
-static bool link_rx_grow(VPDriver *drv)
+/* link_fill() - read what is there; returns read()'s last answer, or -errno */
+static ssize_t link_fill(VPLink *l)
 {
-    VPLink *l = &drv->link;
-    size_t cap = l->rx_cap == 0 ? VP_RX_LEN_MIN : 2 * l->rx_cap;
-    uint8_t *rx = cap <= VP_RX_LEN_MAX ? realloc(l->rx, cap) : NULL;
-
-    if (rx != NULL) {
-        l->rx = rx;
-        l->rx_cap = cap;
-        link_trim_later(drv);
-    }
-    return l->rx != NULL;
-}
-
-/* link_read() - the channel is readable; it is read whatever else happens */
-static void link_read(VPDriver *drv)
-{
-    VPLink *l = &drv->link;
     size_t before = l->rx_len;
-    ssize_t n = 0;
-    int err;
+    ssize_t n;
 
-    if (l->rx_more) {
-        return; /* driver_run() goes on with what is there */
-    }
-    if (l->rx == NULL && !link_rx_grow(drv)) {
-        link_lost(drv, "out of memory");
-        return;
-    }
     /* devices give a few KiB a read: gather before looking at them */
     do {
         n = read(l->rfd, l->rx + l->rx_len, l->rx_cap - l->rx_len);
+        n = n < 0 ? -errno : n;
         if (n > 0) {
             l->rx_len += (size_t)n;
         }
     } while (l->rx_len < l->rx_cap &&
-             ((n > 0 && l->kind != VP_CHN_SOCKET) ||
-              (n < 0 && errno == EINTR)));
-    err = errno;
-    if (n < 0 && (err == EAGAIN || err == EWOULDBLOCK || err == EINTR)) {
-        n = 1;
-    }
+             ((n > 0 && l->kind != VP_CHN_SOCKET) || n == -EINTR));
     if (l->rx_len > before) {
-        if (before > 0 && drv->loop->now - l->rx_last_at >= VP_SILENCE_US) {
+        if (before > 0 && l->loop->now - l->rx_last_at >= VP_SILENCE_US) {
             l->rx_gap = before;
         }
-        l->rx_last_at = drv->loop->now;
+        l->rx_last_at = l->loop->now;
     }
-    if (l->rx_len == l->rx_cap) {
-        link_process(drv);
-        link_rx_grow(drv);
-    } else {
-        link_process(drv);
+    return n;
+}
+
+/* link_read() - the channel is readable; it is read whatever else happens */
+static void link_read(VPLink *l)
+{
+    ssize_t n;
+    bool full, ended;
+
+    if (l->rx_more) {
+        return; /* driver_run() goes on with what is there */
     }
-    while (n <= 0 && l->rx_more) {
-        drv->work = 0; /* there will be no other pass for what came last */
-        link_process(drv);
+    if (l->rx == NULL && !link_rx_grow(l)) {
+        link_lost(l, "out of memory");
+        return;
     }
-    if (n > 0 || !link_has_fd(l)) {
+    n = link_fill(l);
+    ended = n <= 0 && n != -EAGAIN && n != -EWOULDBLOCK && n != -EINTR;
+    full = l->rx_len == l->rx_cap;
+    link_process(l);
+    if (full) {
+        link_rx_grow(l);
+    }
+    while (ended && l->rx_more) {
+        l->work = 0; /* there will be no other pass for what came last */
+        link_process(l);
+    }
+    if (!ended || !link_has_fd(l)) {
         return;
     }
     if (n == 0 && l->kind == VP_CHN_VIRTSERIAL) {
-        link_away(drv, true);
+        link_away(l);
         return;
     }
-    link_name_stranger(drv, true);
-    link_lost(drv, n < 0 ? strerror(err) : "closed by the other end");
+    link_name_stranger(l, true);
+    link_lost(l, n < 0 ? strerror((int)-n) : "closed by the other end");
 }
 
 static void link_away_timer(void *opaque)
 {
-    VPDriver *drv = opaque;
+    VPLink *l = opaque;
 
-    link_ready(drv, drv->link.rfd, VP_READ);
+    link_ready(l, l->rfd, VP_READ);
 }
 
 /* link_back() - is the other side of the port connected again? */
-static void link_back(VPDriver *drv)
+static void link_back(VPLink *l)
 {
-    VPLink *l = &drv->link;
     ssize_t n;
 
-    if (l->rx == NULL && !link_rx_grow(drv)) {
+    if (l->rx == NULL && !link_rx_grow(l)) {
         return;
     }
     n = read(l->rfd, l->rx, l->rx_cap);
     if (n > 0 || (n < 0 && errno == EAGAIN)) {
-        link_away(drv, false);
+        vp_timer_stop(&l->away_timer);
+        link_open(l, "the port's other side is back");
         if (n > 0) {
             l->rx_len = (size_t)n;
-            link_process(drv);
+            link_process(l);
         }
     } else if (n == 0 || errno == EINTR) {
         /* a FIFO's write set doesn't sleep: look now and then */
         l->away_polled = true;
-        link_interest(drv);
-        vp_timer_start(drv->loop, &l->away_timer, VP_AWAY_POLL,
-                       link_away_timer, drv);
+        link_interest(l);
+        vp_timer_start(l->loop, &l->away_timer, VP_AWAY_POLL,
+                       link_away_timer, l);
     } else {
-        link_lost(drv, strerror(errno));
+        link_lost(l, strerror(errno));
     }
 }
 
 static void link_ready(void *opaque, int fd, int events)
 {
-    VPDriver *drv = opaque;
-    VPLink *l = &drv->link;
+    VPLink *l = opaque;
 
     (void)fd;
-    if (l->away) {
-        link_back(drv);
+    if (l->state == LINK_AWAY) {
+        link_back(l);
         return;
     }
     if (events & VP_WRITE) {
-        l->blocked = false;
-        link_interest(drv);
+        link_set_blocked(l, false);
     }
     if (events & VP_READ) {
-        link_read(drv);
+        link_read(l);
+    }
+}
+
+/* link_init() - without a descriptor; all else of @l is zero */
+static void link_init(VPLink *l)
+{
+    l->rfd = l->wfd = -1;
+    l->parse = link_parse_hello;
+    store_reset(&l->store);
+}
+
+/* link_end() - close everything, free everything; nobody above is told */
+static void link_end(VPLink *l)
+{
+    if (link_has_fd(l)) {
+        link_close(l);
+    }
+    vp_timer_stop(&l->hello_timer);
+    vp_timer_stop(&l->ping_timer);
+    vp_timer_stop(&l->ack_timer);
+    vp_timer_stop(&l->away_timer);
+    vp_timer_stop(&l->trim_timer);
+    store_trim(&l->store);
+    free(l->rx);
+}
+
+/* ======================================================================
+ * sched
+ *
+ * Who may fill the channel next: deficit round robin (M. Shreedhar and
+ * G. Varghese, 1995) over those that have something to send and credit for it,
+ * with one addition: who comes back with some of his quantum left was quiet,
+ * and goes before those who fill the channel (RFC 8290, 4.2).  A quantum is
+ * four packets; their headers count, else single bytes would be all but free.
+ *
+ * A round of those who fill a slow channel takes seconds, and nobody who types
+ * may ever have to wait for one.  So not a round is what brings the quantum of
+ * the quiet back: while they have nothing to send, they earn twice what each
+ * of the others sends in that time.  Who lets nothing pile up in his socket
+ * and sends less than that always goes first; and who only seems quiet, as he
+ * sends all he can in small portions, gets no more than that.  Who has used up
+ * his quantum earns what each of the others sends.  So do all newcomers
+ * together, because those who come one after the other, as from a web browser,
+ * would leave the others nothing.
+ *
+ * A turn is embedded in what takes it, so this room stands before that of the
+ * connections, which can then say themselves when they have something to send.
+ * ====================================================================== */
+
+/* Packets of a quantum, and of one read. */
+#define VP_TURN_PKTS 4
+/* Who is alone may read more at a time: there is no turn to wait for. */
+#define VP_READ_PKTS 8
+/* What the quiet earn of what each of the others sends. */
+#define VP_EARN 2
+
+typedef struct VPTurn {
+    VPNode node;      /* in fresh or turns; alone: nothing to send, or no credit */
+    bool in_turns;    /* it is in VPSched.turns */
+    int32_t deficit;  /* bytes left of the quantum */
+    double idle_at;   /* VPSched.share when it had nothing to send */
+} VPTurn;
+
+typedef struct VPSched {
+    VPNode fresh;     /* those that were quiet, first come first served */
+    VPNode turns;     /* the others, round robin */
+    size_t nturns;    /* in turns */
+    double share;     /* bytes that each of them has sent so far */
+    double newest_at; /* share when the newest turn came */
+} VPSched;
+
+static void sched_init(VPSched *s)
+{
+    node_init(&s->fresh);
+    node_init(&s->turns);
+}
+
+/* sched_join() - @t is new, and earns what has gone out since the last one */
+static void sched_join(VPSched *s, VPTurn *t)
+{
+    node_init(&t->node);
+    t->idle_at = s->newest_at;
+    s->newest_at = s->share;
+}
+
+/* sched_waits() - does it wait for its turn? */
+static bool sched_waits(const VPTurn *t)
+{
+    return node_linked(&t->node);
+}
+
+/* sched_leave() - it isn't its turn, now or later */
+static void sched_leave(VPSched *s, VPTurn *t)
+{
+    node_remove(&t->node);
+    s->nturns -= t->in_turns;
+    t->in_turns = false;
+}
+
+/* sched_idle() - there is nothing to send for now */
+static void sched_idle(VPSched *s, VPTurn *t)
+{
+    sched_leave(s, t);
+    t->idle_at = s->share;
+}
+
+/* sched_end_turn() - the others first; @pkt_len: of a packet, at most */
+static void sched_end_turn(VPSched *s, VPTurn *t, uint32_t pkt_len)
+{
+    sched_leave(s, t);
+    while (t->deficit <= 0) {
+        t->deficit += (int32_t)(VP_TURN_PKTS * pkt_len);
+    }
+    t->in_turns = true;
+    s->nturns++;
+    node_append(&s->turns, &t->node);
+}
+
+/* sched_ready() - there is something to send; @pkt_len: as above */
+static void sched_ready(VPSched *s, VPTurn *t, uint32_t pkt_len)
+{
+    double earned = (s->share - t->idle_at) * (t->deficit > 0 ? VP_EARN : 1);
+
+    t->deficit = (int32_t)MIN(t->deficit + earned,
+                              (int32_t)(VP_TURN_PKTS * pkt_len));
+    if (t->deficit > 0) {
+        node_append(&s->fresh, &t->node);
+    } else {
+        sched_end_turn(s, t, pkt_len);
+    }
+}
+
+/* sched_next() - NULL: nobody has anything to send */
+static VPTurn *sched_next(VPSched *s)
+{
+    VPNode *ring = node_linked(&s->fresh) ? &s->fresh : &s->turns;
+
+    return node_linked(ring) ? container_of(ring->next, VPTurn, node) : NULL;
+}
+
+/* sched_alone() - does nobody else fill the channel? */
+static bool sched_alone(const VPSched *s, const VPTurn *t)
+{
+    return s->nturns == t->in_turns;
+}
+
+/* sched_spend() - @bytes of the quantum, with headers, went out */
+static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
+{
+    t->deficit -= (int32_t)bytes;
+    if (t->in_turns) {
+        s->share += (double)bytes / (double)s->nturns;
     }
 }
 
 /* ======================================================================
- * connections
+ * conn
  *
- * A connection is known by the id its client side gave it and by which side
- * that was; ids are not used again while they are in use, and packets for
- * one that is gone are ignored.  Each direction is a state machine:
+ * A connection is one local socket, known by the id its client side gave it
+ * and by which side that was; ids are not used again while they are in use,
+ * and packets for one that is gone are ignored.  It is two half machines,
  *
  *   in    WAIT -> OPEN -> EOF -> CLOSED         local socket to channel
  *
- *   out   WAIT ----> OPEN --> DRAIN --> CLOSED  channel to local socket
- *          |          |         |         ^
- *          |          +-> BROKEN <--------+---- (BROKEN -> CLOSED)
+ *   out   WAIT ----> OPEN ---> DRAIN --> CLOSED channel to local socket
+ *          |          |          |
+ *          |          +-> BROKEN-+-> BROKEN_END
  *          +-> WAIT_DRAIN -> DRAIN
  *
- * and when both are CLOSED the connection is over.  A reset skips all that:
- * conn_abort() closes the socket so that its owner sees the reset too (by
- * SO_LINGER with time 0, set from the start: should this daemon be killed,
- * no client may take what it got until then for all there was).
+ * (any of these ends in CLOSED) and one life:
+ *
+ *   NEW      accepted here; the peer doesn't know of it yet
+ *   OPEN     the peer knows of it
+ *   ENDING   the peer has forgotten it; what waits for the local socket is
+ *            still delivered
+ *   CLOSING  closed here; REFUSED or RESET is all that is left to be sent
+ *   FREE     nothing is left; conns_reap() frees it
+ *
+ *   event                         in          out             life
+ *   ------------------------------------------------------------------------
+ *   a client comes                OPEN        OPEN            NEW
+ *   CONNECT_INIT sent                                         NEW -> OPEN
+ *   CONNECT_INIT came             WAIT        WAIT            OPEN
+ *   the target answers            -> OPEN     -> OPEN, DRAIN
+ *   the target doesn't            -> CLOSED   -> CLOSED       -> CLOSING
+ *   end of data from the socket   -> EOF
+ *   CLOSE sent                    -> CLOSED
+ *   CLOSE came                                -> DRAIN (WAIT_DRAIN,
+ *                                                BROKEN_END)
+ *   the socket took all of it                 DRAIN -> CLOSED
+ *   the socket takes no more                  -> BROKEN, BROKEN_END
+ *   both halves CLOSED in order                               -> FREE
+ *   end of data when BROKEN       -> CLOSED   -> CLOSED       -> CLOSING
+ *   reset here, or by a limit     -> CLOSED   -> CLOSED       -> CLOSING, FREE
+ *   RESET or REFUSED came,
+ *     or the session is over      -> CLOSED   -> CLOSED       -> FREE
+ *   RESET as the peer ends,
+ *     and bytes wait              -> CLOSED                   -> ENDING
+ *   RESET or REFUSED sent                                     CLOSING -> FREE
+ *
+ * A reset closes the socket so that its owner sees a reset, too: see
+ * socket_setup().
+ *
+ * Pull, not push.  Nothing queues in front of the channel: a local socket is
+ * read only when the link may send its bytes now, straight into the send
+ * store, so a keystroke has to wait only for what the channel itself holds,
+ * and the link keeps that small.  In the other direction the channel is
+ * always read, whatever the local sockets do: what a socket doesn't take at
+ * once waits in its own buffer, and credit bounds that.  So no connection
+ * can stop another, and two daemons whose writes are both blocked still read
+ * and come free.  The simpler scheme, to stop reading the channel while some
+ * output is blocked, is the deadlock that every multiplexer meets once.
  *
  * Credit counts bytes from the connection's start and never falls.  It is
  * given when the local socket took the bytes.  A connection whose socket
  * keeps up gets a larger window, out of a budget for all; see conn_resize().
  * ====================================================================== */
 
-#define VP_CONNECT_TIMEOUT (10 * SECOND)
-/* A unix listener whose queue is full says so at once: try again. */
-#define VP_CONNECT_RETRY (20 * MS)
-#define VP_SWEEP_US SECOND
-#define VP_END_US (2 * SECOND)
-#define VP_END_STEP (10 * MS)
+/*
+ * What a window may grow to, and what all may add up to: enough for one that
+ * moves beside eight that grew theirs and then got stuck.
+ */
+#define VP_WINDOW_MAX (2u << 20)
+#define VP_WINDOW_BUDGET (8u << 20)
+/*
+ * The window grows once the local side has taken window / this times as much:
+ * a small one soon, as to be short of credit costs more than it holds; a large
+ * one late, as the kernel takes some MiB even if nobody ever reads them.
+ */
+#define VP_WINDOW_TRIAL (64u << 10)
+/* Of the buffer for what the local socket doesn't take, at first. */
+#define VP_CONN_BUF_MIN 1024u
+
+/* The first id of a session, which wraps around early as VP_SEQ_FIRST does. */
+#define VP_CONN_FIRST (0u - 100u)
 #define VP_HASH_MIN 64
 
-static void conn_ready(void *opaque, int fd, int events);
-static void sweep_timer(void *opaque);
+/* How often sockets are looked at that nobody reads: see sweep_timer(). */
+#define VP_SWEEP_US SECOND
+/* How long what waits is delivered after the peer's daemon has ended. */
+#define VP_END_US (2 * SECOND)
+#define VP_END_STEP (10 * MS)
+
+typedef enum VPIn {
+    IN_WAIT,   /* not connected yet */
+    IN_OPEN,
+    IN_EOF,    /* CLOSE still to be sent */
+    IN_CLOSED,
+} VPIn;
+
+typedef enum VPOut {
+    OUT_WAIT,       /* not connected yet */
+    OUT_WAIT_DRAIN, /* the peer sent CLOSE before we were */
+    OUT_OPEN,
+    OUT_DRAIN,      /* the peer sent CLOSE, bytes wait in the buffer */
+    OUT_BROKEN,     /* the socket takes no more: drop, but return credit */
+    OUT_BROKEN_END, /* ... and the peer sent CLOSE */
+    OUT_CLOSED,
+} VPOut;
+
+typedef enum VPLife {
+    LIFE_NEW,
+    LIFE_OPEN,
+    LIFE_ENDING,
+    LIFE_CLOSING,
+    LIFE_FREE,
+    LIVES,
+} VPLife;
 
 static const char *const in_name[] = { "WAIT", "OPEN", "EOF", "CLOSED" };
 
 static const char *const out_name[] = {
-    "WAIT", "WAIT_DRAIN", "OPEN", "DRAIN", "BROKEN", "CLOSED",
+    "WAIT", "WAIT_DRAIN", "OPEN", "DRAIN", "BROKEN", "BROKEN_END", "CLOSED",
 };
 
-/* conn_set_in() - the only place where "in" changes */
-static bool conn_set_in(VPConn *c, VPIn to)
-{
-    static const unsigned legal[] = {
-        [IN_WAIT] = 1u << IN_OPEN | 1u << IN_CLOSED,
-        [IN_OPEN] = 1u << IN_EOF | 1u << IN_CLOSED,
-        [IN_EOF] = 1u << IN_CLOSED,
-        [IN_CLOSED] = 1u << IN_CLOSED,
-    };
+static const char *const life_name[] = {
+    "NEW", "OPEN", "ENDING", "CLOSING", "FREE",
+};
 
-    if (!(legal[c->in] >> to & 1)) {
-        vp_log(VP_LOG_ERROR, c->drv->id, "connection %u: in: %s after %s",
-               c->id, in_name[to], in_name[c->in]);
-        return false;
+/* Control messages due; a set, so a peer can't make us queue answers. */
+enum {
+    DUE_INIT = 1,
+    DUE_ACK = 2,
+    DUE_REFUSED = 4,
+    DUE_WINDOW = 8,
+    DUE_CLOSE = 16,
+    DUE_RESET = 32,
+};
+
+typedef struct VPConn {
+    struct VPConns *conns;
+    struct VPConn *hash_next;
+    VPNode all;        /* in VPConns.all, oldest first */
+    VPNode due_node;   /* in VPConns.due; in VPConns.dead when FREE */
+    VPTurn turn;       /* linked: readable, has credit */
+    uint32_t id;
+    bool client;       /* the client side: we accepted it */
+    VPIn in;
+    VPOut out;
+    VPLife life;
+    bool blocked;      /* the local socket takes no more for the moment */
+    bool doomed;       /* the sweep saw that it was reset */
+    uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
+    unsigned due;
+    int fd;            /* -1: none yet, or closed */
+    void *dial;        /* of the room above, while it connects to the target */
+    uint64_t ends_at;  /* ENDING: when it is reset at the latest; 0: never */
+    uint64_t born;
+    uint64_t moved;    /* when data moved last */
+
+    uint64_t tx_count; /* bytes sent to the peer */
+    uint64_t tx_limit; /* bytes it lets us send */
+    uint64_t rx_count; /* bytes received */
+    uint64_t rx_taken; /* bytes received that the local socket took */
+    uint64_t rx_limit; /* bytes we let the peer send */
+    uint32_t window;   /* bytes that the peer may be ahead of rx_taken */
+    uint64_t resized_at; /* rx_taken when the window was last changed */
+
+    uint8_t *buf;      /* what the local socket has not taken yet */
+    uint32_t buf_off;
+    uint32_t buf_len;
+    uint32_t buf_cap;
+
+    char service_id[VP_SERVICE_ID_LEN + 1];
+} VPConn;
+
+/* What the connections ask of the room above, whose @up is. */
+typedef struct VPConnOps {
+    /* the peer opened @c: connect it, or refuse it */
+    void (*wanted)(void *up, VPConn *c);
+    /* @c is over before its target has answered; it has set c->dial */
+    void (*unwanted)(void *up, VPConn *c);
+} VPConnOps;
+
+/* Packets' payloads for one connection, to be written in one call. */
+#define VP_BATCH 16
+typedef struct VPBatch {
+    VPConn *conn;
+    int n;
+    struct iovec iov[1 + VP_BATCH]; /* [0] is for the connection's buffer */
+} VPBatch;
+
+/* All connections of a channel. */
+typedef struct VPConns {
+    VPLoop *loop;
+    VPLog *log;
+    VPLink *link;
+    const VPConnOps *ops;
+    void *up;
+
+    VPNode all;               /* oldest first */
+    size_t count[2][LIVES];   /* [1]: those accepted here */
+    VPConn **hash;
+    size_t hash_size;         /* a power of two, or 0 */
+    uint64_t hash_seed;
+    uint32_t next_id;
+    VPNode due;               /* have control messages to be sent */
+    VPNode dead;              /* are FREE */
+    VPSched sched;
+    uint32_t window_grown;    /* bytes used of VP_WINDOW_BUDGET */
+    VPTimer sweep_timer;
+    uint64_t end_step;        /* us between looks at those that are ENDING */
+    VPBatch batch;
+} VPConns;
+
+static void conn_ready(void *opaque, int fd, int events);
+static void sweep_timer(void *opaque);
+
+/* ---- states ----------------------------------------------------------- */
+
+/* conns_count() - of those that live from @from to @to */
+static size_t conns_count(const VPConns *cs, bool client, VPLife from,
+                          VPLife to)
+{
+    size_t n = 0;
+
+    for (VPLife life = from; life <= to; life++) {
+        n += cs->count[client][life];
     }
-    c->in = to;
-    return true;
+    return n;
 }
 
-/* conn_set_out() - the only place where "out" changes */
-static bool conn_set_out(VPConn *c, VPOut to)
+/* conns_held() - all that take memory */
+static size_t conns_held(const VPConns *cs)
 {
-    static const unsigned legal[] = {
-        [OUT_WAIT] = 1u << OUT_WAIT_DRAIN | 1u << OUT_OPEN | 1u << OUT_CLOSED,
-        [OUT_WAIT_DRAIN] = 1u << OUT_DRAIN | 1u << OUT_CLOSED,
-        [OUT_OPEN] = 1u << OUT_DRAIN | 1u << OUT_BROKEN | 1u << OUT_CLOSED,
-        [OUT_DRAIN] = 1u << OUT_BROKEN | 1u << OUT_CLOSED,
-        [OUT_BROKEN] = 1u << OUT_CLOSED,
-        [OUT_CLOSED] = 1u << OUT_CLOSED,
-    };
-
-    if (!(legal[c->out] >> to & 1)) {
-        vp_log(VP_LOG_ERROR, c->drv->id, "connection %u: out: %s after %s",
-               c->id, out_name[to], out_name[c->out]);
-        return false;
-    }
-    c->out = to;
-    return true;
+    return conns_count(cs, false, 0, LIFE_FREE) +
+           conns_count(cs, true, 0, LIFE_FREE);
 }
 
-/* ---- table ------------------------------------------------------------ */
-
-static VPConn **conn_slot(VPDriver *drv, uint32_t id, bool client)
+/* conn_known() - does the peer know of it? */
+static bool conn_known(const VPConn *c)
 {
-    /* seeded: the peer chooses ids, and could choose them for one slot */
-    size_t h = (size_t)mix64(drv->hash_seed ^ ((uint64_t)id << 1 | client));
-
-    return &drv->hash[h & (drv->hash_size - 1)];
+    return c->life == LIFE_OPEN || c->life == LIFE_CLOSING;
 }
 
-/* conn_forgotten() - the peer knows no more of it, and may use its id anew */
-static bool conn_forgotten(const VPConn *c)
+/* conn_over() - is it closed here? */
+static bool conn_over(const VPConn *c)
 {
-    return c->dead || (!c->announced && c->in == IN_CLOSED);
+    return c->life >= LIFE_CLOSING;
 }
 
-/* conn_find() - by id and by whether we are its client side; NULL: none */
-static VPConn *conn_find(VPDriver *drv, uint32_t id, bool client)
+/* conn_waits() - hasn't its target answered yet? */
+static bool conn_waits(const VPConn *c)
 {
-    VPConn *c = drv->hash_size > 0 ? *conn_slot(drv, id, client) : NULL;
-
-    while (c != NULL &&
-           (c->id != id || c->client != client || conn_forgotten(c))) {
-        c = c->hash_next;
-    }
-    return c;
-}
-
-static bool conn_hash_grow(VPDriver *drv)
-{
-    size_t size = drv->hash_size > 0 ? 2 * drv->hash_size : VP_HASH_MIN;
-    VPConn **hash = calloc(size, sizeof(*hash));
-
-    if (hash == NULL) {
-        return drv->hash_size > 0; /* longer chains will do */
-    }
-    free(drv->hash);
-    drv->hash = hash;
-    drv->hash_size = size;
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
-        VPConn *c = container_of(n, VPConn, all);
-        VPConn **slot = conn_slot(drv, c->id, c->client);
-
-        c->hash_next = *slot;
-        *slot = c;
-    }
-    return true;
-}
-
-/* conn_new() - NULL when out of memory */
-static VPConn *conn_new(VPDriver *drv, uint32_t id, bool client,
-                        const char *service_id)
-{
-    VPConn *c, **slot;
-
-    if (drv->nconns >= drv->hash_size && !conn_hash_grow(drv)) {
-        return NULL;
-    }
-    c = calloc(1, sizeof(*c));
-    if (c == NULL) {
-        return NULL;
-    }
-    c->drv = drv;
-    c->id = id;
-    c->client = client;
-    c->fd = -1;
-    c->born = c->moved = drv->loop->now;
-    c->in = client ? IN_OPEN : IN_WAIT;
-    c->out = client ? OUT_OPEN : OUT_WAIT;
-    c->window = VP_WINDOW_INIT;
-    c->rx_limit = c->window;
-    c->idle_at = drv->newest_at;
-    drv->newest_at = drv->sched_share;
-    snprintf(c->service_id, sizeof(c->service_id), "%s", service_id);
-    node_init(&c->turn);
-    node_init(&c->due_node);
-    node_init(&c->wait);
-    node_append(&drv->conns, &c->all);
-    slot = conn_slot(drv, id, client);
-    c->hash_next = *slot;
-    *slot = c;
-    drv->nconns++;
-    drv->nclients += client;
-    drv->nopen += !client;
-    return c;
-}
-
-/* conn_free() - by the reaper only */
-static void conn_free(VPConn *c)
-{
-    VPDriver *drv = c->drv;
-    VPConn **slot = conn_slot(drv, c->id, c->client);
-
-    while (*slot != c) {
-        slot = &(*slot)->hash_next;
-    }
-    *slot = c->hash_next;
-    node_remove(&c->all);
-    node_remove(&c->due_node);
-    drv->window_grown -= c->window - VP_WINDOW_INIT;
-    drv->nconns--;
-    drv->nclients -= c->client;
-    free(c->buf);
-    free(c);
-}
-
-/* sched_leave() - it isn't its turn, now or later */
-static void sched_leave(VPConn *c)
-{
-    node_remove(&c->turn);
-    c->drv->nturns -= c->in_turns;
-    c->in_turns = false;
-}
-
-/* conn_wait() - is it among those that wait for their target? */
-static void conn_wait(VPConn *c, bool waits)
-{
-    if (waits && !node_linked(&c->wait)) {
-        node_append(&c->drv->connecting, &c->wait);
-        c->drv->nconnecting++;
-    } else if (!waits && node_linked(&c->wait)) {
-        node_remove(&c->wait);
-        c->drv->nconnecting--;
-    }
-}
-
-/* conn_announced() - the peer knows of it, or forgot it */
-static void conn_announced(VPConn *c, bool announced)
-{
-    if (announced != c->announced) {
-        c->announced = announced;
-        if (c->client) {
-            c->drv->nannounced += announced ? 1 : (size_t)-1;
-        }
-    }
-}
-
-/* conn_gone() - closed here */
-static void conn_gone(VPConn *c)
-{
-    if (!c->gone) {
-        c->gone = true;
-        c->drv->nopen -= !c->client;
-    }
-}
-
-/* conn_dead() - nothing is left to be done; the reaper frees it */
-static void conn_dead(VPConn *c)
-{
-    VPDriver *drv = c->drv;
-
-    if (!c->dead) {
-        conn_announced(c, false);
-        conn_gone(c);
-        c->dead = true;
-        sched_leave(c);
-        conn_wait(c, false);
-        node_remove(&c->due_node);
-        node_append(&drv->dead, &c->due_node);
-    }
-}
-
-/* ---- ends ------------------------------------------------------------- */
-
-/* conn_set_due() - have control messages sent when the link has room */
-static void conn_set_due(VPConn *c, unsigned due)
-{
-    c->due |= due;
-    if (!node_linked(&c->due_node) && !c->dead) {
-        node_append(&c->drv->due, &c->due_node);
-    }
+    return c->out == OUT_WAIT || c->out == OUT_WAIT_DRAIN;
 }
 
 /* conn_interest() - what is watched, from state alone */
@@ -3390,15 +4091,92 @@ static void conn_interest(VPConn *c)
     if (c->fd < 0) {
         return;
     }
-    if (c->in == IN_OPEN && !node_linked(&c->turn) &&
+    if (c->in == IN_OPEN && !sched_waits(&c->turn) &&
         c->tx_count < c->tx_limit) {
         events |= VP_READ;
     }
-    if (c->out == OUT_WAIT || c->out == OUT_WAIT_DRAIN
-        ? !c->retry : c->buf_len > 0) {
+    if (c->buf_len > 0) {
         events |= VP_WRITE;
     }
-    vp_watch_set(c->drv->loop, c->fd, events);
+    vp_watch_set(c->conns->loop, c->fd, events);
+}
+
+/* conn_peer() - the address of the local socket's other end, for the log */
+static const char *conn_peer(const VPConn *c, char *buf, size_t size)
+{
+    VPAddr addr = { .len = sizeof(addr.ss) };
+
+    if (c->fd < 0 || getpeername(c->fd, (struct sockaddr *)&addr.ss,
+                                 &addr.len) < 0) {
+        addr.len = 0;
+    }
+    return vp_addr_str(&addr, buf, size);
+}
+
+/* conn_debug() - log that @what went @from one state @to another */
+static void conn_debug(const VPConn *c, const char *what, const char *from,
+                       const char *to, const char *why)
+{
+    char name[128];
+
+    if (log_debugs(c->conns->log)) {
+        log_provoked(c->conns->log, VP_LOG_DEBUG,
+                     "connection %u of %s %s %s: %s %s -> %s: %s", c->id,
+                     c->service_id, c->client ? "from" : "to",
+                     conn_peer(c, name, sizeof(name)), what, from, to, why);
+    }
+}
+
+/*
+ * conn_set_in() - the only place where "in" changes; false if it must not
+ * @why:  the event, for the log
+ */
+static bool conn_set_in(VPConn *c, VPIn to, const char *why)
+{
+    static const unsigned legal[] = {
+        [IN_WAIT] = 1u << IN_OPEN | 1u << IN_CLOSED,
+        [IN_OPEN] = 1u << IN_EOF | 1u << IN_CLOSED,
+        [IN_EOF] = 1u << IN_CLOSED,
+        [IN_CLOSED] = 1u << IN_CLOSED,
+    };
+
+    if (!(legal[c->in] >> to & 1)) {
+        log_say(c->conns->log, VP_LOG_ERROR, "connection %u: in: %s after %s",
+                c->id, in_name[to], in_name[c->in]);
+        return false;
+    }
+    if (c->in != to) {
+        conn_debug(c, "in", in_name[c->in], in_name[to], why);
+        c->in = to;
+        conn_interest(c);
+    }
+    return true;
+}
+
+/* conn_set_out() - the only place where "out" changes; as conn_set_in() */
+static bool conn_set_out(VPConn *c, VPOut to, const char *why)
+{
+    static const unsigned legal[] = {
+        [OUT_WAIT] = 1u << OUT_WAIT_DRAIN | 1u << OUT_OPEN | 1u << OUT_CLOSED,
+        [OUT_WAIT_DRAIN] = 1u << OUT_DRAIN | 1u << OUT_CLOSED,
+        [OUT_OPEN] = 1u << OUT_DRAIN | 1u << OUT_BROKEN | 1u << OUT_CLOSED,
+        [OUT_DRAIN] = 1u << OUT_BROKEN_END | 1u << OUT_CLOSED,
+        [OUT_BROKEN] = 1u << OUT_BROKEN_END | 1u << OUT_CLOSED,
+        [OUT_BROKEN_END] = 1u << OUT_CLOSED,
+        [OUT_CLOSED] = 1u << OUT_CLOSED,
+    };
+
+    if (!(legal[c->out] >> to & 1)) {
+        log_say(c->conns->log, VP_LOG_ERROR, "connection %u: out: %s after %s",
+                c->id, out_name[to], out_name[c->out]);
+        return false;
+    }
+    if (c->out != to) {
+        conn_debug(c, "out", out_name[c->out], out_name[to], why);
+        c->out = to;
+        conn_interest(c);
+    }
+    return true;
 }
 
 static void conn_drop_buf(VPConn *c)
@@ -3408,48 +4186,217 @@ static void conn_drop_buf(VPConn *c)
     c->buf_off = c->buf_len = c->buf_cap = 0;
 }
 
-static void conn_close_fd(VPConn *c)
+/* conn_let_go() - of all that only who is open needs */
+static void conn_let_go(VPConn *c)
 {
+    sched_leave(&c->conns->sched, &c->turn);
+    if (c->dial != NULL) {
+        c->conns->ops->unwanted(c->conns->up, c);
+    }
     if (c->fd >= 0) {
-        vp_unwatch(c->drv->loop, c->fd);
+        vp_unwatch(c->conns->loop, c->fd);
         close(c->fd);
         c->fd = -1;
     }
+    conn_drop_buf(c);
+}
+
+/* conn_set_life() - the only place where it changes; as conn_set_in() */
+static bool conn_set_life(VPConn *c, VPLife to, const char *why)
+{
+    static const unsigned legal[] = {
+        [LIFE_NEW] = 1u << LIFE_OPEN | 1u << LIFE_FREE,
+        [LIFE_OPEN] = 1u << LIFE_ENDING | 1u << LIFE_CLOSING | 1u << LIFE_FREE,
+        [LIFE_ENDING] = 1u << LIFE_FREE,
+        [LIFE_CLOSING] = 1u << LIFE_FREE,
+        [LIFE_FREE] = 0,
+    };
+    VPConns *cs = c->conns;
+
+    if (!(legal[c->life] >> to & 1)) {
+        log_say(cs->log, VP_LOG_ERROR, "connection %u: %s after %s (%s)",
+                c->id, life_name[to], life_name[c->life], why);
+        return false;
+    }
+    conn_debug(c, "life", life_name[c->life], life_name[to], why);
+    cs->count[c->client][c->life]--;
+    cs->count[c->client][to]++;
+    c->life = to;
+    if (to >= LIFE_ENDING) {
+        c->due = 0;
+        sched_leave(&cs->sched, &c->turn);
+    }
+    if (to >= LIFE_CLOSING) {
+        conn_let_go(c);
+        conn_set_in(c, IN_CLOSED, why);
+        conn_set_out(c, OUT_CLOSED, why);
+    }
+    if (to == LIFE_FREE) {
+        node_remove(&c->due_node);
+        node_append(&cs->dead, &c->due_node);
+    }
+    return true;
+}
+
+/* conn_set_due() - have control messages sent when the link has room */
+static void conn_set_due(VPConn *c, unsigned due)
+{
+    c->due |= due;
+    if (!node_linked(&c->due_node) && c->life != LIFE_FREE) {
+        node_append(&c->conns->due, &c->due_node);
+    }
+}
+
+/* conns_sweep_by() - have sweep_timer() look after @delay at the latest */
+static void conns_sweep_by(VPConns *cs, uint64_t delay)
+{
+    VPTimer *sweep = &cs->sweep_timer;
+
+    if (!timer_running(sweep) || sweep->deadline > cs->loop->now + delay) {
+        vp_timer_start(cs->loop, sweep, delay, sweep_timer, cs);
+    }
+}
+
+/* ---- table ------------------------------------------------------------ */
+
+static VPConn **conn_slot(VPConns *cs, uint32_t id, bool client)
+{
+    /* seeded: the peer chooses ids, and could choose them for one slot */
+    size_t h = (size_t)mix64(cs->hash_seed ^ ((uint64_t)id << 1 | client));
+
+    return &cs->hash[h & (cs->hash_size - 1)];
+}
+
+/* conn_find() - by id and side, unless its id may be used anew; NULL: none */
+static VPConn *conn_find(VPConns *cs, uint32_t id, bool client)
+{
+    VPConn *c = cs->hash_size > 0 ? *conn_slot(cs, id, client) : NULL;
+
+    while (c != NULL &&
+           (c->id != id || c->client != client || c->life == LIFE_ENDING ||
+            c->life == LIFE_FREE)) {
+        c = c->hash_next;
+    }
+    return c;
+}
+
+static bool conns_hash_grow(VPConns *cs)
+{
+    size_t size = cs->hash_size > 0 ? 2 * cs->hash_size : VP_HASH_MIN;
+    VPConn **hash = calloc(size, sizeof(*hash));
+
+    if (hash == NULL) {
+        return cs->hash_size > 0; /* longer chains will do */
+    }
+    free(cs->hash);
+    cs->hash = hash;
+    cs->hash_size = size;
+    for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+        VPConn **slot = conn_slot(cs, c->id, c->client);
+
+        c->hash_next = *slot;
+        *slot = c;
+    }
+    return true;
 }
 
 /*
- * conn_abort() - close at once; the local side sees a reset, and so will
- * the peer if it knows of the connection (unless "gone" is set already)
+ * conn_new() - NULL when out of memory
+ * @fd:  its socket, which it owns on success, or -1
  */
-static void conn_abort(VPConn *c, VPReason reason)
+static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
+                        const char *service_id)
 {
-    if (c->gone) {
-        return;
+    VPConn *c = NULL, **slot;
+
+    if (conns_held(cs) < cs->hash_size || conns_hash_grow(cs)) {
+        c = calloc(1, sizeof(*c));
     }
-    conn_gone(c);
-    conn_close_fd(c);
-    conn_drop_buf(c);
-    sched_leave(c);
-    conn_wait(c, false);
-    conn_set_in(c, IN_CLOSED);
-    conn_set_out(c, OUT_CLOSED);
-    c->due = 0;
-    if (c->announced) {
-        c->reason = (uint8_t)reason;
-        conn_set_due(c, DUE_RESET);
-    } else {
-        conn_dead(c);
+    if (c == NULL || (fd >= 0 && vp_watch(cs->loop, fd, conn_ready, c) < 0)) {
+        free(c);
+        return NULL;
+    }
+    c->conns = cs;
+    c->id = id;
+    c->client = client;
+    c->fd = fd;
+    c->born = c->moved = cs->loop->now;
+    c->in = client ? IN_OPEN : IN_WAIT;
+    c->out = client ? OUT_OPEN : OUT_WAIT;
+    c->life = client ? LIFE_NEW : LIFE_OPEN;
+    c->window = VP_WINDOW_INIT;
+    c->rx_limit = c->window;
+    snprintf(c->service_id, sizeof(c->service_id), "%s", service_id);
+    sched_join(&cs->sched, &c->turn);
+    node_init(&c->due_node);
+    node_append(&cs->all, &c->all);
+    slot = conn_slot(cs, id, client);
+    c->hash_next = *slot;
+    *slot = c;
+    cs->count[client][c->life]++;
+    conn_debug(c, "life", "none", life_name[c->life],
+               client ? "a client came" : "the other side asks for it");
+    return c;
+}
+
+/* conn_free() - by the reaper only */
+static void conn_free(VPConn *c)
+{
+    VPConns *cs = c->conns;
+    VPConn **slot = conn_slot(cs, c->id, c->client);
+
+    while (*slot != c) {
+        slot = &(*slot)->hash_next;
+    }
+    *slot = c->hash_next;
+    node_remove(&c->all);
+    node_remove(&c->due_node);
+    cs->window_grown -= c->window - VP_WINDOW_INIT;
+    cs->count[c->client][LIFE_FREE]--;
+    free(c);
+    link_trim_later(cs->link);
+}
+
+static void conns_reap(VPConns *cs)
+{
+    while (node_linked(&cs->dead)) {
+        conn_free(container_of(cs->dead.next, VPConn, due_node));
     }
 }
 
-/* conn_reset() - the peer reset it, or its session is over */
-static void conn_reset(VPConn *c)
+/* ---- ends ------------------------------------------------------------- */
+
+/*
+ * conn_abort() - close at once: the local side sees a reset, and so will the
+ * peer if it knows of the connection
+ * @reason:  for the peer
+ * @why:     for the log
+ */
+static void conn_abort(VPConn *c, VPReason reason, const char *why)
 {
-    conn_announced(c, false);
-    if (c->gone) {
-        conn_dead(c);
-    } else {
-        conn_abort(c, VP_REASON_NONE);
+    if (conn_known(c) && !conn_over(c)) {
+        conn_set_life(c, LIFE_CLOSING, why);
+        c->reason = (uint8_t)reason;
+        conn_set_due(c, DUE_RESET);
+    } else if (!conn_over(c)) {
+        conn_set_life(c, LIFE_FREE, why);
+    }
+}
+
+/* conn_refuse() - there will be no connection to the target */
+static void conn_refuse(VPConn *c, VPReason reason)
+{
+    conn_set_life(c, LIFE_CLOSING, reason_str(reason));
+    c->reason = (uint8_t)reason;
+    conn_set_due(c, DUE_REFUSED);
+}
+
+/* conn_reset() - close at once; the peer isn't told, or knows already */
+static void conn_reset(VPConn *c, const char *why)
+{
+    if (c->life != LIFE_FREE) {
+        conn_set_life(c, LIFE_FREE, why);
     }
 }
 
@@ -3468,41 +4415,32 @@ static size_t conn_queued(const VPConn *c)
 
 /*
  * conn_end() - the peer's daemon ends: what it sent before is delivered,
- * for VP_END_US at most, then comes the reset; the peer has forgotten us
+ * for VP_END_US at most, then comes the reset
  */
 static void conn_end(VPConn *c)
 {
-    VPDriver *drv = c->drv;
-    VPTimer *sweep = &drv->sweep_timer;
+    const char *why = reason_str(VP_REASON_ENDING);
 
-    conn_announced(c, false);
     if (c->in == IN_WAIT || conn_queued(c) == 0) {
-        conn_abort(c, VP_REASON_NONE);
+        conn_reset(c, why);
         return;
     }
-    c->ends_at = drv->loop->now + VP_END_US;
-    c->due = 0;
-    sched_leave(c);
-    conn_set_in(c, IN_CLOSED);
-    conn_interest(c);
-    if (!timer_running(sweep) ||
-        sweep->deadline > drv->loop->now + drv->end_step) {
-        vp_timer_start(drv->loop, sweep, drv->end_step, sweep_timer, drv);
-    }
+    conn_set_life(c, LIFE_ENDING, why);
+    conn_set_in(c, IN_CLOSED, why);
+    c->ends_at = c->conns->loop->now + VP_END_US;
+    conns_sweep_by(c->conns, c->conns->end_step);
 }
 
-/* conn_check_over() - both directions closed in order? */
+/* conn_check_over() - have both directions ended in order? */
 static void conn_check_over(VPConn *c)
 {
-    if (c->in == IN_CLOSED && c->out == OUT_CLOSED && !c->gone) {
+    if (c->in == IN_CLOSED && c->out == OUT_CLOSED && !conn_over(c)) {
         struct linger off = { 0, 0 };
 
         if (c->fd >= 0) {
             setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
         }
-        conn_close_fd(c);
-        conn_drop_buf(c);
-        conn_dead(c);
+        conn_set_life(c, LIFE_FREE, "both directions have ended");
     }
 }
 
@@ -3537,18 +4475,18 @@ static void conn_fit_buf(VPConn *c)
  */
 static void conn_resize(VPConn *c)
 {
-    VPDriver *drv = c->drv;
-    uint32_t left = VP_WINDOW_BUDGET - drv->window_grown;
+    VPConns *cs = c->conns;
+    uint32_t left = VP_WINDOW_BUDGET - cs->window_grown;
 
     if (c->window > VP_WINDOW_INIT && c->window / 2 > left) {
         c->window /= 2;
-        drv->window_grown -= c->window;
+        cs->window_grown -= c->window;
         conn_fit_buf(c);
     } else if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
                3 * c->window <= left &&
                c->rx_taken - c->resized_at >=
                    (uint64_t)c->window * c->window / VP_WINDOW_TRIAL) {
-        drv->window_grown += c->window;
+        cs->window_grown += c->window;
         c->window *= 2;
     } else {
         return;
@@ -3559,7 +4497,7 @@ static void conn_resize(VPConn *c)
 /* conn_credit() - give credit for what was taken, in steps worth a packet */
 static void conn_credit(VPConn *c)
 {
-    if (c->gone || !c->announced ||
+    if (c->life != LIFE_OPEN ||
         (c->out != OUT_OPEN && c->out != OUT_BROKEN)) {
         return; /* the peer has sent all it will */
     }
@@ -3584,7 +4522,7 @@ static bool conn_buffer(VPConn *c, const uint8_t *data, size_t len)
         c->buf_off = 0;
     }
     if (c->buf_len + len > c->buf_cap) {
-        size_t cap = MAX(c->buf_cap, 1024u);
+        size_t cap = MAX(c->buf_cap, VP_CONN_BUF_MIN);
         uint8_t *buf;
 
         while (cap < c->buf_len + len) {
@@ -3602,27 +4540,36 @@ static bool conn_buffer(VPConn *c, const uint8_t *data, size_t len)
     return true;
 }
 
-/* conn_broken() - the local socket takes no more */
-static void conn_broken(VPConn *c)
+/* conn_broken() - was the local socket found to take no more? */
+static bool conn_broken(const VPConn *c)
 {
+    return c->out == OUT_BROKEN || c->out == OUT_BROKEN_END;
+}
+
+/*
+ * conn_break() - the local socket takes no more
+ *
+ * What it sent before it went is still to be read; then comes RESET.
+ */
+static void conn_break(VPConn *c)
+{
+    static const char why[] = "the local socket takes no more";
+
     if (c->in != IN_OPEN) {
-        conn_abort(c, VP_REASON_NONE);
+        conn_abort(c, VP_REASON_NONE, why);
         return;
     }
-    /* what it sent before it went is still to be read; then comes RESET */
     c->rx_taken += c->buf_len;
     conn_drop_buf(c);
-    c->broken = true; /* beyond OUT_BROKEN, which CLOSE ends */
-    conn_set_out(c, OUT_BROKEN);
+    conn_set_out(c, c->out == OUT_DRAIN ? OUT_BROKEN_END : OUT_BROKEN, why);
     conn_credit(c);
-    conn_interest(c);
 }
 
 /* conn_shutdown() - the local socket took everything, and CLOSE came */
 static void conn_shutdown(VPConn *c)
 {
     shutdown(c->fd, SHUT_WR);
-    conn_set_out(c, OUT_CLOSED);
+    conn_set_out(c, OUT_CLOSED, "the local socket took all of it");
     conn_check_over(c);
 }
 
@@ -3634,20 +4581,19 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
 {
     ssize_t len = 0;
 
-    if (c->out == OUT_BROKEN) {
+    if (conn_broken(c)) {
         for (int i = 1; i <= n; i++) {
             c->rx_taken += iov[i].iov_len;
         }
         conn_credit(c);
         return;
     }
-    if (!c->blocked && c->buf_len + (unsigned)n > 0 &&
-        c->out != OUT_WAIT && c->out != OUT_WAIT_DRAIN) {
+    if (!c->blocked && c->buf_len + (unsigned)n > 0 && !conn_waits(c)) {
         if (c->buf_len > 0) {
             iov[0].iov_base = c->buf + c->buf_off;
             iov[0].iov_len = c->buf_len;
         }
-        c->drv->work += VP_WORK_WRITE;
+        c->conns->link->work += VP_WORK_WRITE;
         do {
             len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
                                  : writev(c->fd, iov + 1, n);
@@ -3656,11 +4602,11 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
             for (int i = 1; i <= n; i++) {
                 c->rx_taken += iov[i].iov_len;
             }
-            conn_broken(c);
+            conn_break(c);
             return;
         }
         if (len < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
-            conn_abort(c, reason_from_errno(errno));
+            conn_abort(c, reason_from_errno(errno), strerror(errno));
             return;
         }
         len = MAX(len, 0);
@@ -3680,15 +4626,15 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
         if (part < iov[i].iov_len &&
             !conn_buffer(c, (uint8_t *)iov[i].iov_base + part,
                          iov[i].iov_len - part)) {
-            provoked_log(c->drv, VP_LOG_WARN, "%s: connection reset: out of "
-                   "memory", c->service_id);
-            conn_abort(c, VP_REASON_RESOURCES);
+            log_provoked(c->conns->log, VP_LOG_WARN, "%s: connection reset: "
+                         "out of memory", c->service_id);
+            conn_abort(c, VP_REASON_RESOURCES, "out of memory");
             return;
         }
     }
     if (c->buf_len == 0) {
         conn_drop_buf(c);
-    } else if (c->out != OUT_WAIT && c->out != OUT_WAIT_DRAIN) {
+    } else if (!conn_waits(c)) {
         c->blocked = true;
     }
     conn_credit(c);
@@ -3699,12 +4645,12 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
 }
 
 /* batch_flush() - write the payloads gathered for one connection */
-static void batch_flush(VPDriver *drv)
+static void batch_flush(VPConns *cs)
 {
-    VPBatch *b = &drv->batch;
+    VPBatch *b = &cs->batch;
 
     if (b->n > 0) {
-        if (!b->conn->gone) {
+        if (!conn_over(b->conn)) {
             conn_write(b->conn, b->iov, b->n);
         }
         b->n = 0;
@@ -3713,10 +4659,10 @@ static void batch_flush(VPDriver *drv)
 
 static void batch_add(VPConn *c, uint8_t *data, size_t len)
 {
-    VPBatch *b = &c->drv->batch;
+    VPBatch *b = &c->conns->batch;
 
     if (b->n > 0 && (b->conn != c || b->n == VP_BATCH)) {
-        batch_flush(c->drv);
+        batch_flush(c->conns);
     }
     b->conn = c;
     b->n++;
@@ -3724,45 +4670,166 @@ static void batch_add(VPConn *c, uint8_t *data, size_t len)
     b->iov[b->n].iov_len = len;
 }
 
-/* ---- control messages ------------------------------------------------- */
+/* ---- from the local socket to the channel ----------------------------- */
 
-/* link_room() - bytes that may still be put on their way */
-static uint32_t link_room(const VPLink *l)
+static uint32_t conn_pkt_len(const VPConn *c)
 {
-    return l->flow.limit > l->store.bytes ? l->flow.limit - l->store.bytes : 0;
+    const VPLink *l = c->conns->link;
+
+    return MIN(l->flow.pkt_len, l->kind == VP_CHN_VIRTSERIAL
+               ? VP_VIRTIO_WRITE_MAX : VP_PKT_LEN_MAX);
+}
+
+/* conn_readable() - the local socket has something to read */
+static void conn_readable(VPConn *c)
+{
+    VPConns *cs = c->conns;
+
+    if (c->in == IN_OPEN && !sched_waits(&c->turn)) {
+        sched_ready(&cs->sched, &c->turn, cs->link->flow.pkt_len);
+        conns_sweep_by(cs, VP_SWEEP_US);
+        conn_interest(c);
+    }
+}
+
+/* conn_idle() - nothing more to read for now: select() tells when */
+static void conn_idle(VPConn *c)
+{
+    sched_idle(&c->conns->sched, &c->turn);
+    conn_interest(c);
+}
+
+/* conn_eof() - the local side has sent all it will */
+static void conn_eof(VPConn *c)
+{
+    static const char why[] = "end of data from the local socket";
+
+    sched_leave(&c->conns->sched, &c->turn);
+    if (conn_broken(c)) {
+        conn_abort(c, VP_REASON_NONE, why);
+        return;
+    }
+    conn_set_in(c, IN_EOF, why);
+    conn_set_due(c, DUE_CLOSE);
+    conns_sweep_by(c->conns, VP_SWEEP_US);
 }
 
 /*
- * link_mark() - an ack is asked for a few times per bound in flight, and once
- * a second where less is sent, to know the round-trip time
+ * conn_slots() - where the packets of one read go
+ * @iov:    room for VP_READ_PKTS
+ * @want:   bytes to read
+ * @asked:  set to the bytes there is room for
+ *
+ * The room for each packet's header is left before its part.  Returns how many
+ * parts there are; 0: the link has no room.
  */
-static uint8_t link_mark(VPFlow *f, uint32_t len, uint64_t now)
+static int conn_slots(const VPConn *c, struct iovec *iov, uint32_t want,
+                      uint32_t *asked)
 {
-    f->unmarked += len;
-    if (f->unmarked < f->limit / 4 && now - f->marked_at < SECOND) {
-        return 0;
+    VPLink *l = c->conns->link;
+    VPStore *s = &l->store;
+    uint32_t pkt_len = conn_pkt_len(c);
+    uint32_t room = MIN(link_room(l), store_room(s, pkt_len, l->flow.limit));
+    uint32_t slots = VP_STORE_PKTS - (s->next - s->base), k;
+
+    *asked = 0;
+    for (k = 0; k < MIN(slots, VP_READ_PKTS) && *asked < want; k++) {
+        uint32_t len = MIN(pkt_len - VP_PKT_HDR_LEN, want - *asked);
+
+        if (room < VP_PKT_HDR_LEN + len) {
+            break; /* no small packet just because there is room for one */
+        }
+        iov[k].iov_base = store_payload(s) + k * pkt_len;
+        iov[k].iov_len = len;
+        *asked += len;
+        room -= len + VP_PKT_HDR_LEN;
     }
-    f->unmarked = 0;
-    f->marked_at = now;
-    return VP_FLAG_ACK_NOW | (f->probing > 0 ? VP_FLAG_PROBE : 0);
+    return (int)k;
 }
+
+/* conn_sent() - @n bytes in the parts of @iov are packets from here on */
+static void conn_sent(VPConn *c, const struct iovec *iov, uint32_t n)
+{
+    VPConns *cs = c->conns;
+    uint32_t done = 0, pkts = 0;
+
+    for (; done < n; pkts++) {
+        uint32_t len = MIN(n - done, (uint32_t)iov[pkts].iov_len);
+
+        link_add(cs->link, c->client ? VP_PKT_CLIENT : VP_PKT_SERVER, 0,
+                 c->id, len);
+        done += len;
+    }
+    c->tx_count += n;
+    c->moved = cs->loop->now;
+    sched_spend(&cs->sched, &c->turn, n + pkts * VP_PKT_HDR_LEN);
+}
+
+/*
+ * conn_read() - read the local socket straight into the send store
+ *
+ * One readv() fills several packets.  Returns false if the link has no room.
+ */
+static bool conn_read(VPConn *c)
+{
+    VPLink *l = c->conns->link;
+    VPSched *sched = &c->conns->sched;
+    uint32_t part = conn_pkt_len(c) - VP_PKT_HDR_LEN;
+    uint64_t credit = c->tx_limit - c->tx_count;
+    unsigned most = sched_alone(sched, &c->turn) ? VP_READ_PKTS : VP_TURN_PKTS;
+    struct iovec iov[VP_READ_PKTS];
+    uint32_t asked;
+    ssize_t n;
+    int k;
+
+    if (credit == 0) {
+        conn_idle(c);
+        return true;
+    }
+    k = conn_slots(c, iov, (uint32_t)MIN(most * part, credit), &asked);
+    if (k == 0) {
+        return false;
+    }
+    do {
+        n = readv(c->fd, iov, k);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        conn_idle(c);
+        return true;
+    }
+    if (n < 0) {
+        conn_abort(c, VP_REASON_NONE, strerror(errno));
+        return true;
+    }
+    if (n == 0) {
+        conn_eof(c);
+        return true;
+    }
+    conn_sent(c, iov, (uint32_t)n);
+    if (n <= VP_SPARSE_LEN && (uint32_t)n < asked && sched->nturns > 0) {
+        l->flow.sparse_at = c->conns->loop->now;
+    }
+    if ((uint32_t)n < asked || c->tx_count == c->tx_limit) {
+        conn_idle(c);
+    } else if (c->turn.deficit <= 0) {
+        sched_end_turn(sched, &c->turn, l->flow.pkt_len);
+    }
+    return true;
+}
+
+/* ---- control messages: sending ---------------------------------------- */
 
 /* conn_send_control() - false if the store is full */
 static bool conn_send_control(VPConn *c, const uint8_t *msg, size_t len)
 {
-    VPLink *l = &c->drv->link;
-    VPPacket pkt = { .type = VP_PKT_CONTROL, .conn = c->id };
+    VPLink *l = c->conns->link;
     uint32_t total = (uint32_t)(VP_PKT_HDR_LEN + len);
 
     if (store_room(&l->store, total, l->flow.limit) < total) {
         return false;
     }
-    pkt.flags = (c->client ? VP_FLAG_CLIENT : 0) |
-                link_mark(&l->flow, total, c->drv->loop->now);
-    pkt.bytes = (uint16_t)len;
-    pkt.data_check = wire_sum(msg, len);
-    memcpy(l->store.ring + l->store.head + VP_PKT_HDR_LEN, msg, len);
-    store_add(&l->store, &pkt);
+    memcpy(store_payload(&l->store), msg, len);
+    link_add(l, VP_PKT_CONTROL, c->client ? VP_FLAG_CLIENT : 0, c->id, len);
     return true;
 }
 
@@ -3806,218 +4873,119 @@ static bool conn_send_due(VPConn *c)
     }
     c->due &= ~due;
     if (due == DUE_INIT) {
-        conn_announced(c, true);
+        conn_set_life(c, LIFE_OPEN, "the other side is asked for it");
     } else if (due == DUE_CLOSE) {
-        conn_set_in(c, IN_CLOSED);
+        conn_set_in(c, IN_CLOSED, "the other side is told");
         conn_check_over(c);
     } else if (due == DUE_RESET || due == DUE_REFUSED) {
-        conn_dead(c);
+        conn_set_life(c, LIFE_FREE, "the other side is told");
     }
     return true;
 }
 
-/* driver_send_due() - control goes first; false if there is no room */
-static bool driver_send_due(VPDriver *drv)
+/* conns_send_due() - control goes first; false if there is no room */
+static bool conns_send_due(VPConns *cs)
 {
-    while (node_linked(&drv->due)) {
-        VPConn *c = container_of(drv->due.next, VPConn, due_node);
+    VPLink *l = cs->link;
 
-        if (link_room(&drv->link) == 0) {
+    while (node_linked(&cs->due)) {
+        VPConn *c = container_of(cs->due.next, VPConn, due_node);
+
+        if (link_room(l) == 0) {
             return false;
         }
         if ((c->due & DUE_INIT) &&
-            drv->nannounced >= drv->link.peer_max_conns) {
-            provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
-                   c->service_id, reason_str(VP_REASON_LIMIT));
-            conn_abort(c, VP_REASON_LIMIT);
+            conns_count(cs, true, LIFE_OPEN, LIFE_CLOSING) >=
+                l->peer_max_conns) {
+            log_provoked(cs->log, VP_LOG_WARN, "%s: connection refused: %s",
+                         c->service_id, reason_str(VP_REASON_LIMIT));
+            conn_abort(c, VP_REASON_LIMIT, reason_str(VP_REASON_LIMIT));
             continue;
         }
         if (c->due != 0 && !conn_send_due(c)) {
             return false;
         }
-        if (c->due == 0 && !c->dead) {
+        if (c->due == 0 && c->life != LIFE_FREE) {
             node_remove(&c->due_node);
         }
     }
     return true;
 }
 
-/* ---- connecting to a target ------------------------------------------- */
-
-static void connect_timer(void *opaque);
-
-/* tcp_setup() - no TCP of ours waits; @addr is either end of @fd's */
-static void tcp_setup(int fd, const VPAddr *addr)
+/*
+ * conns_fill() - fill the store for one write
+ *
+ * Returns true if there was more to send than could be taken now.
+ */
+static bool conns_fill(VPConns *cs)
 {
-    int one = 1;
+    VPStore *s = &cs->link->store;
+    VPFlow *flow = &cs->link->flow;
+    uint32_t end = s->bytes + VP_WRITE_MAX;
 
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-#ifdef __linux__
-    /*
-     * Where BBR is the system's choice it would pace us, with a clock
-     * interrupt for each 64 KiB; within a machine there is no network to spare.
-     */
-    if (vp_addr_is_local(addr)) {
-        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno"));
+    while (s->bytes < end) {
+        VPTurn *turn;
+
+        if (!conns_send_due(cs)) {
+            return false;
+        }
+        turn = sched_next(&cs->sched);
+        if (turn == NULL) {
+            if (s->bytes < flow->enough) {
+                flow->app_limited = flow->delivered + s->bytes;
+            }
+            return false;
+        }
+        if (!conn_read(container_of(turn, VPConn, turn))) {
+            return false;
+        }
     }
-#endif
+    return true;
 }
 
-/* socket_setup() - what every proxied socket needs; @peer is its other end */
-static int socket_setup(int fd, const VPAddr *peer)
-{
-    struct linger reset = { 1, 0 };
+/* ---- the local socket ------------------------------------------------- */
 
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
-    if (peer->ss.ss_family != AF_UNIX) {
-        tcp_setup(fd, peer);
-    }
-    return fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
-}
-
-static void conn_refuse(VPConn *c, VPReason reason)
+/* conn_connected() - the target has accepted; @fd is ours */
+static void conn_connected(VPConn *c, int fd)
 {
-    conn_gone(c);
-    conn_close_fd(c);
-    conn_drop_buf(c);
-    conn_wait(c, false);
-    c->due = 0;
-    c->reason = (uint8_t)reason;
-    conn_set_due(c, DUE_REFUSED);
-}
-
-/* conn_connected() - the target has accepted */
-static void conn_connected(VPConn *c)
-{
+    static const char why[] = "the target has accepted";
     struct iovec iov[1];
 
-    conn_wait(c, false);
-    conn_set_in(c, IN_OPEN);
-    conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN);
+    if (vp_watch(c->conns->loop, fd, conn_ready, c) < 0) {
+        close(fd);
+        conn_refuse(c, VP_REASON_RESOURCES);
+        return;
+    }
+    c->fd = fd;
+    conn_set_in(c, IN_OPEN, why);
+    conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN, why);
     conn_set_due(c, DUE_ACK);
     conn_write(c, iov, 0);
 }
 
-/* conn_set_deadline() - an equal part of the time that is left */
-static void conn_set_deadline(VPConn *c)
+static void conn_ready(void *opaque, int fd, int events)
 {
-    uint64_t now = c->drv->loop->now, left;
+    VPConn *c = opaque;
+    struct iovec iov[1];
 
-    if (c->give_up_at == 0) {
-        c->give_up_at = now + VP_CONNECT_TIMEOUT;
+    (void)fd;
+    if (events & VP_WRITE) {
+        c->blocked = false;
+        conn_write(c, iov, 0);
     }
-    left = c->give_up_at - MIN(now, c->give_up_at);
-    c->deadline = now + left / (c->iforward->naddrs - c->next_addr);
-}
-
-/* conn_connect() - try the addresses from c->next_addr on */
-static void conn_connect(VPConn *c)
-{
-    VPDriver *drv = c->drv;
-    VPIForward *f = c->iforward;
-    char name[128];
-    int err = 0;
-
-    for (; c->next_addr < f->naddrs; c->next_addr++) {
-        const VPAddr *addr = &f->addrs[c->next_addr];
-
-        if (c->fd < 0) {
-            int fd = socket(addr->ss.ss_family, SOCK_STREAM, 0);
-            int rc = fd < 0 ? -errno : socket_setup(fd, addr);
-
-            drv->work += VP_WORK_CONNECT;
-            rc = rc < 0 ? rc : vp_watch(drv->loop, fd, conn_ready, c);
-            if (rc < 0) {
-                err = -rc;
-                if (fd >= 0) {
-                    close(fd);
-                }
-                break; /* another address needs a descriptor, too */
-            }
-            c->fd = fd;
-            conn_set_deadline(c);
-        }
-        c->retry = false;
-        if (connect(c->fd, (const struct sockaddr *)&addr->ss,
-                    addr->len) == 0 || errno == EISCONN) {
-            conn_connected(c);
-            return;
-        }
-        err = errno;
-        if (err == EINPROGRESS || err == EAGAIN || err == EINTR ||
-            err == EALREADY) {
-            c->retry = err == EAGAIN;
-            if (c->retry) {
-                f->full_at = drv->loop->now;
-            }
-            conn_wait(c, true);
-            if (!timer_running(&drv->connect_timer)) {
-                vp_timer_start(drv->loop, &drv->connect_timer,
-                               VP_CONNECT_RETRY, connect_timer, drv);
-            }
-            conn_interest(c);
-            return;
-        }
-        provoked_log(drv, VP_LOG_INFO, "%s: cannot connect to %s: %s",
-               c->service_id, vp_addr_str(addr, name, sizeof(name)),
-               strerror(err));
-        conn_close_fd(c);
-    }
-    if (c->next_addr < f->naddrs) {
-        provoked_log(drv, VP_LOG_WARN, "%s: cannot connect: %s", c->service_id,
-               strerror(err));
-    }
-    conn_refuse(c, reason_from_errno(err));
-}
-
-/* conn_connect_failed() - this address won't do; is there another? */
-static void conn_connect_failed(VPConn *c, int err)
-{
-    char name[128];
-
-    provoked_log(c->drv, VP_LOG_INFO, "%s: cannot connect to %s: %s",
-           c->service_id, vp_addr_str(&c->iforward->addrs[c->next_addr], name,
-                                      sizeof(name)), strerror(err));
-    conn_close_fd(c);
-    if (++c->next_addr < c->iforward->naddrs) {
-        conn_connect(c);
-    } else {
-        conn_refuse(c, reason_from_errno(err));
+    if ((events & VP_READ) && c->fd >= 0) {
+        conn_readable(c);
     }
 }
 
-/* connect_timer() - which attempts take too long, or should be made again? */
-static void connect_timer(void *opaque)
+/* conn_is_reset() - did its socket's owner reset it, as far as poll() tells? */
+static bool conn_is_reset(const VPConn *c)
 {
-    VPDriver *drv = opaque;
-    uint64_t next = VP_CONNECT_TIMEOUT / 40;
-    VPNode *n = drv->connecting.next;
+    struct pollfd pfd = { .fd = c->fd };
 
-    while (n != &drv->connecting) {
-        VPConn *c = container_of(n, VPConn, wait);
-        bool late;
-
-        n = n->next;
-        late = c->deadline <= drv->loop->now;
-        if (c->retry) {
-            if (c->iforward->full_at != drv->loop->now) {
-                conn_connect(c); /* late or not: we may have been paused */
-            }
-            late &= c->retry;
-            next = c->retry ? VP_CONNECT_RETRY : next;
-        } else if (late) {
-            struct pollfd pfd = { .fd = c->fd, .events = POLLOUT };
-
-            late = poll(&pfd, 1, 0) == 0;
-        }
-        if (late) {
-            conn_connect_failed(c, ETIMEDOUT);
-        }
-    }
-    if (node_linked(&drv->connecting)) {
-        vp_timer_start(drv->loop, &drv->connect_timer, next, connect_timer,
-                       drv);
-    }
+    /* the write that broke it has taken the error, HUP is left */
+    return poll(&pfd, 1, 0) > 0 &&
+           (pfd.revents & (POLLERR | (conn_broken(c) ? POLLHUP : 0)));
 }
 
 /*
@@ -4028,21 +4996,21 @@ static void connect_timer(void *opaque)
  */
 static void sweep_timer(void *opaque)
 {
-    VPDriver *drv = opaque;
+    static const char why[] = "reset by its owner";
+    VPConns *cs = opaque;
     uint64_t next = 0; /* 0: nothing to look at */
     unsigned ending = 0;
 
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+    for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
-        struct pollfd pfd = { .fd = c->fd };
         bool half = c->out == OUT_OPEN &&
                     (c->in == IN_EOF || c->in == IN_CLOSED);
         bool waits = c->in == IN_OPEN &&
-                     (node_linked(&c->turn) || c->tx_count == c->tx_limit);
+                     (sched_waits(&c->turn) || c->tx_count == c->tx_limit);
 
-        if (c->ends_at != 0 && !c->gone) {
-            if (c->ends_at <= drv->loop->now || conn_queued(c) == 0) {
-                conn_abort(c, VP_REASON_NONE);
+        if (c->life == LIFE_ENDING && c->ends_at != 0) {
+            if (c->ends_at <= cs->loop->now || conn_queued(c) == 0) {
+                conn_reset(c, reason_str(VP_REASON_ENDING));
             } else {
                 ending++;
             }
@@ -4051,225 +5019,168 @@ static void sweep_timer(void *opaque)
         if (c->fd < 0 || (!half && !waits)) {
             continue;
         }
-        next = next == 0 ? VP_SWEEP_US : next;
-        /* the write that broke it has taken the error, HUP is left */
-        if (poll(&pfd, 1, 0) > 0 &&
-            (pfd.revents & (POLLERR | (c->broken ? POLLHUP : 0)))) {
+        next = VP_SWEEP_US;
+        if (conn_is_reset(c)) {
             if (half || c->doomed) {
-                conn_abort(c, VP_REASON_NONE);
+                conn_abort(c, VP_REASON_NONE, why);
             }
             c->doomed = true;
         }
     }
     /* the more there are the more rarely: each look is a system call */
-    drv->end_step = VP_END_STEP * (1 + ending / 64);
-    drv->end_step = MIN(drv->end_step, VP_END_US / 8);
+    cs->end_step = VP_END_STEP * (1 + ending / 64);
+    cs->end_step = MIN(cs->end_step, VP_END_US / 8);
     if (ending > 0) {
-        next = drv->end_step;
+        next = cs->end_step;
     }
     if (next != 0) {
-        vp_timer_start(drv->loop, &drv->sweep_timer, next, sweep_timer, drv);
+        conns_sweep_by(cs, next);
     }
 }
 
-/* ---- packets ---------------------------------------------------------- */
+/* ---- packets from the peer -------------------------------------------- */
 
-static VPIForward *iforward_find(VPDriver *drv, const char *service_id)
-{
-    for (VPNode *n = drv->iforwards.next; n != &drv->iforwards; n = n->next) {
-        VPIForward *f = container_of(n, VPIForward, node);
-
-        if (strcmp(f->service_id, service_id) == 0) {
-            return f;
-        }
-    }
-    return NULL;
-}
-
-/* driver_opens_too_fast() - a token bucket that holds a second's worth */
-static bool driver_opens_too_fast(VPDriver *drv)
-{
-    uint64_t now = drv->loop->now;
-    double most = drv->config.max_opens;
-
-    drv->opens += (double)(now - drv->opens_at) * most / (double)SECOND;
-    drv->opens = MIN(drv->opens, most);
-    drv->opens_at = now;
-    if (drv->opens < 1) {
-        return true;
-    }
-    drv->opens--;
-    return false;
-}
-
-/* vp_handle_connect_init() - the peer has a connection for a service */
-static void vp_handle_connect_init(VPDriver *drv, const VPPacket *pkt,
-                                   const uint8_t *msg)
+/* conn_handle_init() - the peer has a connection for a service */
+static const char *conn_handle_init(VPConns *cs, const VPPacket *pkt,
+                                    const uint8_t *msg)
 {
     char service_id[VP_SERVICE_ID_LEN + 1];
-    size_t len = pkt->bytes > 10 ? msg[9] : 0, most;
+    size_t len = pkt->bytes > 10 ? msg[9] : 0;
+    size_t most = 2 * (size_t)cs->link->hello.max_conns;
     VPConn *c;
 
     if (!(pkt->flags & VP_FLAG_CLIENT) || pkt->bytes != 10 + len ||
         !vp_service_id_ok((const char *)msg + 10, len)) {
-        link_refuse(drv, "malformed CONNECT_INIT");
-        return;
+        return "malformed CONNECT_INIT";
     }
-    c = conn_find(drv, pkt->conn, false);
+    c = conn_find(cs, pkt->conn, false);
     if (c != NULL && c->in == IN_CLOSED && c->out == OUT_DRAIN) {
         /* over on the wire, and ids wrap around: the peer has forgotten it */
-        conn_announced(c, false);
-        c->due = 0;
+        conn_set_life(c, LIFE_ENDING, "its id is used anew");
     } else if (c != NULL) {
-        link_refuse(drv, "CONNECT_INIT with an id in use");
-        return;
+        return "CONNECT_INIT with an id in use";
     }
-    most = drv->link.hello.max_conns;
-    if (drv->nconns - drv->nclients >= 2 * most) {
-        driver_reap(drv);
+    if (conns_count(cs, false, LIFE_OPEN, LIFE_FREE) >= most) {
+        conns_reap(cs);
     }
-    if (drv->nconns - drv->nclients >= 2 * most) {
+    if (conns_count(cs, false, LIFE_OPEN, LIFE_FREE) >= most) {
         /* it didn't wait for the refusals */
-        link_refuse(drv, "many more connections than HELLO allowed");
-        return;
+        return "many more connections than HELLO allowed";
     }
     memcpy(service_id, msg + 10, len);
     service_id[len] = '\0';
-    c = conn_new(drv, pkt->conn, false, service_id);
+    c = conn_new(cs, pkt->conn, false, -1, service_id);
     if (c == NULL) {
         /* no memory even for an answer: only a new session is honest */
-        link_refuse(drv, "out of memory on this side");
-        return;
+        return "out of memory on this side";
     }
-    conn_announced(c, true);
     c->tx_limit = get64(msg + 1);
-    if (driver_opens_too_fast(drv) ||
-        drv->nconnecting >= drv->config.max_half_open || drv->nopen > most) {
-        /* not its fault: a connection that is over there may drain here */
-        provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
-                     service_id, reason_str(VP_REASON_LIMIT));
-        conn_refuse(c, VP_REASON_LIMIT);
-        return;
-    }
-    c->iforward = iforward_find(drv, service_id);
-    if (c->iforward == NULL) {
-        provoked_log(drv, VP_LOG_INFO, "%s: connection refused: %s", service_id,
-               reason_str(VP_REASON_UNKNOWN_SERVICE));
-        conn_refuse(c, VP_REASON_UNKNOWN_SERVICE);
-        return;
-    }
-    conn_connect(c);
-}
-
-static void conn_log_refused(VPConn *c, unsigned reason)
-{
-    VPAddr addr = { .len = sizeof(addr.ss) };
-    char name[128];
-
-    if (c->fd < 0 || getpeername(c->fd, (struct sockaddr *)&addr.ss,
-                                 &addr.len) < 0) {
-        addr.len = 0;
-    }
-    provoked_log(c->drv, VP_LOG_INFO, "%s: connection from %s refused: %s",
-           c->service_id, vp_addr_str(&addr, name, sizeof(name)),
-           reason_str(reason));
+    cs->ops->wanted(cs->up, c);
+    return NULL;
 }
 
 /* conn_handle_close() - no more data will come for the local socket */
-static void conn_handle_close(VPConn *c)
+static const char *conn_handle_close(VPConn *c)
 {
+    static const char why[] = "the other side has sent all";
+
     c->due &= ~(unsigned)DUE_WINDOW; /* it sends no more, and may be over */
     switch (c->out) {
     case OUT_WAIT:
-        conn_set_out(c, OUT_WAIT_DRAIN);
+        conn_set_out(c, OUT_WAIT_DRAIN, why);
         break;
     case OUT_OPEN:
-        conn_set_out(c, OUT_DRAIN);
+        conn_set_out(c, OUT_DRAIN, why);
         if (c->buf_len == 0) {
             conn_shutdown(c);
         }
         break;
     case OUT_BROKEN:
-        conn_set_out(c, OUT_CLOSED);
+        conn_set_out(c, OUT_BROKEN_END, why);
         break;
     default:
-        link_refuse(c->drv, "CLOSE twice");
-        break;
+        return "CLOSE twice";
+    }
+    return NULL;
+}
+
+/* conn_named() - the connection that @pkt is about; NULL if it knows of none */
+static VPConn *conn_named(VPConns *cs, const VPPacket *pkt, bool client)
+{
+    VPConn *c = conn_find(cs, pkt->conn, client);
+
+    return c != NULL && conn_known(c) ? c : NULL;
+}
+
+/* conn_handle_reset() - RESET or CONNECT_REFUSED came */
+static void conn_handle_reset(VPConn *c, const uint8_t *msg)
+{
+    char name[128];
+
+    if (msg[0] == VP_MSG_CONNECT_REFUSED && !conn_over(c)) {
+        log_provoked(c->conns->log, VP_LOG_INFO,
+                     "%s: connection from %s refused: %s", c->service_id,
+                     conn_peer(c, name, sizeof(name)), reason_str(msg[1]));
+    }
+    if (msg[0] == VP_MSG_RESET && msg[1] == VP_REASON_ENDING &&
+        !conn_over(c)) {
+        conn_end(c);
+    } else {
+        conn_reset(c, reason_str(msg[1]));
     }
 }
 
-/* conn_known() - the connection that @pkt is about; none if that is a guess */
-static VPConn *conn_known(VPDriver *drv, const VPPacket *pkt, bool client)
+/* conn_handle_control() - returns what is wrong with it, or NULL */
+static const char *conn_handle_control(VPConns *cs, const VPPacket *pkt,
+                                       const uint8_t *msg)
 {
-    VPConn *c = conn_find(drv, pkt->conn, client);
-
-    return c != NULL && c->announced ? c : NULL;
-}
-
-/* vp_handle_control_packet() - returns what is wrong with it, or NULL */
-static const char *vp_handle_control_packet(VPDriver *drv,
-                                            const VPPacket *pkt,
-                                            const uint8_t *msg)
-{
-    VPConn *c = conn_known(drv, pkt, !(pkt->flags & VP_FLAG_CLIENT));
-    bool gone = c == NULL || c->gone; /* late, but no offence */
-    uint64_t count;
+    VPConn *c = conn_named(cs, pkt, !(pkt->flags & VP_FLAG_CLIENT));
+    bool over = c == NULL || conn_over(c); /* late, but no offence */
 
     switch (pkt->bytes > 0 ? msg[0] : 0) {
     case VP_MSG_CONNECT_INIT:
-        vp_handle_connect_init(drv, pkt, msg);
-        break;
+        return conn_handle_init(cs, pkt, msg);
     case VP_MSG_CONNECT_ACK:
     case VP_MSG_WINDOW:
         if (pkt->bytes != 9) {
             return "malformed WINDOW";
         }
-        count = get64(msg + 1);
-        if (!gone && count > c->tx_limit) {
-            c->tx_limit = count;
+        if (!over && get64(msg + 1) > c->tx_limit) {
+            c->tx_limit = get64(msg + 1);
             conn_interest(c);
         }
-        break;
+        return NULL;
     case VP_MSG_CLOSE:
         if (pkt->bytes != 1) {
             return "malformed CLOSE";
         }
-        if (!gone) {
-            conn_handle_close(c);
-        }
-        break;
+        return over ? NULL : conn_handle_close(c);
     case VP_MSG_CONNECT_REFUSED:
         if (pkt->bytes != 2 || (pkt->flags & VP_FLAG_CLIENT)) {
             return "malformed CONNECT_REFUSED";
         }
-        if (!gone) {
-            conn_log_refused(c, msg[1]);
-        }
-        /* fall through */
+        break;
     case VP_MSG_RESET:
         if (pkt->bytes != 2) {
             return "malformed RESET";
-        }
-        if (c != NULL && !gone && msg[0] == VP_MSG_RESET &&
-            msg[1] == VP_REASON_ENDING) {
-            conn_end(c);
-        } else if (c != NULL) {
-            conn_reset(c);
         }
         break;
     default:
         return "unknown control message";
     }
+    if (c != NULL) {
+        conn_handle_reset(c, msg);
+    }
     return NULL;
 }
 
-/* vp_handle_data_packet() - returns what is wrong with it, or NULL */
-static const char *vp_handle_data_packet(VPDriver *drv, const VPPacket *pkt,
-                                         uint8_t *payload)
+/* conn_handle_data() - returns what is wrong with it, or NULL */
+static const char *conn_handle_data(VPConns *cs, const VPPacket *pkt,
+                                    uint8_t *payload)
 {
-    VPConn *c = conn_known(drv, pkt, pkt->type == VP_PKT_SERVER);
+    VPConn *c = conn_named(cs, pkt, pkt->type == VP_PKT_SERVER);
 
-    if (c == NULL || c->gone) {
+    if (c == NULL || conn_over(c)) {
         return NULL;
     }
     if (pkt->bytes == 0) {
@@ -4279,7 +5190,7 @@ static const char *vp_handle_data_packet(VPDriver *drv, const VPPacket *pkt,
         return "data after CLOSE";
     }
     c->rx_count += pkt->bytes;
-    c->moved = drv->loop->now;
+    c->moved = cs->loop->now;
     if (c->rx_count > c->rx_limit) {
         return "more data than credit";
     }
@@ -4287,469 +5198,262 @@ static const char *vp_handle_data_packet(VPDriver *drv, const VPPacket *pkt,
     return NULL;
 }
 
-/*
- * vp_handle_packet() - the link delivers; in order, each packet once
- *
- * The payload may be kept until batch_flush(), which comes before the
- * receive buffer is touched.
- */
-static void vp_handle_packet(VPDriver *drv, const VPPacket *pkt,
-                             uint8_t *payload)
-{
-    const char *wrong;
+/* ---- what the link tells ---------------------------------------------- */
 
-    drv->work += VP_WORK_PACKET;
+/* conns_packet() - VPLinkOps.packet() */
+static const char *conns_packet(VPConns *cs, const VPPacket *pkt,
+                                uint8_t *payload)
+{
     if (pkt->type == VP_PKT_CONTROL) {
-        batch_flush(drv);
-        wrong = vp_handle_control_packet(drv, pkt, payload);
-    } else {
-        wrong = vp_handle_data_packet(drv, pkt, payload);
+        batch_flush(cs);
+        return conn_handle_control(cs, pkt, payload);
     }
-    if (wrong != NULL) {
-        link_refuse(drv, wrong);
-    }
+    return conn_handle_data(cs, pkt, payload);
 }
 
-/* conns_reset() - the session is over for all that the peer knew of */
-static void conns_reset(VPDriver *drv)
+/* conns_over() - the session is over for all that the peer knew of */
+static void conns_over(VPConns *cs)
 {
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+    for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
-        if (c->announced) {
-            conn_reset(c);
+        if (conn_known(c)) {
+            conn_reset(c, "the session is over");
         }
     }
 }
 
-/* conns_session() - the link is up: connections that waited may begin */
-static void conns_session(VPDriver *drv)
+/* conns_began() - the link is up: connections that waited may begin */
+static void conns_began(VPConns *cs)
 {
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+    for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
-        if (!c->announced && !conn_forgotten(c)) {
-            c->tx_limit = drv->link.peer_window;
+        if (c->life == LIFE_NEW) {
+            c->tx_limit = cs->link->peer_window;
             conn_interest(c);
         }
     }
 }
 
-/* ======================================================================
- * scheduler
- *
- * Deficit round robin over the connections that are readable and have
- * credit (M. Shreedhar and G. Varghese, 1995), with one addition: who comes
- * back with some of his quantum left was quiet, and goes before those who
- * fill the channel (RFC 8290, 4.2).  A quantum is four packets; their headers
- * count, or who sends single bytes would be all but free.
- *
- * A round of those who fill a slow channel takes seconds, and nobody who types
- * may ever have to wait for one.  So not a round is what brings the quantum of
- * the quiet back: while they have nothing to send, they earn twice what each
- * of the others sends in that time.  Who lets nothing pile up in his socket
- * and sends less than that always goes first; and who only seems quiet, as he
- * sends all he can in small portions, gets no more than that.  Who has used up
- * his quantum earns what each of the others sends.  So do all newcomers
- * together, or those who come one after the other, as from a web browser, would
- * leave the others nothing.
- * ====================================================================== */
-
-#define VP_TURN_PKTS 4
-#define VP_EARN 2
-/* Who is alone may read more at a time: there is no turn to wait for. */
-#define VP_READ_PKTS 8
-
-static int32_t sched_quantum(const VPDriver *drv)
+/* conns_idle() - nothing moves: give memory back */
+static void conns_idle(VPConns *cs)
 {
-    return (int32_t)(VP_TURN_PKTS * drv->link.flow.pkt_len);
-}
-
-static void sched_end_turn(VPConn *c)
-{
-    sched_leave(c);
-    while (c->deficit <= 0) {
-        c->deficit += sched_quantum(c->drv);
-    }
-    c->in_turns = true;
-    c->drv->nturns++;
-    node_append(&c->drv->turns, &c->turn);
-}
-
-/* sched_ready() - the local socket has something to read */
-static void sched_ready(VPConn *c)
-{
-    VPDriver *drv = c->drv;
-    double earned = drv->sched_share - c->idle_at;
-
-    if (node_linked(&c->turn) || c->in != IN_OPEN) {
-        return;
-    }
-    earned *= c->deficit > 0 ? VP_EARN : 1;
-    c->deficit = (int32_t)MIN(c->deficit + earned, sched_quantum(drv));
-    if (!timer_running(&drv->sweep_timer)) {
-        vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,
-                       drv);
-    }
-    if (c->deficit > 0) {
-        node_append(&c->drv->fresh, &c->turn);
-    } else {
-        sched_end_turn(c);
-    }
-    conn_interest(c);
-}
-
-/* sched_idle() - nothing more to read for now: select() tells when */
-static void sched_idle(VPConn *c)
-{
-    sched_leave(c);
-    c->idle_at = c->drv->sched_share;
-    conn_interest(c);
-}
-
-/* conn_eof() - the local side has sent all it will */
-static void conn_eof(VPConn *c)
-{
-    VPDriver *drv = c->drv;
-
-    sched_leave(c);
-    if (c->broken) {
-        conn_abort(c, VP_REASON_NONE);
-        return;
-    }
-    conn_set_in(c, IN_EOF);
-    conn_set_due(c, DUE_CLOSE);
-    conn_interest(c);
-    if (!timer_running(&drv->sweep_timer)) {
-        vp_timer_start(drv->loop, &drv->sweep_timer, VP_SWEEP_US, sweep_timer,
-                       drv);
+    if (conns_held(cs) == 0) {
+        free(cs->hash);
+        cs->hash = NULL;
+        cs->hash_size = 0;
     }
 }
 
-/*
- * conn_read() - read the local socket straight into the send store
- *
- * One readv() fills several packets: the room for their headers is left
- * between the parts.  Returns false if the store has no room.
- */
-static bool conn_read(VPConn *c)
+static void conns_init(VPConns *cs)
 {
-    VPLink *l = &c->drv->link;
-    VPStore *s = &l->store;
-    uint32_t pkt_len = MIN(l->flow.pkt_len, l->kind == VP_CHN_VIRTSERIAL
-                           ? VP_VIRTIO_WRITE_MAX : VP_PKT_LEN_MAX);
-    uint32_t part = pkt_len - VP_PKT_HDR_LEN;
-    uint64_t credit = c->tx_limit - c->tx_count;
-    bool alone = c->drv->nturns == c->in_turns;
-    uint32_t most = alone ? VP_READ_PKTS : VP_TURN_PKTS;
-    uint32_t want = (uint32_t)MIN((uint64_t)most * part, credit);
-    uint32_t room = MIN(link_room(l), store_room(s, pkt_len, l->flow.limit));
-    struct iovec iov[VP_READ_PKTS];
-    uint32_t asked = 0, done;
-    int slots, k;
-    ssize_t n;
-
-    if (credit == 0) {
-        sched_idle(c);
-        return true;
-    }
-    if (room < MIN(pkt_len, VP_PKT_HDR_LEN + want)) {
-        return false;
-    }
-    slots = (int)MIN(VP_STORE_PKTS - (s->next - s->base), most);
-    for (k = 0; k < slots && asked < want; k++) {
-        uint32_t len = MIN(part, want - asked);
-
-        if (room < VP_PKT_HDR_LEN + len) {
-            break; /* no small packet just because there is room for one */
-        }
-        iov[k].iov_base = s->ring + s->head +
-                          (uint32_t)k * pkt_len + VP_PKT_HDR_LEN;
-        iov[k].iov_len = len;
-        asked += len;
-        room -= len + VP_PKT_HDR_LEN;
-    }
-    do {
-        n = readv(c->fd, iov, k);
-    } while (n < 0 && errno == EINTR);
-    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-        sched_idle(c);
-        return true;
-    }
-    if (n < 0) {
-        conn_abort(c, VP_REASON_NONE);
-        return true;
-    }
-    if (n == 0) {
-        conn_eof(c);
-        return true;
-    }
-    for (done = 0, k = 0; done < (uint32_t)n; k++) {
-        uint32_t len = MIN((uint32_t)n - done, (uint32_t)iov[k].iov_len);
-        VPPacket pkt = {
-            .type = c->client ? VP_PKT_CLIENT : VP_PKT_SERVER,
-            .flags = link_mark(&l->flow, len + VP_PKT_HDR_LEN,
-                               c->drv->loop->now),
-            .bytes = (uint16_t)len,
-            .conn = c->id,
-            .data_check = wire_sum(iov[k].iov_base, len),
-        };
-
-        store_add(s, &pkt);
-        done += len;
-    }
-    c->tx_count += (uint64_t)n;
-    c->moved = c->drv->loop->now;
-    done += (uint32_t)k * VP_PKT_HDR_LEN;
-    c->deficit -= (int32_t)done;
-    if (c->in_turns) {
-        c->drv->sched_share += (double)done / (double)c->drv->nturns;
-    }
-    if (n <= VP_SPARSE_LEN && (uint32_t)n < asked && c->drv->nturns > 0) {
-        l->flow.sparse_at = c->drv->loop->now;
-    }
-    if ((uint32_t)n < asked || c->tx_count == c->tx_limit) {
-        sched_idle(c);
-    } else if (c->deficit <= 0) {
-        sched_end_turn(c);
-    }
-    return true;
+    cs->hash_seed = random64();
+    cs->next_id = VP_CONN_FIRST;
+    cs->end_step = VP_END_STEP;
+    node_init(&cs->all);
+    node_init(&cs->due);
+    node_init(&cs->dead);
+    sched_init(&cs->sched);
 }
 
-/*
- * sched_run() - fill the store for one write
- *
- * Returns true if there was more to send than could be taken now.
- */
-static bool sched_run(VPDriver *drv)
+/* conns_end() - reset all; the peer isn't told */
+static void conns_end(VPConns *cs)
 {
-    VPLink *l = &drv->link;
-    uint32_t end = l->store.bytes + VP_WRITE_MAX;
-
-    while (l->store.bytes < end) {
-        VPNode *n;
-
-        if (!driver_send_due(drv)) {
-            return false;
-        }
-        n = drv->fresh.next;
-        if (n == &drv->fresh) {
-            n = drv->turns.next;
-        }
-        if (n == &drv->turns) {
-            if (l->store.bytes < l->flow.enough) {
-                l->flow.app_limited = l->flow.delivered + l->store.bytes;
-            }
-            return false;
-        }
-        if (!conn_read(container_of(n, VPConn, turn))) {
-            return false;
-        }
+    for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
+        conn_reset(container_of(n, VPConn, all), "the channel is removed");
     }
-    return true;
+    conns_reap(cs);
+    vp_timer_stop(&cs->sweep_timer);
+    free(cs->hash);
 }
 
 /* ======================================================================
  * forwards
+ *
+ * Where connections come from and go to: an oforward is a listener whose
+ * clients go to a service of the peer's; an iforward is a service of ours, a
+ * target that the peer's connections are dialled to.  What the peer opens
+ * beyond the limits of VPConfig is refused here.
  * ====================================================================== */
 
-#define VP_ACCEPT_BATCH 64
-#define VP_ACCEPT_PAUSE (200 * MS)
+typedef struct VPOForward {
+    VPNode node;
+    struct VPForwards *fwds;
+    VPListener listener;
+    char service_id[VP_SERVICE_ID_LEN + 1];
+} VPOForward;
 
-static void conn_ready(void *opaque, int fd, int events)
+typedef struct VPIForward {
+    VPNode node;
+    VPTarget target;
+    VPAddr *addrs;
+    char service_id[VP_SERVICE_ID_LEN + 1];
+} VPIForward;
+
+/* A connection whose target has not answered yet. */
+typedef struct VPDial {
+    VPNode node;
+    struct VPForwards *fwds;
+    VPIForward *iforward;
+    VPConn *conn;
+    VPDialer dialer;
+} VPDial;
+
+/* All forwards of a channel. */
+typedef struct VPForwards {
+    VPLoop *loop;
+    VPLog *log;
+    VPConns *conns;
+    const VPConfig *config;
+    VPNode oforwards;
+    VPNode iforwards;
+    VPNode dials;
+    size_t ndials;
+    double opens;      /* connections that the peer may open now */
+    uint64_t opens_at; /* when that was so */
+} VPForwards;
+
+/* ---- targets ---------------------------------------------------------- */
+
+static VPIForward *iforward_find(VPForwards *fs, const char *service_id)
 {
-    VPConn *c = opaque;
-    struct iovec iov[1];
+    for (VPNode *n = fs->iforwards.next; n != &fs->iforwards; n = n->next) {
+        VPIForward *f = container_of(n, VPIForward, node);
 
-    if (c->in == IN_WAIT) {
-        int err = 0;
-        socklen_t len = sizeof(err);
-
-        getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
-        if (err == 0) {
-            conn_connected(c);
-        } else {
-            conn_connect_failed(c, err);
+        if (strcmp(f->service_id, service_id) == 0) {
+            return f;
         }
-        return;
     }
-    if (events & VP_WRITE) {
-        c->blocked = false;
-        conn_write(c, iov, 0);
-    }
-    if ((events & VP_READ) && c->fd >= 0) {
-        sched_ready(c);
-    }
+    return NULL;
 }
 
-/* oforward_accepted() - a client has come */
-static void oforward_accepted(VPOForward *f, int fd, const VPAddr *client)
+/* dial_free() - also stops it */
+static void dial_free(VPDial *d)
 {
-    VPDriver *drv = f->drv;
-    const char *wrong = NULL;
-    VPConn *c;
+    vp_dialer_stop(&d->dialer);
+    node_remove(&d->node);
+    d->fwds->ndials--;
+    d->conn->dial = NULL;
+    free(d);
+}
 
-    if (socket_setup(fd, client) < 0 ||
-        drv->nclients >= drv->config.max_conns) {
-        wrong = reason_str(VP_REASON_LIMIT);
+/* dial_made() - VPDialer.made() */
+static void dial_made(void *opaque, int fd, const VPAddr *addr)
+{
+    VPDial *d = opaque;
+
+    socket_setup(fd, addr);
+    d->fwds->conns->link->work += VP_WORK_CONNECT;
+}
+
+/* dial_log() - VPDialer.failed() */
+static void dial_log(void *opaque, const VPAddr *addr, int err)
+{
+    VPDial *d = opaque;
+    char name[128];
+
+    if (addr != NULL) {
+        log_provoked(d->fwds->log, VP_LOG_INFO, "%s: cannot connect to %s: %s",
+                     d->conn->service_id,
+                     vp_addr_str(addr, name, sizeof(name)), strerror(err));
     } else {
-        while (conn_find(drv, drv->next_id, true) != NULL) {
-            drv->next_id++;
-        }
-        c = conn_new(drv, drv->next_id++, true, f->service_id);
-        if (c == NULL) {
-            wrong = reason_str(VP_REASON_RESOURCES);
-        } else if (vp_watch(drv->loop, fd, conn_ready, c) < 0) {
-            conn_dead(c);
-            wrong = reason_str(VP_REASON_RESOURCES);
-        }
+        log_provoked(d->fwds->log, VP_LOG_WARN, "%s: cannot connect: %s",
+                     d->conn->service_id, strerror(err));
     }
-    if (wrong != NULL) {
-        provoked_log(drv, VP_LOG_WARN, "%s: connection refused: %s",
-               f->service_id, wrong);
-        close(fd);
+}
+
+/* dial_over() - VPDialer.done() */
+static void dial_over(void *opaque, int fd, int err)
+{
+    VPDial *d = opaque;
+    VPConn *c = d->conn;
+
+    dial_free(d);
+    if (fd >= 0) {
+        conn_connected(c, fd);
+    } else {
+        conn_refuse(c, reason_from_errno(err));
+    }
+}
+
+/* dial_start() - connect @c to @f, or refuse it */
+static void dial_start(VPForwards *fs, VPConn *c, VPIForward *f)
+{
+    VPDial *d = calloc(1, sizeof(*d));
+
+    if (d == NULL) {
+        conn_refuse(c, VP_REASON_RESOURCES);
         return;
     }
-    c->fd = fd;
-    c->tx_limit = drv->link.epoch[0] != 0 ? drv->link.peer_window : 0;
-    conn_set_due(c, DUE_INIT);
-    conn_interest(c);
-    if (drv->link.state != LINK_UP &&
-        (!link_has_fd(&drv->link) || drv->link.away ||
-         drv->link.epoch[0] == 0)) {
-        grace_start(drv);
-    }
+    d->fwds = fs;
+    d->conn = c;
+    d->iforward = f;
+    d->dialer.made = dial_made;
+    d->dialer.failed = dial_log;
+    d->dialer.done = dial_over;
+    d->dialer.opaque = d;
+    node_append(&fs->dials, &d->node);
+    fs->ndials++;
+    c->dial = d;
+    vp_dialer_start(&d->dialer, fs->loop, &f->target);
 }
 
-static void oforward_resume(void *opaque)
+/* forwards_too_fast() - a token bucket that holds a second's worth */
+static bool forwards_too_fast(VPForwards *fs)
 {
-    VPOForward *f = opaque;
+    uint64_t now = fs->loop->now;
+    double most = fs->config->max_opens;
 
-    vp_watch_set(f->drv->loop, f->fd, VP_READ);
-}
-
-static void oforward_ready(void *opaque, int fd, int events)
-{
-    VPOForward *f = opaque;
-    uint64_t now = f->drv->loop->now;
-
-    (void)events;
-    for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
-        VPAddr client = {
-            .len = sizeof(client.ss),
-            .ss.ss_family = AF_UNIX,
-        };
-        int conn = accept(fd, (struct sockaddr *)&client.ss, &client.len);
-
-        if (conn >= 0) {
-            oforward_accepted(f, conn, &client);
-            continue;
-        }
-        switch (errno) {
-        case EMFILE:
-        case ENFILE:
-        case ENOBUFS:
-        case ENOMEM:
-            if (f->starved_at == 0 || now - f->starved_at >= VP_LOG_SPAN) {
-                vp_log(VP_LOG_WARN, f->drv->id, "%s: cannot accept: %s",
-                       f->service_id, strerror(errno));
-            }
-            f->starved_at = now;
-            /* the listener stays readable: look away, or we'd spin */
-            vp_watch_set(f->drv->loop, fd, 0);
-            vp_timer_start(f->drv->loop, &f->timer, VP_ACCEPT_PAUSE,
-                           oforward_resume, f);
-            return;
-        case EAGAIN:
-#if EAGAIN != EWOULDBLOCK
-        case EWOULDBLOCK:
-#endif
-            return;
-        default:
-            break; /* that client's trouble, see accept(2) */
-        }
-    }
-}
-
-bool vp_service_id_ok(const char *id, size_t len)
-{
-    if (len == 0 || len > VP_SERVICE_ID_LEN) {
-        return false;
-    }
-    for (size_t i = 0; i < len; i++) {
-        if (id[i] <= ' ' || id[i] > '~' || id[i] == ':') {
-            return false;
-        }
-    }
-    return true;
-}
-
-bool vp_addr_is_local(const VPAddr *addr)
-{
-    const struct sockaddr_in6 *in6 = (const void *)&addr->ss;
-    const struct sockaddr_in *in = (const void *)&addr->ss;
-
-    switch (addr->ss.ss_family) {
-    case AF_INET:
-        return ntohl(in->sin_addr.s_addr) >> 24 == 127;
-    case AF_INET6:
-        return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ||
-            (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr) &&
-             in6->sin6_addr.s6_addr[12] == 127);
-    default:
+    fs->opens += (double)(now - fs->opens_at) * most / (double)SECOND;
+    fs->opens = MIN(fs->opens, most);
+    fs->opens_at = now;
+    if (fs->opens < 1) {
         return true;
     }
+    fs->opens--;
+    return false;
 }
 
-const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
+/* forwards_wanted() - VPConnOps.wanted() */
+static void forwards_wanted(void *up, VPConn *c)
 {
-    char host[INET6_ADDRSTRLEN + 20], port[8];
+    VPForwards *fs = up;
+    VPIForward *f = iforward_find(fs, c->service_id);
+    /* what HELLO said; a connection that is over there may drain here */
+    size_t most = fs->conns->link->hello.max_conns;
+    VPReason reason;
 
-    if (addr->len == 0) {
-        snprintf(buf, size, "a closed socket");
-    } else if (addr->ss.ss_family == AF_UNIX) {
-        const struct sockaddr_un *sun = (const void *)&addr->ss;
-
-        if (addr->len <= offsetof(struct sockaddr_un, sun_path) ||
-            sun->sun_path[0] == '\0') {
-            snprintf(buf, size, "a unix socket");
-        } else {
-            snprintf(buf, size, "%.*s",
-                     (int)(addr->len - offsetof(struct sockaddr_un, sun_path)),
-                     sun->sun_path);
-        }
-    } else if (getnameinfo((const struct sockaddr *)&addr->ss, addr->len,
-                           host, sizeof(host), port, sizeof(port),
-                           NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-        snprintf(buf, size, "an unknown address");
-    } else if (addr->ss.ss_family == AF_INET6) {
-        snprintf(buf, size, "[%s]:%s", host, port);
+    if (forwards_too_fast(fs) || fs->ndials >= fs->config->max_half_open ||
+        conns_count(fs->conns, false, LIFE_OPEN, LIFE_ENDING) > most) {
+        reason = VP_REASON_LIMIT;
+    } else if (f == NULL) {
+        reason = VP_REASON_UNKNOWN_SERVICE;
     } else {
-        snprintf(buf, size, "%s:%s", host, port);
+        dial_start(fs, c, f);
+        return;
     }
-    return buf;
+    log_provoked(fs->log,
+                 reason == VP_REASON_LIMIT ? VP_LOG_WARN : VP_LOG_INFO,
+                 "%s: connection refused: %s", c->service_id,
+                 reason_str(reason));
+    conn_refuse(c, reason);
 }
 
-int vp_set_oforward(VPDriver *drv, int fd, const char *service_id)
+/* forwards_unwanted() - VPConnOps.unwanted() */
+static void forwards_unwanted(void *up, VPConn *c)
 {
-    VPOForward *f = calloc(1, sizeof(*f));
-    int rc = f == NULL ? -ENOMEM : vp_watch(drv->loop, fd, oforward_ready, f);
-
-    if (rc < 0) {
-        free(f);
-        close(fd);
-        return rc;
-    }
-    f->drv = drv;
-    f->fd = fd;
-    snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
-    node_append(&drv->oforwards, &f->node);
-    vp_watch_set(drv->loop, fd, VP_READ);
-    return 0;
+    (void)up;
+    dial_free(c->dial);
 }
 
-int vp_set_iforward(VPDriver *drv, const char *service_id,
-                    const VPAddr *addrs, size_t naddrs)
+static const VPConnOps forwards_ops = {
+    .wanted = forwards_wanted,
+    .unwanted = forwards_unwanted,
+};
+
+static int iforward_add(VPForwards *fs, const char *service_id,
+                        const VPAddr *addrs, size_t naddrs)
 {
     VPIForward *f = calloc(1, sizeof(*f));
 
@@ -4762,53 +5466,336 @@ int vp_set_iforward(VPDriver *drv, const char *service_id,
         return -ENOMEM;
     }
     memcpy(f->addrs, addrs, naddrs * sizeof(*addrs));
-    f->naddrs = naddrs;
+    f->target.addrs = f->addrs;
+    f->target.naddrs = naddrs;
     snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
-    node_append(&drv->iforwards, &f->node);
+    node_append(&fs->iforwards, &f->node);
     return 0;
+}
+
+/* iforward_free() - those that it is dialled for are refused */
+static void iforward_free(VPForwards *fs, VPIForward *f)
+{
+    VPNode *n = fs->dials.next;
+
+    while (n != &fs->dials) {
+        VPDial *d = container_of(n, VPDial, node);
+
+        n = n->next;
+        if (d->iforward == f) {
+            conn_refuse(d->conn, VP_REASON_UNKNOWN_SERVICE);
+        }
+    }
+    node_remove(&f->node);
+    free(f->addrs);
+    free(f);
+}
+
+/* ---- listeners -------------------------------------------------------- */
+
+/* oforward_accepted() - VPListener.accepted() */
+static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
+{
+    VPOForward *f = opaque;
+    VPForwards *fs = f->fwds;
+    VPConns *cs = fs->conns;
+    VPReason wrong = VP_REASON_LIMIT;
+    VPConn *c = NULL;
+
+    socket_setup(fd, client);
+    if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) < fs->config->max_conns) {
+        while (conn_find(cs, cs->next_id, true) != NULL) {
+            cs->next_id++;
+        }
+        c = conn_new(cs, cs->next_id++, true, fd, f->service_id);
+        wrong = VP_REASON_RESOURCES;
+    }
+    if (c == NULL) {
+        log_provoked(fs->log, VP_LOG_WARN, "%s: connection refused: %s",
+                     f->service_id, reason_str(wrong));
+        close(fd);
+        return;
+    }
+    c->tx_limit = link_has_session(cs->link) ? cs->link->peer_window : 0;
+    conn_set_due(c, DUE_INIT);
+    conn_interest(c);
+}
+
+static int oforward_add(VPForwards *fs, int channel, int fd,
+                        const char *service_id)
+{
+    VPOForward *f = calloc(1, sizeof(*f));
+    int rc;
+
+    if (f == NULL) {
+        close(fd);
+        return -ENOMEM;
+    }
+    f->fwds = fs;
+    snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
+    f->listener.channel = channel;
+    f->listener.name = f->service_id;
+    f->listener.accepted = oforward_accepted;
+    f->listener.opaque = f;
+    rc = vp_listener_start(&f->listener, fs->loop, fd);
+    if (rc < 0) {
+        free(f);
+        return rc;
+    }
+    node_append(&fs->oforwards, &f->node);
+    return 0;
+}
+
+static void oforward_free(VPOForward *f)
+{
+    vp_listener_stop(&f->listener);
+    node_remove(&f->node);
+    free(f);
+}
+
+/* ---- both ------------------------------------------------------------- */
+
+static void forwards_init(VPForwards *fs)
+{
+    fs->opens_at = fs->loop->now;
+    fs->opens = fs->config->max_opens;
+    node_init(&fs->oforwards);
+    node_init(&fs->iforwards);
+    node_init(&fs->dials);
+}
+
+static void forwards_end(VPForwards *fs)
+{
+    while (node_linked(&fs->oforwards)) {
+        oforward_free(container_of(fs->oforwards.next, VPOForward, node));
+    }
+    while (node_linked(&fs->iforwards)) {
+        iforward_free(fs, container_of(fs->iforwards.next, VPIForward, node));
+    }
 }
 
 /* ======================================================================
  * driver
+ *
+ * One channel with all that is forwarded over it.  Handlers mark, one place
+ * acts: a descriptor's handler changes states and puts connections on lists;
+ * driver_run() at the end of a pass moves bytes, hands packets to the channel,
+ * and frees what has died.
+ *
+ * Grace: while there is no channel, connections wait, for config.grace seconds
+ * at most.  Their time runs while there is no descriptor, or no session.  It
+ * stands still while there is one, because a VM may be paused behind it, which
+ * is silent; but as it may also be a relay whose far end is gone, and which
+ * closes again at once, for ever, it is given back only when the peer is heard
+ * or the descriptor has been there for long.
+ *
+ * A further peer on a listening channel (the candidate) gets a HELLO of its
+ * own, and takes the present one's place only after it has echoed that; see
+ * vp_offer().
+ *
+ * Memory of one driver, at most:
+ *
+ *   VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent)       send store
+ *   + VP_RX_LEN_MAX                                     receive buffer
+ *   + VP_WINDOW_BUDGET                                  grown windows
+ *   + max_conns * (3 * sizeof(VPConn) + sizeof(VPDial)
+ *                  + 8 * sizeof(VPConn *)
+ *                  + 2 * VP_WINDOW_INIT)                connections
+ *
+ * since max_conns bounds those that come from here and those that the peer
+ * opens, each; beyond its own the peer gets refusals, of which as many again
+ * may wait to be sent (the third VPConn; the pointers are the hash table,
+ * whose size is a power of two).  See vp_max_conns().  When nothing has moved
+ * for a while all but the connections themselves goes back to the system.
  * ====================================================================== */
 
+/* Reads and writes in a pass: other channels have their turn after that. */
 #define VP_RUN_ROUNDS 4
+/* For a candidate's hello; then how often the present peer is looked at. */
 #define VP_CANDIDATE_US (5 * SECOND)
 #define VP_CANDIDATE_STEP (50 * MS)
-/* A present peer that hasn't answered for so long may be replaced. */
-#define VP_DEAD_US (3 * SECOND)
 
-static void driver_reap(VPDriver *drv)
+/* What a driver needs without connections, and for each of them. */
+#define VP_MEMORY_FIXED (VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) + \
+                         VP_RX_LEN_MAX + VP_WINDOW_BUDGET)
+#define VP_MEMORY_CONN (3 * sizeof(VPConn) + sizeof(VPDial) + \
+                        8 * sizeof(VPConn *) + 2 * VP_WINDOW_INIT)
+
+/* A peer that came to a listening channel in use; see vp_offer(). */
+typedef struct VPCandidate {
+    int fd;         /* -1: none */
+    uint64_t token; /* that it has to echo */
+    bool proved;    /* it has, and waits until the present peer answers */
+    VPOnce said;    /* why the last one was turned away */
+    size_t len;
+    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
+    VPTimer timer;
+} VPCandidate;
+
+struct VPDriver {
+    VPLoop *loop;
+    VPTask task;
+    VPLog log;
+    VPConfig config;
+    VPLostHandler *lost;
+    void *opaque;
+
+    VPLink link;
+    VPConns conns;
+    VPForwards forwards;
+    VPCandidate candidate;
+
+    VPTimer grace_timer;  /* while the connections' time runs */
+    uint64_t down_at;     /* when it began to run, less what was used before */
+    uint64_t grace_used;  /* part of it that earlier outages have used up, us */
+};
+
+/* ---- grace ------------------------------------------------------------ */
+
+/* grace_expired() - connections without a channel have waited long enough */
+static void grace_expired(void *opaque)
 {
-    while (node_linked(&drv->dead)) {
-        conn_free(container_of(drv->dead.next, VPConn, due_node));
+    VPDriver *drv = opaque;
+    uint64_t grace = drv->config.grace * SECOND;
+    uint64_t now = drv->loop->now;
+    char why[64];
+
+    snprintf(why, sizeof(why), "no channel for %u s", drv->config.grace);
+    if (link_has_session(&drv->link)) {
+        log_say(&drv->log, VP_LOG_WARN, "%s: session ended", why);
+        link_retract(&drv->link);
+    }
+    for (VPNode *n = drv->conns.all.next; n != &drv->conns.all; n = n->next) {
+        VPConn *c = container_of(n, VPConn, all);
+        uint64_t end = MAX(c->born, drv->down_at) + grace;
+
+        if (c->life != LIFE_NEW) {
+            continue;
+        }
+        if (end > now) {
+            vp_timer_start(drv->loop, &drv->grace_timer, end - now,
+                           grace_expired, drv);
+            return;
+        }
+        log_provoked(&drv->log, VP_LOG_INFO, "%s: connection reset: %s",
+                     c->service_id, why);
+        conn_abort(c, VP_REASON_TIMEOUT, why);
     }
 }
+
+/* driver_grace() - does the connections' time run, from state alone */
+static void driver_grace(VPDriver *drv)
+{
+    const VPLink *l = &drv->link;
+    bool open = link_has_fd(l) && l->state != LINK_AWAY;
+    bool session = link_has_session(l), running;
+    uint64_t grace = drv->config.grace * SECOND;
+
+    running = l->state != LINK_UP && !(open && session) &&
+              (session || conns_count(&drv->conns, true, LIFE_NEW, LIFE_NEW));
+    if (running && !timer_running(&drv->grace_timer)) {
+        drv->grace_used = MIN(drv->grace_used, grace);
+        drv->down_at = drv->loop->now - drv->grace_used;
+        vp_timer_start(drv->loop, &drv->grace_timer, grace - drv->grace_used,
+                       grace_expired, drv);
+    } else if (!running && timer_running(&drv->grace_timer)) {
+        drv->grace_used = drv->loop->now - drv->down_at;
+        vp_timer_stop(&drv->grace_timer);
+    }
+    if (!session || link_promising(l)) {
+        drv->grace_used = 0;
+    }
+}
+
+/* ---- what the link tells ---------------------------------------------- */
+
+static const char *driver_packet(void *up, const VPPacket *pkt,
+                                 uint8_t *payload)
+{
+    VPDriver *drv = up;
+
+    return conns_packet(&drv->conns, pkt, payload);
+}
+
+static void driver_flush(void *up)
+{
+    VPDriver *drv = up;
+
+    batch_flush(&drv->conns);
+}
+
+static void driver_began(void *up)
+{
+    VPDriver *drv = up;
+
+    drv->candidate.said = (VPOnce){ 0 };
+    conns_began(&drv->conns);
+}
+
+static void driver_over(void *up)
+{
+    VPDriver *drv = up;
+
+    conns_over(&drv->conns);
+}
+
+static void driver_lost(void *up, const char *reason, bool was_up)
+{
+    VPDriver *drv = up;
+
+    drv->lost(drv->opaque, reason, was_up);
+}
+
+static void driver_idle(void *up)
+{
+    VPDriver *drv = up;
+
+    conns_idle(&drv->conns);
+}
+
+static const VPLinkOps driver_ops = {
+    .packet = driver_packet,
+    .flush = driver_flush,
+    .began = driver_began,
+    .over = driver_over,
+    .lost = driver_lost,
+    .idle = driver_idle,
+};
+
+/* ---- run and attach --------------------------------------------------- */
 
 /*
  * driver_run() - after the handlers of a pass: move what can be moved
  *
  * Returns true if there is more to do without waiting for anything.
  */
-static bool driver_run(VPDriver *drv)
+static bool driver_run(void *opaque)
 {
+    VPDriver *drv = opaque;
     VPLink *l = &drv->link;
     bool more = false;
 
-    drv->work = 0;
+    l->work = 0;
     if (l->rx_more) {
-        link_process(drv);
+        link_process(l);
     }
     for (int i = 0; i < VP_RUN_ROUNDS; i++) {
-        more = l->state == LINK_UP && l->confirmed && !l->blocked &&
-               sched_run(drv);
-        link_flush(drv);
+        more = link_may_send(l) && conns_fill(&drv->conns);
+        link_flush(l);
         if (!more) {
             break;
         }
     }
-    driver_reap(drv);
-    return l->rx_more || (more && l->state == LINK_UP && !l->blocked);
+    conns_reap(&drv->conns);
+    driver_grace(drv);
+    return l->rx_more || (more && link_may_send(l));
+}
+
+/* driver_configure() - have the parts use what drv->config says */
+static void driver_configure(VPDriver *drv)
+{
+    drv->link.key = drv->config.key.len > 0 ? &drv->config.key : NULL;
+    drv->link.max_conns = drv->config.max_conns;
 }
 
 VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
@@ -4820,84 +5807,88 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
         return NULL;
     }
     drv->loop = loop;
-    drv->id = channel_id;
     drv->config = *config;
-    drv->hash_seed = random64();
-    drv->opens_at = loop->now;
-    drv->opens = config->max_opens;
     drv->lost = lost;
     drv->opaque = opaque;
-    drv->next_id = VP_CONN_FIRST;
-    drv->down_at = loop->now;
-    drv->end_step = VP_END_STEP;
-    drv->link.rfd = drv->link.wfd = -1;
     drv->candidate.fd = -1;
-    store_reset(&drv->link.store);
-    node_init(&drv->conns);
-    node_init(&drv->fresh);
-    node_init(&drv->turns);
-    node_init(&drv->due);
-    node_init(&drv->dead);
-    node_init(&drv->connecting);
-    node_init(&drv->oforwards);
-    node_init(&drv->iforwards);
-    drv->next = loop->drivers;
-    loop->drivers = drv;
+    drv->log.loop = loop;
+    drv->log.channel = channel_id;
+
+    drv->link.loop = drv->conns.loop = drv->forwards.loop = loop;
+    drv->link.log = drv->conns.log = drv->forwards.log = &drv->log;
+    drv->link.ops = &driver_ops;
+    drv->link.up = drv;
+    drv->conns.link = &drv->link;
+    drv->conns.ops = &forwards_ops;
+    drv->conns.up = &drv->forwards;
+    drv->forwards.conns = &drv->conns;
+    drv->forwards.config = &drv->config;
+    driver_configure(drv);
+    link_init(&drv->link);
+    conns_init(&drv->conns);
+    forwards_init(&drv->forwards);
+    loop_add_task(loop, &drv->task, driver_run, drv);
     return drv;
 }
 
 void vp_set_config(VPDriver *drv, const VPConfig *config)
 {
     drv->config = *config;
+    driver_configure(drv);
 }
 
 int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
               VPChannelRole role)
 {
-    VPLink *l = &drv->link;
-    VPAddr addr = { .len = sizeof(addr.ss) };
-    int rc = vp_watch(drv->loop, rfd, link_ready, drv);
-    int room = (int)VP_LIMIT_MAX;
-
-    if (rc == 0 && wfd != rfd) {
-        rc = vp_watch(drv->loop, wfd, link_ready, drv);
-        if (rc < 0) {
-            vp_unwatch(drv->loop, rfd);
-        }
-    }
-    if (rc < 0) {
-        close(rfd);
-        if (wfd != rfd) {
-            close(wfd);
-        }
-        return rc;
-    }
-    if (kind == VP_CHN_SOCKET &&
-        getsockname(wfd, (struct sockaddr *)&addr.ss, &addr.len) == 0) {
-        if (addr.ss.ss_family == AF_UNIX) {
-            setsockopt(wfd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
-        } else {
-            tcp_setup(wfd, &addr);
-        }
-    }
-    l->rfd = rfd;
-    l->wfd = wfd;
-    l->kind = kind;
-    l->role = role == VP_CONNECTED ? VP_HELLO_CONNECTOR
-              : role == VP_ACCEPTED ? VP_HELLO_LISTENER : 0;
-    l->away = l->away_polled = false;
-    link_open(drv);
-    link_interest(drv);
-    return 0;
+    return link_attach(&drv->link, rfd, wfd, kind, role);
 }
 
+int vp_set_oforward(VPDriver *drv, int fd, const char *service_id)
+{
+    return oforward_add(&drv->forwards, drv->log.channel, fd, service_id);
+}
+
+int vp_set_iforward(VPDriver *drv, const char *service_id,
+                    const VPAddr *addrs, size_t naddrs)
+{
+    return iforward_add(&drv->forwards, service_id, addrs, naddrs);
+}
+
+void vp_del_oforward(VPDriver *drv, int fd)
+{
+    VPNode *ring = &drv->forwards.oforwards;
+
+    for (VPNode *n = ring->next; n != ring; n = n->next) {
+        VPOForward *f = container_of(n, VPOForward, node);
+
+        if (f->listener.fd == fd) {
+            oforward_free(f);
+            return;
+        }
+    }
+}
+
+void vp_del_iforward(VPDriver *drv, const char *service_id)
+{
+    VPIForward *f = iforward_find(&drv->forwards, service_id);
+
+    if (f != NULL) {
+        iforward_free(&drv->forwards, f);
+    }
+}
+
+/* ---- offer ------------------------------------------------------------ */
+
+/* candidate_close() - @why: a constant text, or NULL: nothing is to be said */
 static void candidate_close(VPDriver *drv, const char *why)
 {
     VPCandidate *k = &drv->candidate;
 
-    if (why != NULL && why != k->said) { /* it will try again, for ever */
-        provoked_log(drv, VP_LOG_WARN, "another peer was turned away: %s", why);
-        k->said = why;
+    /* it will try again, for ever */
+    if (why != NULL &&
+        vp_once(&k->said, (uintptr_t)why, drv->loop->now, 0)) {
+        log_provoked(&drv->log, VP_LOG_WARN,
+                     "another peer was turned away: %s", why);
     }
     vp_timer_stop(&k->timer);
     if (k->fd >= 0) {
@@ -4912,19 +5903,6 @@ static void candidate_timer(void *opaque)
     candidate_close(opaque, "it said no hello");
 }
 
-/* channel_in_use() - by a peer that may be alive? */
-static bool channel_in_use(const VPDriver *drv)
-{
-    const VPLink *l = &drv->link;
-
-    if (l->state == LINK_UP) {
-        return l->asked_at == 0 || drv->loop->now - l->asked_at < VP_DEAD_US;
-    }
-    /* it may just be getting in step again */
-    return l->heard && l->epoch[0] != 0 &&
-           drv->loop->now - l->hello_at < VP_HELLO_PATIENCE;
-}
-
 /* candidate_take() - it is the peer from here on, and says hello anew */
 static void candidate_take(VPDriver *drv)
 {
@@ -4935,8 +5913,7 @@ static void candidate_take(VPDriver *drv)
     vp_unwatch(drv->loop, fd);
     k->fd = -1;
     if (link_has_fd(&drv->link)) {
-        link_close(drv);
-        link_down(drv, "replaced by a new connection");
+        link_detach(&drv->link, "replaced by a new connection");
     }
     if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
         drv->lost(drv->opaque, strerror(ENOMEM), false);
@@ -4949,7 +5926,7 @@ static void candidate_wait(void *opaque)
     VPDriver *drv = opaque;
     VPLink *l = &drv->link;
 
-    if (!channel_in_use(drv)) {
+    if (!link_in_use(l)) {
         candidate_take(drv);
     } else if (l->state == LINK_UP && l->asked_at == 0) {
         candidate_close(drv, "the channel is in use");
@@ -4962,20 +5939,18 @@ static void candidate_wait(void *opaque)
 /* candidate_proved() - it is alive, and has the key if there is one */
 static void candidate_proved(VPDriver *drv, const VPHello *h)
 {
-    VPCandidate *k = &drv->candidate;
     VPLink *l = &drv->link;
 
-    if (link_names_session(l, h) || !channel_in_use(drv)) {
+    if (link_names_session(l, h) || !link_in_use(l)) {
         candidate_take(drv);
         return;
     }
     if (l->state == LINK_UP && l->asked_at == 0) {
-        l->need_ping = true;
-        l->asked_at = drv->loop->now;
+        link_ask(l);
     }
-    k->proved = true;
-    vp_timer_start(drv->loop, &k->timer, VP_CANDIDATE_STEP, candidate_wait,
-                   drv);
+    drv->candidate.proved = true;
+    vp_timer_start(drv->loop, &drv->candidate.timer, VP_CANDIDATE_STEP,
+                   candidate_wait, drv);
 }
 
 /* candidate_hello() - the next one in its buffer; false: more is needed */
@@ -4994,7 +5969,7 @@ static bool candidate_hello(VPDriver *drv)
         return false;
     }
     if (h.echo == k->token) {
-        wrong = link_distrust(drv, &h, k->buf, VP_HELLO_LISTENER);
+        wrong = link_distrust(&drv->link, &h, k->buf, VP_HELLO_LISTENER);
         if (wrong != NULL) {
             candidate_close(drv, wrong);
         } else {
@@ -5036,15 +6011,10 @@ static bool candidate_greet(VPDriver *drv)
 {
     VPCandidate *k = &drv->candidate;
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
-    VPHello h = drv->link.hello;
     size_t len;
 
     k->token = random64();
-    h.token = k->token;
-    h.echo = 0;
-    h.flags = (uint16_t)(VP_HELLO_LISTENER |
-                         (link_key(drv) != NULL ? VP_HELLO_KEYED : 0u));
-    len = wire_put_hello(buf, &h, link_key(drv));
+    len = link_compose(&drv->link, buf, k->token, 0, VP_HELLO_LISTENER);
     return write(k->fd, buf, len) == (ssize_t)len;
 }
 
@@ -5054,8 +6024,8 @@ void vp_offer(VPDriver *drv, int fd)
 
     if (!link_has_fd(&drv->link)) {
         if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
-            vp_log(VP_LOG_WARN, drv->id, "cannot take the channel: %s",
-                   strerror(ENOMEM));
+            log_say(&drv->log, VP_LOG_WARN, "cannot take the channel: %s",
+                    strerror(ENOMEM));
         }
         return;
     }
@@ -5078,55 +6048,7 @@ void vp_offer(VPDriver *drv, int fd)
                    drv);
 }
 
-static void oforward_free(VPOForward *f)
-{
-    vp_timer_stop(&f->timer);
-    vp_unwatch(f->drv->loop, f->fd);
-    close(f->fd);
-    node_remove(&f->node);
-    free(f);
-}
-
-void vp_del_oforward(VPDriver *drv, int fd)
-{
-    for (VPNode *n = drv->oforwards.next; n != &drv->oforwards; n = n->next) {
-        VPOForward *f = container_of(n, VPOForward, node);
-
-        if (f->fd == fd) {
-            oforward_free(f);
-            return;
-        }
-    }
-}
-
-void vp_del_iforward(VPDriver *drv, const char *service_id)
-{
-    VPIForward *f = iforward_find(drv, service_id);
-    VPNode *n = drv->connecting.next;
-
-    if (f == NULL) {
-        return;
-    }
-    while (n != &drv->connecting) {
-        VPConn *c = container_of(n, VPConn, wait);
-
-        n = n->next;
-        if (c->iforward == f) {
-            conn_refuse(c, VP_REASON_UNKNOWN_SERVICE);
-        }
-    }
-    node_remove(&f->node);
-    free(f->addrs);
-    free(f);
-}
-
-/* ---- what there is to know -------------------------------------------- */
-
-/* What a driver needs without connections, and for each of them. */
-#define VP_MEMORY_FIXED (VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) + \
-                         VP_RX_LEN_MAX + VP_WINDOW_BUDGET)
-#define VP_MEMORY_CONN (3 * sizeof(VPConn) + 8 * sizeof(VPConn *) + \
-                        2 * VP_WINDOW_INIT)
+/* ---- info ------------------------------------------------------------- */
 
 size_t vp_max_conns(size_t memory)
 {
@@ -5134,15 +6056,43 @@ size_t vp_max_conns(size_t memory)
            ? (memory - VP_MEMORY_FIXED) / VP_MEMORY_CONN : 0;
 }
 
+void vp_note_error(VPDriver *drv, const char *text)
+{
+    link_note_error(&drv->link, text);
+}
+
+/* driver_memory() - bytes that are held */
+static size_t driver_memory(const VPDriver *drv)
+{
+    const VPConns *cs = &drv->conns;
+    size_t n = drv->link.rx_cap + conns_held(cs) * sizeof(VPConn) +
+               drv->forwards.ndials * sizeof(VPDial) +
+               cs->hash_size * sizeof(*cs->hash);
+
+    if (drv->link.store.ring != NULL) {
+        n += VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent);
+    }
+    for (VPNode *c = cs->all.next; c != &cs->all; c = c->next) {
+        n += container_of(c, VPConn, all)->buf_cap;
+    }
+    return n;
+}
+
 void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
 {
-    static const char *const state[] = { "down", "hello", "up" };
+    static const char *const state[] = {
+        [LINK_DOWN] = "down",
+        [LINK_AWAY] = "down",
+        [LINK_HELLO] = "hello",
+        [LINK_UP] = "up",
+        [LINK_DUMB] = "up",
+    };
     const VPLink *l = &drv->link;
     uint64_t now = drv->loop->now;
 
     *info = (VPChannelInfo){
         .state = state[l->state],
-        .session_age = l->epoch[0] != 0 ? now - l->session_at : 0,
+        .session_age = link_has_session(l) ? now - l->session_at : 0,
         .bytes = { l->bytes[0], l->bytes[1] },
         .packets = { l->packets[0], l->packets[1] },
         .rtt = l->flow.srtt,
@@ -5154,19 +6104,12 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
         .last_error = l->last_error,
         .last_error_age = l->last_error[0] != '\0' ? now - l->last_error_at
                                                    : 0,
-        .conns = drv->nconns,
+        .conns = conns_held(&drv->conns),
         .max_conns = drv->config.max_conns,
-        .memory = l->rx_cap + drv->nconns * sizeof(VPConn) +
-                  drv->hash_size * sizeof(*drv->hash),
+        .memory = driver_memory(drv),
         .memory_max = VP_MEMORY_FIXED +
                       drv->config.max_conns * VP_MEMORY_CONN,
     };
-    if (l->store.ring != NULL) {
-        info->memory += VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent);
-    }
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
-        info->memory += container_of(n, VPConn, all)->buf_cap;
-    }
 }
 
 void vp_conns(const VPDriver *drv,
@@ -5174,9 +6117,11 @@ void vp_conns(const VPDriver *drv,
               void *opaque)
 {
     uint64_t now = drv->loop->now;
+    const VPNode *ring = &drv->conns.all;
 
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+    for (VPNode *n = ring->next; n != ring; n = n->next) {
         const VPConn *c = container_of(n, VPConn, all);
+        const VPDial *dial = c->dial;
         VPConnInfo info = {
             .id = c->id,
             .client = c->client,
@@ -5184,8 +6129,8 @@ void vp_conns(const VPDriver *drv,
             .in = in_name[c->in],
             .out = out_name[c->out],
             .fd = c->fd,
-            .connecting = node_linked(&c->wait)
-                          ? &c->iforward->addrs[c->next_addr] : NULL,
+            .connecting = dial != NULL
+                          ? &dial->iforward->addrs[dial->dialer.at] : NULL,
             .age = now - c->born,
             .idle = now - c->moved,
             .bytes = { c->rx_taken, c->tx_count },
@@ -5193,7 +6138,7 @@ void vp_conns(const VPDriver *drv,
             .waiting = c->buf_len,
         };
 
-        if (!c->gone) {
+        if (!conn_over(c)) {
             each(&info, opaque);
         }
     }
@@ -5201,11 +6146,13 @@ void vp_conns(const VPDriver *drv,
 
 int vp_conn_reset(VPDriver *drv, uint32_t id, bool client)
 {
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+    const VPNode *ring = &drv->conns.all;
+
+    for (VPNode *n = ring->next; n != ring; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
-        if (c->id == id && c->client == client && !c->gone) {
-            conn_abort(c, VP_REASON_NONE);
+        if (c->id == id && c->client == client && !conn_over(c)) {
+            conn_abort(c, VP_REASON_NONE, "the monitor says so");
             return 0;
         }
     }
@@ -5216,11 +6163,13 @@ int vp_conn_reset(VPDriver *drv, uint32_t id, bool client)
 
 bool vp_busy(const VPDriver *drv)
 {
+    const VPNode *ring = &drv->conns.all;
+
     if (drv->link.state == LINK_UP &&
-        (drv->link.store.bytes > 0 || node_linked(&drv->due))) {
+        (drv->link.store.bytes > 0 || node_linked(&drv->conns.due))) {
         return true;
     }
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
+    for (VPNode *n = ring->next; n != ring; n = n->next) {
         if (conn_queued(container_of(n, VPConn, all)) > 0) {
             return true;
         }
@@ -5230,82 +6179,22 @@ bool vp_busy(const VPDriver *drv)
 
 void vp_reset_all(VPDriver *drv)
 {
-    for (VPNode *n = drv->conns.next; n != &drv->conns; n = n->next) {
-        conn_abort(container_of(n, VPConn, all), VP_REASON_ENDING);
+    const VPNode *ring = &drv->conns.all;
+
+    for (VPNode *n = ring->next; n != ring; n = n->next) {
+        conn_abort(container_of(n, VPConn, all), VP_REASON_ENDING,
+                   "this daemon ends");
     }
-}
-
-/* link_bye() - tell the peer, if it can be told at once */
-static void link_bye(VPDriver *drv)
-{
-    VPLink *l = &drv->link;
-    uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
-    size_t len;
-
-    if (!link_has_fd(l) || l->away || l->epoch[0] == 0 || l->ctl_len > 0 ||
-        l->store.unsent_off > 0) {
-        return;
-    }
-    link_new_token(drv);
-    l->hello.echo = l->peer_token;
-    l->hello.flags = (uint16_t)(VP_HELLO_BYE | l->role |
-                                (link_key(drv) != NULL ? VP_HELLO_KEYED : 0u));
-    len = wire_put_hello(buf, &l->hello, link_key(drv));
-    if (write(l->wfd, buf, len) < 0) {
-        /* it will find out by itself, some time later */
-    }
-}
-
-void vp_note_error(VPDriver *drv, const char *text)
-{
-    VPLink *l = &drv->link;
-
-    snprintf(l->last_error, sizeof(l->last_error), "%s", text);
-    l->last_error_at = drv->loop->now;
 }
 
 void vp_free(VPDriver *drv)
 {
-    VPLink *l = &drv->link;
-    VPDriver **at = &drv->loop->drivers;
-    VPNode *n;
-
-    link_bye(drv);
-    for (n = drv->conns.next; n != &drv->conns; n = n->next) {
-        VPConn *c = container_of(n, VPConn, all);
-
-        conn_announced(c, false);
-        conn_reset(c);
-    }
-    driver_reap(drv);
-    while (node_linked(&drv->oforwards)) {
-        oforward_free(container_of(drv->oforwards.next, VPOForward, node));
-    }
-    while (node_linked(&drv->iforwards)) {
-        VPIForward *f = container_of(drv->iforwards.next, VPIForward, node);
-
-        node_remove(&f->node);
-        free(f->addrs);
-        free(f);
-    }
+    link_bye(&drv->link);
+    conns_end(&drv->conns);
+    forwards_end(&drv->forwards);
     candidate_close(drv, NULL);
-    if (link_has_fd(l)) {
-        link_close(drv);
-    }
-    vp_timer_stop(&l->hello_timer);
-    vp_timer_stop(&l->ping_timer);
-    vp_timer_stop(&l->ack_timer);
-    vp_timer_stop(&l->away_timer);
-    vp_timer_stop(&l->trim_timer);
+    link_end(&drv->link);
     vp_timer_stop(&drv->grace_timer);
-    vp_timer_stop(&drv->connect_timer);
-    vp_timer_stop(&drv->sweep_timer);
-    store_trim(&l->store);
-    free(l->rx);
-    free(drv->hash);
-    while (*at != drv) {
-        at = &(*at)->next;
-    }
-    *at = drv->next;
+    node_remove(&drv->task.node);
     free(drv);
 }

@@ -24,7 +24,7 @@
 /* Longest service id; ids are printable ASCII without ':' and blanks. */
 #define VP_SERVICE_ID_LEN 32
 
-/* ---- log: defined by the program, called by the engine ---------------- */
+/* ---- log -------------------------------------------------------------- */
 
 typedef enum VPLogLevel {
     VP_LOG_ERROR,
@@ -36,17 +36,38 @@ typedef enum VPLogLevel {
 #define VP_NO_CHANNEL (-1)
 
 /*
- * vp_log() - one event, one line
+ * The program's log: one event, one line
  * @channel:  id of the channel it concerns, or VP_NO_CHANNEL
+ * @text:     without newline; what it quotes may hold control characters
  *
- * errno is left as it was.  @fmt needs no newline.
+ * It must leave errno as it was.
  */
-void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+typedef void VPLogFunc(VPLogLevel level, int channel, const char *text);
+
+/* What is said once: zeroed memory has said nothing yet. */
+typedef struct VPOnce {
+    bool said;
+    uintptr_t what; /* it said last: a number, or a constant's address */
+    uint64_t at;    /* when, us */
+} VPOnce;
+
+/*
+ * vp_once() - is @what news at @now?
+ * @again:  us after which the same is news again; 0: never
+ *
+ * True if something else, or nothing, was said before; it counts as said then.
+ */
+bool vp_once(VPOnce *once, uintptr_t what, uint64_t now, uint64_t again);
 
 /* ---- loop: descriptors and timers ------------------------------------- */
 
 typedef struct VPLoop VPLoop;
+
+/* A member of a doubly linked ring, embedded in its owner. */
+typedef struct VPNode {
+    struct VPNode *prev;
+    struct VPNode *next;
+} VPNode;
 
 enum {
     VP_READ = 1,
@@ -65,8 +86,12 @@ typedef struct VPTimer {
     void *opaque;
 } VPTimer;
 
-/* vp_loop_new() - NULL when out of memory */
-VPLoop *vp_loop_new(void);
+/*
+ * vp_loop_new() - NULL when out of memory
+ * @log:    gets the engine's lines
+ * @level:  of those that are wanted; it may be changed while the loop lives
+ */
+VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level);
 
 /* vp_loop_free() - all drivers must be freed, all descriptors forgotten */
 void vp_loop_free(VPLoop *loop);
@@ -99,6 +124,91 @@ void vp_timer_start(VPLoop *loop, VPTimer *timer, uint64_t delay,
                     void (*handler)(void *opaque), void *opaque);
 void vp_timer_stop(VPTimer *timer);
 
+/* ---- sockets: listening and connecting -------------------------------- */
+
+typedef struct VPAddr {
+    socklen_t len;
+    struct sockaddr_storage ss;
+} VPAddr;
+
+/* vp_addr_is_local() - is @addr of the loopback, or of no network at all? */
+bool vp_addr_is_local(const VPAddr *addr);
+
+/* vp_addr_str() - @addr as ADDR:PORT or a path, cut to fit @buf */
+const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
+
+/*
+ * A listener, embedded in its owner, who sets the first five fields; a zeroed
+ * one is stopped.
+ */
+typedef struct VPListener {
+    int channel;       /* for the log: its id, or VP_NO_CHANNEL */
+    const char *name;  /* for the log; kept */
+    bool keeps_spare;  /* a descriptor is kept for who comes when none is left */
+    /* @fd is non-blocking, and the owner's; @peer may be unnamed */
+    void (*accepted)(void *opaque, int fd, const VPAddr *peer);
+    void *opaque;
+
+    VPLoop *loop;
+    int fd;            /* -1: stopped */
+    int spare;         /* -1: given up, or none is kept */
+    VPTimer pause;     /* runs while there is no descriptor to accept with */
+    VPOnce said;       /* that there is none */
+} VPListener;
+
+/*
+ * vp_listener_start() - accept what comes to @fd
+ * @fd:  listening, non-blocking; owned by the listener, also on failure
+ */
+int vp_listener_start(VPListener *l, VPLoop *loop, int fd);
+
+/* vp_listener_stop() - close the socket; accepted connections go on */
+void vp_listener_stop(VPListener *l);
+
+/* vp_listener_spare() - take the spare descriptor back, as one was closed */
+void vp_listener_spare(VPListener *l);
+
+/* Where to connect to: addresses that are tried in turn. */
+typedef struct VPTarget {
+    const VPAddr *addrs;
+    size_t naddrs;
+    uint64_t full_at;  /* us, when a unix socket's queue was seen full last */
+} VPTarget;
+
+/*
+ * A dialler, embedded in its owner, who sets the first four fields; a zeroed
+ * one is stopped.
+ */
+typedef struct VPDialer {
+    /* a socket was made for @addr, or NULL: nothing needs to be done to it */
+    void (*made)(void *opaque, int fd, const VPAddr *addr);
+    /* @addr won't do, errno @err; NULL: there is no descriptor for any */
+    void (*failed)(void *opaque, const VPAddr *addr, int err);
+    /* over: @fd is connected, non-blocking and the owner's; or -1, errno @err */
+    void (*done)(void *opaque, int fd, int err);
+    void *opaque;
+
+    VPLoop *loop;
+    VPTarget *target;
+    VPNode node;
+    size_t at;           /* index of the address that is tried */
+    int fd;              /* its socket, or -1 */
+    bool full;           /* the target's queue is: connect() comes again */
+    uint64_t deadline;   /* us, for this address */
+    uint64_t give_up_at; /* us, for all of them */
+} VPDialer;
+
+/*
+ * vp_dialer_start() - connect to the first address of @target that accepts
+ * @target:  kept until "done" was called, which may be before this returns
+ *
+ * It takes 10 s at most.
+ */
+void vp_dialer_start(VPDialer *d, VPLoop *loop, VPTarget *target);
+
+/* vp_dialer_stop() - forget it; "done" is not called */
+void vp_dialer_stop(VPDialer *d);
+
 /* ---- driver: one channel and what is forwarded over it ---------------- */
 
 typedef struct VPDriver VPDriver;
@@ -116,11 +226,6 @@ typedef enum VPChannelRole {
     VP_ACCEPTED,
     VP_CONNECTED,
 } VPChannelRole;
-
-typedef struct VPAddr {
-    socklen_t len;
-    struct sockaddr_storage ss;
-} VPAddr;
 
 /* A secret that both sides know; see "key" in virtproxy.c. */
 typedef struct VPKey {
@@ -275,12 +380,6 @@ void vp_conns(const VPDriver *drv,
 
 /* vp_conn_reset() - reset one connection at both ends; -ENOENT: no such */
 int vp_conn_reset(VPDriver *drv, uint32_t id, bool client);
-
-/* vp_addr_is_local() - is @addr of the loopback, or of no network at all? */
-bool vp_addr_is_local(const VPAddr *addr);
-
-/* vp_addr_str() - @addr as ADDR:PORT or a path, cut to fit @buf */
-const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
 
 /* vp_service_id_ok() - is @len bytes at @id a service id? */
 bool vp_service_id_ok(const char *id, size_t len);

@@ -169,13 +169,14 @@ void sim_log(void)
 void sim_note(const char *fmt, ...)
 {
     char text[200];
+    int n = snprintf(text, sizeof(text), "%10.6f ***  ",
+                     (double)world.now / SECOND);
     va_list ap;
 
     va_start(ap, fmt);
-    vsnprintf(text, sizeof(text), fmt, ap);
+    vsnprintf(text + n, sizeof(text) - (size_t)n, fmt, ap);
     va_end(ap);
-    vp_log(VP_LOG_DEBUG, VP_NO_CHANNEL, "%10.6f ***  %s",
-           (double)world.now / SECOND, text);
+    log_line(VP_LOG_DEBUG, VP_NO_CHANNEL, text);
 }
 
 void sim_fail(const char *fmt, ...)

@@ -278,7 +278,7 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
         settings_free(&settings);
         return;
     }
-    loop = vp_loop_new();
+    loop = vp_loop_new(log_engine, &log_level);
     if (loop != NULL && vp_watch(loop, key_fd, NULL, NULL) < 0) {
         vp_loop_free(loop); /* nor would the daemon run without any */
         loop = NULL;

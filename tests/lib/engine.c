@@ -9,10 +9,13 @@
 
 #include "virtproxy.c"
 #include "tests/lib/engine.h"
+#include "tests/lib/log.h"
+
+VPLogLevel engine_log_level = VP_LOG_INFO;
 
 VPLoop *engine_loop_new(void)
 {
-    return vp_loop_new();
+    return vp_loop_new(log_line, &engine_log_level);
 }
 
 /* ---- the link ----------------------------------------------------------- */
@@ -25,9 +28,9 @@ EngineLink engine_link(const VPDriver *drv)
     vp_channel_info(drv, &info);
     return (EngineLink){
         .state = info.state,
-        .away = l->away,
+        .away = l->state == LINK_AWAY,
         .heard = l->heard,
-        .confirmed = l->confirmed,
+        .confirmed = l->peer != PEER_UNSURE,
         .rfd = l->rfd,
         .wfd = l->wfd,
         .token = { l->hello.token, l->peer_token },
@@ -56,7 +59,7 @@ bool engine_up(const VPDriver *drv)
 
 bool engine_has_session(const VPDriver *drv)
 {
-    return drv->link.epoch[0] != 0;
+    return link_has_session(&drv->link);
 }
 
 uint32_t engine_unacked(const VPDriver *drv)
@@ -72,12 +75,13 @@ uint64_t engine_digest(VPDriver *drv, uint32_t seq)
 void engine_greet(VPDriver *drv, uint64_t ours, uint64_t theirs)
 {
     static const VPHello hello = { .flags = VP_HELLO_UP };
+    VPLink *l = &drv->link;
 
-    drv->link.hello.token = ours;
+    l->hello.token = ours;
     if (theirs != 0) {
-        drv->link.peer_token = theirs;
-        link_begin(drv, ours, theirs);
-        link_up(drv, &hello, false);
+        l->peer_token = theirs;
+        link_begin(l, ours, theirs);
+        link_up(l, &hello, false);
     }
 }
 
@@ -85,7 +89,7 @@ bool engine_take(VPDriver *drv, const uint8_t *data, size_t len)
 {
     VPLink *l = &drv->link;
 
-    if (l->rx == NULL && !link_rx_grow(drv)) {
+    if (l->rx == NULL && !link_rx_grow(l)) {
         return false;
     }
     if (l->rx_cap - l->rx_len < len) {
@@ -93,13 +97,13 @@ bool engine_take(VPDriver *drv, const uint8_t *data, size_t len)
     }
     memcpy(l->rx + l->rx_len, data, len);
     l->rx_len += len;
-    link_process(drv);
+    link_process(l);
     return true;
 }
 
 void engine_forget(VPDriver *drv)
 {
-    link_forget(drv);
+    link_forget(&drv->link);
 }
 
 void engine_unblock(VPDriver *drv)
@@ -130,20 +134,20 @@ void engine_set_rtt(VPDriver *drv, uint64_t rtt)
 
 /* ---- connections -------------------------------------------------------- */
 
-/* conns_next() - the next one after @node, which is drv->conns or in it */
-static VPConn *conns_next(const VPDriver *drv, const VPNode *node)
+/* conns_next() - the next one after @node, which is the ring or in it */
+static VPConn *conns_next(const VPConns *cs, const VPNode *node)
 {
-    return node->next == &drv->conns
-           ? NULL : container_of(node->next, VPConn, all);
+    return node->next == &cs->all ? NULL
+                                  : container_of(node->next, VPConn, all);
 }
 
 #define for_each_conn(c, drv)                                               \
-    for (VPConn *c = conns_next((drv), &(drv)->conns); c != NULL;           \
-         c = conns_next((drv), &c->all))
+    for (VPConn *c = conns_next(&(drv)->conns, &(drv)->conns.all);          \
+         c != NULL; c = conns_next(&(drv)->conns, &c->all))
 
 EngineConn engine_conn(VPDriver *drv, uint32_t id, bool client)
 {
-    const VPConn *c = conn_find(drv, id, client);
+    const VPConn *c = conn_find(&drv->conns, id, client);
 
     if (c == NULL) {
         return (EngineConn){ .in = "", .out = "" };
@@ -153,7 +157,7 @@ EngineConn engine_conn(VPDriver *drv, uint32_t id, bool client)
         .which = c,
         .in = in_name[c->in],
         .out = out_name[c->out],
-        .announced = c->announced,
+        .announced = conn_known(c),
         .fd = c->fd,
         .window = c->window,
         .buf_len = c->buf_len,
@@ -168,7 +172,7 @@ EngineConn engine_conn(VPDriver *drv, uint32_t id, bool client)
 
 bool engine_has_conn(VPDriver *drv, uint32_t id, bool client)
 {
-    return conn_find(drv, id, client) != NULL;
+    return conn_find(&drv->conns, id, client) != NULL;
 }
 
 static void conn_shift(VPConn *c, uint64_t rx, uint64_t tx)
@@ -183,12 +187,12 @@ static void conn_shift(VPConn *c, uint64_t rx, uint64_t tx)
 void engine_shift_conn(VPDriver *drv, uint32_t id, bool client, uint64_t rx,
                        uint64_t tx)
 {
-    conn_shift(conn_find(drv, id, client), rx, tx);
+    conn_shift(conn_find(&drv->conns, id, client), rx, tx);
 }
 
 void engine_accept(VPDriver *drv, const char *service, int fd)
 {
-    VPOForward f = { .drv = drv };
+    VPOForward f = { .fwds = &drv->forwards };
     VPAddr addr = { .len = sizeof(addr.ss) };
 
     snprintf(f.service_id, sizeof(f.service_id), "%s", service);
@@ -204,10 +208,14 @@ static size_t fds_of(const VPDriver *drv)
     const VPLink *l = &drv->link;
     size_t n = (size_t)(l->rfd >= 0) + (l->wfd != l->rfd) +
                (drv->candidate.fd >= 0);
+    const VPNode *ring = &drv->forwards.oforwards;
 
-    for (VPNode *node = drv->oforwards.next; node != &drv->oforwards;
-         node = node->next) {
+    for (VPNode *node = ring->next; node != ring; node = node->next) {
         n++;
+    }
+    for (VPNode *node = drv->forwards.dials.next;
+         node != &drv->forwards.dials; node = node->next) {
+        n += container_of(node, VPDial, node)->dialer.fd >= 0;
     }
     for_each_conn (c, drv) {
         n += c->fd >= 0;
@@ -217,33 +225,35 @@ static size_t fds_of(const VPDriver *drv)
 
 EngineCounts engine_counts(const VPDriver *drv)
 {
+    const VPConns *cs = &drv->conns;
+
     return (EngineCounts){
-        .conns = drv->nconns,
-        .clients = drv->nclients,
-        .open = drv->nopen,
-        .announced = drv->nannounced,
-        .connecting = drv->nconnecting,
-        .turns = drv->nturns,
-        .listed = node_linked(&drv->fresh) || node_linked(&drv->turns) ||
-                  node_linked(&drv->due) || node_linked(&drv->dead) ||
-                  node_linked(&drv->connecting),
-        .listens = node_linked(&drv->oforwards),
+        .conns = conns_held(cs),
+        .clients = conns_count(cs, true, LIFE_NEW, LIFE_FREE),
+        .open = conns_count(cs, false, LIFE_OPEN, LIFE_ENDING),
+        .announced = conns_count(cs, true, LIFE_OPEN, LIFE_CLOSING),
+        .connecting = drv->forwards.ndials,
+        .turns = cs->sched.nturns,
+        .listed = node_linked(&cs->sched.fresh) ||
+                  node_linked(&cs->sched.turns) || node_linked(&cs->due) ||
+                  node_linked(&cs->dead) || node_linked(&drv->forwards.dials),
+        .listens = node_linked(&drv->forwards.oforwards),
         .candidate = drv->candidate.fd >= 0,
         .candidate_token = drv->candidate.token,
         .fds = fds_of(drv),
-        .grown = drv->window_grown,
-        .next_id = drv->next_id,
+        .grown = cs->window_grown,
+        .next_id = cs->next_id,
     };
 }
 
 void engine_set_next_id(VPDriver *drv, uint32_t id)
 {
-    drv->next_id = id;
+    drv->conns.next_id = id;
 }
 
 size_t engine_conns(const VPDriver *drv)
 {
-    return drv->nconns;
+    return conns_held(&drv->conns);
 }
 
 static const char *store_check(VPStore *s, bool up)
@@ -279,13 +289,13 @@ static const char *store_check(VPStore *s, bool up)
 
 const char *engine_check(VPDriver *drv)
 {
-    size_t announced = 0, open = 0, connecting = 0, n = 0;
+    const VPConns *cs = &drv->conns;
+    size_t count[2][LIVES] = { 0 }, dials = 0;
     uint32_t grown = 0;
 
     for_each_conn (c, drv) {
-        n++;
-        announced += c->client && c->announced;
-        open += !c->client && !c->gone;
+        count[c->client][c->life]++;
+        dials += c->dial != NULL;
         grown += c->window - VP_WINDOW_INIT;
         if (c->buf_len > c->window || c->buf_len > c->buf_cap) {
             return "a connection's buffer is larger than its window";
@@ -296,24 +306,19 @@ const char *engine_check(VPDriver *drv)
         if (c->rx_count > c->rx_limit || c->tx_count > c->tx_limit) {
             return "more bytes than credit";
         }
-        if (c->gone && c->fd >= 0) {
-            return "a connection that is gone holds a descriptor";
-        }
-        /* one that a timer of the last pass ended waits for the reaper */
-        if (c->dead && !c->gone) {
-            return "a connection is freed that is still in use";
+        if (conn_over(c) && (c->fd >= 0 || c->dial != NULL)) {
+            return "a connection that is over holds a descriptor";
         }
         if (c->buf_cap > c->window ||
-            (c->rx_count - c->rx_taken > c->window && !c->gone)) {
+            (c->rx_count - c->rx_taken > c->window && !conn_over(c))) {
             return "a connection holds more than its window";
         }
-        connecting += node_linked(&c->wait);
     }
-    if (n != drv->nconns || announced != drv->nannounced ||
-        open != drv->nopen || connecting != drv->nconnecting) {
+    if (memcmp(count, cs->count, sizeof(count)) != 0 ||
+        dials != drv->forwards.ndials) {
         return "connections are miscounted";
     }
-    if (grown != drv->window_grown || grown > VP_WINDOW_BUDGET) {
+    if (grown != cs->window_grown || grown > VP_WINDOW_BUDGET) {
         return "the windows' budget is miscounted";
     }
     if (drv->link.rx_cap > VP_RX_LEN_MAX) {
@@ -327,12 +332,12 @@ bool engine_quiet(const VPDriver *drv)
     const VPLink *l = &drv->link;
 
     for_each_conn (c, drv) {
-        if (c->due != 0 || c->dead) {
+        if (c->due != 0 || c->life == LIFE_FREE) {
             return false;
         }
     }
     return l->state == LINK_UP && l->store.bytes == 0 && l->rx_len == 0 &&
-           l->ctl_len == 0 && !l->need_hello && !l->need_ping && !l->ack_now;
+           l->ctl_len == 0 && l->due == 0 && !l->ack_asked;
 }
 
 /* shift_packets() - let the next sequence number be @seq */
@@ -353,7 +358,7 @@ void engine_shift(VPDriver *a, VPDriver *b, uint32_t seq, uint64_t bytes)
 
         shift_packets(drv, both[!i], seq);
         /* the oldest connection's id comes next: it's in use */
-        drv->next_id = container_of(drv->conns.next, VPConn, all)->id;
+        drv->conns.next_id = container_of(drv->conns.all.next, VPConn, all)->id;
         for_each_conn (c, drv) {
             conn_shift(c, bytes, bytes);
         }
@@ -366,17 +371,16 @@ void engine_dump(const VPDriver *drv)
 
     fprintf(stderr, "  link %s, fd %d%s%s, store %u..%u..%u (%u bytes, %u "
             "out, limit %u), expects %u, %zu bytes unread\n",
-            engine_link(drv).state, l->rfd, l->away ? ", away" : "",
+            engine_link(drv).state, l->rfd, l->state == LINK_AWAY ? ", away" : "",
             l->blocked ? ", blocked" : "", l->store.base, l->store.unsent,
             l->store.next, l->store.bytes, l->store.bytes_out, l->flow.limit,
             l->rx_expect, l->rx_len);
     for_each_conn (c, drv) {
         fprintf(stderr, "  connection %u %s of %s: in %s, out %s, due %#x, "
-                "fd %d%s%s%s, sent %llu of %llu, got %llu, taken %llu of "
+                "fd %d, %s%s, sent %llu of %llu, got %llu, taken %llu of "
                 "%llu\n", c->id, c->client ? "client" : "server",
                 c->service_id, in_name[c->in], out_name[c->out], c->due, c->fd,
-                c->announced ? ", announced" : "", c->gone ? ", gone" : "",
-                c->blocked ? ", blocked" : "",
+                life_name[c->life], c->blocked ? ", blocked" : "",
                 (unsigned long long)c->tx_count,
                 (unsigned long long)c->tx_limit,
                 (unsigned long long)c->rx_count,

@@ -16,7 +16,10 @@
 
 #include "virtproxy.h"
 
-/* engine_loop_new() - a loop whose log is vp_log() */
+/* engine_log_level - of the lines that are wanted: VP_LOG_INFO at first */
+extern VPLogLevel engine_log_level;
+
+/* engine_loop_new() - a loop whose log is log_line() of log.h */
 VPLoop *engine_loop_new(void);
 
 /* ---- the link ----------------------------------------------------------- */

@@ -33,7 +33,7 @@ static void forget_half(void)
     memmove(text, from + 1, len + 1);
 }
 
-void log_add(VPLogLevel level, int channel, const char *fmt, va_list ap)
+void log_line(VPLogLevel level, int channel, const char *what)
 {
     static const char *const name[] = { "error", "warn", "info", "debug" };
     char line[LINE_MAX_LEN];
@@ -45,9 +45,8 @@ void log_add(VPLogLevel level, int channel, const char *fmt, va_list ap)
         return;
     }
     n = strlen(line);
-    n += (size_t)snprintf(line + n, sizeof(line) - n, "%s ch%d: ",
-                          name[level], channel);
-    vsnprintf(line + n, sizeof(line) - n, fmt, ap);
+    snprintf(line + n, sizeof(line) - n, "%s ch%d: %s", name[level], channel,
+             what);
     n = strlen(line);
     if (len + n + 2 > sizeof(text)) {
         ck_assert_msg(hook_before != NULL, "the log is flooded");

@@ -2,17 +2,15 @@
 /*
  * log.h - what the engine logs, in memory
  *
- * Each line is "LEVEL chN: text".  Who links the engine without the program,
- * which has its own, gets the vp_log() in vp_log.c.
+ * Each line is "LEVEL chN: text".
  */
 #ifndef LOG_H
 #define LOG_H
 
 #include "virtproxy.h"
 
-/* log_add() - what vp_log() does */
-void log_add(VPLogLevel level, int channel, const char *fmt, va_list ap)
-    __attribute__((format(printf, 3, 0)));
+/* log_line() - VPLogFunc, for vp_loop_new() */
+void log_line(VPLogLevel level, int channel, const char *what);
 
 /* log_text() - all that was logged since log_clear() */
 const char *log_text(void);

@@ -192,6 +192,7 @@ START_TEST(hello_when_up)
     Peer *p = &r.peer;
     uint64_t token;
 
+    engine_log_level = VP_LOG_DEBUG;
     rig_new(&r, &rig_config);
     peer_drain(&r);
     token = p->heard.token;
@@ -222,7 +223,7 @@ START_TEST(hello_when_up)
     p->hello.my_epoch = 500;
     p->hello.peer_epoch = token;
     ck_assert(peer_shake(&r));
-    log_expect("session resumed", 1);
+    log_expect("channel up: session resumed", 1);
     rig_free(&r);
 }
 END_TEST

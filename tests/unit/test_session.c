@@ -570,6 +570,7 @@ START_TEST(resume)
     Peer *p = &h.r.peer;
     bool up;
 
+    engine_log_level = VP_LOG_DEBUG;
     held_new(&h, &rig_config);
     if (_i % 2) {
         rig_unplug(&h.r);

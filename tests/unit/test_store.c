@@ -630,7 +630,7 @@ START_TEST(flow_marks)
         uint32_t since = 0, most = 0;
 
         for (int i = 0; i < 1000; i++) {
-            since = link_mark(&f, len, 1) == VP_FLAG_ACK_NOW ? 0 : since + len;
+            since = flow_mark(&f, len, 1) == VP_FLAG_ACK_NOW ? 0 : since + len;
             most = MAX(most, since);
         }
         ck_assert_uint_lt(most, f.limit / 4);
