@@ -22,6 +22,8 @@ set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
+command -v valgrind >/dev/null ||
+    { say 'needs valgrind (apt-get install valgrind)'; exit 1; }
 cpu=$(taskset -cp $$ | sed 's/.*: //; s/[^0-9].*//')
 taskset -cp "$cpu" $$ >/dev/null || exit 1
 recorded=$here/instructions.txt
