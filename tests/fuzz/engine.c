@@ -31,6 +31,7 @@
 
 #include "tests/lib/boxed.h"
 #include "tests/lib/bytes.h"
+#include "tests/lib/log.h"
 #include "tests/lib/peer.h"
 #include "tests/lib/sock.h"
 
@@ -154,6 +155,7 @@ static void rig_new(Rig *r, const uint8_t *data, size_t len)
 
     world_new();
     box_reset(true);
+    log_clear();
     memset(r, 0, sizeof(*r));
     r->in = (Input){ data, len };
     r->rd = r->wr = r->oforward_fd = -1;
@@ -936,6 +938,7 @@ void fuzz_packet(const uint8_t *data, size_t len)
 
     world_new();
     box_reset(true);
+    log_clear();
     parser_new(&whole, how & 1);
     parser_new(&pieces, how & 1);
     key = engine_link(whole.drv).rx_key;

@@ -46,7 +46,7 @@ sanitize=-fsanitize=fuzzer
     -fno-omit-frame-pointer $sanitize -fno-sanitize-recover=all \
     -o "$out/fuzz" tests/fuzz/engine.c tests/fuzz/text.c \
     tests/fuzz/entry.c tests/lib/box.c tests/lib/bytes.c \
-    tests/lib/sock.c
+    tests/lib/log.c tests/lib/sock.c
 
 # libfuzzer() - one target, all in this process
 #

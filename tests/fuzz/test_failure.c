@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "tests/lib/bytes.h"
+#include "tests/lib/log.h"
 #include "tests/lib/pair.h"
 #include "tests/lib/sock.h"
 #include "tests/lib/suite.h"
@@ -60,6 +61,7 @@ static void scene_new(Scene *s)
     };
 
     box_reset(true);
+    log_clear();
     pair_new_direct(&s->pair, &config);
     ck_assert_int_eq(vp_set_oforward(s->pair.drv[0],
                                      tcp_listen(&s->oforward, 100), "s"), 0);

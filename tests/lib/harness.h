@@ -11,8 +11,9 @@
  * ended, and a daemon that died, did not end cleanly at SIGTERM or was found
  * out by a sanitizer fails the test even if nothing else did.
  *
- * Nothing here asserts that something is done within so many milliseconds:
- * WAIT_MS only keeps a test that has failed from hanging.
+ * What is waited for here may take up to WAIT_MS, which only keeps a test that
+ * has failed from hanging.  A suite asserts milliseconds only where they are
+ * promised to users.
  */
 #ifndef HARNESS_H
 #define HARNESS_H

@@ -27,7 +27,7 @@
 #include "sock.h"
 #include "suite.h"
 
-/* box_pause() - the network's own work needs real time now and then */
+/* box_pause() - sleep, because the kernel may need real time to move bytes */
 static inline void box_pause(int *tries)
 {
     ck_assert_msg(++*tries < 5000, "waited in vain; in the log:\n%s",
@@ -49,7 +49,7 @@ static inline void box_pause(int *tries)
 
 /* ---- sockets and bytes ------------------------------------------------ */
 
-/* fd_wait() - until it is as expected: FD_EOF or an errno value */
+/* fd_wait() - run until fd_state() is @state: FD_EOF or an errno value */
 #define fd_wait(loop, fd, state) \
     box_wait(loop, fd_state(fd) == (state))
 
@@ -64,10 +64,11 @@ static inline void bytes_check(const uint8_t *p, size_t len, unsigned stream,
 }
 
 /*
- * fd_drain() - read what there is, and that it is right
- * @pos:  of the next byte; is moved on
+ * fd_drain() - read all that @fd has, and check it
+ * @pos:  position of the next byte in @stream; is moved on
  *
- * Returns what comes after it, as fd_state() does; a reset is told once.
+ * Returns what comes after these bytes, as fd_state() does.  The kernel tells a
+ * reset once.
  */
 static inline int fd_drain(int fd, unsigned stream, uint64_t *pos)
 {
@@ -96,10 +97,10 @@ static inline uint32_t rnd(uint32_t below)
 typedef struct Rig {
     VPLoop *loop;
     VPDriver *drv;
-    bool tcp;        /* clients and targets: they can be reset then */
-    int lost;        /* times the engine gave up a channel */
-    bool was_up;     /* what it said of the last one */
-    char reason[100];
+    bool tcp;         /* clients and targets are TCP, and so can be reset */
+    int lost;         /* channels that the engine gave up so far */
+    bool was_up;      /* a session came up on the last of these */
+    char reason[100]; /* why the engine gave up the last of these */
     Peer peer;
 } Rig;
 

@@ -13,26 +13,26 @@
 
 #define ROGUE_OUT 65536
 
-/* What it heard of one connection of its own */
+/* What the rogue heard of one connection that it opened */
 typedef struct RogueConn {
     uint32_t id;
-    bool ack, close, reset, refused;
-    uint64_t credit;        /* of the last WINDOW or CONNECT_ACK */
-    unsigned long windows;  /* WINDOWs so far */
+    bool ack, close, reset, refused; /* these messages came */
+    uint64_t credit;        /* in the last WINDOW or CONNECT_ACK, bytes */
+    unsigned long windows;  /* WINDOWs that came */
 } RogueConn;
 
 typedef struct Rogue {
     Peer peer;
     const char *where;      /* the channel's address */
-    bool unread;            /* it never reads */
-    bool up;
+    bool unread;            /* the rogue never reads */
+    bool up;                /* a session is */
     VPKey key;              /* what peer.key points to */
-    unsigned flags;         /* of its HELLOs */
-    uint64_t token;         /* of its HELLOs */
+    unsigned flags;         /* in the rogue's HELLOs */
+    uint64_t token;         /* in the rogue's HELLOs */
     unsigned long refused;  /* CONNECT_REFUSED that came */
     unsigned long acked;    /* CONNECT_ACK that came */
     RogueConn conn;         /* set .id, clear the rest */
-    unsigned long sessions; /* that it has begun */
+    unsigned long sessions; /* begun so far */
     uint8_t out[ROGUE_OUT]; /* to be sent */
     size_t out_len;
     VPPacket pkt;           /* last sequenced packet that came */
