@@ -434,7 +434,7 @@ static void log_say(const VPLog *log, VPLogLevel level, const char *fmt, ...)
 }
 
 /* log_debugs() - are lines at debug level wanted, and is one more allowed? */
-static bool log_debugs(const VPLog *log)
+static inline bool log_debugs(const VPLog *log)
 {
     return *log->loop->log_level >= VP_LOG_DEBUG &&
            (log->span[1].lines < VP_LOG_LINES ||
@@ -1616,6 +1616,28 @@ static VPVec sum_fold(const VPSum *t, int half)
            (lower2 + t->h2[half]) * VP_SUM_STEP;
 }
 
+/* sum_short() - of less than a block, as headers are, by word */
+static uint64_t sum_short(const uint8_t *p, size_t len)
+{
+    uint64_t sum = 0;
+
+    for (size_t i = 0; 8 * i < len; i++) {
+        uint64_t x = 0;
+
+        if (len - 8 * i >= sizeof(x)) {
+            memcpy(&x, p + 8 * i, sizeof(x));
+        } else {
+            memcpy(&x, p + 8 * i, len - 8 * i);
+        }
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        x = __builtin_bswap64(x);
+#endif
+        sum += (sum_weight[i / 2][0][i % 2] + VP_SUM_STEP) * (uint32_t)x +
+               (sum_weight[i / 2][1][i % 2] + VP_SUM_STEP) * (x >> 32);
+    }
+    return sum;
+}
+
 /*
  * wire_sum() - the check described above
  *
@@ -1627,6 +1649,9 @@ static uint64_t wire_sum(const uint8_t *p, size_t len)
     VPSum t = { 0 };
     VPVec sum;
 
+    if (len < VP_SUM_BLOCK) {
+        return sum_short(p, len);
+    }
     sum_add_best(&t, p, len / VP_SUM_BLOCK);
     if (len % VP_SUM_BLOCK != 0) {
         uint8_t last[VP_SUM_BLOCK] = { 0 };
@@ -3051,7 +3076,8 @@ static int link_gather(VPLink *l, struct iovec *iov)
     uint32_t bytes_out = s->bytes_out;
     int n = 0;
 
-    if (l->ctl_len == 0 && s->unsent_off == 0) {
+    if (l->ctl_len == 0 && s->unsent_off == 0 &&
+        (l->due != 0 || link_ack_due(l))) {
         l->ctl_len = link_put_ctl(l);
     }
     if (l->ctl_len > 0) {
@@ -3981,6 +4007,7 @@ typedef struct VPConn {
     uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
     unsigned due;
     int fd;            /* -1: none yet, or closed */
+    int watched;       /* what is watched of it, VP_READ | VP_WRITE */
     void *dial;        /* of the room above, while it connects to the target */
     uint64_t ends_at;  /* ENDING: when it is reset at the latest; 0: never */
     uint64_t born;
@@ -4047,8 +4074,8 @@ static void sweep_timer(void *opaque);
 /* ---- states ----------------------------------------------------------- */
 
 /* conns_count() - of those that live from @from to @to */
-static size_t conns_count(const VPConns *cs, bool client, VPLife from,
-                          VPLife to)
+static inline size_t conns_count(const VPConns *cs, bool client,
+                                 VPLife from, VPLife to)
 {
     size_t n = 0;
 
@@ -4098,7 +4125,10 @@ static void conn_interest(VPConn *c)
     if (c->buf_len > 0) {
         events |= VP_WRITE;
     }
-    vp_watch_set(c->conns->loop, c->fd, events);
+    if (events != c->watched) {
+        c->watched = events;
+        vp_watch_set(c->conns->loop, c->fd, events);
+    }
 }
 
 /* conn_peer() - the address of the local socket's other end, for the log */
@@ -4113,17 +4143,24 @@ static const char *conn_peer(const VPConn *c, char *buf, size_t size)
     return vp_addr_str(&addr, buf, size);
 }
 
-/* conn_debug() - log that @what went @from one state @to another */
-static void conn_debug(const VPConn *c, const char *what, const char *from,
-                       const char *to, const char *why)
+static void conn_debug_line(const VPConn *c, const char *what,
+                            const char *from, const char *to, const char *why)
 {
     char name[128];
 
+    log_provoked(c->conns->log, VP_LOG_DEBUG,
+                 "connection %u of %s %s %s: %s %s -> %s: %s", c->id,
+                 c->service_id, c->client ? "from" : "to",
+                 conn_peer(c, name, sizeof(name)), what, from, to, why);
+}
+
+/* conn_debug() - log that @what went @from one state @to another */
+static inline void conn_debug(const VPConn *c, const char *what,
+                              const char *from, const char *to,
+                              const char *why)
+{
     if (log_debugs(c->conns->log)) {
-        log_provoked(c->conns->log, VP_LOG_DEBUG,
-                     "connection %u of %s %s %s: %s %s -> %s: %s", c->id,
-                     c->service_id, c->client ? "from" : "to",
-                     conn_peer(c, name, sizeof(name)), what, from, to, why);
+        conn_debug_line(c, what, from, to, why);
     }
 }
 
@@ -4303,7 +4340,8 @@ static bool conns_hash_grow(VPConns *cs)
 
 /*
  * conn_new() - NULL when out of memory
- * @fd:  its socket, which it owns on success, or -1
+ * @fd:          its socket, which it owns on success, or -1
+ * @service_id:  one that vp_service_id_ok() accepts
  */
 static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
                         const char *service_id)
@@ -4327,7 +4365,7 @@ static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
     c->life = client ? LIFE_NEW : LIFE_OPEN;
     c->window = VP_WINDOW_INIT;
     c->rx_limit = c->window;
-    snprintf(c->service_id, sizeof(c->service_id), "%s", service_id);
+    memcpy(c->service_id, service_id, strlen(service_id) + 1);
     sched_join(&cs->sched, &c->turn);
     node_init(&c->due_node);
     node_append(&cs->all, &c->all);
@@ -4926,7 +4964,7 @@ static bool conns_fill(VPConns *cs)
     while (s->bytes < end) {
         VPTurn *turn;
 
-        if (!conns_send_due(cs)) {
+        if (node_linked(&cs->due) && !conns_send_due(cs)) {
             return false;
         }
         turn = sched_next(&cs->sched);
@@ -5691,7 +5729,12 @@ static void driver_grace(VPDriver *drv)
     bool session = link_has_session(l), running;
     uint64_t grace = drv->config.grace * SECOND;
 
-    running = l->state != LINK_UP && !(open && session) &&
+    if (l->state == LINK_UP) {
+        vp_timer_stop(&drv->grace_timer);
+        drv->grace_used = 0;
+        return;
+    }
+    running = !(open && session) &&
               (session || conns_count(&drv->conns, true, LIFE_NEW, LIFE_NEW));
     if (running && !timer_running(&drv->grace_timer)) {
         drv->grace_used = MIN(drv->grace_used, grace);
