@@ -311,36 +311,11 @@ static void log_line(VPLogLevel level, int channel, const char *text)
     }
 }
 
-/* log_text() - write a line if its level is wanted; @text as in log_line() */
-static void log_text(VPLogLevel level, int channel, const char *text)
-{
-    int saved = errno;
-
-    if (level <= log_level) {
-        log_line(level, channel, text);
-    }
-    errno = saved;
-}
-
 static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* log_at() - log_text() for what the program has to say */
+/* log_at() - write a line if its level is wanted; @channel as in log_line() */
 static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
-{
-    char text[LOG_TEXT_MAX + 1];
-    va_list ap;
-
-    va_start(ap, fmt);
-    format_line(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    log_text(level, channel, text);
-}
-
-static void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
 {
     char text[LOG_TEXT_MAX + 1];
     va_list ap;
@@ -349,14 +324,17 @@ static void vp_log(VPLogLevel level, int channel, const char *fmt, ...)
         va_start(ap, fmt);
         format_line(text, sizeof(text), fmt, ap);
         va_end(ap);
-        log_text(level, channel, text);
+        log_line(level, channel, text);
     }
 }
 
 /* log_engine() - VPLogFunc: a line of the engine's */
 static void log_engine(VPLogLevel level, int channel, const char *text)
 {
-    vp_log(level, channel, "%s", text);
+    int saved = errno;
+
+    log_at(level, channel, "%s", text);
+    errno = saved;
 }
 
 /* log_open() - log to @path, "syslog", or NULL: stderr, from now on */
@@ -737,7 +715,7 @@ typedef struct Option {
     const char *help;
 } Option;
 
-/* The table's rows; a static assertion behind the table checks it. */
+/* Rows of the table; a static assertion below it checks this. */
 #define OPTIONS 21
 
 /* All that one reading of command line and init file came to. */
@@ -756,7 +734,7 @@ typedef struct Settings {
     char *user;
     char *monitor;
     char *execute;
-    int level;             /* a VPLogLevel */
+    int level;             /* a VPLogLevel; in between it may be beyond them */
     bool daemonize;
     bool dump_config;
     bool version;
@@ -1793,7 +1771,7 @@ static int listen_spec(const Spec *spec, int *fds, Error *err)
  *   state        waits for                    and then
  *   waiting      its timer, 0.1 s to 5 s      channel_try()
  *   looking up   the child                    connecting, or waiting
- *   connecting   the socket, or a timeout     attached, or waiting
+ *   connecting   the dialler                  attached, or waiting
  *   attached     channel_lost()               waiting, or ended
  *   listening    somebody to come             the engine gets each who comes
  *   ended        nothing: an inherited descriptor can't be opened again
@@ -1892,9 +1870,9 @@ static void tty_leave(Tty *tty)
 /*
  * tty_is_pty() - is @fd one end of a pair, whose other end stays with somebody?
  *
- * A line is exclusive until all have closed it. If we are killed that is at
+ * A line is exclusive until all have closed it.  If we are killed that is at
  * once, but behind a pty QEMU keeps the pair, and only CAP_SYS_ADMIN would let
- * us in again. What has no name is taken for a pty.
+ * us in again.  What has no name is taken for a pty.
  */
 static bool tty_is_pty(int fd)
 {
@@ -1967,28 +1945,24 @@ typedef struct Channel {
     Spec spec;
     VPDriver *drv;
     void (*opener)(struct Channel *ch); /* NULL: opened once, or listening */
-    VPTimer timer;      /* to try again, or to give up a connect() */
+    VPTimer timer;      /* to try again */
     uint64_t wait;      /* from a failure to the next try, us */
-    int said;           /* the failure that was logged last, 0: none */
-    bool ended;
-    Lookup lookup;
-    int fd;             /* connecting; -1: not */
-    int fifo;           /* the FIFO to read, until the other is open; or -1 */
+    VPOnce said;        /* the failure that was logged last */
+    bool ended;         /* an inherited descriptor that was closed */
+    Lookup lookup;      /* of the host to connect to */
+    VPDialer dialer;
+    VPTarget target;    /* what it connects to, with the addresses below */
+    VPAddr addrs[MAX_ADDRS];
+    int fifo;           /* PATH.in, while PATH.out can't be opened; or -1 */
     Tty *tty;           /* NULL: it is no serial line, or not open */
-
-    VPAddr addrs[MAX_ADDRS]; /* to connect to */
-    int naddrs;
-    int next_addr;
-
-    int listeners[MAX_ADDRS];
+    char name[32];      /* what the listeners are called in the log */
+    VPListener listeners[MAX_ADDRS];
     int nlisteners;
-    VPTimer accept_timer;
-    uint64_t starved_at; /* when accept() last found no descriptor; 0: never */
 } Channel;
 
 static Channel *channels;
 static bool quitting;   /* the daemon was told to end, and flushes */
-static int exit_status;
+static int exit_status; /* of the daemon */
 
 static Channel *channel_find(unsigned id)
 {
@@ -2025,8 +1999,7 @@ static void channel_retry(Channel *ch, const char *what, int err)
 
     snprintf(text, sizeof(text), "%.90s: %s", what, why);
     vp_note_error(ch->drv, text);
-    if (err != ch->said) {
-        ch->said = err;
+    if (vp_once(&ch->said, (uintptr_t)err, vp_loop_now(loop), 0)) {
         log_at(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
                "trying again", method_name[ch->spec.method], what, why);
     }
@@ -2040,16 +2013,15 @@ static void channel_retry(Channel *ch, const char *what, int err)
  */
 static int channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
 {
-    int rc;
+    bool dialled = ch->spec.method == UNIX_CONNECT ||
+                   ch->spec.method == TCP_CONNECT;
+    int rc = vp_attach(ch->drv, rfd, wfd, kind,
+                       dialled ? VP_CONNECTED : VP_OPENED);
 
-    vp_timer_stop(&ch->timer);
-    rc = vp_attach(ch->drv, rfd, wfd, kind,
-                   ch->spec.method == UNIX_CONNECT ||
-                   ch->spec.method == TCP_CONNECT ? VP_CONNECTED : VP_OPENED);
     if (rc == 0) {
         log_at(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
                method_name[ch->spec.method]);
-        ch->said = 0;
+        ch->said = (VPOnce){ .said = false };
     }
     return rc;
 }
@@ -2136,71 +2108,35 @@ static void open_port(Channel *ch)
 
 /* ---- connecting ------------------------------------------------------- */
 
-/* For one address; a server that lives answers sooner, over any network. */
-#define CONNECT_TIMEOUT (10 * SECOND)
+/* connect_failed() - one address of several; channel_retry() logs the last */
+static void connect_failed(void *opaque, const VPAddr *addr, int err)
+{
+    const Channel *ch = opaque;
 
-static void connect_next(Channel *ch, int err);
+    log_at(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: %s: %s",
+           method_name[ch->spec.method],
+           addr != NULL ? addr_name(addr) : "no socket", strerror(err));
+}
 
-static void connect_done(void *opaque, int fd, int events)
+static void connect_done(void *opaque, int fd, int err)
 {
     Channel *ch = opaque;
-    int err = 0;
-    socklen_t len = sizeof(err);
 
-    (void)events;
-    getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
-    vp_unwatch(loop, fd);
-    ch->fd = -1;
-    if (err == 0) {
+    if (fd < 0) {
+        channel_retry(ch, ch->spec.addr, err);
+    } else {
         channel_opened(ch, fd, fd, VP_CHN_SOCKET);
-        return;
     }
-    close(fd);
-    connect_next(ch, err);
 }
 
-static void connect_timeout(void *opaque)
+/* connect_start() - connect to the first of ch->addrs that accepts */
+static void connect_start(Channel *ch, int naddrs)
 {
-    Channel *ch = opaque;
-
-    vp_unwatch(loop, ch->fd);
-    close(ch->fd);
-    ch->fd = -1;
-    connect_next(ch, ETIMEDOUT);
-}
-
-/* connect_next() - try the next address; @err is what the last one said */
-static void connect_next(Channel *ch, int err)
-{
-    while (ch->next_addr < ch->naddrs) {
-        VPAddr *addr = &ch->addrs[ch->next_addr++];
-        int fd = socket(addr->ss.ss_family, SOCK_STREAM, 0);
-
-        if (fd < 0) {
-            err = errno;
-            continue;
-        }
-        if (fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
-            connect(fd, (struct sockaddr *)&addr->ss, addr->len) == 0) {
-            channel_opened(ch, fd, fd, VP_CHN_SOCKET);
-            return;
-        }
-        err = errno;
-        if (err == EINPROGRESS || err == EINTR) {
-            int rc = vp_watch(loop, fd, connect_done, ch);
-
-            if (rc == 0) {
-                ch->fd = fd;
-                vp_watch_set(loop, fd, VP_WRITE);
-                vp_timer_start(loop, &ch->timer, CONNECT_TIMEOUT,
-                               connect_timeout, ch);
-                return;
-            }
-            err = -rc;
-        }
-        close(fd);
-    }
-    channel_retry(ch, ch->spec.addr, err);
+    ch->target = (VPTarget){ .addrs = ch->addrs, .naddrs = (size_t)naddrs };
+    ch->dialer.failed = connect_failed;
+    ch->dialer.done = connect_done;
+    ch->dialer.opaque = ch;
+    vp_dialer_start(&ch->dialer, loop, &ch->target);
 }
 
 static void connect_looked_up(void *opaque, const Answer *answer)
@@ -2212,85 +2148,40 @@ static void connect_looked_up(void *opaque, const Answer *answer)
         return;
     }
     memcpy(ch->addrs, answer->addrs, sizeof(ch->addrs));
-    ch->naddrs = answer->naddrs;
-    connect_next(ch, 0);
+    connect_start(ch, answer->naddrs);
 }
 
 static void open_unix(Channel *ch)
 {
     addr_unix(ch->spec.addr, &ch->addrs[0]);
-    ch->naddrs = 1;
-    ch->next_addr = 0;
-    connect_next(ch, 0);
+    connect_start(ch, 1);
 }
 
 static void open_tcp(Channel *ch)
 {
+    const Spec *spec = &ch->spec;
+    int n = addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, ch->addrs);
     int err;
 
-    ch->next_addr = 0;
-    ch->naddrs = addr_lookup(ch->spec.addr, ch->spec.port, AI_NUMERICHOST,
-                             ch->addrs);
-    if (ch->naddrs > 0) {
-        connect_next(ch, 0);
+    if (n > 0) {
+        connect_start(ch, n);
         return;
     }
-    err = lookup_start(&ch->lookup, ch->spec.addr, ch->spec.port,
-                       connect_looked_up, ch);
+    err = lookup_start(&ch->lookup, spec->addr, spec->port, connect_looked_up,
+                       ch);
     if (err != 0) {
-        channel_retry(ch, ch->spec.addr, err);
+        channel_retry(ch, spec->addr, err);
     }
 }
 
 /* ---- listening -------------------------------------------------------- */
 
-/* Out of descriptors: accept() is tried again after so long; */
-#define ACCEPT_PAUSE (200 * MS)
-/* and if it wasn't out of them for so long that is worth a line. */
-#define STARVED_NEWS (10 * SECOND)
-
-static void channel_listen_again(void *opaque)
+static void channel_accepted(void *opaque, int fd, const VPAddr *peer)
 {
     Channel *ch = opaque;
 
-    for (int i = 0; i < ch->nlisteners; i++) {
-        vp_watch_set(loop, ch->listeners[i], VP_READ);
-    }
-}
-
-/* accept_starved() - the listener would stay readable, and we'd spin */
-static bool accept_starved(int err)
-{
-    return err == EMFILE || err == ENFILE || err == ENOBUFS || err == ENOMEM;
-}
-
-static void channel_accept(void *opaque, int fd, int events)
-{
-    Channel *ch = opaque;
-    int peer = accept(fd, NULL, NULL);
-
-    (void)events;
-    if (peer >= 0) {
-        if (fcntl(peer, F_SETFL, O_NONBLOCK) < 0) {
-            close(peer);
-        } else {
-            vp_offer(ch->drv, peer);
-        }
-    } else if (accept_starved(errno)) {
-        uint64_t now = vp_loop_now(loop);
-
-        if (ch->starved_at == 0 || now - ch->starved_at >= STARVED_NEWS) {
-            log_at(VP_LOG_WARN, (int)ch->spec.channel_id,
-                   "channel %s: cannot accept: %s",
-                   method_name[ch->spec.method], strerror(errno));
-        }
-        ch->starved_at = now;
-        for (int i = 0; i < ch->nlisteners; i++) {
-            vp_watch_set(loop, ch->listeners[i], 0);
-        }
-        vp_timer_start(loop, &ch->accept_timer, ACCEPT_PAUSE,
-                       channel_listen_again, ch);
-    }
+    (void)peer;
+    vp_offer(ch->drv, fd);
 }
 
 /* channel_listen() - take over @n listening sockets, also on failure */
@@ -2298,15 +2189,22 @@ static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
 {
     int rc = 0;
 
+    snprintf(ch->name, sizeof(ch->name), "channel %s",
+             method_name[ch->spec.method]);
     for (int i = 0; i < n; i++) {
-        rc = rc < 0 ? rc : vp_watch(loop, fds[i], channel_accept, ch);
+        VPListener *l = &ch->listeners[ch->nlisteners];
+
         if (rc < 0) {
             close(fds[i]);
-        } else {
-            ch->listeners[ch->nlisteners++] = fds[i];
+            continue;
         }
+        l->channel = (int)ch->spec.channel_id;
+        l->name = ch->name;
+        l->accepted = channel_accepted;
+        l->opaque = ch;
+        rc = vp_listener_start(l, loop, fds[i]);
+        ch->nlisteners += rc == 0;
     }
-    channel_listen_again(ch);
     return rc == 0 || error_set(err, "-c '%.128s': %s", ch->spec.text,
                                 strerror(-rc));
 }
@@ -2457,17 +2355,12 @@ static void channel_free(Channel *ch)
     vp_free(ch->drv);
     tty_leave(ch->tty);
     vp_timer_stop(&ch->timer);
-    vp_timer_stop(&ch->accept_timer);
+    vp_dialer_stop(&ch->dialer);
     for (int i = 0; i < ch->nlisteners; i++) {
-        vp_unwatch(loop, ch->listeners[i]);
-        close(ch->listeners[i]);
+        vp_listener_stop(&ch->listeners[i]);
     }
     if (ch->nlisteners > 0 && ch->spec.method == UNIX_LISTEN) {
         socket_files_remove(ch->spec.addr);
-    }
-    if (ch->fd >= 0) {
-        vp_unwatch(loop, ch->fd);
-        close(ch->fd);
     }
     if (ch->fifo >= 0) {
         close(ch->fifo);
@@ -2483,7 +2376,7 @@ static void channel_warn_open(const Channel *ch)
     for (int i = 0; i < ch->nlisteners; i++) {
         VPAddr addr;
 
-        addr_bound(ch->listeners[i], &addr);
+        addr_bound(ch->listeners[i].fd, &addr);
         if (addr.len == 0 || vp_addr_is_local(&addr)) {
             continue;
         }
@@ -2514,7 +2407,7 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
     ch->spec = *spec;
     ch->opener = openers[spec->method];
     ch->wait = RETRY_MIN;
-    ch->fd = ch->fifo = -1;
+    ch->fifo = -1;
     ch->drv = vp_new(loop, (int)spec->channel_id, config, channel_lost, ch);
     if (ch->drv == NULL) {
         free(ch);
@@ -3942,23 +3835,22 @@ static void mon_execute(Mon *mon, char *line)
 /* ---- clients ---------------------------------------------------------- */
 
 /*
- * Clients at a time: enough for people and scripts, and few enough to leave
- * the descriptors to connections.  One more, and the most silent has to go.
+ * Clients at a time: an eighth of the 1024 descriptors that are usual, so that
+ * scripts which hang leave the rest to connections.  One more, and the most
+ * silent has to go.
  */
-#define MON_CLIENTS 64
+#define MON_CLIENTS 128
 
-static int monitor_fd = -1;
-static int spare_fd = -1; /* gives way to a client when there is no other */
+static void mon_accepted(void *opaque, int fd, const VPAddr *peer);
+
+static VPListener monitor_listener = {
+    .channel = VP_NO_CHANNEL,
+    .name = "monitor",
+    .keeps_spare = true, /* because it is wanted when all goes wrong */
+    .accepted = mon_accepted,
+};
 static Mon *monitors;
 static size_t nmonitors;
-
-/* spare_take() - have a descriptor that can be given up */
-static void spare_take(void)
-{
-    if (spare_fd < 0) {
-        spare_fd = open("/dev/null", O_RDONLY);
-    }
-}
 
 static void mon_close(Mon *mon)
 {
@@ -3973,7 +3865,7 @@ static void mon_close(Mon *mon)
     spec_free(&mon->adding);
     vp_unwatch(loop, mon->fd);
     close(mon->fd);
-    spare_take();
+    vp_listener_spare(&monitor_listener);
     text_free(&mon->out);
     free(mon);
 }
@@ -4074,61 +3966,30 @@ static void mon_ready(void *opaque, int fd, int events)
     mon_continue(mon);
 }
 
-static void monitor_accept_again(void *opaque)
+static void mon_accepted(void *opaque, int fd, const VPAddr *peer)
 {
-    (void)opaque;
-    vp_watch_set(loop, monitor_fd, VP_READ);
-}
-
-static void monitor_accept(void *opaque, int fd, int events)
-{
-    static VPTimer pause;
-    static bool starved;
-    int client;
     Mon *mon = monitors;
 
     (void)opaque;
-    (void)events;
-    spare_take();
-    client = accept(fd, NULL, NULL);
-    if (client < 0 && accept_starved(errno) && spare_fd >= 0) {
-        close(spare_fd);
-        spare_fd = -1;
-        client = accept(fd, NULL, NULL);
-    }
-    if (client < 0) {
-        if (accept_starved(errno)) {
-            if (!starved) {
-                log_at(VP_LOG_WARN, VP_NO_CHANNEL, "monitor: cannot accept: "
-                       "%s", strerror(errno));
-            }
-            starved = true;
-            vp_watch_set(loop, fd, 0);
-            vp_timer_start(loop, &pause, ACCEPT_PAUSE, monitor_accept_again,
-                           NULL);
-        }
-        return;
-    }
-    starved &= spare_fd < 0;
+    (void)peer;
     if (nmonitors == MON_CLIENTS) {
         for (Mon *m = monitors; m != NULL; m = m->next) {
             mon = m->heard_at < mon->heard_at ? m : mon;
         }
         mon_close(mon);
     }
-    mon = fcntl(client, F_SETFL, O_NONBLOCK) < 0 ? NULL
-                                                 : calloc(1, sizeof(*mon));
-    if (mon == NULL || vp_watch(loop, client, mon_ready, mon) < 0) {
+    mon = calloc(1, sizeof(*mon));
+    if (mon == NULL || vp_watch(loop, fd, mon_ready, mon) < 0) {
         free(mon);
-        close(client);
+        close(fd);
         return;
     }
-    mon->fd = client;
+    mon->fd = fd;
     mon->heard_at = vp_loop_now(loop);
     mon->next = monitors;
     monitors = mon;
     nmonitors++;
-    vp_watch_set(loop, client, VP_READ);
+    vp_watch_set(loop, fd, VP_READ);
 }
 
 static bool monitor_start(const char *path, Error *err)
@@ -4141,22 +4002,15 @@ static bool monitor_start(const char *path, Error *err)
     mask = umask(0177);
     fd = listen_at(&addr, true);
     umask(mask);
-    rc = fd < 0 ? fd : vp_watch(loop, fd, monitor_accept, NULL);
     if (fd >= 0) {
         socket_file_keep(path);
     }
+    rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
     if (fd >= 0 && rc < 0) {
         socket_files_remove(path);
-        close(fd);
     }
-    if (rc < 0) {
-        return error_set(err, "-m '%s': cannot listen: %s", path,
-                         listen_error(rc));
-    }
-    monitor_fd = fd;
-    spare_take();
-    vp_watch_set(loop, fd, VP_READ);
-    return true;
+    return rc == 0 || error_set(err, "-m '%s': cannot listen: %s", path,
+                                listen_error(rc));
 }
 
 static void monitor_end(void)
@@ -4164,13 +4018,7 @@ static void monitor_end(void)
     while (monitors != NULL) {
         mon_close(monitors);
     }
-    if (monitor_fd >= 0) {
-        vp_unwatch(loop, monitor_fd);
-        close(monitor_fd);
-    }
-    if (spare_fd >= 0) {
-        close(spare_fd);
-    }
+    vp_listener_stop(&monitor_listener);
 }
 
 /* ---- the client that -x is -------------------------------------------- */

@@ -33,7 +33,6 @@
 static jmp_buf exited;
 static bool ended;                  /* settings_take() came to an exit() */
 static int key_fd = -1;             /* stands for every file that is opened */
-static int accepted = -1;           /* what the next accept() gives */
 static const char *file_text = "";  /* what every init file has in it */
 
 static int text_open(const char *path)
@@ -54,15 +53,6 @@ static int text_unlink(const char *path)
 {
     (void)path;
     return 0;
-}
-
-static int text_accept(void)
-{
-    int fd = accepted;
-
-    accepted = -1;
-    errno = EAGAIN;
-    return fd;
 }
 
 /* text_bind() - to what the kernel picks; not every address is free */
@@ -112,7 +102,6 @@ static int text_getaddrinfo(const char *host, const char *port,
 #define fork() refused(EAGAIN)
 #define bind(fd, addr, len) text_bind(fd, addr)
 #define connect(fd, addr, len) ((void)(addr), refused(ECONNREFUSED))
-#define accept(fd, addr, len) ((void)(fd), text_accept())
 #define getaddrinfo(host, port, hints, list) \
     text_getaddrinfo(host, port, hints, list)
 #define openlog(name, options, facility) (void)0
@@ -243,9 +232,9 @@ static void try_monitor(const char *text)
     int fds[2];
 
     box_require(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0 &&
+                 fcntl(fds[0], F_SETFL, O_NONBLOCK) == 0 &&
                  fcntl(fds[1], F_SETFL, O_NONBLOCK) == 0);
-    accepted = fds[0];
-    monitor_accept(NULL, -1, VP_READ);
+    mon_accepted(NULL, fds[0], NULL);
     while (left > 0) {
         ssize_t n = write(fds[1], text, left < 700 ? left : 700);
 
@@ -329,6 +318,7 @@ void fuzz_text(const uint8_t *data, size_t len)
 
     world_new();
     box_reset(true);
+    box.refuses = true;
     log_level = VP_LOG_INFO;
     log_fd = STDERR_FILENO;
     if (after > 0) {

@@ -296,6 +296,10 @@ int box_accept(int fd, struct sockaddr *addr, socklen_t *len)
 int box_connect(int fd, const struct sockaddr *addr, socklen_t len)
 {
     box.connects++;
+    if (box.refuses) {
+        errno = ECONNREFUSED;
+        return -1;
+    }
     return box_fails(CALL_CONNECT) ? -1 : connect(fd, addr, len);
 }
 

@@ -64,6 +64,7 @@ typedef struct Box {
     int read_errno;        /* what EAGAIN of a read is replaced by; 0: not */
     bool small;            /* sockets take as little as the kernel allows */
     unsigned long connects; /* calls of connect() */
+    bool refuses;          /* connect() is refused, wherever to */
 
     size_t allocated;      /* bytes of memory held */
     size_t allocated_max;  /* the most there ever were */
