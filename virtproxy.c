@@ -2260,7 +2260,7 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  *   ---------------------------------------------------------------
  *   a descriptor comes         HELLO
  *   the port's other side
- *     is gone                                  AWAY    AWAY
+ *     is gone                                  AWAY    AWAY    AWAY
  *     is back                          HELLO
  *   HELLO that echoes my token                 UP
  *   damage, gap, a new HELLO                           HELLO   (ignored)
@@ -2561,7 +2561,7 @@ static void link_set_state(VPLink *l, VPLinkState to, const char *why)
                        1u << LINK_AWAY | 1u << LINK_DOWN,
         [LINK_UP] = 1u << LINK_HELLO | 1u << LINK_DUMB | 1u << LINK_AWAY |
                     1u << LINK_DOWN,
-        [LINK_DUMB] = 1u << LINK_DOWN,
+        [LINK_DUMB] = 1u << LINK_AWAY | 1u << LINK_DOWN,
     };
 
     if (!(legal[l->state] >> to & 1)) {
@@ -2879,6 +2879,7 @@ static int link_attach(VPLink *l, int rfd, int wfd, VPChannelKind kind,
 /* link_away() - nobody at the other side of the port; the fd stays good */
 static void link_away(VPLink *l)
 {
+    vp_timer_stop(&l->away_timer); /* DUMB started it */
     link_down(l, LINK_AWAY, "nobody at the other side of the port");
 }
 
