@@ -62,7 +62,7 @@
  *             trim_timer        give memory back (2 s)
  *   conn      sweep_timer       sockets that nobody reads; ENDING's time
  *   driver    grace_timer       connections without a channel are reset
- *             candidate.timer   a further peer's hello; is the present one dead?
+ *             candidate.timer   a further peer's hello, the present one's PING
  *
  * Words used here:
  *
@@ -315,8 +315,8 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * spin.  A dialler tries the addresses of a target in turn; all diallers of a
  * loop share one timer, which looks for those that take too long.
  *
- * Who makes the engine log decides which lines may be made by others (a peer
- * or a client) and lets those through log_provoked() alone: so many per span.
+ * Lines that a peer or a client can cause go through log_provoked(), which lets
+ * so many of them pass per span of time; else they could fill the disk.
  * ====================================================================== */
 
 #define WORD_BITS (sizeof(unsigned long) * CHAR_BIT)
@@ -852,7 +852,7 @@ void vp_listener_spare(VPListener *l)
     }
 }
 
-/* reset_on_close() - until a connection has ended in order, close() resets it */
+/* reset_on_close() - what has not ended in order by close() is reset by it */
 static void reset_on_close(int fd)
 {
     struct linger reset = { 1, 0 };
@@ -1835,28 +1835,28 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
  */
 #define VP_SEQ_FIRST (0u - 1000u)
 
-/* A packet in the send store. */
+/* A packet in the send store; the last four fields are set by flow_sent(). */
 typedef struct VPSent {
     VPPacket pkt;
-    uint32_t off;          /* where in the store */
-    uint32_t len;          /* with header */
+    uint32_t off;          /* offset of its header in VPStore.ring */
+    uint32_t len;          /* bytes, with header */
     uint64_t digest;       /* of all packets up to this one */
-    uint64_t sent_at;      /* handed to the channel */
-    uint64_t delivered;    /* VPFlow.delivered at that moment */
-    uint32_t received;     /* VPFlow.received then */
-    bool app_limited;      /* then the channel was not kept busy */
+    uint64_t sent_at;      /* time when it was handed to the channel, us */
+    uint64_t delivered;    /* VPFlow.delivered at sent_at */
+    uint32_t received;     /* VPFlow.received at sent_at */
+    bool app_limited;      /* too little was sent to keep the channel busy */
 } VPSent;
 
 typedef struct VPStore {
-    uint8_t *ring;
-    VPSent *sent;     /* by sequence number modulo VP_STORE_PKTS */
-    uint32_t head;    /* offset of the next packet */
-    uint32_t base;    /* oldest packet held */
-    uint32_t next;    /* sequence number of the next packet */
-    uint32_t unsent;  /* the first one not yet handed to the channel */
-    uint32_t unsent_off; /* bytes of it that were */
-    uint32_t bytes;   /* in all packets held */
-    uint32_t bytes_out; /* of these, handed to the channel */
+    uint8_t *ring;        /* VP_STORE_LEN bytes, or NULL */
+    VPSent *sent;         /* by sequence number modulo VP_STORE_PKTS */
+    uint32_t head;        /* offset in ring for the next packet */
+    uint32_t base;        /* sequence number of the oldest packet held */
+    uint32_t next;        /* sequence number of the next packet */
+    uint32_t unsent;      /* first packet not wholly handed to the channel */
+    uint32_t unsent_off;  /* bytes of packet "unsent" that were handed over */
+    uint32_t bytes;       /* of all packets held */
+    uint32_t bytes_out;   /* of the packets that were begun to be sent */
     uint64_t base_digest; /* of all packets before base */
     uint64_t digest;      /* of all packets before next */
 } VPStore;
@@ -1875,7 +1875,7 @@ static void store_reset(VPStore *s)
     s->base_digest = s->digest = 0;
 }
 
-/* store_trim() - give memory back; only when nothing is held */
+/* store_trim() - give the memory back; the store must hold no packet */
 static void store_trim(VPStore *s)
 {
     free(s->ring);
@@ -2022,55 +2022,66 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * as large as the kernel allows: it never fills on a slow channel.
  * ====================================================================== */
 
-#define VP_PKT_LEN_MIN 640u        /* floor: 5 % header on a slow line */
-#define VP_PKT_US 4000             /* a packet's time on the channel */
+/* A packet is no shorter than this: its header is 5 % of it then. */
+#define VP_PKT_LEN_MIN 640u
+/* Time that a packet takes on the channel, at most, unless it is that short. */
+#define VP_PKT_US 4000
+/* Bytes in flight before anything is known, and ever. */
 #define VP_LIMIT_START (4 * VP_PKT_LEN_MIN)
 #define VP_LIMIT_MAX (2u << 20)
-/* Within a machine, and there while a connection sends now and then, too. */
+/* A shorter round trip than this is one within the machine. */
 #define VP_NEAR_US 2000
+/* Bytes in flight within the machine, and while a sparse connection sends. */
 #define VP_LIMIT_NEAR (1u << 20)
 #define VP_LIMIT_MIXED (2u * VP_PKT_LEN_MAX + VP_PKT_LEN_MIN / 4)
+/* A connection is sparse that has so little to send, for so long after. */
 #define VP_SPARSE_LEN 4096
 #define VP_SPARSE_US (10 * MS)
-#define VP_SLACK_US 300            /* for the peers' scheduling */
-#define VP_QUEUE_US 10000          /* queue to keep a full channel busy */
-#define VP_QUEUE_PART 6            /* ... of a long round trip such a part */
-#define VP_ROUND_US 1000           /* a round is no shorter */
-#define VP_RATE_ROUNDS 4           /* and time for which the best one counts */
+/* What the two daemons need to be scheduled, beyond the round trip seen. */
+#define VP_SLACK_US 300
+/* Queue that keeps a full channel busy; of a long round trip such a part. */
+#define VP_QUEUE_US 10000
+#define VP_QUEUE_PART 6
+/* A round takes no less; what comes within less says little of the rate. */
+#define VP_ROUND_US 1000
+/* The best rate of so many rounds, and of so long, counts. */
+#define VP_RATE_ROUNDS 4
 #define VP_RATE_US SECOND
-#define VP_FULL_ROUNDS 3           /* without growth: the channel is full */
+/* Rounds without growth of the rate after which the channel is full. */
+#define VP_FULL_ROUNDS 3
+/* How long the shortest round trip seen is believed, as in BBR. */
 #define VP_MIN_RTT_US (10 * SECOND)
 
 /* How fast the channel is, and how much may be on its way; see flow_acked(). */
 typedef struct VPFlow {
-    double rate;          /* bytes per us; 0: not known yet */
-    double rate_max[2];   /* the best of this span of time and the last */
-    unsigned rounds;      /* in this span, which began at */
-    uint64_t span_at;
-    uint64_t round_at;    /* when it began, and "delivered" at that time */
-    uint64_t round_start;
-    uint64_t round_sent_at; /* when what was acked last by then had left */
-    uint64_t srtt;        /* smoothed (RFC 6298), for people to see */
-    uint64_t min_rtt;
-    uint64_t min_rtt_at;
+    double rate;          /* delivery rate, bytes per us; 0: not known yet */
+    double rate_max[2];   /* best rate of the present span, of the one before */
+    unsigned rounds;      /* busy rounds of the present span */
+    uint64_t span_at;     /* time when the present span began */
+    uint64_t round_at;    /* time when the present round began */
+    uint64_t round_start; /* "delivered" when the present round began */
+    uint64_t round_sent_at; /* send time of the packet whose ack began it, us */
+    uint64_t srtt;        /* smoothed round trip (RFC 6298), us; 0: not known */
+    uint64_t min_rtt;     /* shortest round trip, us; UINT64_MAX: not known */
+    uint64_t min_rtt_at;  /* time when min_rtt was measured */
     bool filled;          /* the channel was kept busy at least once */
-    bool full;            /* its rate was found */
-    unsigned full_rounds; /* without growth beyond full_rate */
-    double full_rate;
-    double start_limit;   /* until then, doubled while the rate follows */
+    bool full;            /* the rate stopped to grow: start_limit is over */
+    unsigned full_rounds; /* busy rounds without growth beyond full_rate */
+    double full_rate;     /* rate at the last growth, bytes per us */
+    double start_limit;   /* bound in flight before "full", doubled by growth */
     unsigned probing;     /* rounds left of holding back to see min_rtt */
-    uint64_t probe_at;    /* when the last of these began */
-    uint32_t received;    /* bytes of the peer's packets */
-    double came;          /* of these, in a round trip; smoothed */
-    uint64_t sparse_at;   /* a sparse connection sent beside busy ones */
+    uint64_t probe_at;    /* time when the last probe, or round of it, began */
+    uint32_t received;    /* bytes of the peer's packets, with headers */
+    double came;          /* peer's bytes per round trip (EWMA, 1/8) */
+    uint64_t sparse_at;   /* time when a sparse connection sent beside others */
     uint64_t delivered;   /* bytes acked */
-    uint64_t acked_at;    /* when some were, last */
-    uint64_t app_limited; /* "delivered" up to which samples say little */
+    uint64_t acked_at;    /* time of the last ack */
+    uint64_t app_limited; /* up to this "delivered" too little was sent */
     uint32_t enough;      /* bytes in flight that keep the channel busy */
     uint32_t limit;       /* bytes in flight, at most */
-    uint32_t pkt_len;     /* of a packet, at most */
-    uint32_t unmarked;    /* bytes since the last VP_FLAG_ACK_NOW */
-    uint64_t marked_at;   /* when that was */
+    uint32_t pkt_len;     /* bytes of a packet, at most */
+    uint32_t unmarked;    /* bytes sent since the last VP_FLAG_ACK_NOW */
+    uint64_t marked_at;   /* time of the last VP_FLAG_ACK_NOW */
 } VPFlow;
 
 static void flow_reset(VPFlow *f, uint64_t now)
@@ -2091,7 +2102,7 @@ static void flow_rtt(VPFlow *f, uint64_t rtt, uint64_t now)
     }
 }
 
-/* flow_probe() - hold back for two rounds, unless that was done just now */
+/* flow_probe() - hold back for two rounds, unless the last time was recent */
 static void flow_probe(VPFlow *f, uint64_t now)
 {
     if (f->probing == 0 && now - f->probe_at > VP_MIN_RTT_US / 2) {
@@ -2100,6 +2111,7 @@ static void flow_probe(VPFlow *f, uint64_t now)
     }
 }
 
+/* flow_update() - set limit, enough and pkt_len by what is known */
 static void flow_update(VPFlow *f, uint64_t now)
 {
     double pkt = f->rate * VP_PKT_US, rtt = (double)f->min_rtt;
@@ -2199,8 +2211,7 @@ static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
 
 /*
  * flow_acked() - @sent is the newest packet of @bytes acked
- * @prompt:  an ack was asked for; others come at leisure, their time says
- *           nothing
+ * @prompt:  an ack was asked for; delayed acks carry no timing
  */
 static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
                        bool prompt, uint64_t now)
@@ -2550,7 +2561,12 @@ static void link_set_blocked(VPLink *l, bool blocked)
     link_interest(l);
 }
 
-/* link_set_state() - the only place where it changes; @why is for the log */
+/*
+ * link_set_state() - change the state, if that is legal
+ * @why:  the event, for the log
+ *
+ * What reads the channel and what is watched of it follows.
+ */
 static void link_set_state(VPLink *l, VPLinkState to, const char *why)
 {
     static const char *const name[] = { "DOWN", "AWAY", "HELLO", "UP", "DUMB" };
@@ -3732,36 +3748,38 @@ static void link_end(VPLink *l)
 /* ======================================================================
  * sched
  *
- * Who may fill the channel next: deficit round robin (M. Shreedhar and
- * G. Varghese, 1995) over those that have something to send and credit for it,
- * with one addition: who comes back with some of his quantum left was quiet,
- * and goes before those who fill the channel (RFC 8290, 4.2).  A quantum is
- * four packets; their headers count, else single bytes would be all but free.
+ * Whose turn it is to fill the channel: deficit round robin (M. Shreedhar and
+ * G. Varghese, 1995) over the connections that have something to send and
+ * credit for it, with one addition: a connection that comes back with part of
+ * its quantum left was quiet, and goes before those that fill the channel
+ * (RFC 8290, 4.2).  A quantum is four packets; their headers count, else single
+ * bytes would be all but free.
  *
- * A round of those who fill a slow channel takes seconds, and nobody who types
- * may ever have to wait for one.  So not a round is what brings the quantum of
- * the quiet back: while they have nothing to send, they earn twice what each
- * of the others sends in that time.  Who lets nothing pile up in his socket
- * and sends less than that always goes first; and who only seems quiet, as he
- * sends all he can in small portions, gets no more than that.  Who has used up
- * his quantum earns what each of the others sends.  So do all newcomers
- * together, because those who come one after the other, as from a web browser,
- * would leave the others nothing.
+ * On a slow channel a round of the busy connections takes seconds, too long for
+ * somebody who types.  So the quantum of a quiet connection isn't given back by
+ * a round: while it has nothing to send it earns twice what each of the others
+ * sends in that time.  A connection that sends less than that always goes
+ * first; one that only seems quiet, because it sends all it can in small
+ * portions, gets no more than that.  A connection that has used up its quantum
+ * earns what each of the others sends.  So do all newcomers together, because
+ * those that come one after the other, as from a web browser, would leave the
+ * others nothing.
  *
- * A turn is embedded in what takes it, so this room stands before that of the
- * connections, which can then say themselves when they have something to send.
+ * A turn is embedded in the connection that takes it.  This room stands before
+ * theirs, so that the code of a connection can say itself that it has something
+ * to send, or nothing any more.
  * ====================================================================== */
 
 /* Packets of a quantum, and of one read. */
 #define VP_TURN_PKTS 4
-/* Who is alone may read more at a time: there is no turn to wait for. */
+/* ... of a connection that is alone: nobody waits for the next turn. */
 #define VP_READ_PKTS 8
-/* What the quiet earn of what each of the others sends. */
+/* What quiet connections earn, in times of what each of the others sends. */
 #define VP_EARN 2
 
 typedef struct VPTurn {
-    VPNode node;      /* in fresh or turns; alone: nothing to send, or no credit */
-    bool in_turns;    /* it is in VPSched.turns */
+    VPNode node;      /* in fresh or turns, while it has something to send */
+    bool in_turns;    /* node is in VPSched.turns */
     int32_t deficit;  /* bytes left of the quantum */
     double idle_at;   /* VPSched.share when it had nothing to send */
 } VPTurn;
@@ -4166,7 +4184,7 @@ static inline void conn_debug(const VPConn *c, const char *what,
 }
 
 /*
- * conn_set_in() - the only place where "in" changes; false if it must not
+ * conn_set_in() - change the half "in"; false if that isn't legal
  * @why:  the event, for the log
  */
 static bool conn_set_in(VPConn *c, VPIn to, const char *why)
@@ -4191,7 +4209,7 @@ static bool conn_set_in(VPConn *c, VPIn to, const char *why)
     return true;
 }
 
-/* conn_set_out() - the only place where "out" changes; as conn_set_in() */
+/* conn_set_out() - change the half "out"; as conn_set_in() */
 static bool conn_set_out(VPConn *c, VPOut to, const char *why)
 {
     static const unsigned legal[] = {
@@ -4224,7 +4242,7 @@ static void conn_drop_buf(VPConn *c)
     c->buf_off = c->buf_len = c->buf_cap = 0;
 }
 
-/* conn_let_go() - of all that only who is open needs */
+/* conn_let_go() - give up all that only an open connection needs */
 static void conn_let_go(VPConn *c)
 {
     sched_leave(&c->conns->sched, &c->turn);
@@ -4239,7 +4257,12 @@ static void conn_let_go(VPConn *c)
     conn_drop_buf(c);
 }
 
-/* conn_set_life() - the only place where it changes; as conn_set_in() */
+/*
+ * conn_set_life() - change the life; as conn_set_in()
+ *
+ * Who is CLOSING or FREE holds neither descriptor nor buffer, and waits for
+ * nothing.
+ */
 static bool conn_set_life(VPConn *c, VPLife to, const char *why)
 {
     static const unsigned legal[] = {
@@ -5028,10 +5051,11 @@ static bool conn_is_reset(const VPConn *c)
 }
 
 /*
- * sweep_timer() - a reset is seen by reading, but who reads?
+ * sweep_timer() - find resets of sockets that aren't read
  *
- * Nobody does after EOF, and when a connection waits long for its turn or
- * for credit.  What it still has to be read gets another second then.
+ * That is so after end of data, and while a connection waits for its turn or
+ * for credit; in the second case the bytes that are still to be read get
+ * another second.
  */
 static void sweep_timer(void *opaque)
 {

@@ -144,7 +144,7 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
 typedef struct VPListener {
     int channel;       /* for the log: its id, or VP_NO_CHANNEL */
     const char *name;  /* for the log; kept */
-    bool keeps_spare;  /* a descriptor is kept for who comes when none is left */
+    bool keeps_spare;  /* keep a descriptor for when none is left to accept */
     /* @fd is non-blocking, and the owner's; @peer may be unnamed */
     void (*accepted)(void *opaque, int fd, const VPAddr *peer);
     void *opaque;
@@ -184,7 +184,7 @@ typedef struct VPDialer {
     void (*made)(void *opaque, int fd, const VPAddr *addr);
     /* @addr won't do, errno @err; NULL: there is no descriptor for any */
     void (*failed)(void *opaque, const VPAddr *addr, int err);
-    /* over: @fd is connected, non-blocking and the owner's; or -1, errno @err */
+    /* over: @fd is connected, non-blocking, the owner's; or -1, errno @err */
     void (*done)(void *opaque, int fd, int err);
     void *opaque;
 
