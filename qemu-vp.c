@@ -715,8 +715,8 @@ typedef struct Option {
     const char *help;
 } Option;
 
-/* Rows of the table; a static assertion below it checks this. */
-#define OPTIONS 21
+/* Room for the rows of the table; a static assertion below it checks this. */
+#define OPTIONS_MAX 32
 
 /* All that one reading of command line and init file came to. */
 typedef struct Settings {
@@ -741,8 +741,8 @@ typedef struct Settings {
     bool help;
     VPConfig config;       /* what these values mean to a channel */
     bool key_kept;         /* the key can't be read again: the old one stays */
-    bool on_line[OPTIONS];     /* of each row: is it on the command line? */
-    unsigned in_file[OPTIONS]; /* its line in the init file; 0: not there */
+    bool on_line[OPTIONS_MAX];     /* is a row's on the command line? */
+    unsigned in_file[OPTIONS_MAX]; /* a row's line in the init file, or 0 */
 } Settings;
 
 static Settings settings; /* in force */
@@ -805,7 +805,9 @@ static const Option options[] = {
     { "help", 'h', FLAG, AT(help), NOT_IN_FILE, .help = "print this" },
 };
 
-_Static_assert(COUNT(options) == OPTIONS, "OPTIONS is the number of rows");
+#define OPTIONS COUNT(options)
+
+_Static_assert(OPTIONS <= OPTIONS_MAX, "OPTIONS_MAX is too small");
 
 /* option_at() - where in @s the value of @o is, of the type of its kind */
 static void *option_at(const Settings *s, const Option *o)
@@ -1125,10 +1127,10 @@ static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
     char letters[2 * OPTIONS + 2] = ":", *l = letters + 1;
     int opt;
 
-    for (int i = 0; i < OPTIONS; i++) {
+    for (size_t i = 0; i < OPTIONS; i++) {
         names[i].name = options[i].name;
         names[i].has_arg = options[i].value != NULL;
-        names[i].val = UCHAR_MAX + 1 + i; /* a letter stands for itself */
+        names[i].val = UCHAR_MAX + 1 + (int)i; /* a letter is itself */
         if (options[i].letter != 0) {
             *l++ = options[i].letter;
             if (options[i].value != NULL) {
@@ -3841,14 +3843,7 @@ static void mon_execute(Mon *mon, char *line)
  */
 #define MON_CLIENTS 128
 
-static void mon_accepted(void *opaque, int fd, const VPAddr *peer);
-
-static VPListener monitor_listener = {
-    .channel = VP_NO_CHANNEL,
-    .name = "monitor",
-    .keeps_spare = true, /* because it is wanted when all goes wrong */
-    .accepted = mon_accepted,
-};
+static VPListener monitor_listener;
 static Mon *monitors;
 static size_t nmonitors;
 
@@ -4005,6 +4000,10 @@ static bool monitor_start(const char *path, Error *err)
     if (fd >= 0) {
         socket_file_keep(path);
     }
+    monitor_listener.channel = VP_NO_CHANNEL;
+    monitor_listener.name = "monitor";
+    monitor_listener.keeps_spare = true; /* to be asked when none is left */
+    monitor_listener.accepted = mon_accepted;
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
     if (fd >= 0 && rc < 0) {
         socket_files_remove(path);
