@@ -78,6 +78,74 @@ static void check_works(Wire *w)
     close(server);
 }
 
+/* --- what -v -v tells --------------------------------------------------- */
+
+/* debug_life() - the states of connection @n in the log must be @expected */
+static void debug_life(Daemon *d, unsigned n, const char *const *expected)
+{
+    for (int i = 0; expected[i] != NULL; i++) {
+        daemon_wait(d, " debug ch0: connection %u of s (from|to) .*: %s", n,
+                    expected[i]);
+    }
+}
+
+/* The life of a connection can be read in the log of either side. */
+START_TEST(debug_log)
+{
+    static const char *const orderly[] = {
+        "life none -> NEW: a client came$",
+        "life NEW -> OPEN: the other side is asked for it$",
+        "in OPEN -> EOF: end of data from the local socket$",
+        "in EOF -> CLOSED: the other side is told$",
+        "out OPEN -> DRAIN: the other side has sent all$",
+        "out DRAIN -> CLOSED: the local socket took all of it$",
+        "life OPEN -> FREE: both directions have ended$",
+        NULL,
+    };
+    static const char *const served[] = {
+        "life none -> OPEN: the other side asks for it$",
+        "in WAIT -> OPEN: the target has accepted$",
+        "out WAIT -> OPEN: the target has accepted$",
+        "out OPEN -> DRAIN: the other side has sent all$",
+        "in OPEN -> EOF: end of data from the local socket$",
+        "life OPEN -> FREE: both directions have ended$",
+        NULL,
+    };
+    static const char *const reset[] = {
+        "life NEW -> OPEN: ",
+        "life OPEN -> CLOSING: Connection reset by peer$",
+        "in OPEN -> CLOSED: Connection reset by peer$",
+        "life CLOSING -> FREE: the other side is told$",
+        NULL,
+    };
+    static const char *const told[] = {
+        "life OPEN -> FREE: reset by the other side$",
+        NULL,
+    };
+    const unsigned first = 0u - 100u; /* of a session: ids wrap around soon */
+    char option[2 * TEXT_LEN];
+    int client, server;
+    Pair pair;
+    Wire w;
+
+    w.listener = listen_any(w.target);
+    text_format(option, sizeof(option), "-v -v -i s:%s", w.target);
+    pair_start(&pair, CHANNEL_UNIX, "-v -v -o s:127.0.0.1:0", option);
+    w.where = daemon_listens(pair.host, "s");
+    daemon_wait(pair.host, " debug ch0: link DOWN -> HELLO: ");
+    daemon_wait(pair.host, " debug ch0: link HELLO -> UP: new session$");
+    check_works(&w);
+    debug_life(pair.host, first, orderly);
+    debug_life(pair.guest, first, served);
+    client = dial(w.where, true);
+    server = accept_one(w.listener);
+    close_reset(client);
+    expect_reset(server);
+    debug_life(pair.host, first + 1, reset);
+    debug_life(pair.guest, first + 1, told);
+}
+END_TEST
+
 /* --- ends and resets ---------------------------------------------------- */
 
 /* The one that ends its direction first gets an answer half a second later. */
@@ -789,6 +857,7 @@ int main(void)
 {
     Suite *s = harness_suite("connections");
 
+    SUITE_ADD(s, debug_log);
     SUITE_LOOP(s, half_close_tcp, 2);
     SUITE_LOOP(s, half_close_unix, 2);
     SUITE_ADD(s, half_close_idle);

@@ -1590,10 +1590,52 @@ START_TEST(port_away)
 }
 END_TEST
 
+/* From each state (a line) to each state: is it legal? */
+static const char *const legal_link[] = {
+    [LINK_DOWN]  = "--x--",
+    [LINK_AWAY]  = "x-x--",
+    [LINK_HELLO] = "xxxxx",
+    [LINK_UP]    = "xxx-x",
+    [LINK_DUMB]  = "xx---",
+};
+
+/* What isn't legal is an error in the log, and changes nothing; what is, is
+   told at debug level, by name. */
+START_TEST(transitions)
+{
+    static const char *const name[] = { "DOWN", "AWAY", "HELLO", "UP", "DUMB" };
+    VPLoop *loop = engine_loop_new();
+    VPLog log = { .loop = loop, .channel = 3 };
+    VPLink l = { .loop = loop, .log = &log };
+    int n = COUNT_OF(legal_link);
+    char line[100];
+
+    engine_log_level = VP_LOG_DEBUG;
+    link_init(&l);
+    for (int i = 0; i < n * n; i++) {
+        int from = i / n, to = i % n;
+        bool legal = legal_link[from][to] == 'x';
+
+        l.state = (VPLinkState)from;
+        link_set_state(&l, (VPLinkState)to, "try");
+        ck_assert_int_eq((int)l.state, legal ? to : from);
+        snprintf(line, sizeof(line), "error ch3: link: %s after %s (try)\n",
+                 name[to], name[from]);
+        ck_assert_int_eq(log_count(line), !legal);
+        snprintf(line, sizeof(line), "debug ch3: link %s -> %s: try\n",
+                 name[from], name[to]);
+        ck_assert_int_eq(log_count(line), legal);
+        log_clear();
+    }
+    vp_loop_free(loop);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("link");
 
+    SUITE_ADD(s, transitions);
     SUITE_ADD(s, first_hello);
     SUITE_LOOP(s, hello_when_up, 2);
     SUITE_ADD(s, no_answer);
