@@ -2418,8 +2418,6 @@ typedef struct VPLinkOps {
     void (*began)(void *up);
     /* the session is over for all that the peer knew of */
     void (*over)(void *up);
-    /* the descriptor is closed; as VPLostHandler */
-    void (*lost)(void *up, const char *reason, bool was_up);
     /* nothing moves: give memory back */
     void (*idle)(void *up);
 } VPLinkOps;
@@ -2429,6 +2427,8 @@ typedef struct VPLink {
     VPLog *log;
     const VPLinkOps *ops;
     void *up;
+    VPLostHandler *lost; /* of the program; @lost_opaque is its own */
+    void *lost_opaque;
     const VPKey *key;    /* NULL: none is needed */
     uint32_t max_conns;  /* that the peer may have open to us, for HELLO */
 
@@ -2498,6 +2498,7 @@ typedef struct VPLink {
 
     VPOnce news;         /* VPLinkNews since a session was up */
     VPOnce resync_news;
+    VPOnce turned_away;  /* why a further peer was, since attached_at */
 
     /* for vp_channel_info() */
     uint64_t session_at;
@@ -2742,7 +2743,7 @@ static void link_lost(VPLink *l, const char *reason)
     bool was_up = l->was_up;
 
     link_detach(l, reason);
-    l->ops->lost(l->up, reason, was_up);
+    l->lost(l->lost_opaque, reason, was_up);
 }
 
 static void link_dumb_timer(void *opaque)
@@ -2848,6 +2849,7 @@ static void link_open(VPLink *l, const char *why)
 
     l->attaches++;
     l->attached_at = now;
+    l->turned_away = (VPOnce){ 0 };
     l->garbage = 0;
     l->blocked = false;
     flow_reset(&l->flow, now);
@@ -2895,7 +2897,6 @@ static int link_attach(VPLink *l, int rfd, int wfd, VPChannelKind kind,
 /* link_away() - nobody at the other side of the port; the fd stays good */
 static void link_away(VPLink *l)
 {
-    vp_timer_stop(&l->away_timer); /* DUMB started it */
     link_down(l, LINK_AWAY, "nobody at the other side of the port");
 }
 
@@ -4707,8 +4708,9 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
 }
 
 /* batch_flush() - write the payloads gathered for one connection */
-static void batch_flush(VPConns *cs)
+static void batch_flush(void *up)
 {
+    VPConns *cs = up;
     VPBatch *b = &cs->batch;
 
     if (b->n > 0) {
@@ -5263,10 +5265,11 @@ static const char *conn_handle_data(VPConns *cs, const VPPacket *pkt,
 
 /* ---- what the link tells ---------------------------------------------- */
 
-/* conns_packet() - VPLinkOps.packet() */
-static const char *conns_packet(VPConns *cs, const VPPacket *pkt,
+static const char *conns_packet(void *up, const VPPacket *pkt,
                                 uint8_t *payload)
 {
+    VPConns *cs = up;
+
     if (pkt->type == VP_PKT_CONTROL) {
         batch_flush(cs);
         return conn_handle_control(cs, pkt, payload);
@@ -5275,8 +5278,10 @@ static const char *conns_packet(VPConns *cs, const VPPacket *pkt,
 }
 
 /* conns_over() - the session is over for all that the peer knew of */
-static void conns_over(VPConns *cs)
+static void conns_over(void *up)
 {
+    VPConns *cs = up;
+
     for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
@@ -5287,8 +5292,10 @@ static void conns_over(VPConns *cs)
 }
 
 /* conns_began() - the link is up: connections that waited may begin */
-static void conns_began(VPConns *cs)
+static void conns_began(void *up)
 {
+    VPConns *cs = up;
+
     for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
@@ -5300,14 +5307,24 @@ static void conns_began(VPConns *cs)
 }
 
 /* conns_idle() - nothing moves: give memory back */
-static void conns_idle(VPConns *cs)
+static void conns_idle(void *up)
 {
+    VPConns *cs = up;
+
     if (conns_held(cs) == 0) {
         free(cs->hash);
         cs->hash = NULL;
         cs->hash_size = 0;
     }
 }
+
+static const VPLinkOps conns_ops = {
+    .packet = conns_packet,
+    .flush = batch_flush,
+    .began = conns_began,
+    .over = conns_over,
+    .idle = conns_idle,
+};
 
 static void conns_init(VPConns *cs)
 {
@@ -5689,7 +5706,6 @@ typedef struct VPCandidate {
     int fd;         /* -1: none */
     uint64_t token; /* that it has to echo */
     bool proved;    /* it has, and waits until the present peer answers */
-    VPOnce said;    /* why the last one was turned away */
     size_t len;
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
     VPTimer timer;
@@ -5700,8 +5716,6 @@ struct VPDriver {
     VPTask task;
     VPLog log;
     VPConfig config;
-    VPLostHandler *lost;
-    void *opaque;
 
     VPLink link;
     VPConns conns;
@@ -5775,61 +5789,6 @@ static void driver_grace(VPDriver *drv)
     }
 }
 
-/* ---- what the link tells ---------------------------------------------- */
-
-static const char *driver_packet(void *up, const VPPacket *pkt,
-                                 uint8_t *payload)
-{
-    VPDriver *drv = up;
-
-    return conns_packet(&drv->conns, pkt, payload);
-}
-
-static void driver_flush(void *up)
-{
-    VPDriver *drv = up;
-
-    batch_flush(&drv->conns);
-}
-
-static void driver_began(void *up)
-{
-    VPDriver *drv = up;
-
-    drv->candidate.said = (VPOnce){ 0 };
-    conns_began(&drv->conns);
-}
-
-static void driver_over(void *up)
-{
-    VPDriver *drv = up;
-
-    conns_over(&drv->conns);
-}
-
-static void driver_lost(void *up, const char *reason, bool was_up)
-{
-    VPDriver *drv = up;
-
-    drv->lost(drv->opaque, reason, was_up);
-}
-
-static void driver_idle(void *up)
-{
-    VPDriver *drv = up;
-
-    conns_idle(&drv->conns);
-}
-
-static const VPLinkOps driver_ops = {
-    .packet = driver_packet,
-    .flush = driver_flush,
-    .began = driver_began,
-    .over = driver_over,
-    .lost = driver_lost,
-    .idle = driver_idle,
-};
-
 /* ---- run and attach --------------------------------------------------- */
 
 /*
@@ -5876,16 +5835,16 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     }
     drv->loop = loop;
     drv->config = *config;
-    drv->lost = lost;
-    drv->opaque = opaque;
     drv->candidate.fd = -1;
     drv->log.loop = loop;
     drv->log.channel = channel_id;
 
     drv->link.loop = drv->conns.loop = drv->forwards.loop = loop;
     drv->link.log = drv->conns.log = drv->forwards.log = &drv->log;
-    drv->link.ops = &driver_ops;
-    drv->link.up = drv;
+    drv->link.ops = &conns_ops;
+    drv->link.up = &drv->conns;
+    drv->link.lost = lost;
+    drv->link.lost_opaque = opaque;
     drv->conns.link = &drv->link;
     drv->conns.ops = &forwards_ops;
     drv->conns.up = &drv->forwards;
@@ -5954,7 +5913,7 @@ static void candidate_close(VPDriver *drv, const char *why)
 
     /* it will try again, for ever */
     if (why != NULL &&
-        vp_once(&k->said, (uintptr_t)why, drv->loop->now, 0)) {
+        vp_once(&drv->link.turned_away, (uintptr_t)why, drv->loop->now, 0)) {
         log_provoked(&drv->log, VP_LOG_WARN,
                      "another peer was turned away: %s", why);
     }
@@ -5984,7 +5943,7 @@ static void candidate_take(VPDriver *drv)
         link_detach(&drv->link, "replaced by a new connection");
     }
     if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
-        drv->lost(drv->opaque, strerror(ENOMEM), false);
+        drv->link.lost(drv->link.lost_opaque, strerror(ENOMEM), false);
     }
 }
 
