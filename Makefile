@@ -74,7 +74,7 @@ $(suites): build/%: build/%.o $(tests_lib)
 # random run is run: make check does each STRIDEth byte and SEEDS of these runs.
 ifeq ($(HAVE_CHECK),yes)
 check: check-needs all $(suites)
-	STRIDE=$${STRIDE-7} SEEDS=$${SEEDS-500} tests/check.sh $(suites)
+	@STRIDE=$${STRIDE-7} SEEDS=$${SEEDS-500} tests/check.sh $(suites)
 
 check-chaos: all $(filter build/tests/chaos/%,$(suites))
 	tests/check.sh $(filter build/tests/chaos/%,$(suites))
@@ -99,7 +99,7 @@ check-long: check-chaos check-sanitize check-guest
 check-sanitize:
 	@mkdir -p build/sanitize
 	cd build/sanitize && ../../configure --enable-sanitize
-	STRIDE=17 SEEDS=250 $(MAKE) -C build/sanitize check
+	STRIDE=41 SEEDS=250 $(MAKE) -C build/sanitize check
 
 check-guest:
 	tests/guest/run.sh

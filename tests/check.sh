@@ -28,8 +28,8 @@ UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 export VP_TOP QEMU_VP UBSAN_OPTIONS
 
 # what the whole-daemon suites run, and Debian's package of each
-programs='socat:socat wget:wget curl:curl busybox:busybox pgrep:procps
-    unshare:util-linux setpriv:util-linux'
+programs='xargs:findutils socat:socat wget:wget curl:curl busybox:busybox
+    pgrep:procps unshare:util-linux setpriv:util-linux'
 
 # those that take longest, which are started first
 slowest='chaos/test_offsets rogue/test_rogue daemon/test_init
@@ -70,7 +70,7 @@ $slowest
 
 # numbers() - "CHECKS FAILURES ERRORS" of libcheck's closing line of program $1
 numbers() {
-    sed -n 's/^[0-9]*%: Checks: \([0-9]*\), Failures: \([0-9]*\), Errors: \([0-9]*\).*/\1 \2 \3/p' \
+    sed -n '/^[0-9]*%: Checks: /{s/^[0-9]*%//;s/[^0-9]*\([0-9]*\)/\1 /g;p;}' \
         "$1.log" | tail -n 1
 }
 
