@@ -60,7 +60,8 @@
  *             ping_timer        a tail may be lost (20 ms on); we live (5 s)
  *             away_timer        AWAY: look again; DUMB: give up
  *             trim_timer        give memory back (2 s)
- *   conn      sweep_timer       sockets that nobody reads; ENDING's time
+ *   conn      sweep_timer       resets of sockets that nobody reads (1 s)
+ *             end_timer         ENDING: all is delivered, or its time is over
  *   driver    grace_timer       connections without a channel are reset
  *             candidate.timer   a further peer's hello, the present one's PING
  *
@@ -337,6 +338,14 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_CONNECT_RETRY (20 * MS)
 /* How often attempts are looked at, to give up what takes too long. */
 #define VP_CONNECT_STEP (VP_CONNECT_TIMEOUT / 40)
+
+/*
+ * A tcp peer that vanished without a word is noticed after so many seconds of
+ * silence, and then so many probes, so many seconds apart: 2 minutes.
+ */
+#define VP_KEEPALIVE_IDLE 60
+#define VP_KEEPALIVE_PROBES 4
+#define VP_KEEPALIVE_INTERVAL 15
 
 /* Lines that a peer or a client can provoke: so many per span, then none. */
 #define VP_LOG_LINES 50
@@ -1170,7 +1179,15 @@ static void tcp_setup(int fd, const VPAddr *addr)
     int one = 1;
 
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
 #ifdef __linux__
+    /* elsewhere the system's own times hold: hours, mostly */
+    const int idle = VP_KEEPALIVE_IDLE, probes = VP_KEEPALIVE_PROBES;
+    const int interval = VP_KEEPALIVE_INTERVAL;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
     /*
      * Where BBR is the system's choice it would pace us, with a clock
      * interrupt for each 64 KiB; within a machine there is no network to spare.
@@ -2376,6 +2393,8 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 #define VP_WORK_WRITE 2
 #define VP_WORK_HELLO 8
 #define VP_WORK_CONNECT 32
+/* So many places where a header was looked for are a unit of work. */
+#define VP_WORK_LOOKS 8
 
 typedef enum VPLinkState {
     LINK_DOWN,
@@ -2481,6 +2500,7 @@ typedef struct VPLink {
     uint32_t rx_expect;  /* sequence number */
     uint64_t rx_digest;  /* of all packets before rx_expect */
     unsigned work;       /* done for the peer in this pass, VP_WORK_... */
+    unsigned looks;      /* places where a header was looked for, ever */
 
     /* acks and life */
     bool ack_asked;      /* the peer waits for one */
@@ -2713,7 +2733,7 @@ static void link_down(VPLink *l, VPLinkState to, const char *reason)
     if (l->was_up) {
         log_provoked(l->log, VP_LOG_INFO, "channel down: %s", reason);
     } else if (link_news(l, NEWS_SILENT)) {
-        log_say(l->log, VP_LOG_INFO, "no channel yet: %s", reason);
+        log_provoked(l->log, VP_LOG_INFO, "no channel yet: %s", reason);
     }
     l->heard = l->was_up = l->blocked = l->away_polled = false;
     l->rx_len = l->rx_gap = 0;
@@ -2913,10 +2933,10 @@ static void link_name_stranger(VPLink *l, bool left)
         return;
     }
     if (garbage > 0 && link_news(l, NEWS_GARBAGE)) {
-        log_say(l->log, VP_LOG_WARN, "the other end is not qemu-vp: %llu "
-                "bytes that make no packet", garbage);
+        log_provoked(l->log, VP_LOG_WARN, "the other end is not qemu-vp: "
+                     "%llu bytes that make no packet", garbage);
     } else if (!left && link_news(l, NEWS_SILENT)) {
-        log_say(l->log, VP_LOG_INFO, "the other end is silent: waiting");
+        log_provoked(l->log, VP_LOG_INFO, "the other end is silent: waiting");
     }
 }
 
@@ -3338,6 +3358,12 @@ static bool link_hello_again(VPLink *l, const VPHello *h)
     return false;
 }
 
+/* link_looked() - a header was looked for at a place: that is work as well */
+static void link_looked(VPLink *l)
+{
+    l->work += ++l->looks % VP_WORK_LOOKS == 0;
+}
+
 /* link_handle_hello() - @h was read from @p */
 static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
 {
@@ -3448,6 +3474,7 @@ static bool link_stalled(VPLink *l)
         return false;
     }
     for (; l->rx_scanned + VP_PKT_HDR_LEN <= l->rx_len; l->rx_scanned++) {
+        link_looked(l);
         if (link_get(l, l->rx + l->rx_scanned, &pkt)) {
             return true;
         }
@@ -3551,6 +3578,7 @@ static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
     int n = wire_get_hello(p, len, &hello);
     size_t skip = 1;
 
+    link_looked(l);
     if (n > 0) {
         link_handle_hello(l, &hello, p);
         return (size_t)n;
@@ -3558,6 +3586,7 @@ static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
     if (n == 0) {
         /* if this one breaks off, a whole one may follow */
         while (wire_get_hello(p + skip, len - skip, &hello) <= 0) {
+            link_looked(l);
             if (++skip >= len) {
                 return 0;
             }
@@ -4015,7 +4044,7 @@ typedef struct VPConn {
     struct VPConns *conns;
     struct VPConn *hash_next;
     VPNode all;        /* in VPConns.all, oldest first */
-    VPNode due_node;   /* in VPConns.due; in VPConns.dead when FREE */
+    VPNode due_node;   /* in VPConns.due; .ending when ENDING, .dead if FREE */
     VPTurn turn;       /* linked: readable, has credit */
     uint32_t id;
     bool client;       /* the client side: we accepted it */
@@ -4081,15 +4110,17 @@ typedef struct VPConns {
     uint32_t next_id;
     VPNode due;               /* have control messages to be sent */
     VPNode dead;              /* are FREE */
+    VPNode ending;            /* are ENDING, and have a time for that */
     VPSched sched;
     uint32_t window_grown;    /* bytes used of VP_WINDOW_BUDGET */
     VPTimer sweep_timer;
-    uint64_t end_step;        /* us between looks at those that are ENDING */
+    VPTimer end_timer;        /* while there is one in "ending" */
     VPBatch batch;
 } VPConns;
 
 static void conn_ready(void *opaque, int fd, int events);
 static void sweep_timer(void *opaque);
+static void end_timer(void *opaque);
 
 /* ---- states ----------------------------------------------------------- */
 
@@ -4309,13 +4340,12 @@ static void conn_set_due(VPConn *c, unsigned due)
     }
 }
 
-/* conns_sweep_by() - have sweep_timer() look after @delay at the latest */
-static void conns_sweep_by(VPConns *cs, uint64_t delay)
+/* conns_sweep_later() - have sweep_timer() look, if it isn't about to */
+static void conns_sweep_later(VPConns *cs)
 {
-    VPTimer *sweep = &cs->sweep_timer;
-
-    if (!timer_running(sweep) || sweep->deadline > cs->loop->now + delay) {
-        vp_timer_start(cs->loop, sweep, delay, sweep_timer, cs);
+    if (!timer_running(&cs->sweep_timer)) {
+        vp_timer_start(cs->loop, &cs->sweep_timer, VP_SWEEP_US, sweep_timer,
+                       cs);
     }
 }
 
@@ -4483,6 +4513,7 @@ static size_t conn_queued(const VPConn *c)
 static void conn_end(VPConn *c)
 {
     const char *why = reason_str(VP_REASON_ENDING);
+    VPConns *cs = c->conns;
 
     if (c->in == IN_WAIT || conn_queued(c) == 0) {
         conn_reset(c, why);
@@ -4490,8 +4521,12 @@ static void conn_end(VPConn *c)
     }
     conn_set_life(c, LIFE_ENDING, why);
     conn_set_in(c, IN_CLOSED, why);
-    c->ends_at = c->conns->loop->now + VP_END_US;
-    conns_sweep_by(c->conns, c->conns->end_step);
+    c->ends_at = cs->loop->now + VP_END_US;
+    node_remove(&c->due_node);
+    node_append(&cs->ending, &c->due_node);
+    if (!timer_running(&cs->end_timer)) {
+        vp_timer_start(cs->loop, &cs->end_timer, VP_END_STEP, end_timer, cs);
+    }
 }
 
 /* conn_check_over() - have both directions ended in order? */
@@ -4751,7 +4786,7 @@ static void conn_readable(VPConn *c)
 
     if (c->in == IN_OPEN && !sched_waits(&c->turn)) {
         sched_ready(&cs->sched, &c->turn, cs->link->flow.pkt_len);
-        conns_sweep_by(cs, VP_SWEEP_US);
+        conns_sweep_later(cs);
         conn_interest(c);
     }
 }
@@ -4775,7 +4810,7 @@ static void conn_eof(VPConn *c)
     }
     conn_set_in(c, IN_EOF, why);
     conn_set_due(c, DUE_CLOSE);
-    conns_sweep_by(c->conns, VP_SWEEP_US);
+    conns_sweep_later(c->conns);
 }
 
 /*
@@ -5061,10 +5096,7 @@ static bool conn_is_reset(const VPConn *c)
  */
 static void sweep_timer(void *opaque)
 {
-    static const char why[] = "reset by its owner";
     VPConns *cs = opaque;
-    uint64_t next = 0; /* 0: nothing to look at */
-    unsigned ending = 0;
 
     for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
@@ -5073,33 +5105,42 @@ static void sweep_timer(void *opaque)
         bool waits = c->in == IN_OPEN &&
                      (sched_waits(&c->turn) || c->tx_count == c->tx_limit);
 
-        if (c->life == LIFE_ENDING && c->ends_at != 0) {
-            if (c->ends_at <= cs->loop->now || conn_queued(c) == 0) {
-                conn_reset(c, reason_str(VP_REASON_ENDING));
-            } else {
-                ending++;
-            }
-            continue;
-        }
         if (c->fd < 0 || (!half && !waits)) {
             continue;
         }
-        next = VP_SWEEP_US;
+        conns_sweep_later(cs);
         if (conn_is_reset(c)) {
             if (half || c->doomed) {
-                conn_abort(c, VP_REASON_NONE, why);
+                conn_abort(c, VP_REASON_NONE, "reset by its owner");
             }
             c->doomed = true;
         }
     }
-    /* the more there are the more rarely: each look is a system call */
-    cs->end_step = VP_END_STEP * (1 + ending / 64);
-    cs->end_step = MIN(cs->end_step, VP_END_US / 8);
-    if (ending > 0) {
-        next = cs->end_step;
+}
+
+/* end_timer() - reset those ENDING that have nothing left, or no time */
+static void end_timer(void *opaque)
+{
+    VPConns *cs = opaque;
+    VPNode *n = cs->ending.next;
+    unsigned left = 0;
+
+    while (n != &cs->ending) {
+        VPConn *c = container_of(n, VPConn, due_node);
+
+        n = n->next;
+        if (c->ends_at <= cs->loop->now || conn_queued(c) == 0) {
+            conn_reset(c, reason_str(VP_REASON_ENDING));
+        } else {
+            left++;
+        }
     }
-    if (next != 0) {
-        conns_sweep_by(cs, next);
+    if (left > 0) {
+        /* the more there are the more rarely: each look is a system call */
+        uint64_t step = VP_END_STEP * (1 + left / 64);
+
+        vp_timer_start(cs->loop, &cs->end_timer, MIN(step, VP_END_US / 8),
+                       end_timer, cs);
     }
 }
 
@@ -5330,10 +5371,10 @@ static void conns_init(VPConns *cs)
 {
     cs->hash_seed = random64();
     cs->next_id = VP_CONN_FIRST;
-    cs->end_step = VP_END_STEP;
     node_init(&cs->all);
     node_init(&cs->due);
     node_init(&cs->dead);
+    node_init(&cs->ending);
     sched_init(&cs->sched);
 }
 
@@ -5345,6 +5386,7 @@ static void conns_end(VPConns *cs)
     }
     conns_reap(cs);
     vp_timer_stop(&cs->sweep_timer);
+    vp_timer_stop(&cs->end_timer);
     free(cs->hash);
 }
 
@@ -5739,7 +5781,7 @@ static void grace_expired(void *opaque)
 
     snprintf(why, sizeof(why), "no channel for %u s", drv->config.grace);
     if (link_has_session(&drv->link)) {
-        log_say(&drv->log, VP_LOG_WARN, "%s: session ended", why);
+        log_provoked(&drv->log, VP_LOG_WARN, "%s: session ended", why);
         link_retract(&drv->link);
     }
     for (VPNode *n = drv->conns.all.next; n != &drv->conns.all; n = n->next) {
@@ -6051,8 +6093,8 @@ void vp_offer(VPDriver *drv, int fd)
 
     if (!link_has_fd(&drv->link)) {
         if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
-            log_say(&drv->log, VP_LOG_WARN, "cannot take the channel: %s",
-                    strerror(ENOMEM));
+            log_provoked(&drv->log, VP_LOG_WARN,
+                         "cannot take the channel: %s", strerror(ENOMEM));
         }
         return;
     }

@@ -293,6 +293,12 @@ int box_accept(int fd, struct sockaddr *addr, socklen_t *len)
     return box_fails(CALL_ACCEPT) ? -1 : smaller(accept(fd, addr, len));
 }
 
+int box_poll(struct pollfd *fds, nfds_t n, int timeout)
+{
+    box.polls++;
+    return poll(fds, n, timeout);
+}
+
 int box_connect(int fd, const struct sockaddr *addr, socklen_t len)
 {
     box.connects++;

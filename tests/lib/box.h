@@ -17,6 +17,7 @@
 #ifndef BOX_H
 #define BOX_H
 
+#include <poll.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -64,6 +65,7 @@ typedef struct Box {
     int read_errno;        /* what EAGAIN of a read is replaced by; 0: not */
     bool small;            /* sockets take as little as the kernel allows */
     unsigned long connects; /* calls of connect() */
+    unsigned long polls;   /* calls of poll() */
     bool refuses;          /* connect() is refused, wherever to */
 
     size_t allocated;      /* bytes of memory held */
@@ -114,6 +116,7 @@ ssize_t box_writev(int fd, const struct iovec *iov, int n);
 int box_socket(int family, int type, int protocol);
 int box_accept(int fd, struct sockaddr *addr, socklen_t *len);
 int box_connect(int fd, const struct sockaddr *addr, socklen_t len);
+int box_poll(struct pollfd *fds, nfds_t n, int timeout);
 void *box_malloc(size_t size);
 void *box_calloc(size_t n, size_t size);
 void *box_realloc(void *old, size_t size);

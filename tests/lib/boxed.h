@@ -11,6 +11,7 @@
 #endif
 #include <stdio.h>
 #include <stdlib.h>
+#include <poll.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -33,6 +34,7 @@
 #define socket(family, type, protocol) box_socket(family, type, protocol)
 #define accept(fd, addr, len) box_accept(fd, addr, len)
 #define connect(fd, addr, len) box_connect(fd, addr, len)
+#define poll(fds, n, timeout) box_poll(fds, n, timeout)
 #define fcntl(...) (box_fails(CALL_FCNTL) ? -1 : fcntl(__VA_ARGS__))
 
 #include "engine.c"
@@ -51,6 +53,7 @@
 #undef socket
 #undef accept
 #undef connect
+#undef poll
 #undef fcntl
 
 #endif

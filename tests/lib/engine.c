@@ -236,7 +236,8 @@ EngineCounts engine_counts(const VPDriver *drv)
         .turns = cs->sched.nturns,
         .listed = node_linked(&cs->sched.fresh) ||
                   node_linked(&cs->sched.turns) || node_linked(&cs->due) ||
-                  node_linked(&cs->dead) || node_linked(&drv->forwards.dials),
+                  node_linked(&cs->dead) || node_linked(&cs->ending) ||
+                  node_linked(&drv->forwards.dials),
         .listens = node_linked(&drv->forwards.oforwards),
         .candidate = drv->candidate.fd >= 0,
         .candidate_token = drv->candidate.token,

@@ -349,6 +349,43 @@ START_TEST(reset_without_credit)
 }
 END_TEST
 
+/*
+ * The peer's daemon ends: what waits for one that doesn't read is looked at
+ * often, but not so the many others that the sweep is for.
+ */
+START_TEST(end_beside_many)
+{
+    static Rig r;
+    static uint8_t data[16 << 10];
+    int fd[100], stuck, listener;
+    unsigned long polls;
+
+    rig_new(&r, &rig_config);
+    r.peer.hello.window = 0; /* none has credit */
+    peer_session(&r);
+    for (int i = 0; i < COUNT_OF(fd); i++) {
+        fd[i] = rig_client(&r, "svc");
+        fd_write(fd[i], data, sizeof(data));
+    }
+    listener = rig_target(&r, "target");
+    peer_init(&r, 1, "target", 1000);
+    stuck = rig_accept(&r, listener);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, data, sizeof(data));
+    box_run(r.loop, 2 * SECOND);
+    polls = box.polls;
+    peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_RESET, VP_REASON_ENDING);
+    box_run(r.loop, 3 * SECOND);
+    ck_assert(!engine_has_conn(r.drv, 1, false));
+    ck_assert_uint_le(box.polls - polls, 4 * COUNT_OF(fd));
+    for (int i = 0; i < COUNT_OF(fd); i++) {
+        close(fd[i]);
+    }
+    close(stuck);
+    close(listener);
+    rig_free(&r);
+}
+END_TEST
+
 static const char *const refusals[] = {
     "reset by the other side", "unknown service",
     "connection refused by the target", "target unreachable",
@@ -1797,8 +1834,11 @@ START_TEST(listener)
 }
 END_TEST
 
-/* Whatever the system's choice is, nothing within the machine is paced. */
-START_TEST(not_paced)
+/*
+ * Whatever the system's choice is, nothing within the machine is paced; and who
+ * vanished without a word is noticed.
+ */
+START_TEST(tcp_options)
 {
     static Rig r;
     VPAddr addr;
@@ -1818,8 +1858,14 @@ START_TEST(not_paced)
     for (int i = 0; i < 2; i++) {
         EngineConn c = rig_conn(&r, i == 0 ? VP_CONN_FIRST : 1, i == 0);
         char text[16] = "";
-        socklen_t len = sizeof(text);
+        socklen_t len = sizeof(text), int_len = sizeof(int);
+        int alive = 0, idle = 0;
 
+        ck_assert_int_eq(getsockopt(c.fd, SOL_SOCKET, SO_KEEPALIVE, &alive,
+                                    &int_len), 0);
+        ck_assert_int_eq(getsockopt(c.fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle,
+                                    &int_len), 0);
+        ck_assert(alive && idle == VP_KEEPALIVE_IDLE);
         ck_assert_int_eq(getsockopt(c.fd, IPPROTO_TCP, TCP_CONGESTION, text,
                                     &len), 0);
         ck_assert_str_eq(text, "reno");
@@ -2028,6 +2074,7 @@ int main(void)
     SUITE_LOOP(s, reset_by_peer, 4);
     SUITE_LOOP(s, reset_after_end, 2);
     SUITE_LOOP(s, reset_without_credit, 4);
+    SUITE_ADD(s, end_beside_many);
     SUITE_ROWS(s, refused, refusals);
     SUITE_LOOP(s, early, 2);
     SUITE_LOOP(s, early_end, 5);
@@ -2062,7 +2109,7 @@ int main(void)
     SUITE_ADD(s, memory_runs_out);
     SUITE_ADD(s, fair_shares);
     SUITE_ADD(s, listener);
-    SUITE_ADD(s, not_paced);
+    SUITE_ADD(s, tcp_options);
     SUITE_ADD(s, accept_starved);
     SUITE_LOOP(s, information, 2);
     SUITE_ADD(s, memory_formula);

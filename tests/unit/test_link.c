@@ -684,6 +684,56 @@ START_TEST(stranger_brief)
 }
 END_TEST
 
+/*
+ * To look for a HELLO at each byte of garbage is work: beside another channel
+ * only so much of it is done in a pass.
+ */
+START_TEST(garbage_is_work)
+{
+    static Rig r;
+    static uint8_t rubbish[100000];
+    VPDriver *other;
+    uint64_t most = 0, before = 0;
+
+    rig_new(&r, &rig_config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    memset(rubbish, VP_PKT_HELLO, sizeof(rubbish));
+    box_settle(r.loop);
+    ck_assert_int_gt(write(r.peer.fd, rubbish, sizeof(rubbish)), 90000);
+    for (int i = 0; i < 1000 && r.drv->link.garbage < 90000; i++) {
+        box_step(r.loop, 1);
+        most = MAX(most, r.drv->link.garbage - before);
+        before = r.drv->link.garbage;
+    }
+    ck_assert_uint_ge(before, 90000);
+    ck_assert_uint_le(most, VP_WORK_SHARED * VP_WORK_LOOKS);
+    vp_free(other);
+    rig_free(&r);
+}
+END_TEST
+
+/* Whoever comes and goes all the time doesn't fill the disk with that. */
+START_TEST(log_of_visitors)
+{
+    static Rig r;
+    int lines;
+
+    rig_new(&r, &rig_config);
+    for (int i = 0; i < 300; i++) {
+        peer_session(&r);
+        rig_unplug(&r);
+        rig_plug(&r, VP_CHN_SOCKET, VP_OPENED);
+        peer_write(&r, "rubbish", 7);
+        rig_unplug(&r);
+        rig_plug(&r, VP_CHN_SOCKET, VP_OPENED);
+    }
+    lines = log_count("\n");
+    ck_assert_int_ge(lines, 40);
+    ck_assert_int_le(lines, VP_LOG_LINES + 5);
+    rig_free(&r);
+}
+END_TEST
+
 /* The front of a long HELLO doesn't hide the whole ones that follow it. */
 START_TEST(hello_breaks_off)
 {
@@ -1655,6 +1705,8 @@ int main(void)
     SUITE_ADD(s, hello_in_packet);
     SUITE_ADD(s, paused_in_packet);
     SUITE_ADD(s, stranger_brief);
+    SUITE_ADD(s, garbage_is_work);
+    SUITE_ADD(s, log_of_visitors);
     SUITE_ADD(s, hello_breaks_off);
     SUITE_ADD(s, hello_in_payload);
     SUITE_ADD(s, gap);
