@@ -2739,7 +2739,7 @@ static void link_down(VPLink *l, VPLinkState to, const char *reason)
     l->rx_len = l->rx_gap = 0;
     l->rx_more = false;
     l->ctl_len = l->ctl_off = 0;
-    l->store.unsent_off = 0;
+    store_rewind(&l->store, l->store.base); /* nothing is on its way */
     l->due = 0;
     l->asked_at = 0;
     link_acks(l);

@@ -257,7 +257,7 @@ size_t engine_conns(const VPDriver *drv)
     return conns_held(&drv->conns);
 }
 
-static const char *store_check(VPStore *s, bool up)
+static const char *store_check(VPStore *s)
 {
     uint32_t bytes = 0, out = 0, seq;
 
@@ -283,9 +283,7 @@ static const char *store_check(VPStore *s, bool up)
     if (bytes != s->bytes || bytes > VP_STORE_LEN) {
         return "the send store's bytes are miscounted";
     }
-    /* while there is no session's channel they say nothing */
-    return !up || out == s->bytes_out ? NULL
-                                      : "the bytes in flight are miscounted";
+    return out == s->bytes_out ? NULL : "the bytes in flight are miscounted";
 }
 
 const char *engine_check(VPDriver *drv)
@@ -325,7 +323,7 @@ const char *engine_check(VPDriver *drv)
     if (drv->link.rx_cap > VP_RX_LEN_MAX) {
         return "the receive buffer is too large";
     }
-    return store_check(&drv->link.store, engine_up(drv));
+    return store_check(&drv->link.store);
 }
 
 bool engine_quiet(const VPDriver *drv)
