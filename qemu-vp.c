@@ -2977,54 +2977,26 @@ static void reload(void)
 
 /* ---- info -------------------------------------------------------------
  *
- * What "info" shows of a thing is a table of fields.  A row of it makes both
+ * What "info" shows of a thing is said field by field.  One call makes both
  * the column that people see and the key that "-k" prints.  Keys come in the
- * order of the rows, and so do the columns, but for wide ones, which stand at
+ * order of the calls, and so do the columns, but for wide ones, which stand at
  * the end of the line, as they need no alignment there.
  */
 
-typedef enum FieldKind {
-    F_WORD,       /* const char * */
-    F_WIDE,       /* const char *, in a wide column */
-    F_LIST,       /* const char *[], NULL at its end, in a wide column */
-    F_COUNT,      /* unsigned integer */
-    F_BYTES,      /* unsigned integer */
-    F_TIME,       /* unsigned integer, us */
-    F_KNOWN_TIME, /* unsigned integer, us; 0: not known, "-" in a column */
-    F_RATE,       /* double, bytes per second; 0: not known, "-" */
-} FieldKind;
-
-typedef struct Field {
-    const char *key;    /* NULL: it is only a column */
-    const char *column; /* NULL: it is only a key */
-    FieldKind kind;
-    size_t where;       /* offset of its value in the thing's structure */
-    size_t size;        /* bytes of its value */
-    const char *join;   /* stands between this column and the next one; NULL:
-                           the next one is aligned */
-} Field;
-
-#define FIELD(key, column, kind, type, member, join) \
-    { key, column, kind, offsetof(type, member), \
-      sizeof(((type *)0)->member), join }
-
-typedef struct Show Show;
-
-typedef struct Info {
-    const char *name;    /* what stands after "info" */
-    const char *word;    /* what a line of keys begins with */
-    const Field *fields;
-    size_t nfields;
-    bool prose;          /* no table: "column" and "join" are text around it */
-    void (*show)(const Show *s); /* calls show_thing() for each thing */
-} Info;
+/* What may follow a cell of a table; no value has these characters. */
+#define LEFT "\v"  /* the cell is aligned at its left */
+#define RIGHT "\t" /* at its right */
 
 /* An "info" under way. */
-struct Show {
-    const Info *info;
-    Text *out;
-    bool keys; /* -k was given */
-};
+typedef struct Show {
+    Text *out;           /* lines of keys, or a table yet to be aligned */
+    const char *word;    /* what a line of keys begins with */
+    bool keys;           /* -k was given */
+    bool head;           /* the names of the columns are shown, not values */
+    const char *between; /* follows the row's last cell if another one comes */
+    Text wide;           /* the row's wide columns */
+    unsigned channel_id; /* of the connections that are shown */
+} Show;
 
 /* human() - a count of bytes in at most 5 characters */
 static const char *human(double bytes, char buf[16])
@@ -3086,163 +3058,112 @@ static void add_printable(Text *out, const char *text)
 }
 
 /*
- * field_text() - the value of @f in @thing
- * @buf:  where the text may be put
+ * show_text() - a field of a row
+ * @key:     NULL: it is only a column
+ * @column:  NULL: it is only a key
+ * @end:     what stands between it and the next column: LEFT, RIGHT or a text
  */
-static const char *field_text(const Field *f, const void *thing, bool keys,
-                              char buf[32])
+static void show_text(Show *s, const char *key, const char *column,
+                      const char *value, const char *end)
 {
-    const void *at = (const char *)thing + f->where;
-    uint64_t number;
-    double rate;
-
-    switch (f->kind) {
-    case F_WORD:
-    case F_WIDE:
-        return *(const char *const *)at;
-    case F_RATE:
-        rate = *(const double *)at;
-        if (keys) {
-            snprintf(buf, 32, "%.0f", rate);
-            return buf;
-        }
-        return rate > 0 ? human(rate, buf) : "-";
-    default:
-        break;
+    if (s->keys && key != NULL) {
+        add_key(s->out, key, value);
+    } else if (!s->keys && column != NULL) {
+        text_add(s->out, "%s", s->between);
+        add_printable(s->out, s->head ? column : value);
+        s->between = end;
     }
-    number = f->size == sizeof(uint32_t) ? *(const uint32_t *)at
-                                         : *(const uint64_t *)at;
-    if (f->kind == F_COUNT || keys) {
-        snprintf(buf, 32, "%llu", (unsigned long long)number);
-        return buf;
-    }
-    if (f->kind == F_BYTES) {
-        return human((double)number, buf);
-    }
-    return f->kind == F_KNOWN_TIME && number == 0 ? "-" : seconds(number, buf);
 }
 
-/* show_field() - of @thing, as people or programs want it */
-static void show_field(const Show *s, const Field *f, const void *thing)
+/* show_wide() - a field with a wide column, @join parts it from one before */
+static void show_wide(Show *s, const char *key, const char *column,
+                      const char *value, const char *join)
 {
-    char buf[32];
-    const char *one[] = { NULL, NULL };
-    const char *const *values = one;
+    if (s->keys && key != NULL) {
+        add_key(s->out, key, value);
+    } else if (!s->keys) {
+        text_add(&s->wide, "%s", s->wide.len > 0 ? join : "");
+        add_printable(&s->wide, s->head ? column : value);
+    }
+}
 
-    if (f->kind == F_LIST) {
-        values = (const void *)((const char *)thing + f->where);
+static void show_count(Show *s, const char *key, const char *column,
+                       uint64_t count)
+{
+    char buf[24];
+
+    snprintf(buf, sizeof(buf), "%llu", (unsigned long long)count);
+    show_text(s, key, column, buf, RIGHT);
+}
+
+static void show_bytes(Show *s, const char *key, const char *column,
+                       uint64_t bytes)
+{
+    char buf[16];
+
+    if (s->keys) {
+        show_count(s, key, column, bytes);
     } else {
-        one[0] = field_text(f, thing, s->keys, buf);
-    }
-    for (int i = 0; values[i] != NULL; i++) {
-        if (s->keys) {
-            add_key(s->out, f->key, values[i]);
-        } else {
-            text_add(s->out, "%s", i > 0 ? " " : "");
-            add_printable(s->out, values[i]);
-        }
+        show_text(s, key, column, human((double)bytes, buf), RIGHT);
     }
 }
 
-static bool field_is_wide(const Field *f)
+/* show_time() - in us; @known: else the column has a "-" */
+static void show_time(Show *s, const char *key, const char *column,
+                      uint64_t us, bool known)
 {
-    return f->kind == F_WIDE || f->kind == F_LIST;
+    char buf[16];
+
+    if (s->keys) {
+        show_count(s, key, column, us);
+    } else {
+        show_text(s, key, column, known ? seconds(us, buf) : "-", RIGHT);
+    }
 }
 
-/*
- * show_thing() - a line of keys, a row of a table, or prose
- * @thing:  NULL: the row with the names of the columns
- *
- * A cell ends with a tab, the last one of a row with a newline.
- */
-static void show_thing(const Show *s, const void *thing)
+static void row_begin(Show *s)
 {
-    const Info *info = s->info;
-    const char *between = "";
-    bool prose = info->prose && !s->keys, table = !info->prose && !s->keys;
-    int passes = table ? 2 : 1;
+    text_add(s->out, "%s", s->keys ? s->word : "");
+    s->between = "";
+}
 
-    text_add(s->out, "%s", s->keys ? info->word : "");
-    for (int wide = 0; wide < passes; wide++) {
-        for (size_t i = 0; i < info->nfields; i++) {
-            const Field *f = &info->fields[i];
-
-            if ((s->keys ? f->key : f->column) == NULL ||
-                (table && field_is_wide(f) != wide)) {
-                continue;
-            }
-            text_add(s->out, "%s%s", between,
-                     thing == NULL || prose ? f->column : "");
-            if (thing != NULL) {
-                show_field(s, f, thing);
-            }
-            between = s->keys ? "" : f->join != NULL ? f->join : "\t";
-        }
+static void row_end(Show *s)
+{
+    if (s->wide.len > 0) {
+        text_add(s->out, "%s%s", s->between, s->wide.data);
     }
-    text_add(s->out, "%s", prose ? between : "\n");
+    text_add(s->out, "\n");
+    s->out->failed |= s->wide.failed;
+    text_free(&s->wide);
 }
 
 /*
  * align_table() - append @rows to @out, with columns as wide as they have to be
  *
- * What has no tab before it, as a row's last cell, is not aligned.
+ * A row's last cell, which a newline follows, is not aligned.
  */
-static void align_table(Text *out, const Text *rows, const Info *info)
+static void align_table(Text *out, const Text *rows)
 {
-    bool left[16] = { false };
     int width[16] = { 0 };
-    size_t column = 0;
 
-    for (size_t i = 0; i < info->nfields; i++) {
-        const Field *f = &info->fields[i];
-
-        if (f->column != NULL && !field_is_wide(f)) {
-            left[column] = f->kind == F_WORD;
-            column += f->join == NULL;
-        }
-    }
     for (int pass = 0; pass < 2; pass++) {
-        column = 0;
-        for (const char *cell = rows->data; *cell != '\0';) {
-            int len = (int)strcspn(cell, "\t\n");
+        int *column = width;
 
-            if (cell[len] == '\n') {
-                if (pass == 1) {
-                    text_add(out, "%.*s\n", len, cell);
-                }
-                column = 0;
+        for (const char *cell = rows->data; *cell != '\0';) {
+            int len = (int)strcspn(cell, LEFT RIGHT "\n");
+            char end = cell[len];
+
+            if (pass == 0) {
+                *column = end != '\n' && len > *column ? len : *column;
+            } else if (end == '\n') {
+                text_add(out, "%.*s\n", len, cell);
             } else {
-                if (pass == 1) {
-                    text_add(out, left[column] ? "%-*.*s " : "%*.*s ",
-                             width[column], len, cell);
-                } else if (len > width[column]) {
-                    width[column] = len;
-                }
-                column++;
+                text_add(out, end == LEFT[0] ? "%-*.*s " : "%*.*s ", *column,
+                         len, cell);
             }
+            column = end == '\n' ? width : column + 1;
             cell += len + 1;
         }
-    }
-}
-
-/* info_show() - append what @info shows to @out */
-static void info_show(const Info *info, Text *out, bool keys)
-{
-    Text rows = { .data = NULL };
-    bool table = !keys && !info->prose;
-    const Show show = { info, table ? &rows : out, keys };
-
-    if (table) {
-        show_thing(&show, NULL);
-    }
-    info->show(&show);
-    if (table) {
-        if (rows.failed) {
-            out->failed = true;
-        } else {
-            align_table(out, &rows, info);
-        }
-        text_free(&rows);
     }
 }
 
@@ -3250,277 +3171,214 @@ static void info_show(const Info *info, Text *out, bool keys)
 
 static uint64_t started_at; /* loop's time */
 
-typedef struct Status {
-    const char *version;
-    uint64_t pid;
-    uint64_t age; /* seconds since the start */
-    size_t channels;
-    size_t up;
-    size_t forwards;
-    size_t conns;
-    const char *log;
-} Status;
-
-static const Field status_fields[] = {
-    FIELD("version", "qemu-vp ", F_WORD, Status, version, ", "),
-    FIELD("pid", "process ", F_COUNT, Status, pid, ", "),
-    FIELD("age", "running for ", F_COUNT, Status, age, " s\n"),
-    FIELD("channels", "channels: ", F_COUNT, Status, channels, ", "),
-    FIELD("up", "of these up: ", F_COUNT, Status, up, "\n"),
-    FIELD("forwards", "forwards: ", F_COUNT, Status, forwards, "\n"),
-    FIELD("conns", "connections: ", F_COUNT, Status, conns, "\n"),
-    FIELD("log", "log level: ", F_WORD, Status, log, "\n"),
-};
-
-static void show_status(const Show *s)
+static void show_status(Text *out, bool keys)
 {
-    Status status = {
-        .version = VERSION,
-        .pid = (uint64_t)getpid(),
-        .age = (vp_loop_now(loop) - started_at) / SECOND,
-        .log = level_name[log_level],
-    };
+    uint64_t age = (vp_loop_now(loop) - started_at) / SECOND;
+    size_t nchannels = 0, up = 0, nforwards = 0, conns = 0;
 
     for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
         VPChannelInfo info;
 
         vp_channel_info(ch->drv, &info);
-        status.channels++;
-        status.up += strcmp(info.state, "up") == 0;
-        status.conns += info.conns;
+        nchannels++;
+        up += strcmp(info.state, "up") == 0;
+        conns += info.conns;
     }
     for (const Forward *f = forwards; f != NULL; f = f->next) {
-        status.forwards++;
+        nforwards++;
     }
-    show_thing(s, &status);
+    text_add(out, keys ? "status version=%s pid=%ld age=%llu channels=%zu "
+                         "up=%zu forwards=%zu conns=%zu log=%s\n"
+                       : "qemu-vp %s, process %ld, running for %llu s\n"
+                         "channels: %zu, of these up: %zu\n"
+                         "forwards: %zu\nconnections: %zu\nlog level: %s\n",
+             VERSION, (long)getpid(), (unsigned long long)age, nchannels, up,
+             nforwards, conns, level_name[log_level]);
 }
 
-/* What "info channels" and "info stats" show of a channel. */
-typedef struct ChannelShown {
-    unsigned id;
-    const char *spec;
-    uint64_t reconnects;
-    VPChannelInfo info;
-} ChannelShown;
-
-#define CHANNEL(key, column, kind, member) \
-    FIELD(key, column, kind, ChannelShown, member, NULL)
-
-static const Field channel_fields[] = {
-    CHANNEL("id", "ID", F_COUNT, id),
-    CHANNEL("state", "STATE", F_WORD, info.state),
-    CHANNEL("spec", "CHANNEL", F_WIDE, spec),
-    CHANNEL("session_us", "SESSION", F_KNOWN_TIME, info.session_age),
-    CHANNEL("in_bytes", "IN", F_BYTES, info.bytes[0]),
-    CHANNEL("out_bytes", "OUT", F_BYTES, info.bytes[1]),
-    CHANNEL("in_packets", NULL, F_COUNT, info.packets[0]),
-    CHANNEL("out_packets", NULL, F_COUNT, info.packets[1]),
-    CHANNEL("rtt_us", "RTT", F_KNOWN_TIME, info.rtt),
-    CHANNEL("rate", "RATE/s", F_RATE, info.rate),
-    CHANNEL("in_flight", NULL, F_COUNT, info.in_flight),
-    CHANNEL("limit", NULL, F_COUNT, info.limit),
-    CHANNEL("resyncs", "RESYNCS", F_COUNT, info.resyncs),
-    CHANNEL("reconnects", "RECONN", F_COUNT, reconnects),
-    CHANNEL("last_error", NULL, F_WORD, info.last_error),
-    CHANNEL("last_error_us", NULL, F_TIME, info.last_error_age),
-};
-
-static const Field stats_fields[] = {
-    CHANNEL("channel", "ID", F_COUNT, id),
-    CHANNEL("conns", "CONNS", F_COUNT, info.conns),
-    CHANNEL("max_conns", "MAX_CONNS", F_COUNT, info.max_conns),
-    CHANNEL("memory", "MEMORY", F_BYTES, info.memory),
-    CHANNEL("max_memory", "MAX_MEMORY", F_BYTES, info.memory_max),
-};
-
-static void channel_shown(ChannelShown *shown, const Channel *ch)
+/* show_config() - what is in force, as an init file */
+static void show_config(Text *out, bool keys)
 {
-    shown->id = ch->spec.channel_id;
-    shown->spec = ch->spec.text;
-    vp_channel_info(ch->drv, &shown->info);
-    shown->reconnects = shown->info.attaches > 0 ? shown->info.attaches - 1
-                                                 : 0;
-}
+    Settings now = settings;
 
-static void show_channels(const Show *s)
-{
+    (void)keys;
     for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
-        ChannelShown shown;
-        const VPChannelInfo *i = &shown.info;
-        char ago[16];
-
-        channel_shown(&shown, ch);
-        show_thing(s, &shown);
-        if (s->keys) {
-            continue;
-        }
-        if (i->in_flight > 0 || strcmp(i->state, "up") == 0) {
-            text_add(s->out, "     in flight: %u of %u bytes; packets: %llu "
-                     "in, %llu out\n", i->in_flight, i->limit,
-                     (unsigned long long)i->packets[0],
-                     (unsigned long long)i->packets[1]);
-        }
-        if (i->last_error[0] != '\0') {
-            text_add(s->out, "     last error, %s ago: %s\n",
-                     seconds(i->last_error_age, ago), i->last_error);
-        }
+        text_add(out, "channel %s\n", ch->spec.text);
     }
-}
-
-static void show_stats(const Show *s)
-{
-    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
-        ChannelShown shown;
-
-        channel_shown(&shown, ch);
-        show_thing(s, &shown);
-    }
-}
-
-typedef struct ForwardShown {
-    unsigned channel_id;
-    const char *service_id;
-    const char *spec;
-    const char *address;                  /* of an iforward */
-    const char *listening[MAX_ADDRS + 1]; /* of an oforward */
-} ForwardShown;
-
-static const Field oforward_fields[] = {
-    FIELD("channel", "CHANNEL", F_COUNT, ForwardShown, channel_id, NULL),
-    FIELD("service", "SERVICE", F_WORD, ForwardShown, service_id, NULL),
-    FIELD("spec", NULL, F_WORD, ForwardShown, spec, NULL),
-    FIELD("listening", "ADDRESS", F_LIST, ForwardShown, listening, NULL),
-};
-
-static const Field iforward_fields[] = {
-    FIELD("channel", "CHANNEL", F_COUNT, ForwardShown, channel_id, NULL),
-    FIELD("service", "SERVICE", F_WORD, ForwardShown, service_id, NULL),
-    FIELD("spec", NULL, F_WORD, ForwardShown, spec, NULL),
-    FIELD(NULL, "ADDRESS", F_WIDE, ForwardShown, address, NULL),
-};
-
-static void show_oforwards(const Show *s)
-{
     for (const Forward *f = forwards; f != NULL; f = f->next) {
-        ForwardShown shown = { f->spec.channel_id, f->spec.service_id,
-                               f->spec.text, NULL, { NULL } };
-        char names[MAX_ADDRS][ADDR_NAME_SIZE];
-
-        if (f->spec.option != 'o') {
-            continue;
-        }
-        for (int i = 0; i < f->nfds; i++) {
-            VPAddr addr;
-
-            addr_bound(f->fds[i], &addr);
-            shown.listening[i] = vp_addr_str(&addr, names[i],
-                                             sizeof(names[i]));
-        }
-        show_thing(s, &shown);
+        text_add(out, "%s %s\n", spec_name(&f->spec), f->spec.text);
     }
+    now.level = (int)log_level; /* because "log" may have changed it */
+    options_print(out, &now);
 }
 
-static void show_iforwards(const Show *s)
+/* channel_info() - of @ch; all zeros for the row of the columns' names */
+static VPChannelInfo channel_info(const Show *s, const Channel *ch)
 {
-    for (const Forward *f = forwards; f != NULL; f = f->next) {
-        const Spec *spec = &f->spec;
-        char address[VALUE_MAX];
-        const ForwardShown shown = { spec->channel_id, spec->service_id,
-                                     spec->text, address, { NULL } };
+    VPChannelInfo info = { .state = "", .last_error = "" };
 
-        if (spec->option != 'i') {
-            continue;
-        }
-        if (spec->port == NULL) {
-            snprintf(address, sizeof(address), "%s", spec->addr);
-        } else {
-            snprintf(address, sizeof(address),
-                     strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
-                     spec->addr, spec->port);
-        }
-        show_thing(s, &shown);
+    if (!s->head) {
+        vp_channel_info(ch->drv, &info);
+    }
+    return info;
+}
+
+static void show_channel(Show *s, const Channel *ch)
+{
+    const VPChannelInfo i = channel_info(s, ch);
+    char ago[16], rate[24];
+
+    snprintf(rate, sizeof(rate), "%.0f", i.rate);
+    row_begin(s);
+    show_count(s, "id", "ID", ch->spec.channel_id);
+    show_text(s, "state", "STATE", i.state, LEFT);
+    show_wide(s, "spec", "CHANNEL", ch->spec.text, "");
+    show_time(s, "session_us", "SESSION", i.session_age, i.session_age > 0);
+    show_bytes(s, "in_bytes", "IN", i.bytes[0]);
+    show_bytes(s, "out_bytes", "OUT", i.bytes[1]);
+    show_count(s, "in_packets", NULL, i.packets[0]);
+    show_count(s, "out_packets", NULL, i.packets[1]);
+    show_time(s, "rtt_us", "RTT", i.rtt, i.rtt > 0);
+    show_text(s, "rate", "RATE/s",
+              s->keys ? rate : i.rate > 0 ? human(i.rate, rate) : "-", RIGHT);
+    show_count(s, "in_flight", NULL, i.in_flight);
+    show_count(s, "limit", NULL, i.limit);
+    show_count(s, "resyncs", "RESYNCS", i.resyncs);
+    show_count(s, "reconnects", "RECONN", i.attaches - (i.attaches > 0));
+    show_text(s, "last_error", NULL, i.last_error, LEFT);
+    show_time(s, "last_error_us", NULL, i.last_error_age, true);
+    row_end(s);
+    if (!s->keys && (i.in_flight > 0 || strcmp(i.state, "up") == 0)) {
+        text_add(s->out, "     in flight: %u of %u bytes; packets: %llu in, "
+                 "%llu out\n", i.in_flight, i.limit,
+                 (unsigned long long)i.packets[0],
+                 (unsigned long long)i.packets[1]);
+    }
+    if (!s->keys && i.last_error[0] != '\0') {
+        text_add(s->out, "     last error, %s ago: %s\n",
+                 seconds(i.last_error_age, ago), i.last_error);
     }
 }
 
-typedef struct ConnShown {
-    const char *id;
-    const char *from;
-    const char *to;
-    VPConnInfo info;
-} ConnShown;
+static void show_stats(Show *s, const Channel *ch)
+{
+    const VPChannelInfo i = channel_info(s, ch);
 
-#define CONN(key, column, kind, member, join) \
-    FIELD(key, column, kind, ConnShown, member, join)
+    row_begin(s);
+    show_count(s, "channel", "ID", ch->spec.channel_id);
+    show_count(s, "conns", "CONNS", i.conns);
+    show_count(s, "max_conns", "MAX_CONNS", i.max_conns);
+    show_bytes(s, "memory", "MEMORY", i.memory);
+    show_bytes(s, "max_memory", "MAX_MEMORY", i.memory_max);
+    row_end(s);
+}
 
-static const Field conn_fields[] = {
-    CONN("id", "ID", F_WORD, id, NULL),
-    CONN("service", "SERVICE", F_WORD, info.service_id, NULL),
-    CONN("from", "FROM", F_WIDE, from, " > "),
-    CONN("to", "TO", F_WIDE, to, NULL),
-    CONN("in", "IN", F_WORD, info.in, "/"),
-    CONN("out", "OUT", F_WORD, info.out, NULL),
-    CONN("age_us", "AGE", F_TIME, info.age, NULL),
-    CONN("idle_us", "IDLE", F_TIME, info.idle, NULL),
-    CONN("sent_bytes", "SENT", F_BYTES, info.bytes[1], NULL),
-    CONN("received_bytes", "RECVD", F_BYTES, info.bytes[0], NULL),
-    CONN("credit", "CREDIT", F_BYTES, info.credit, NULL),
-    CONN("waiting", "WAITING", F_BYTES, info.waiting, NULL),
-};
+static void show_forward(Show *s, const Spec *spec)
+{
+    show_count(s, "channel", "CHANNEL", spec->channel_id);
+    show_text(s, "service", "SERVICE", spec->service_id, LEFT);
+    show_text(s, "spec", NULL, spec->text, LEFT);
+}
 
-/* What show_conn() needs to know beside the connection. */
-typedef struct ConnsOf {
-    const Show *show;
-    unsigned channel_id;
-} ConnsOf;
+static void show_oforward(Show *s, const Forward *f)
+{
+    if (f->spec.option == 'i') {
+        return;
+    }
+    row_begin(s);
+    show_forward(s, &f->spec);
+    for (int i = 0; i < f->nfds; i++) {
+        VPAddr addr;
+
+        addr_bound(f->fds[i], &addr);
+        show_wide(s, "listening", "ADDRESS", addr_name(&addr), " ");
+    }
+    row_end(s);
+}
+
+static void show_iforward(Show *s, const Forward *f)
+{
+    const Spec *spec = &f->spec;
+    char address[VALUE_MAX];
+
+    if (spec->option == 'o') {
+        return;
+    }
+    if (spec->port != NULL) {
+        snprintf(address, sizeof(address),
+                 strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
+                 spec->addr, spec->port);
+    }
+    row_begin(s);
+    show_forward(s, spec);
+    show_wide(s, NULL, "ADDRESS", spec->port != NULL ? address : spec->addr,
+              "");
+    row_end(s);
+}
 
 static void show_conn(const VPConnInfo *c, void *opaque)
 {
-    const ConnsOf *of = opaque;
-    VPAddr ours = { .len = 0 }, theirs = { .len = 0 };
+    Show *s = opaque;
+    VPAddr ours = { .len = 0 }, theirs = { .len = sizeof(theirs.ss) };
     char id[32], from[ADDR_NAME_SIZE], to[ADDR_NAME_SIZE];
-    const ConnShown shown = { id, from, to, *c };
 
-    if (c->fd >= 0) {
-        theirs.len = sizeof(theirs.ss);
-        if (getpeername(c->fd, (struct sockaddr *)&theirs.ss,
-                        &theirs.len) < 0) {
-            theirs.len = 0;
-        }
-        addr_bound(c->fd, &ours);
+    addr_bound(c->fd, &ours);
+    if (getpeername(c->fd, (struct sockaddr *)&theirs.ss, &theirs.len) < 0) {
+        theirs.len = 0;
     }
     if (c->connecting != NULL) {
         theirs = *c->connecting;
     }
-    snprintf(id, sizeof(id), "%u%c%u", of->channel_id, c->client ? 'o' : 'i',
+    snprintf(id, sizeof(id), "%u%c%u", s->channel_id, c->client ? 'o' : 'i',
              c->id);
     vp_addr_str(c->client ? &theirs : &ours, from, sizeof(from));
     vp_addr_str(c->client ? &ours : &theirs, to, sizeof(to));
-    show_thing(of->show, &shown);
+    row_begin(s);
+    show_text(s, "id", "ID", id, LEFT);
+    show_text(s, "service", "SERVICE", c->service_id, LEFT);
+    show_wide(s, "from", "FROM", from, "");
+    show_wide(s, "to", "TO", to, " > ");
+    show_text(s, "in", "IN", c->in, "/");
+    show_text(s, "out", "OUT", c->out, LEFT);
+    show_time(s, "age_us", "AGE", c->age, true);
+    show_time(s, "idle_us", "IDLE", c->idle, true);
+    show_bytes(s, "sent_bytes", "SENT", c->bytes[1]);
+    show_bytes(s, "received_bytes", "RECVD", c->bytes[0]);
+    show_bytes(s, "credit", "CREDIT", c->credit);
+    show_bytes(s, "waiting", "WAITING", c->waiting);
+    row_end(s);
 }
 
-static void show_conns(const Show *s)
+static void show_conns(Show *s, const Channel *ch)
 {
-    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
-        ConnsOf of = { s, ch->spec.channel_id };
+    static const VPConnInfo none = { .fd = -1 };
 
-        vp_conns(ch->drv, show_conn, &of);
+    s->channel_id = ch->spec.channel_id;
+    if (s->head) {
+        show_conn(&none, s);
+    } else {
+        vp_conns(ch->drv, show_conn, s);
     }
 }
 
-static const Info infos[] = {
-    { "status", "status", status_fields, COUNT(status_fields), true,
-      show_status },
-    { "channels", "channel", channel_fields, COUNT(channel_fields), false,
-      show_channels },
-    { "oforwards", "oforward", oforward_fields, COUNT(oforward_fields), false,
-      show_oforwards },
-    { "iforwards", "iforward", iforward_fields, COUNT(iforward_fields), false,
-      show_iforwards },
-    { "conns", "conn", conn_fields, COUNT(conn_fields), false, show_conns },
-    { "stats", "stats", stats_fields, COUNT(stats_fields), false, show_stats },
+/* What stands after "info"; one of the three functions shows it. */
+static const struct Info {
+    const char *name;
+    const char *word; /* what a line of keys begins with; NULL: it has none */
+    void (*text)(Text *out, bool keys);
+    void (*channel)(Show *s, const Channel *ch);
+    void (*forward)(Show *s, const Forward *f);
+} infos[] = {
+    { "status", "status", .text = show_status },
+    { "channels", "channel", .channel = show_channel },
+    { "oforwards", "oforward", .forward = show_oforward },
+    { "iforwards", "iforward", .forward = show_iforward },
+    { "conns", "conn", .channel = show_conns },
+    { "stats", "stats", .channel = show_stats },
+    { "config", NULL, .text = show_config },
 };
 
-static const Info *info_find(const char *name)
+static const struct Info *info_find(const char *name)
 {
     for (size_t i = 0; i < COUNT(infos); i++) {
         if (strcmp(name, infos[i].name) == 0) {
@@ -3530,19 +3388,43 @@ static const Info *info_find(const char *name)
     return NULL;
 }
 
-/* show_config() - what is in force, as an init file */
-static void show_config(Text *out)
+/* info_rows() - of @ch and those after it, or of @f and those after it */
+static void info_rows(const struct Info *info, Show *s, const Channel *ch,
+                      const Forward *f)
 {
-    Settings now = settings;
+    for (; info->channel != NULL && ch != NULL; ch = ch->next) {
+        info->channel(s, ch);
+    }
+    for (; info->forward != NULL && f != NULL; f = f->next) {
+        info->forward(s, f);
+    }
+}
 
-    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
-        text_add(out, "channel %s\n", ch->spec.text);
+/* info_show() - append what @info shows to @out */
+static void info_show(const struct Info *info, Text *out, bool keys)
+{
+    /* what the names of the columns are the row of */
+    static const Channel no_channel;
+    static const Forward no_forward = { .fds = { -1 }, .nfds = 1 };
+    Text rows = { .data = NULL };
+    Show s = { .out = keys ? out : &rows, .word = info->word, .keys = keys };
+
+    if (info->text != NULL) {
+        info->text(out, keys);
+        return;
     }
-    for (const Forward *f = forwards; f != NULL; f = f->next) {
-        text_add(out, "%s %s\n", spec_name(&f->spec), f->spec.text);
+    if (!keys) {
+        s.head = true;
+        info_rows(info, &s, &no_channel, &no_forward);
+        s.head = false;
     }
-    now.level = (int)log_level; /* because "log" may have changed it */
-    options_print(out, &now);
+    info_rows(info, &s, channels, forwards);
+    if (rows.failed) {
+        out->failed = true;
+    } else if (!keys) {
+        align_table(out, &rows);
+    }
+    text_free(&rows);
 }
 
 /*
@@ -3603,24 +3485,19 @@ static bool run_info(Mon *mon, char *args, Error *err)
     size_t len = strcspn(args, " \t");
     const char *more = args + len + strspn(args + len, " \t");
     bool keys = strcmp(more, "-k") == 0;
-    const Info *info;
+    const struct Info *info;
 
     if (*more != '\0' && !keys) {
         return error_set(err, "'%.64s': expected -k", more);
     }
     args[len] = '\0';
-    if (strcmp(args, "config") == 0) {
-        if (keys) {
-            return error_set(err, "'-k': 'info config' is an init file "
-                             "already");
-        }
-        show_config(&mon->out);
-        return true;
-    }
     info = info_find(args);
     if (info == NULL) {
         return error_set(err, "'%.64s': expected status, channels, oforwards, "
                          "iforwards, conns, stats or config", args);
+    }
+    if (keys && info->word == NULL) {
+        return error_set(err, "'-k': 'info config' is an init file already");
     }
     info_show(info, &mon->out, keys);
     return true;
