@@ -107,10 +107,8 @@ static void format_line(char *line, size_t size, const char *fmt, va_list ap)
     make_printable(line);
 }
 
-static bool error_set(Error *err, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
-
 /* error_set() - always false, so that a caller can return it */
+__attribute__((format(printf, 2, 3)))
 static bool error_set(Error *err, const char *fmt, ...)
 {
     va_list ap;
@@ -126,10 +124,8 @@ static bool error_memory(Error *err)
     return error_set(err, "out of memory");
 }
 
-static void text_add(Text *t, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
-
 /* text_add() - append; where memory runs out @t has failed from then on */
+__attribute__((format(printf, 2, 3)))
 static void text_add(Text *t, const char *fmt, ...)
 {
     va_list ap, measured;
@@ -311,10 +307,8 @@ static void log_line(VPLogLevel level, int channel, const char *text)
     }
 }
 
-static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
-
 /* log_at() - write a line if its level is wanted; @channel as in log_line() */
+__attribute__((format(printf, 3, 4)))
 static void log_at(VPLogLevel level, int channel, const char *fmt, ...)
 {
     char text[LOG_TEXT_MAX + 1];
@@ -437,10 +431,8 @@ typedef struct Spec {
     VPAddr *addrs;           /* that many, if "naddrs" is positive */
 } Spec;
 
-static bool spec_error(const Spec *spec, Error *err, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
-
 /* spec_error() - say what is wrong with @spec; returns false */
+__attribute__((format(printf, 3, 4)))
 static bool spec_error(const Spec *spec, Error *err, const char *fmt, ...)
 {
     char why[256];
@@ -840,25 +832,21 @@ static const Option *option_find(int letter)
     return o;
 }
 
-/* line_error() - say that @why is wrong, in @line if it is of the init file */
-static bool line_error(const Settings *s, unsigned line, const Error *why,
-                       Error *err)
+/* line_error() - begin @err with @line if it is of the init file; false */
+static bool line_error(const Settings *s, unsigned line, Error *err)
 {
-    if (line == 0) {
-        *err = *why;
-        return false;
-    }
-    return error_set(err, "%.200s:%u: %.300s", s->config_path, line,
-                     why->text);
+    const Error why = *err;
+
+    return line > 0 && error_set(err, "%.200s:%u: %.300s", s->config_path,
+                                 line, why.text);
 }
 
 /* option_error() - line_error() for the value that option @letter has */
-static bool option_error(const Settings *s, int letter, const Error *why,
-                         Error *err)
+static bool option_error(const Settings *s, int letter, Error *err)
 {
     ptrdiff_t i = option_find(letter) - options;
 
-    return line_error(s, s->on_line[i] ? 0 : s->in_file[i], why, err);
+    return line_error(s, s->on_line[i] ? 0 : s->in_file[i], err);
 }
 
 /* settings_add() - one more of "specs" */
@@ -1081,18 +1069,15 @@ static bool settings_file(Settings *s, const char *path, Error *err)
     FILE *f = fopen(path, "r");
     char line[VALUE_MAX + 100]; /* a name, blanks, and a value */
     const char *wrong;
-    Error why;
     bool ok = true;
 
     if (f == NULL) {
         return error_set(err, "--config '%s': %s", path, strerror(errno));
     }
     for (unsigned n = 1; ok && file_line(f, line, sizeof(line), &wrong); n++) {
-        ok = wrong != NULL ? error_set(&why, "%s", wrong)
-                           : settings_line(s, line, n, &why);
-        if (!ok) {
-            line_error(s, n, &why, err);
-        }
+        ok = wrong != NULL ? error_set(err, "%s", wrong)
+                           : settings_line(s, line, n, err);
+        ok = ok || line_error(s, n, err);
     }
     if (ok && ferror(f)) {
         ok = error_set(err, "--config '%s': %s", path, strerror(errno));
@@ -1226,8 +1211,6 @@ static bool key_read(VPKey *key, const char *path, const char *user,
 /* settings_key() - read the key, or keep it if USER can't read it again */
 static bool settings_key(Settings *s, Error *err)
 {
-    Error why;
-
     if (s->key_path == NULL) {
         return true;
     }
@@ -1237,8 +1220,8 @@ static bool settings_key(Settings *s, Error *err)
         s->key_kept = true;
         return true;
     }
-    return key_read(&s->config.key, s->key_path, s->user, &why) ||
-           option_error(s, 'k', &why, err);
+    return key_read(&s->config.key, s->key_path, s->user, err) ||
+           option_error(s, 'k', err);
 }
 
 /* ---- the whole -------------------------------------------------------- */
@@ -1260,27 +1243,29 @@ static bool settings_config(Settings *s, Error *err)
 static bool settings_check(const Settings *s, Error *err)
 {
     bool any = false;
-    Error why;
 
     for (size_t i = 0; i < s->nspecs; i++) {
         const Spec *spec = &s->specs[i];
+        const char *clash = NULL;
         bool found = spec->option == 'c';
 
         any |= found;
         for (size_t j = 0; j < s->nspecs; j++) {
             const Spec *other = &s->specs[j];
-            const char *clash = j < i ? spec_clash(spec, other) : NULL;
 
-            if (clash != NULL) {
-                spec_error(spec, &why, "%s", clash);
-                return line_error(s, spec->line, &why, err);
+            if (j < i && clash == NULL) {
+                clash = spec_clash(spec, other);
             }
             found |= other->option == 'c' &&
                      other->channel_id == spec->channel_id;
         }
-        if (!found) {
-            spec_error(spec, &why, "there is no channel %u", spec->channel_id);
-            return line_error(s, spec->line, &why, err);
+        if (clash != NULL) {
+            spec_error(spec, err, "%s", clash);
+        } else if (!found) {
+            spec_error(spec, err, "there is no channel %u", spec->channel_id);
+        }
+        if (clash != NULL || !found) {
+            return line_error(s, spec->line, err);
         }
     }
     return any || s->monitor != NULL ||
@@ -1374,7 +1359,7 @@ static int addr_lookup(const char *host, const char *port, int flags,
     int n = 0, rc = getaddrinfo(host, port, &hints, &list);
 
     if (rc != 0) {
-        return rc < 0 ? rc : -rc;
+        return -abs(rc);
     }
     for (struct addrinfo *ai = list; ai != NULL && n < MAX_ADDRS;
          ai = ai->ai_next) {
@@ -1473,7 +1458,7 @@ static void lookup_ready(void *opaque, int fd, int events)
         return;
     }
     if (n != (ssize_t)sizeof(answer)) {
-        answer.naddrs = EAI_FAIL < 0 ? EAI_FAIL : -EAI_FAIL;
+        answer.naddrs = -abs(EAI_FAIL);
     }
     lookup_cancel(l);
     l->done(l->opaque, &answer);
@@ -1541,7 +1526,7 @@ static void spec_looked_up(Spec *spec, const Answer *answer)
     if (answer->naddrs > 0) {
         spec->addrs = malloc(size);
         if (spec->addrs == NULL) {
-            spec->naddrs = EAI_MEMORY < 0 ? EAI_MEMORY : -EAI_MEMORY;
+            spec->naddrs = -abs(EAI_MEMORY);
         } else {
             memcpy(spec->addrs, answer->addrs, size);
         }
@@ -2630,7 +2615,7 @@ static void log_change(const char *who, const char *what, char option,
 }
 
 /*
- * running_add() - add what @spec asks for; @spec is taken over on success
+ * running_add() - add what @spec asks for; @spec is taken over, also on failure
  * @who:  for log_change()
  */
 static bool running_add(Spec *spec, const VPConfig *config, const char *who,
@@ -2642,13 +2627,15 @@ static bool running_add(Spec *spec, const VPConfig *config, const char *who,
     bool ok;
 
     if (clash != NULL) {
-        return spec_error(spec, err, "%s", clash);
+        ok = spec_error(spec, err, "%s", clash);
+    } else {
+        ok = option == 'c' ? channel_add(spec, config, err)
+                           : forward_add(spec, err);
     }
-    ok = option == 'c' ? channel_add(spec, config, err)
-                       : forward_add(spec, err);
     if (ok) {
         log_change(who, "added", option, text);
     }
+    spec_free(spec);
     return ok;
 }
 
@@ -2690,7 +2677,6 @@ static bool settings_has(const Settings *s, const Spec *spec)
 static bool apply_spec(const Settings *now, Spec *spec, const char *who,
                        Error *err)
 {
-    Error why;
     Spec copy;
 
     if (!spec_parse(&copy, spec->option, spec->text, err)) {
@@ -2699,11 +2685,8 @@ static bool apply_spec(const Settings *now, Spec *spec, const char *who,
     copy.addrs = spec->addrs;
     copy.naddrs = spec->naddrs;
     spec->addrs = NULL;
-    if (!running_add(&copy, &now->config, who, &why)) {
-        spec_free(&copy);
-        return line_error(now, spec->line, &why, err);
-    }
-    return true;
+    return running_add(&copy, &now->config, who, err) ||
+           line_error(now, spec->line, err);
 }
 
 /*
@@ -3503,15 +3486,6 @@ static bool run_info(Mon *mon, char *args, Error *err)
     return true;
 }
 
-/* mon_add() - add what mon->adding asks for; its addresses are known now */
-static bool mon_add(Mon *mon, Error *err)
-{
-    bool ok = running_add(&mon->adding, &settings.config, "monitor", err);
-
-    spec_free(&mon->adding);
-    return ok;
-}
-
 static void mon_looked_up(void *opaque, const Answer *answer);
 
 /* run_add() - if a name has to be looked up, mon_looked_up() will answer */
@@ -3524,7 +3498,7 @@ static bool run_add(Mon *mon, char *args, Error *err)
         return false;
     }
     if (!spec_is_name(spec)) {
-        return mon_add(mon, err);
+        return running_add(spec, &settings.config, "monitor", err);
     }
     rc = lookup_start(&mon->lookup, spec->addr, spec->port, mon_looked_up,
                       mon);
@@ -3812,9 +3786,11 @@ static void mon_looked_up(void *opaque, const Answer *answer)
 {
     Mon *mon = opaque;
     Error err;
+    bool ok;
 
     spec_looked_up(&mon->adding, answer);
-    mon_answer(mon, mon_add(mon, &err), &err);
+    ok = running_add(&mon->adding, &settings.config, "monitor", &err);
+    mon_answer(mon, ok, &err);
     mon_continue(mon);
 }
 
@@ -4177,10 +4153,8 @@ static void descriptors_raise(void)
 static bool start_option(int opt, const char *value,
                          bool (*take)(const char *, Error *), Error *err)
 {
-    Error why;
-
-    return value == NULL || take(value, &why) ||
-           option_error(&settings, opt, &why, err);
+    return value == NULL || take(value, err) ||
+           option_error(&settings, opt, err);
 }
 
 /* start() - open everything; false if anything can't be opened */
