@@ -199,6 +199,24 @@ static bool parse_number(const char *text, unsigned long min,
     return errno == 0 && *end == '\0' && *value >= min && *value <= max;
 }
 
+/*
+ * cut_word() - cut the first word off @line
+ * @around:  what goes from both ends of @line
+ * @rest:    becomes what follows the word, without the blanks between
+ */
+static char *cut_word(char *line, const char *around, char **rest)
+{
+    char *word = line + strspn(line, around), *end = word + strlen(word);
+
+    while (end > word && strchr(around, end[-1]) != NULL) {
+        *--end = '\0';
+    }
+    end = word + strcspn(word, " \t");
+    *rest = end + strspn(end, " \t");
+    *end = '\0';
+    return word;
+}
+
 /* value_wrong() - why an init file can't hold this value, or NULL */
 static const char *value_wrong(const char *value)
 {
@@ -866,23 +884,19 @@ static bool settings_add(Settings *s, char option, const char *value,
     return true;
 }
 
-/* string_wrong() - say why @value can't be that of @o; false if it can */
-static bool string_wrong(const Option *o, const char *value, Error *err)
+/* string_check() - can @value be that of @o? */
+static bool string_check(const Option *o, const char *value, Error *err)
 {
     const char *wrong = value[0] == '\0' ? "expected a value"
                         : o->rules & NOT_IN_FILE ? NULL : value_wrong(value);
 
     if (wrong != NULL) {
-        error_set(err, "--%s '%.128s': %s", o->name, value, wrong);
-        return true;
+        return error_set(err, "--%s '%.128s': %s", o->name, value, wrong);
     }
-    if ((o->rules & SOCKET_PATH) && strlen(value) > SOCKET_PATH_MAX) {
-        error_set(err, "-%c '%.128s': the path has %zu bytes, a unix socket's "
-                  "at most %zu", o->letter, value, strlen(value),
-                  SOCKET_PATH_MAX);
-        return true;
-    }
-    return false;
+    return !(o->rules & SOCKET_PATH) || strlen(value) <= SOCKET_PATH_MAX ||
+           error_set(err, "-%c '%.128s': the path has %zu bytes, a unix "
+                     "socket's at most %zu", o->letter, value, strlen(value),
+                     SOCKET_PATH_MAX);
 }
 
 /*
@@ -912,7 +926,7 @@ static bool option_take(Settings *s, const Option *o, const char *value,
     case SPEC:
         return settings_add(s, o->letter, value, line, err);
     case STRING:
-        if (string_wrong(o, value, err)) {
+        if (!string_check(o, value, err)) {
             return false;
         }
         if (counts) {
@@ -1035,17 +1049,10 @@ static bool file_line(FILE *f, char *line, size_t size, const char **wrong)
 static bool settings_line(Settings *s, char *line, unsigned number, Error *err)
 {
     const Option *o = options;
-    char *name = line + strspn(line, " \t"), *value, *end;
+    char *value, *name = cut_word(line, " \t", &value);
 
     if (name[0] == '\0' || name[0] == '#') {
         return true;
-    }
-    end = name + strcspn(name, " \t");
-    value = end + strspn(end, " \t");
-    *end = '\0';
-    for (end = value + strlen(value);
-         end > value && (end[-1] == ' ' || end[-1] == '\t'); end--) {
-        end[-1] = '\0';
     }
     while (o < options + OPTIONS && strcmp(o->name, name) != 0) {
         o++;
@@ -1343,6 +1350,7 @@ static void addr_unix(const char *path, VPAddr *addr)
 
 /*
  * addr_lookup() - at most MAX_ADDRS addresses of a host and port
+ * @port:   NULL: @host is the path of a unix socket
  * @flags:  AI_NUMERICHOST: don't ask a name server, which may take its time
  *
  * Returns their number, never 0, or an EAI_ value made negative.
@@ -1356,8 +1364,13 @@ static int addr_lookup(const char *host, const char *port, int flags,
         .ai_flags = flags,
     };
     struct addrinfo *list;
-    int n = 0, rc = getaddrinfo(host, port, &hints, &list);
+    int n = 0, rc;
 
+    if (port == NULL) {
+        addr_unix(host, &addrs[0]);
+        return 1;
+    }
+    rc = getaddrinfo(host, port, &hints, &list);
     if (rc != 0) {
         return -abs(rc);
     }
@@ -1512,8 +1525,7 @@ static bool spec_is_name(const Spec *spec)
 {
     VPAddr addrs[MAX_ADDRS];
 
-    return spec->port != NULL &&
-           (spec->option != 'c' || spec->method == TCP_LISTEN) &&
+    return (spec->option != 'c' || spec->method == TCP_LISTEN) &&
            addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0;
 }
 
@@ -1543,10 +1555,6 @@ static int spec_lookup(const Spec *spec, VPAddr *addrs, Error *err)
 {
     int n = spec->naddrs;
 
-    if (spec->port == NULL) {
-        addr_unix(spec->addr, &addrs[0]);
-        return 1;
-    }
     if (n == 0) {
         n = addr_lookup(spec->addr, spec->port, 0, addrs);
     } else if (n > 0) {
@@ -2138,13 +2146,7 @@ static void connect_looked_up(void *opaque, const Answer *answer)
     connect_start(ch, answer->naddrs);
 }
 
-static void open_unix(Channel *ch)
-{
-    addr_unix(ch->spec.addr, &ch->addrs[0]);
-    connect_start(ch, 1);
-}
-
-static void open_tcp(Channel *ch)
+static void open_socket(Channel *ch)
 {
     const Spec *spec = &ch->spec;
     int n = addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, ch->addrs);
@@ -2376,9 +2378,9 @@ static void channel_warn_open(const Channel *ch)
 static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
 {
     static void (*const openers[])(Channel *ch) = {
-        [UNIX_CONNECT] = open_unix,
+        [UNIX_CONNECT] = open_socket,
         [UNIX_LISTEN] = NULL,
-        [TCP_CONNECT] = open_tcp,
+        [TCP_CONNECT] = open_socket,
         [TCP_LISTEN] = NULL,
         [VIRTSERIAL_OPEN] = open_port,
         [ISASERIAL_OPEN] = open_serial,
@@ -2456,17 +2458,15 @@ static void forward_unlisten(Forward *f)
 /* forward_listen() - returns 0, or a negative errno value; 1: see @err */
 static int forward_listen(Forward *f, Error *err)
 {
-    int fds[MAX_ADDRS], n = listen_spec(&f->spec, fds, err), rc = n == 0;
+    int n = listen_spec(&f->spec, f->fds, err), rc = n == 0;
 
     for (int i = 0; i < n; i++) {
         if (rc < 0) {
-            close(fds[i]);
+            close(f->fds[i]);
             continue;
         }
-        rc = vp_set_oforward(f->channel->drv, fds[i], f->spec.service_id);
-        if (rc == 0) {
-            f->fds[f->nfds++] = fds[i];
-        }
+        rc = vp_set_oforward(f->channel->drv, f->fds[i], f->spec.service_id);
+        f->nfds += rc == 0;
     }
     if (rc < 0) {
         forward_unlisten(f);
@@ -2984,17 +2984,14 @@ typedef struct Show {
 /* human() - a count of bytes in at most 5 characters */
 static const char *human(double bytes, char buf[16])
 {
-    static const char unit[] = " KMGTPE";
+    static const char *const unit[] = { "", "K", "M", "G", "T", "P", "E" };
     size_t u = 0;
 
-    while (bytes >= 10000 && u + 2 < sizeof(unit)) {
+    while (bytes >= 10000 && u + 1 < COUNT(unit)) {
         bytes /= 1024;
         u++;
     }
-    snprintf(buf, 16, "%.0f%c", bytes, unit[u]);
-    if (u == 0) {
-        buf[strlen(buf) - 1] = '\0';
-    }
+    snprintf(buf, 16, "%.0f%s", bytes, unit[u]);
     return buf;
 }
 
@@ -3465,19 +3462,16 @@ struct Mon {
 
 static bool run_info(Mon *mon, char *args, Error *err)
 {
-    size_t len = strcspn(args, " \t");
-    const char *more = args + len + strspn(args + len, " \t");
+    char *more, *name = cut_word(args, "", &more);
+    const struct Info *info = info_find(name);
     bool keys = strcmp(more, "-k") == 0;
-    const struct Info *info;
 
     if (*more != '\0' && !keys) {
         return error_set(err, "'%.64s': expected -k", more);
     }
-    args[len] = '\0';
-    info = info_find(args);
     if (info == NULL) {
         return error_set(err, "'%.64s': expected status, channels, oforwards, "
-                         "iforwards, conns, stats or config", args);
+                         "iforwards, conns, stats or config", name);
     }
     if (keys && info->word == NULL) {
         return error_set(err, "'-k': 'info config' is an init file already");
@@ -3620,22 +3614,15 @@ static bool run_help(Mon *mon, char *args, Error *err)
     return found || error_set(err, "'%.64s': there is no such command", args);
 }
 
-static const Command *command_find(const char *name)
-{
-    for (size_t i = 0; i < COUNT(commands); i++) {
-        if (strcmp(name, commands[i].name) == 0) {
-            return &commands[i];
-        }
-    }
-    return NULL;
-}
-
 /* command_run() - the command @name, if it has the arguments it takes */
 static bool command_run(Mon *mon, const char *name, char *args, Error *err)
 {
-    const Command *c = command_find(name);
+    const Command *c = commands;
 
-    if (c == NULL) {
+    while (c < commands + COUNT(commands) && strcmp(c->name, name) != 0) {
+        c++;
+    }
+    if (c == commands + COUNT(commands)) {
         return error_set(err, "'%.64s': there is no such command, try 'help'",
                          name);
     }
@@ -3665,20 +3652,10 @@ static void mon_answer(Mon *mon, bool ok, const Error *err)
 /* mon_execute() - run one line, and answer it if it needs no lookup */
 static void mon_execute(Mon *mon, char *line)
 {
-    char *name = line + strspn(line, " \t\r"), *args;
-    size_t len = strlen(name);
+    char *args, *name = cut_word(line, " \t\r", &args);
     Error err;
-    bool ok;
+    bool ok = name[0] == '\0' || command_run(mon, name, args, &err);
 
-    while (len > 0 && strchr(" \t\r", name[len - 1]) != NULL) {
-        name[--len] = '\0';
-    }
-    args = name + strcspn(name, " \t");
-    if (*args != '\0') {
-        *args++ = '\0';
-        args += strspn(args, " \t");
-    }
-    ok = name[0] == '\0' || command_run(mon, name, args, &err);
     if (mon->lookup.pid == 0 && !mon->unanswered) {
         mon_answer(mon, ok, &err);
     }
