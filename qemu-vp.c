@@ -9,7 +9,7 @@
  *
  * Rooms, each built on the ones before:
  *
- *   text       errors in words, texts that grow, numbers
+ *   text       errors in words, texts that grow, words and numbers
  *   log        where lines go
  *   specs      the text of a -c, -o or -i, checked and cut into its fields;
  *              before "options", because a list of specs is among their values
@@ -839,7 +839,6 @@ static void settings_free(Settings *s)
     memset(s, 0, sizeof(*s));
 }
 
-/* option_find() - the row with @letter */
 static const Option *option_find(int letter)
 {
     const Option *o = options;
@@ -1280,18 +1279,6 @@ static bool settings_check(const Settings *s, Error *err)
                      "needed");
 }
 
-/* settings_execute() - what -x needs beside it */
-static bool settings_execute(const Settings *s, Error *err)
-{
-    if (strpbrk(s->execute, "\r\n") != NULL) {
-        return error_set(err, "-x '%.128s': expected one command, on one line",
-                         s->execute);
-    }
-    return s->monitor != NULL ||
-           error_set(err, "-x '%.128s': expected -m PATH beside it",
-                     s->execute);
-}
-
 /* settings_read() - the command line, then the init file it names */
 static bool settings_read(Settings *s, int argc, char **argv, Error *err)
 {
@@ -1308,13 +1295,18 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
     }
     s->level = s->level < VP_LOG_ERROR ? VP_LOG_ERROR
                : s->level > VP_LOG_DEBUG ? VP_LOG_DEBUG : s->level;
+    if (s->execute != NULL && strpbrk(s->execute, "\r\n") != NULL) {
+        return error_set(err, "-x '%.128s': expected one command, on one line",
+                         s->execute);
+    }
     if (s->execute != NULL) {
-        return settings_execute(s, err);
+        return s->monitor != NULL ||
+               error_set(err, "-x '%.128s': expected -m PATH beside it",
+                         s->execute);
     }
     return settings_config(s, err) && settings_check(s, err);
 }
 
-/* settings_print() - as an init file */
 static void settings_print(Text *out, const Settings *s)
 {
     for (size_t i = 0; i < s->nspecs; i++) {
@@ -2036,19 +2028,18 @@ static void channel_opened(Channel *ch, int rfd, int wfd, VPChannelKind kind)
 static void open_serial(Channel *ch)
 {
     const char *path = ch->spec.addr;
-    int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK), err;
+    int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK);
+    int err = fd < 0 ? errno
+                     : tty_take(fd, find_speed(ch->spec.port), &ch->tty);
 
-    if (fd < 0) {
-        channel_retry(ch, path, errno);
+    if (err == 0) {
+        channel_opened(ch, fd, fd, VP_CHN_TTY);
         return;
     }
-    err = tty_take(fd, find_speed(ch->spec.port), &ch->tty);
-    if (err != 0) {
+    if (fd >= 0) {
         close(fd);
-        channel_retry(ch, path, err);
-        return;
     }
-    channel_opened(ch, fd, fd, VP_CHN_TTY);
+    channel_retry(ch, path, err);
 }
 
 /*
@@ -2214,6 +2205,19 @@ static void inherited_find(void)
     }
 }
 
+/* null_at() - make the descriptors from @fd to @last ones of /dev/null */
+static void null_at(int fd, int last)
+{
+    int null = open("/dev/null", O_RDWR);
+
+    for (; null >= 0 && fd <= last; fd++) {
+        dup2(null, fd);
+    }
+    if (null > STDERR_FILENO) {
+        close(null);
+    }
+}
+
 /*
  * standard_move() - move @fd if it is stdin, stdout or stderr
  *
@@ -2222,18 +2226,14 @@ static void inherited_find(void)
  */
 static int standard_move(int fd)
 {
-    int copy, null;
+    int copy;
 
     if (fd > STDERR_FILENO) {
         return fd;
     }
     copy = fcntl(fd, F_DUPFD, STDERR_FILENO + 1);
-    null = open("/dev/null", O_RDWR);
-    if (copy >= 0 && null >= 0) {
-        dup2(null, fd);
-    }
-    if (null >= 0) {
-        close(null);
+    if (copy >= 0) {
+        null_at(fd, fd);
     }
     return copy;
 }
@@ -2273,36 +2273,33 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
 /* channel_inherit() - use a descriptor that somebody has opened for us */
 static bool channel_inherit(Channel *ch, Error *err)
 {
-    int given = atoi(ch->spec.addr), fd, rc;
+    const char *wrong = "it was not open at the start, or is taken";
+    int given = atoi(ch->spec.addr), fd = -1;
     VPChannelKind kind = VP_CHN_SOCKET;
     bool listening = false;
-    const char *wrong;
 
     if (given >= (int)COUNT(inherited)) {
         return error_set(err, "-c '%.128s': only descriptors below %zu can be "
                          "inherited", ch->spec.text, COUNT(inherited));
     }
-    if (!inherited[given]) {
-        return error_set(err, "-c '%.128s': descriptor %d: it was not open at "
-                         "the start, or is taken", ch->spec.text, given);
-    }
-    fd = standard_move(given);
-    wrong = inherited_kind(ch, fd, &kind, &listening);
-    inherited[given] = wrong != NULL && fd == given; /* can be tried again */
-    if (wrong != NULL) {
-        error_set(err, "-c '%.128s': descriptor %d: %s", ch->spec.text, given,
-                  wrong);
-        if (fd >= 0 && fd != given) {
+    if (inherited[given]) {
+        fd = standard_move(given);
+        wrong = inherited_kind(ch, fd, &kind, &listening);
+        inherited[given] = wrong != NULL && fd == given; /* to try again */
+        if (wrong != NULL && fd >= 0 && fd != given) {
             close(fd);
         }
-        return false;
     }
-    if (listening) {
+    if (wrong == NULL && listening) {
         return channel_listen(ch, &fd, 1, err);
     }
-    rc = channel_attach(ch, fd, fd, kind);
-    return rc == 0 || error_set(err, "-c '%.128s': descriptor %d: %s",
-                                ch->spec.text, given, strerror(-rc));
+    if (wrong == NULL) {
+        int rc = channel_attach(ch, fd, fd, kind);
+
+        wrong = rc < 0 ? strerror(-rc) : NULL;
+    }
+    return wrong == NULL || error_set(err, "-c '%.128s': descriptor %d: %s",
+                                      ch->spec.text, given, wrong);
 }
 
 /* inherited_lost() - it can't be opened again; end if no channel is left */
@@ -2444,7 +2441,6 @@ typedef struct Forward {
 
 static Forward *forwards;
 
-/* forward_unlisten() - stop listening for an oforward */
 static void forward_unlisten(Forward *f)
 {
     for (int i = 0; i < f->nfds; i++) {
@@ -2563,7 +2559,6 @@ static void channel_del(Channel *ch)
 static char **saved_argv;
 static int saved_argc;
 
-/* channel_same() - the channel that runs and is the same as @spec, or NULL */
 static Channel *channel_same(const Spec *spec)
 {
     Channel *ch = channels;
@@ -2574,7 +2569,6 @@ static Channel *channel_same(const Spec *spec)
     return ch;
 }
 
-/* forward_same() - the forward that runs and is the same as @spec, or NULL */
 static Forward *forward_same(const Spec *spec)
 {
     Forward *f = forwards;
@@ -2778,18 +2772,18 @@ static void quit_step(void *opaque)
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         busy |= vp_busy(ch->drv);
     }
-    if (busy && vp_loop_now(loop) < quit_at) {
-        vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
-    } else if (!quit_resetting) {
+    if (!busy || vp_loop_now(loop) >= quit_at) {
+        if (quit_resetting) {
+            vp_loop_stop(loop);
+            return;
+        }
         for (Channel *ch = channels; ch != NULL; ch = ch->next) {
             vp_reset_all(ch->drv);
         }
         quit_resetting = true;
         quit_at = vp_loop_now(loop) + RESET_TIME;
-        vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
-    } else {
-        vp_loop_stop(loop);
     }
+    vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
 }
 
 /* A reload, while the names in it are looked up. */
@@ -3067,13 +3061,14 @@ static void show_wide(Show *s, const char *key, const char *column,
     }
 }
 
-static void show_count(Show *s, const char *key, const char *column,
-                       uint64_t count)
+/* show_number() - @text: what the column has in its place, or NULL */
+static void show_number(Show *s, const char *key, const char *column,
+                        uint64_t number, const char *text)
 {
-    char buf[24];
+    char digits[24];
 
-    snprintf(buf, sizeof(buf), "%llu", (unsigned long long)count);
-    show_text(s, key, column, buf, RIGHT);
+    snprintf(digits, sizeof(digits), "%llu", (unsigned long long)number);
+    show_text(s, key, column, s->keys || text == NULL ? digits : text, RIGHT);
 }
 
 static void show_bytes(Show *s, const char *key, const char *column,
@@ -3081,11 +3076,7 @@ static void show_bytes(Show *s, const char *key, const char *column,
 {
     char buf[16];
 
-    if (s->keys) {
-        show_count(s, key, column, bytes);
-    } else {
-        show_text(s, key, column, human((double)bytes, buf), RIGHT);
-    }
+    show_number(s, key, column, bytes, human((double)bytes, buf));
 }
 
 /* show_time() - in us; @known: else the column has a "-" */
@@ -3094,11 +3085,7 @@ static void show_time(Show *s, const char *key, const char *column,
 {
     char buf[16];
 
-    if (s->keys) {
-        show_count(s, key, column, us);
-    } else {
-        show_text(s, key, column, known ? seconds(us, buf) : "-", RIGHT);
-    }
+    show_number(s, key, column, us, known ? seconds(us, buf) : "-");
 }
 
 static void row_begin(Show *s)
@@ -3206,25 +3193,24 @@ static VPChannelInfo channel_info(const Show *s, const Channel *ch)
 static void show_channel(Show *s, const Channel *ch)
 {
     const VPChannelInfo i = channel_info(s, ch);
-    char ago[16], rate[24];
+    char buf[16];
 
-    snprintf(rate, sizeof(rate), "%.0f", i.rate);
     row_begin(s);
-    show_count(s, "id", "ID", ch->spec.channel_id);
+    show_number(s, "id", "ID", ch->spec.channel_id, NULL);
     show_text(s, "state", "STATE", i.state, LEFT);
     show_wide(s, "spec", "CHANNEL", ch->spec.text, "");
     show_time(s, "session_us", "SESSION", i.session_age, i.session_age > 0);
     show_bytes(s, "in_bytes", "IN", i.bytes[0]);
     show_bytes(s, "out_bytes", "OUT", i.bytes[1]);
-    show_count(s, "in_packets", NULL, i.packets[0]);
-    show_count(s, "out_packets", NULL, i.packets[1]);
+    show_number(s, "in_packets", NULL, i.packets[0], NULL);
+    show_number(s, "out_packets", NULL, i.packets[1], NULL);
     show_time(s, "rtt_us", "RTT", i.rtt, i.rtt > 0);
-    show_text(s, "rate", "RATE/s",
-              s->keys ? rate : i.rate > 0 ? human(i.rate, rate) : "-", RIGHT);
-    show_count(s, "in_flight", NULL, i.in_flight);
-    show_count(s, "limit", NULL, i.limit);
-    show_count(s, "resyncs", "RESYNCS", i.resyncs);
-    show_count(s, "reconnects", "RECONN", i.attaches - (i.attaches > 0));
+    show_number(s, "rate", "RATE/s", (uint64_t)(i.rate + 0.5),
+                i.rate > 0 ? human(i.rate, buf) : "-");
+    show_number(s, "in_flight", NULL, i.in_flight, NULL);
+    show_number(s, "limit", NULL, i.limit, NULL);
+    show_number(s, "resyncs", "RESYNCS", i.resyncs, NULL);
+    show_number(s, "reconnects", "RECONN", i.attaches - (i.attaches > 0), NULL);
     show_text(s, "last_error", NULL, i.last_error, LEFT);
     show_time(s, "last_error_us", NULL, i.last_error_age, true);
     row_end(s);
@@ -3236,7 +3222,7 @@ static void show_channel(Show *s, const Channel *ch)
     }
     if (!s->keys && i.last_error[0] != '\0') {
         text_add(s->out, "     last error, %s ago: %s\n",
-                 seconds(i.last_error_age, ago), i.last_error);
+                 seconds(i.last_error_age, buf), i.last_error);
     }
 }
 
@@ -3245,9 +3231,9 @@ static void show_stats(Show *s, const Channel *ch)
     const VPChannelInfo i = channel_info(s, ch);
 
     row_begin(s);
-    show_count(s, "channel", "ID", ch->spec.channel_id);
-    show_count(s, "conns", "CONNS", i.conns);
-    show_count(s, "max_conns", "MAX_CONNS", i.max_conns);
+    show_number(s, "channel", "ID", ch->spec.channel_id, NULL);
+    show_number(s, "conns", "CONNS", i.conns, NULL);
+    show_number(s, "max_conns", "MAX_CONNS", i.max_conns, NULL);
     show_bytes(s, "memory", "MEMORY", i.memory);
     show_bytes(s, "max_memory", "MAX_MEMORY", i.memory_max);
     row_end(s);
@@ -3255,7 +3241,7 @@ static void show_stats(Show *s, const Channel *ch)
 
 static void show_forward(Show *s, const Spec *spec)
 {
-    show_count(s, "channel", "CHANNEL", spec->channel_id);
+    show_number(s, "channel", "CHANNEL", spec->channel_id, NULL);
     show_text(s, "service", "SERVICE", spec->service_id, LEFT);
     show_text(s, "spec", NULL, spec->text, LEFT);
 }
@@ -3636,7 +3622,6 @@ static bool command_run(Mon *mon, const char *name, char *args, Error *err)
     return c->run(mon, args, err);
 }
 
-/* mon_answer() - the end of an answer */
 static void mon_answer(Mon *mon, bool ok, const Error *err)
 {
     if (!ok) {
@@ -3842,14 +3827,6 @@ static bool monitor_start(const char *path, Error *err)
                                 listen_error(rc));
 }
 
-static void monitor_end(void)
-{
-    while (monitors != NULL) {
-        mon_close(monitors);
-    }
-    vp_listener_stop(&monitor_listener);
-}
-
 /* ---- the client that -x is -------------------------------------------- */
 
 /*
@@ -3945,15 +3922,9 @@ static bool daemonize(Error *err)
 /* daemon_ready() - all is open: let go of the terminal and of the parent */
 static void daemon_ready(void)
 {
-    int null = open("/dev/null", O_RDWR);
     ssize_t n;
 
-    for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++) {
-        dup2(null, fd);
-    }
-    if (null > STDERR_FILENO) {
-        close(null);
-    }
+    null_at(STDIN_FILENO, STDERR_FILENO);
     n = write(ready_fd, "", 1);
     (void)n; /* because nothing changes for us if the parent was killed */
     close(ready_fd);
@@ -4163,7 +4134,10 @@ static bool start(Error *err)
 /* end_all() - tell the other sides, put serial lines back, close it all */
 static void end_all(void)
 {
-    monitor_end();
+    while (monitors != NULL) {
+        mon_close(monitors);
+    }
+    vp_listener_stop(&monitor_listener);
     while (channels != NULL) {
         channel_del(channels);
     }
