@@ -1479,16 +1479,13 @@ static int lookup_start(Lookup *l, const char *host, const char *port,
                         void (*done)(void *opaque, const Answer *answer),
                         void *opaque)
 {
-    int fds[2], err = 0;
+    int fds[2], err;
 
     if (pipe(fds) < 0) {
         return errno;
     }
-    if (fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0) {
-        err = errno;
-    } else {
-        err = -vp_watch(loop, fds[0], lookup_ready, l);
-    }
+    err = fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0
+          ? errno : -vp_watch(loop, fds[0], lookup_ready, l);
     if (err == 0) {
         l->pid = fork();
         if (l->pid == 0) {
@@ -2954,22 +2951,22 @@ static void reload(void)
 
 /* ---- info -------------------------------------------------------------
  *
- * What "info" shows of a thing is said field by field.  One call makes both
- * the column that people see and the key that "-k" prints.  Keys come in the
- * order of the calls, and so do the columns, but for wide ones, which stand at
- * the end of the line, as they need no alignment there.
+ * "info" shows a thing field by field.  One call makes both the column that
+ * people see and the key that "-k" prints.  Keys come in the order of the
+ * calls, and so do the columns, but for wide ones, which stand at the end of
+ * the line, as they need no alignment there.
  */
 
-/* What may follow a cell of a table; no value has these characters. */
-#define LEFT "\v"  /* the cell is aligned at its left */
-#define RIGHT "\t" /* at its right */
+/* They end a cell and say how to align it; no printable value has them. */
+#define LEFT "\v"
+#define RIGHT "\t"
 
 /* An "info" under way. */
 typedef struct Show {
     Text *out;           /* lines of keys, or a table yet to be aligned */
     const char *word;    /* what a line of keys begins with */
     bool keys;           /* -k was given */
-    bool head;           /* the names of the columns are shown, not values */
+    bool head;           /* the first row of a table: names of the columns */
     const char *between; /* follows the row's last cell if another one comes */
     Text wide;           /* the row's wide columns */
     unsigned channel_id; /* of the connections that are shown */
@@ -3049,7 +3046,7 @@ static void show_text(Show *s, const char *key, const char *column,
     }
 }
 
-/* show_wide() - a field with a wide column, @join parts it from one before */
+/* show_wide() - a field in a wide column; @join parts it from the one before */
 static void show_wide(Show *s, const char *key, const char *column,
                       const char *value, const char *join)
 {
@@ -3061,7 +3058,7 @@ static void show_wide(Show *s, const char *key, const char *column,
     }
 }
 
-/* show_number() - @text: what the column has in its place, or NULL */
+/* show_number() - a field; the column has @text, if not NULL, in its place */
 static void show_number(Show *s, const char *key, const char *column,
                         uint64_t number, const char *text)
 {
@@ -3101,6 +3098,7 @@ static void row_end(Show *s)
     }
     text_add(s->out, "\n");
     s->out->failed |= s->wide.failed;
+    s->head = false;
     text_free(&s->wide);
 }
 
@@ -3179,7 +3177,7 @@ static void show_config(Text *out, bool keys)
     options_print(out, &now);
 }
 
-/* channel_info() - of @ch; all zeros for the row of the columns' names */
+/* channel_info() - of @ch; nothing in the row with the columns' names */
 static VPChannelInfo channel_info(const Show *s, const Channel *ch)
 {
     VPChannelInfo info = { .state = "", .last_error = "" };
@@ -3239,46 +3237,34 @@ static void show_stats(Show *s, const Channel *ch)
     row_end(s);
 }
 
-static void show_forward(Show *s, const Spec *spec)
+static void show_forward(Show *s, const Forward *f)
 {
-    show_number(s, "channel", "CHANNEL", spec->channel_id, NULL);
-    show_text(s, "service", "SERVICE", spec->service_id, LEFT);
-    show_text(s, "spec", NULL, spec->text, LEFT);
-}
+    const Spec *spec = &f->spec;
+    char address[VALUE_MAX];
 
-static void show_oforward(Show *s, const Forward *f)
-{
-    if (f->spec.option == 'i') {
+    if (!s->head && strcmp(spec_name(spec), s->word) != 0) {
         return;
     }
     row_begin(s);
-    show_forward(s, &f->spec);
+    show_number(s, "channel", "CHANNEL", spec->channel_id, NULL);
+    show_text(s, "service", "SERVICE", spec->service_id, LEFT);
+    show_text(s, "spec", NULL, spec->text, LEFT);
     for (int i = 0; i < f->nfds; i++) {
         VPAddr addr;
 
         addr_bound(f->fds[i], &addr);
         show_wide(s, "listening", "ADDRESS", addr_name(&addr), " ");
     }
-    row_end(s);
-}
-
-static void show_iforward(Show *s, const Forward *f)
-{
-    const Spec *spec = &f->spec;
-    char address[VALUE_MAX];
-
-    if (spec->option == 'o') {
-        return;
+    if (spec->option == 'i') {
+        if (spec->port == NULL) {
+            snprintf(address, sizeof(address), "%s", spec->addr);
+        } else {
+            snprintf(address, sizeof(address),
+                     strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
+                     spec->addr, spec->port);
+        }
+        show_wide(s, NULL, "ADDRESS", address, "");
     }
-    if (spec->port != NULL) {
-        snprintf(address, sizeof(address),
-                 strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
-                 spec->addr, spec->port);
-    }
-    row_begin(s);
-    show_forward(s, spec);
-    show_wide(s, NULL, "ADDRESS", spec->port != NULL ? address : spec->addr,
-              "");
     row_end(s);
 }
 
@@ -3327,24 +3313,26 @@ static void show_conns(Show *s, const Channel *ch)
     }
 }
 
-/* What stands after "info"; one of the three functions shows it. */
-static const struct Info {
-    const char *name;
+/* What "info" can show.  One of the functions is set, the others are NULL. */
+typedef struct Info {
+    const char *name; /* what stands after "info" */
     const char *word; /* what a line of keys begins with; NULL: it has none */
-    void (*text)(Text *out, bool keys);
-    void (*channel)(Show *s, const Channel *ch);
-    void (*forward)(Show *s, const Forward *f);
-} infos[] = {
+    void (*text)(Text *out, bool keys);          /* all of it */
+    void (*channel)(Show *s, const Channel *ch); /* the rows of a channel */
+    void (*forward)(Show *s, const Forward *f);  /* the row of a forward */
+} Info;
+
+static const Info infos[] = {
     { "status", "status", .text = show_status },
     { "channels", "channel", .channel = show_channel },
-    { "oforwards", "oforward", .forward = show_oforward },
-    { "iforwards", "iforward", .forward = show_iforward },
+    { "oforwards", "oforward", .forward = show_forward },
+    { "iforwards", "iforward", .forward = show_forward },
     { "conns", "conn", .channel = show_conns },
     { "stats", "stats", .channel = show_stats },
     { "config", NULL, .text = show_config },
 };
 
-static const struct Info *info_find(const char *name)
+static const Info *info_find(const char *name)
 {
     for (size_t i = 0; i < COUNT(infos); i++) {
         if (strcmp(name, infos[i].name) == 0) {
@@ -3354,37 +3342,32 @@ static const struct Info *info_find(const char *name)
     return NULL;
 }
 
-/* info_rows() - of @ch and those after it, or of @f and those after it */
-static void info_rows(const struct Info *info, Show *s, const Channel *ch,
-                      const Forward *f)
-{
-    for (; info->channel != NULL && ch != NULL; ch = ch->next) {
-        info->channel(s, ch);
-    }
-    for (; info->forward != NULL && f != NULL; f = f->next) {
-        info->forward(s, f);
-    }
-}
-
 /* info_show() - append what @info shows to @out */
-static void info_show(const struct Info *info, Text *out, bool keys)
+static void info_show(const Info *info, Text *out, bool keys)
 {
-    /* what the names of the columns are the row of */
-    static const Channel no_channel;
-    static const Forward no_forward = { .fds = { -1 }, .nfds = 1 };
+    /* stand where a thing would, in the row with the names of the columns */
+    const Channel no_channel = { .next = channels };
+    const Forward no_forward = { .next = forwards, .fds = { -1 }, .nfds = 1 };
+    const Channel *ch = keys ? channels : &no_channel;
+    const Forward *f = keys ? forwards : &no_forward;
     Text rows = { .data = NULL };
-    Show s = { .out = keys ? out : &rows, .word = info->word, .keys = keys };
+    Show s = {
+        .out = keys ? out : &rows,
+        .word = info->word,
+        .keys = keys,
+        .head = !keys,
+    };
 
     if (info->text != NULL) {
         info->text(out, keys);
         return;
     }
-    if (!keys) {
-        s.head = true;
-        info_rows(info, &s, &no_channel, &no_forward);
-        s.head = false;
+    for (; info->channel != NULL && ch != NULL; ch = ch->next) {
+        info->channel(&s, ch);
     }
-    info_rows(info, &s, channels, forwards);
+    for (; info->forward != NULL && f != NULL; f = f->next) {
+        info->forward(&s, f);
+    }
     if (rows.failed) {
         out->failed = true;
     } else if (!keys) {
@@ -3449,7 +3432,7 @@ struct Mon {
 static bool run_info(Mon *mon, char *args, Error *err)
 {
     char *more, *name = cut_word(args, "", &more);
-    const struct Info *info = info_find(name);
+    const Info *info = info_find(name);
     bool keys = strcmp(more, "-k") == 0;
 
     if (*more != '\0' && !keys) {
