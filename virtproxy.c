@@ -703,7 +703,11 @@ static void loop_cool(VPLoop *loop)
     int hot = 0;
 
     for (size_t i = 0; i < words; i++) {
-        hot += __builtin_popcountl(loop->hot[0][i] | loop->hot[1][i]);
+        unsigned long bits = loop->hot[0][i] | loop->hot[1][i];
+
+        for (; bits != 0; bits &= bits - 1) {
+            hot++;
+        }
     }
     if (hot <= VP_SCAN_ALWAYS && loop->now - loop->hot_at < VP_HOT_US) {
         return;
@@ -1524,20 +1528,50 @@ enum {
     VP_HELLO_BYE = 16,      /* the session I name is over */
 };
 
-/* Two 64-bit words at once; gcc and clang have it on every machine. */
-typedef uint64_t VPVec __attribute__((vector_size(16)));
-
-#define VP_SUM_BLOCK (2 * sizeof(VPVec))
+#define VP_SUM_BLOCK 32
 #define VP_SUM_STEP 0x7a6b4 /* even; * 2048 blocks < 2^30 */
 
-/*
- * Weights within a block: [half][upper or lower 32 bits] for both 64-bit
- * words of the half; odd, below 2^30.
- */
-static const VPVec sum_weight[2][2] = {
-    { { 0x2545f491, 0x1b873593 }, { 0x3c6ef373, 0x27d4eb2f } },
-    { { 0x165667b1, 0x2e1b2139 }, { 0x3ad3ab85, 0x1f123bb5 } },
+/* Weights of the halves of a block's four 64-bit words: odd, below 2^30. */
+static const uint64_t sum_lower[] = {
+    0x2545f491, 0x1b873593, 0x165667b1, 0x2e1b2139,
 };
+static const uint64_t sum_upper[] = {
+    0x3c6ef373, 0x27d4eb2f, 0x3ad3ab85, 0x1f123bb5,
+};
+
+/* get64_little() - compilers make one load of this, but not of a loop */
+static uint64_t get64_little(const uint8_t *p)
+{
+    return p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 |
+           (uint64_t)p[3] << 24 | (uint64_t)p[4] << 32 |
+           (uint64_t)p[5] << 40 | (uint64_t)p[6] << 48 | (uint64_t)p[7] << 56;
+}
+
+/* sum_words() - wire_sum() word by word: of a header there is no faster way */
+static uint64_t sum_words(const uint8_t *p, size_t len)
+{
+    size_t blocks = (len + VP_SUM_BLOCK - 1) / VP_SUM_BLOCK;
+    uint64_t sum = 0;
+
+    for (size_t i = 0; 8 * i < len; i++) {
+        uint64_t fall = (blocks - i / 4) * VP_SUM_STEP, x = 0;
+
+        if (len - 8 * i >= 8) {
+            x = get64_little(p + 8 * i);
+        } else {
+            for (size_t n = len; n > 8 * i; n--) {
+                x = x << 8 | p[n - 1];
+            }
+        }
+        sum += (sum_lower[i % 4] + fall) * (uint32_t)x +
+               (sum_upper[i % 4] + fall) * (x >> 32);
+    }
+    return sum;
+}
+
+#ifdef __GNUC__
+/* Two 64-bit words at once; gcc and clang have it on every machine. */
+typedef uint64_t VPVec __attribute__((vector_size(16)));
 
 /* Of each half of all blocks so far: */
 typedef struct VPSum {
@@ -1626,49 +1660,21 @@ static void sum_add_best(VPSum *sum, const uint8_t *p, size_t blocks)
 /* sum_fold() - apply the weights; lower halves follow from words and uppers */
 static VPVec sum_fold(const VPSum *t, int half)
 {
-    VPVec lower = t->s[half] - (t->h[half] << 32);
+    VPVec lower = t->s[half] - (t->h[half] << 32), weight[2];
     VPVec lower2 = t->s2[half] - (t->h2[half] << 32);
 
-    return sum_weight[half][0] * lower + sum_weight[half][1] * t->h[half] +
+    memcpy(&weight[0], &sum_lower[2 * half], sizeof(VPVec));
+    memcpy(&weight[1], &sum_upper[2 * half], sizeof(VPVec));
+    return weight[0] * lower + weight[1] * t->h[half] +
            (lower2 + t->h2[half]) * VP_SUM_STEP;
 }
 
-/* sum_short() - of less than a block, as headers are, by word */
-static uint64_t sum_short(const uint8_t *p, size_t len)
-{
-    uint64_t sum = 0;
-
-    for (size_t i = 0; 8 * i < len; i++) {
-        uint64_t x = 0;
-
-        if (len - 8 * i >= sizeof(x)) {
-            memcpy(&x, p + 8 * i, sizeof(x));
-        } else {
-            memcpy(&x, p + 8 * i, len - 8 * i);
-        }
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-        x = __builtin_bswap64(x);
-#endif
-        sum += (sum_weight[i / 2][0][i % 2] + VP_SUM_STEP) * (uint32_t)x +
-               (sum_weight[i / 2][1][i % 2] + VP_SUM_STEP) * (x >> 32);
-    }
-    return sum;
-}
-
-/*
- * wire_sum() - the check described above
- *
- * A trailing part of a block counts as if padded with zeros; the length is
- * in the header.
- */
-static uint64_t wire_sum(const uint8_t *p, size_t len)
+/* sum_blocks() - wire_sum() by vectors; a part of a block comes with zeros */
+static uint64_t sum_blocks(const uint8_t *p, size_t len)
 {
     VPSum t = { 0 };
     VPVec sum;
 
-    if (len < VP_SUM_BLOCK) {
-        return sum_short(p, len);
-    }
     sum_add_best(&t, p, len / VP_SUM_BLOCK);
     if (len % VP_SUM_BLOCK != 0) {
         uint8_t last[VP_SUM_BLOCK] = { 0 };
@@ -1678,6 +1684,20 @@ static uint64_t wire_sum(const uint8_t *p, size_t len)
     }
     sum = sum_fold(&t, 0) + sum_fold(&t, 1);
     return sum[0] + sum[1];
+}
+#else
+#define sum_blocks sum_words
+#endif
+
+/*
+ * wire_sum() - the check described above
+ *
+ * A trailing part of a block counts as if padded with zeros; the length is
+ * in the header.
+ */
+static uint64_t wire_sum(const uint8_t *p, size_t len)
+{
+    return len < VP_SUM_BLOCK ? sum_words(p, len) : sum_blocks(p, len);
 }
 
 /* wire_key() - differs for the two directions: an echo of ours won't check */
