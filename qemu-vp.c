@@ -4147,6 +4147,7 @@ int main(int argc, char **argv)
     inherited_find();
     standard_fds();
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* else a log at its limit would end us */
     saved_argc = argc;
     saved_argv = argv;
     if (!settings_read(&settings, argc, argv, &err)) {

@@ -736,6 +736,50 @@ START_TEST(log_nowhere)
 }
 END_TEST
 
+/* A limit on the size of files costs lines of the log, and nothing else. */
+START_TEST(log_limit)
+{
+    char path[PATH_LEN], log[PATH_LEN];
+    struct stat st;
+    int fds[2], mon;
+    pid_t pid;
+    Couple c;
+
+    couple_paths(&c);
+    file_path(path, "service");
+    file_path(log, _i ? "host.log" : "limited.log");
+    pid = command_start("host", "ulimit -f 1; exec %s -c unix-connect:%s:- "
+                        "-o s:%s:- -m %s %s%s", vp_program, c.channel, path,
+                        c.monitor[0], _i ? "" : "-l ", _i ? "" : log);
+    mon = monitor_batch(c.monitor[0]);
+    couple_guest(&c);
+    through(path, c.listener, fds);
+    for (int i = 0; i < 20; i++) {
+        monitor_ask(mon, "oforward_add r:127.0.0.1:0");
+        monitor_ask(mon, "oforward_del r:127.0.0.1:0");
+        talk(fds);
+    }
+    /* a block of ulimit's is 512 bytes, or 1024 in some shells */
+    ck_assert(stat(log, &st) == 0);
+    ck_assert_msg(st.st_size == 512 || st.st_size == 1024,
+                  "the log has %ld bytes", (long)st.st_size);
+    close(fds[0]);
+    close(fds[1]);
+    monitor_ask(mon, "quit");
+    close(mon);
+    command_wait(pid);
+}
+END_TEST
+
+/* A pid file that can't be written is an error that is said. */
+START_TEST(pid_file_limit)
+{
+    command_wait(command_start("pid", "ulimit -f 0; %s -m %s/monitor -f "
+                               "%s/pid %s 2>&1 | grep -qF 'File too large'",
+                               vp_program, vp_dir, vp_dir, _i ? "-d" : ""));
+}
+END_TEST
+
 /* syslog_open() - be the one who serves /dev/log, which is vp_dir/syslog */
 static int syslog_open(void)
 {
@@ -2060,6 +2104,8 @@ int main(void)
     SUITE_ADD(s, log_moves);
     SUITE_ADD(s, log_fifo);
     SUITE_ROWS(s, log_nowhere, no_logs);
+    SUITE_LOOP(s, log_limit, 2);
+    SUITE_LOOP(s, pid_file_limit, 2);
     SUITE_LOOP(s, log_syslog, 2);
     SUITE_ADD(s, log_syslog_hangs);
     SUITE_ADD(s, drop_user);
