@@ -4691,64 +4691,94 @@ static void conn_shutdown(VPConn *c)
     conn_check_over(c);
 }
 
+/* conn_swallow() - @n payloads are for a socket that takes no more */
+static void conn_swallow(VPConn *c, const struct iovec *iov, int n)
+{
+    for (int i = 1; i <= n; i++) {
+        c->rx_taken += iov[i].iov_len;
+    }
+}
+
+/*
+ * conn_push() - one write() for conn_write(), if it makes sense
+ *
+ * Returns the bytes taken, or -1 if there is nothing more to be done: then the
+ * socket was found broken, or the connection is over.
+ */
+static ssize_t conn_push(VPConn *c, struct iovec *iov, int n)
+{
+    ssize_t len;
+
+    if (c->blocked || c->buf_len + (unsigned)n == 0 || conn_waits(c)) {
+        return 0;
+    }
+    if (c->buf_len > 0) {
+        iov[0].iov_base = c->buf + c->buf_off;
+        iov[0].iov_len = c->buf_len;
+    }
+    c->conns->link->work += VP_WORK_WRITE;
+    do {
+        len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
+                             : writev(c->fd, iov + 1, n);
+    } while (len < 0 && errno == EINTR);
+    if (len >= 0) {
+        return len;
+    }
+    if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        return 0;
+    }
+    if (errno == EPIPE || errno == ECONNRESET) {
+        conn_swallow(c, iov, n);
+        conn_break(c);
+    } else {
+        conn_abort(c, reason_from_errno(errno), strerror(errno));
+    }
+    return -1;
+}
+
+/* conn_keep() - buffer what of @n payloads is beyond @len bytes */
+static bool conn_keep(VPConn *c, const struct iovec *iov, int n, size_t len)
+{
+    for (int i = 1; i <= n; i++) {
+        size_t part = MIN(len, iov[i].iov_len);
+
+        len -= part;
+        if (part < iov[i].iov_len &&
+            !conn_buffer(c, (uint8_t *)iov[i].iov_base + part,
+                         iov[i].iov_len - part)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /*
  * conn_write() - give the local socket what waits and what just came
  * @iov:  iov[0] is free for the buffer, @n payloads follow
  */
 static void conn_write(VPConn *c, struct iovec *iov, int n)
 {
-    ssize_t len = 0;
+    uint32_t waited; /* bytes taken that had waited in the buffer */
+    ssize_t len;
 
     if (conn_broken(c)) {
-        for (int i = 1; i <= n; i++) {
-            c->rx_taken += iov[i].iov_len;
-        }
+        conn_swallow(c, iov, n);
         conn_credit(c);
         return;
     }
-    if (!c->blocked && c->buf_len + (unsigned)n > 0 && !conn_waits(c)) {
-        if (c->buf_len > 0) {
-            iov[0].iov_base = c->buf + c->buf_off;
-            iov[0].iov_len = c->buf_len;
-        }
-        c->conns->link->work += VP_WORK_WRITE;
-        do {
-            len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
-                                 : writev(c->fd, iov + 1, n);
-        } while (len < 0 && errno == EINTR);
-        if (len < 0 && (errno == EPIPE || errno == ECONNRESET)) {
-            for (int i = 1; i <= n; i++) {
-                c->rx_taken += iov[i].iov_len;
-            }
-            conn_break(c);
-            return;
-        }
-        if (len < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
-            conn_abort(c, reason_from_errno(errno), strerror(errno));
-            return;
-        }
-        len = MAX(len, 0);
+    len = conn_push(c, iov, n);
+    if (len < 0) {
+        return;
     }
     c->rx_taken += (uint64_t)len;
-    if (c->buf_len > 0) {
-        uint32_t part = (uint32_t)MIN((size_t)len, c->buf_len);
-
-        c->buf_off += part;
-        c->buf_len -= part;
-        len -= (ssize_t)part;
-    }
-    for (int i = 1; i <= n; i++) {
-        size_t part = MIN((size_t)len, iov[i].iov_len);
-
-        len -= (ssize_t)part;
-        if (part < iov[i].iov_len &&
-            !conn_buffer(c, (uint8_t *)iov[i].iov_base + part,
-                         iov[i].iov_len - part)) {
-            log_provoked(c->conns->log, VP_LOG_WARN, "%s: connection reset: "
-                         "out of memory", c->service_id);
-            conn_abort(c, VP_REASON_RESOURCES, "out of memory");
-            return;
-        }
+    waited = (uint32_t)MIN((size_t)len, c->buf_len);
+    c->buf_off += waited;
+    c->buf_len -= waited;
+    if (!conn_keep(c, iov, n, (size_t)len - waited)) {
+        log_provoked(c->conns->log, VP_LOG_WARN, "%s: connection reset: out "
+                     "of memory", c->service_id);
+        conn_abort(c, VP_REASON_RESOURCES, "out of memory");
+        return;
     }
     if (c->buf_len == 0) {
         conn_drop_buf(c);
