@@ -5821,6 +5821,20 @@ struct VPDriver {
 
 /* ---- grace ------------------------------------------------------------ */
 
+/* grace_runs() - does the connections' time run, from state alone */
+static bool grace_runs(const VPDriver *drv)
+{
+    const VPLink *l = &drv->link;
+
+    if (l->state == LINK_UP) {
+        return false;
+    }
+    if (link_has_session(l)) {
+        return !link_has_fd(l) || l->state == LINK_AWAY;
+    }
+    return drv->conns.count[true][LIFE_NEW] > 0;
+}
+
 /* grace_expired() - connections without a channel have waited long enough */
 static void grace_expired(void *opaque)
 {
@@ -5829,6 +5843,10 @@ static void grace_expired(void *opaque)
     uint64_t now = drv->loop->now;
     char why[64];
 
+    if (!grace_runs(drv)) {
+        drv->grace_used = grace; /* but the channel came back just now */
+        return;
+    }
     snprintf(why, sizeof(why), "no channel for %u s", drv->config.grace);
     if (link_has_session(&drv->link)) {
         log_provoked(&drv->log, VP_LOG_WARN, "%s: session ended", why);
@@ -5852,32 +5870,25 @@ static void grace_expired(void *opaque)
     }
 }
 
-/* driver_grace() - does the connections' time run, from state alone */
+/* driver_grace() - have the timer run while the connections' time does */
 static void driver_grace(VPDriver *drv)
 {
-    const VPLink *l = &drv->link;
-    bool open = link_has_fd(l) && l->state != LINK_AWAY;
-    bool session = link_has_session(l), running;
     uint64_t grace = drv->config.grace * SECOND;
+    bool running = grace_runs(drv);
 
-    if (l->state == LINK_UP) {
+    if (!running && timer_running(&drv->grace_timer)) {
+        drv->grace_used = drv->loop->now - drv->down_at;
         vp_timer_stop(&drv->grace_timer);
-        drv->grace_used = 0;
-        return;
     }
-    running = !(open && session) &&
-              (session || conns_count(&drv->conns, true, LIFE_NEW, LIFE_NEW));
+    if (drv->link.state == LINK_UP || !link_has_session(&drv->link) ||
+        link_promising(&drv->link)) {
+        drv->grace_used = 0;
+    }
     if (running && !timer_running(&drv->grace_timer)) {
         drv->grace_used = MIN(drv->grace_used, grace);
         drv->down_at = drv->loop->now - drv->grace_used;
         vp_timer_start(drv->loop, &drv->grace_timer, grace - drv->grace_used,
                        grace_expired, drv);
-    } else if (!running && timer_running(&drv->grace_timer)) {
-        drv->grace_used = drv->loop->now - drv->down_at;
-        vp_timer_stop(&drv->grace_timer);
-    }
-    if (!session || link_promising(l)) {
-        drv->grace_used = 0;
     }
 }
 

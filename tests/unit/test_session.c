@@ -1499,6 +1499,90 @@ START_TEST(grace_of_untold)
 }
 END_TEST
 
+/* plug_again() - the program's timer, which finds a channel again */
+static void plug_again(void *opaque)
+{
+    rig_plug(opaque, VP_CHN_SOCKET, VP_ACCEPTED);
+}
+
+/*
+ * This process was stopped for longer than connections may wait, and the
+ * channel is back when it goes on: that counts, and not the time before.
+ */
+START_TEST(grace_stopped)
+{
+    VPTimer timer = { 0 };
+    static Held h;
+
+    held_new(&h, &rig_config);
+    rig_unplug(&h.r);
+    vp_timer_start(h.r.loop, &timer, SECOND, plug_again, &h.r);
+    box.now += 40 * SECOND;
+    box_settle(h.r.loop);
+    log_expect("session ended", 0);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    /* but all of the time is used up now, unless the peer is heard */
+    if (_i == 0) {
+        peer_claim(&h.r.peer);
+        ck_assert(peer_shake(&h.r));
+        log_expect("session resumed", 1);
+    } else {
+        rig_unplug(&h.r);
+        box_run(h.r.loop, MS);
+        log_expect("no channel for 30 s: session ended", 1);
+    }
+    held_free(&h);
+}
+END_TEST
+
+/* The same, and the session that clients waited for begins in that moment. */
+START_TEST(grace_stopped_hello)
+{
+    static Rig r;
+    uint8_t buf[HELLO_TOTAL];
+    size_t len;
+    int client;
+
+    rig_new(&r, &rig_config);
+    client = rig_client(&r, "c");
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    len = peer_put_hello(&r.peer, buf, 0xc0ffee, VP_HELLO_CONNECTOR);
+    fd_write(r.peer.fd, buf, len);
+    box.now += 40 * SECOND;
+    box_settle(r.loop);
+    ck_assert(engine_up(r.drv));
+    ck_assert(engine_has_session(r.drv));
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* A session that ends while there is a channel gives clients their time anew. */
+START_TEST(grace_of_retracted)
+{
+    static Held h;
+    int client;
+
+    held_new(&h, &rig_config);
+    rig_unplug(&h.r);
+    client = rig_client(&h.r, "c");
+    box_run(h.r.loop, 24 * SECOND);
+    rig_plug(&h.r, VP_CHN_SOCKET, VP_ACCEPTED);
+    ck_assert_int_eq(peer_next(&h.r), VP_PKT_HELLO);
+    peer_claim(&h.r.peer);
+    h.r.peer.hello.expect += 1000;
+    peer_say(&h.r, 0xc0ffee, 0);
+    log_expect("set back in time: session ended", 1);
+    box_run(h.r.loop, 29 * SECOND);
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    box_run(h.r.loop, 2 * SECOND);
+    log_expect("c: connection reset: no channel for 30 s", 1);
+    close(client);
+    held_free(&h);
+}
+END_TEST
+
 /* The driver goes while somebody waits. */
 START_TEST(offer_and_free)
 {
@@ -1554,5 +1638,8 @@ int main(void)
     SUITE_LOOP(s, grace_flapping, 2);
     SUITE_ADD(s, grace_silent);
     SUITE_LOOP(s, grace_of_untold, 2);
+    SUITE_LOOP(s, grace_stopped, 2);
+    SUITE_ADD(s, grace_stopped_hello);
+    SUITE_ADD(s, grace_of_retracted);
     return suite_run(s);
 }
