@@ -4163,6 +4163,12 @@ static size_t conns_held(const VPConns *cs)
            conns_count(cs, true, 0, LIFE_FREE);
 }
 
+/* conns_known() - of those accepted here, how many does the peer know of? */
+static size_t conns_known(const VPConns *cs)
+{
+    return cs->count[true][LIFE_OPEN] + cs->count[true][LIFE_CLOSING];
+}
+
 /* conn_known() - does the peer know of it? */
 static bool conn_known(const VPConn *c)
 {
@@ -5044,8 +5050,7 @@ static bool conns_send_due(VPConns *cs)
             return false;
         }
         if ((c->due & DUE_INIT) &&
-            conns_count(cs, true, LIFE_OPEN, LIFE_CLOSING) >=
-                l->peer_max_conns) {
+            conns_known(cs) >= l->peer_max_conns) {
             log_provoked(cs->log, VP_LOG_WARN, "%s: connection refused: %s",
                          c->service_id, reason_str(VP_REASON_LIMIT));
             conn_abort(c, VP_REASON_LIMIT, reason_str(VP_REASON_LIMIT));

@@ -2064,6 +2064,34 @@ START_TEST(local_addresses)
 }
 END_TEST
 
+/*
+ * A connection that the peer has forgotten, and whose last bytes are still
+ * delivered here, takes none of the peer's room.
+ */
+START_TEST(limit_and_ending)
+{
+    uint32_t id = VP_CONN_FIRST;
+    static Rig r;
+    int client[2];
+
+    rig_new(&r, &rig_config);
+    r.peer.hello.max_conns = 1;
+    peer_session(&r);
+    client[0] = rig_client(&r, "svc");
+    peer_expect(&r, id, VP_MSG_CONNECT_INIT);
+    peer_send(&r, VP_PKT_SERVER, 0, id, "last", 4);
+    peer_msg(&r, 0, id, VP_MSG_RESET, VP_REASON_ENDING);
+    client[1] = rig_client(&r, "svc");
+    box_settle(r.loop);
+    log_quiet("warn");
+    peer_expect(&r, id + 1, VP_MSG_CONNECT_INIT);
+    ck_assert_uint_eq(engine_counts(r.drv).clients, 2);
+    close(client[0]);
+    close(client[1]);
+    rig_free(&r);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("conn");
@@ -2114,6 +2142,7 @@ int main(void)
     SUITE_LOOP(s, information, 2);
     SUITE_ADD(s, memory_formula);
     SUITE_ADD(s, local_addresses);
+    SUITE_ADD(s, limit_and_ending);
     SUITE_ADD(s, addresses_as_text);
     return suite_run(s);
 }
