@@ -1064,6 +1064,17 @@ static int dial_socket(VPDialer *d)
     return 0;
 }
 
+/* dial_look_soon() - have dial_timer() look; @again: connect() must come anew */
+static void dial_look_soon(VPLoop *loop, bool again)
+{
+    VPTimer *timer = &loop->dial_timer;
+
+    if (!timer_running(timer) ||
+        (again && timer->deadline > loop->now + VP_CONNECT_RETRY)) {
+        vp_timer_start(loop, timer, VP_CONNECT_RETRY, dial_timer, loop);
+    }
+}
+
 /*
  * dial_addrs() - try the addresses from d->at on
  * @err:  what the one before said
@@ -1099,10 +1110,7 @@ static bool dial_addrs(VPDialer *d, int err)
             if (!node_linked(&d->node)) {
                 node_append(&loop->dialers, &d->node);
             }
-            if (!timer_running(&loop->dial_timer)) {
-                vp_timer_start(loop, &loop->dial_timer, VP_CONNECT_RETRY,
-                               dial_timer, loop);
-            }
+            dial_look_soon(loop, d->full);
             return true;
         }
         d->failed(d->opaque, addr, err);
@@ -1115,13 +1123,14 @@ static bool dial_addrs(VPDialer *d, int err)
 /* dial_look() - is it time to try again, or to give up? */
 static bool dial_look(VPDialer *d)
 {
-    struct pollfd pfd = { .fd = d->fd, .events = POLLOUT };
+    struct pollfd pfd = { .events = POLLOUT };
     uint64_t now = d->loop->now;
 
     /* late or not: we may have been paused; but one a pass shows it is full */
     if (d->full && d->target->full_at != now && !dial_addrs(d, EAGAIN)) {
         return false;
     }
+    pfd.fd = d->fd;
     if (d->deadline > now || (!d->full && poll(&pfd, 1, 0) != 0)) {
         return true;
     }

@@ -2092,6 +2092,46 @@ START_TEST(limit_and_ending)
 }
 END_TEST
 
+/*
+ * A target that takes no more is asked again soon, though another one, which
+ * doesn't answer, is waited for without haste.
+ */
+START_TEST(busy_beside_mute)
+{
+    static Rig r;
+    VPAddr addr;
+    int filler[4], mute, fd;
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    mute = tcp_listen(&addr, 0);
+    for (int i = 0; i < 4; i++) {
+        filler[i] = socket(addr.ss.ss_family, SOCK_STREAM, 0);
+        fd_nonblock(filler[i]);
+        connect(filler[i], (struct sockaddr *)&addr.ss, addr.len);
+    }
+    ck_assert_int_eq(vp_set_iforward(r.drv, "mute", &addr, 1), 0);
+    busy_target(&b, &r, "busy");
+    peer_init(&r, 1, "mute", 1000);
+    box_run(r.loop, VP_CONNECT_RETRY + MS);
+    peer_init(&r, 2, "busy", 1000);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 2);
+    busy_no_more(&b);
+    box_run(r.loop, 2 * VP_CONNECT_RETRY);
+    fd = accept(b.listener, NULL, NULL);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 1);
+    close(fd);
+    for (int i = 0; i < 4; i++) {
+        close(filler[i]);
+    }
+    close(mute);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("conn");
@@ -2143,6 +2183,7 @@ int main(void)
     SUITE_ADD(s, memory_formula);
     SUITE_ADD(s, local_addresses);
     SUITE_ADD(s, limit_and_ending);
+    SUITE_ADD(s, busy_beside_mute);
     SUITE_ADD(s, addresses_as_text);
     return suite_run(s);
 }
