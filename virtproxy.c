@@ -622,6 +622,12 @@ void vp_watch_set(VPLoop *loop, int fd, int events)
     }
 }
 
+/* watch_heat() - @fd's owner was given something: an answer may come soon */
+static void watch_heat(VPLoop *loop, int fd)
+{
+    bit_set(loop->hot[0], fd);
+}
+
 void vp_unwatch(VPLoop *loop, int fd)
 {
     vp_watch_set(loop, fd, 0);
@@ -4737,6 +4743,7 @@ static ssize_t conn_push(VPConn *c, struct iovec *iov, int n)
                              : writev(c->fd, iov + 1, n);
     } while (len < 0 && errno == EINTR);
     if (len >= 0) {
+        watch_heat(c->conns->loop, c->fd);
         return len;
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK) {

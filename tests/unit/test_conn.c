@@ -2132,6 +2132,55 @@ START_TEST(busy_beside_mute)
 }
 END_TEST
 
+static void leave_it(void *opaque, int fd, int events)
+{
+    (void)opaque;
+    (void)fd;
+    (void)events;
+}
+
+/*
+ * Beside many others, while the loop is busy, the answer to what a socket was
+ * given is seen at once.
+ */
+START_TEST(answer_is_seen)
+{
+    uint8_t buf[VP_PKT_HDR_LEN + 3];
+    uint32_t id = VP_CONN_FIRST + 50;
+    int client[100], busy[2];
+    static Rig r;
+    size_t len;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (int i = 0; i < 100; i++) {
+        client[i] = rig_client(&r, "svc");
+        peer_expect(&r, VP_CONN_FIRST + (uint32_t)i, VP_MSG_CONNECT_INIT);
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
+    fd_pair(busy);
+    ck_assert_int_eq(vp_watch(r.loop, busy[0], leave_it, NULL), 0);
+    vp_watch_set(r.loop, busy[0], VP_READ);
+    fd_write(busy[1], "x", 1); /* is never read */
+    box_run(r.loop, 3 * SECOND);
+    len = peer_put(&r.peer, buf, VP_PKT_SERVER, 0, id, "ask", 3);
+    fd_write(r.peer.fd, buf, len);
+    while (rig_conn(&r, id, true).rx_taken == 0) {
+        box_step(r.loop, 1);
+    }
+    fd_write(client[50], "answer", 6);
+    box_step(r.loop, 2);
+    ck_assert_uint_eq(rig_conn(&r, id, true).tx_count, 6);
+    vp_unwatch(r.loop, busy[0]);
+    close(busy[0]);
+    close(busy[1]);
+    for (int i = 0; i < 100; i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("conn");
@@ -2184,6 +2233,7 @@ int main(void)
     SUITE_ADD(s, local_addresses);
     SUITE_ADD(s, limit_and_ending);
     SUITE_ADD(s, busy_beside_mute);
+    SUITE_ADD(s, answer_is_seen);
     SUITE_ADD(s, addresses_as_text);
     return suite_run(s);
 }
