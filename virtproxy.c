@@ -442,12 +442,19 @@ static void log_say(const VPLog *log, VPLogLevel level, const char *fmt, ...)
     va_end(ap);
 }
 
-/* log_debugs() - are lines at debug level wanted, and is one more allowed? */
-static inline bool log_debugs(const VPLog *log)
+/*
+ * log_debugs() - is a line at debug level wanted, and allowed?
+ *
+ * One that is wanted but not allowed is counted as left out.
+ */
+static inline bool log_debugs(VPLog *log)
 {
-    return *log->loop->log_level >= VP_LOG_DEBUG &&
-           (log->span[1].lines < VP_LOG_LINES ||
-            log->loop->now - log->span[1].since >= VP_LOG_SPAN);
+    bool wanted = *log->loop->log_level >= VP_LOG_DEBUG;
+    bool allowed = log->span[1].lines < VP_LOG_LINES ||
+                   log->loop->now - log->span[1].since >= VP_LOG_SPAN;
+
+    log->span[1].lines += wanted && !allowed;
+    return wanted && allowed;
 }
 
 /* log_provoked() - log_say(), but nobody can fill the disk with it */

@@ -2181,6 +2181,29 @@ START_TEST(answer_is_seen)
 }
 END_TEST
 
+/* Lines at debug level that are left out are counted, and that is said. */
+START_TEST(debug_flood)
+{
+    static Rig r;
+
+    engine_log_level = VP_LOG_DEBUG;
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (int i = 0; i < 50; i++) {
+        close(rig_client(&r, "svc"));
+    }
+    box_settle(r.loop);
+    ck_assert_int_le(log_count("debug ch"), VP_LOG_LINES);
+    log_expect("left out", 0);
+    box_run(r.loop, VP_LOG_SPAN);
+    close(rig_client(&r, "svc"));
+    box_settle(r.loop);
+    log_expect("lines like those were left out", 1);
+    engine_log_level = VP_LOG_INFO;
+    rig_free(&r);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("conn");
@@ -2234,6 +2257,7 @@ int main(void)
     SUITE_ADD(s, limit_and_ending);
     SUITE_ADD(s, busy_beside_mute);
     SUITE_ADD(s, answer_is_seen);
+    SUITE_ADD(s, debug_flood);
     SUITE_ADD(s, addresses_as_text);
     return suite_run(s);
 }
