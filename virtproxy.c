@@ -2873,16 +2873,6 @@ static void link_hello(VPLink *l, uint64_t delay, const char *why)
                    delay != 0 ? delay : l->hello_wait, link_hello_timer, l);
 }
 
-/* link_retract() - what was claimed of the session is over: claim anew */
-static void link_retract(VPLink *l)
-{
-    link_forget(l);
-    if (l->state == LINK_HELLO) {
-        link_new_token(l);
-        l->due |= LINK_DUE_HELLO;
-    }
-}
-
 /* link_resync() - bytes were lost or damaged: shake hands, send again */
 static void link_resync(VPLink *l, const char *why)
 {
@@ -3355,7 +3345,9 @@ static void link_agree(VPLink *l, const VPHello *h)
     } else {
         log_provoked(l->log, VP_LOG_WARN, "one side was set back in time: "
                      "session ended");
-        link_retract(l);
+        link_forget(l);
+        link_new_token(l);
+        l->due |= LINK_DUE_HELLO;
     }
 }
 
@@ -5878,7 +5870,7 @@ static void grace_expired(void *opaque)
     snprintf(why, sizeof(why), "no channel for %u s", drv->config.grace);
     if (link_has_session(&drv->link)) {
         log_provoked(&drv->log, VP_LOG_WARN, "%s: session ended", why);
-        link_retract(&drv->link);
+        link_forget(&drv->link);
     }
     for (VPNode *n = drv->conns.all.next; n != &drv->conns.all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
