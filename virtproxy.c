@@ -300,12 +300,13 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  *
  * What is wanted of each descriptor lives in bit maps that change when a
  * state changes and are copied for each select().  Its cost follows the
- * number of bits set, 0.1 us each, so while something is going on only the
- * descriptors that were active lately ("hot") are watched, and all of them
- * every VP_SCAN_US, or less often where that would take more than an eighth
- * of the time.  When nothing has gone on for so long all are watched, and the
- * loop sleeps.  (A shorter time would cost more than the scans do: the kernel
- * has to set a clock for each select() that is to end before its next tick.)
+ * number of bits set, 0.1 us each, so while something is going on only "hot"
+ * descriptors are watched, which were active lately, or whose owner was given
+ * something; and all of them every VP_SCAN_US, or less often where that would
+ * take more than an eighth of the time.  When nothing has gone on for so long
+ * all are watched, and the loop sleeps.  (A shorter time would cost more than
+ * the scans do: the kernel has to set a clock for each select() that is to end
+ * before its next tick.)
  *
  * The maps are our own and grow past FD_SETSIZE, which POSIX allows a system
  * to refuse but Linux and the BSDs take; FD_SET() itself must not be used,
@@ -2332,12 +2333,19 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  *   the port's other side
  *     is gone                                  AWAY    AWAY    AWAY
  *     is back                          HELLO
- *   HELLO that echoes my token                 UP
- *   damage, gap, a new HELLO                           HELLO   (ignored)
- *   peer breaks the protocol                   HELLO   HELLO   (ignored)
- *   goodbye of the peer                        HELLO   HELLO   (ignored)
+ *   HELLO that echoes my token
+ *     and makes a claim that fits              UP
+ *     and makes an impossible one              HELLO
+ *   a new HELLO                                        HELLO   DUMB
+ *   damage, gap                                        HELLO   DUMB (*)
+ *   peer breaks the protocol                           HELLO   DUMB (*)
+ *   goodbye of the peer                        HELLO   HELLO   DUMB (*)
  *   write says EPIPE or reset                  DUMB    DUMB
+ *   a candidate takes its place                DOWN    DOWN    DOWN
  *   end of data, error, time           DOWN    DOWN    DOWN    DOWN
+ *
+ * (*) The rest of what the peer sent is skipped, as nothing can be said to it
+ * any more.  A breach and a goodbye end the session in every state.
  *
  * Whatever goes wrong is mended by one mechanism, the handshake.  Each side
  * invents a token, sends HELLO until the peer echoes it, and so knows that
@@ -3975,7 +3983,9 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *   CLOSE came                                -> DRAIN (WAIT_DRAIN,
  *                                                BROKEN_END)
  *   the socket took all of it                 DRAIN -> CLOSED
- *   the socket takes no more                  -> BROKEN, BROKEN_END
+ *   the socket takes no more,
+ *     and in is OPEN                          -> BROKEN, BROKEN_END
+ *     and in is not                           as reset here
  *   both halves CLOSED in order                               -> FREE
  *   end of data when BROKEN       -> CLOSED   -> CLOSED       -> CLOSING
  *   reset here, or by a limit     -> CLOSED   -> CLOSED       -> CLOSING, FREE
@@ -3983,6 +3993,8 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *     or the session is over      -> CLOSED   -> CLOSED       -> FREE
  *   RESET as the peer ends,
  *     and bytes wait              -> CLOSED                   -> ENDING
+ *   CONNECT_INIT came with its id CLOSED      DRAIN           -> ENDING
+ *   ENDING's time is over         CLOSED      -> CLOSED       -> FREE
  *   RESET or REFUSED sent                                     CLOSING -> FREE
  *
  * A reset closes the socket so that its owner sees a reset, too: see

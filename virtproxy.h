@@ -145,7 +145,10 @@ typedef struct VPListener {
     int channel;       /* for the log: its id, or VP_NO_CHANNEL */
     const char *name;  /* for the log; kept */
     bool keeps_spare;  /* keep a descriptor for when none is left to accept */
-    /* @fd is non-blocking, and the owner's; @peer may be unnamed */
+    /*
+     * @fd is non-blocking, and the owner's; @peer may be unnamed.  The
+     * call may stop the listener, but not free it.
+     */
     void (*accepted)(void *opaque, int fd, const VPAddr *peer);
     void *opaque;
 
@@ -182,9 +185,15 @@ typedef struct VPTarget {
 typedef struct VPDialer {
     /* a socket was made for @addr, or NULL: nothing needs to be done to it */
     void (*made)(void *opaque, int fd, const VPAddr *addr);
-    /* @addr won't do, errno @err; NULL: there is no descriptor for any */
+    /*
+     * @addr won't do, errno @err; NULL: there is no descriptor for any.  The
+     * call may not stop the dialler.
+     */
     void (*failed)(void *opaque, const VPAddr *addr, int err);
-    /* over: @fd is connected, non-blocking, the owner's; or -1, errno @err */
+    /*
+     * over: @fd is connected, non-blocking, the owner's; or -1, errno @err.  The
+     * call may free the dialler.
+     */
     void (*done)(void *opaque, int fd, int err);
     void *opaque;
 

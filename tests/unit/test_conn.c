@@ -2204,6 +2204,94 @@ START_TEST(debug_flood)
 }
 END_TEST
 
+/* ---- diallers and listeners by themselves ------------------------------ */
+
+static VPDialer *dialers[3];
+
+/* dial_ended() - VPDialer.done(): all are freed by the first that is over */
+static void dial_ended(void *opaque, int fd, int err)
+{
+    *(int *)opaque += 1;
+    ck_assert_int_eq(fd, -1);
+    ck_assert_int_eq(err, ETIMEDOUT);
+    for (int i = 0; i < 3; i++) {
+        vp_dialer_stop(dialers[i]);
+        free(dialers[i]);
+    }
+}
+
+static void dial_ignored(void *opaque, const VPAddr *addr, int err)
+{
+    (void)opaque;
+    (void)addr;
+    (void)err;
+}
+
+/* Diallers of one loop time out together, and the first frees them all. */
+START_TEST(diallers_freed)
+{
+    VPLoop *loop = engine_loop_new();
+    VPAddr addr;
+    VPTarget target = { .addrs = &addr, .naddrs = 1 };
+    int queue = unix_listen(&addr, 0), ended = 0;
+    int filler = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    ck_assert_int_eq(connect(filler, (struct sockaddr *)&addr.ss, addr.len),
+                     0);
+    for (int i = 0; i < 3; i++) {
+        dialers[i] = calloc(1, sizeof(*dialers[i]));
+        ck_assert_ptr_nonnull(dialers[i]);
+        dialers[i]->failed = dial_ignored;
+        dialers[i]->done = dial_ended;
+        dialers[i]->opaque = &ended;
+        vp_dialer_start(dialers[i], loop, &target);
+    }
+    box_run(loop, 11 * SECOND);
+    ck_assert_int_eq(ended, 1);
+    ck_assert(engine_loop_empty(loop));
+    vp_loop_free(loop);
+    close(filler);
+    close(queue);
+}
+END_TEST
+
+/* stop_listener() - VPListener.accepted(): one is enough */
+static void stop_listener(void *opaque, int fd, const VPAddr *peer)
+{
+    (void)peer;
+    close(fd);
+    vp_listener_stop(opaque);
+}
+
+/* A listener may be stopped by whom it gives the first of several clients. */
+START_TEST(listener_stopped)
+{
+    VPListener l = { .name = "l", .keeps_spare = true,
+                     .accepted = stop_listener, .opaque = &l };
+    VPLoop *loop = engine_loop_new();
+    int client[3], fd;
+    VPAddr addr;
+
+    fd = unix_listen(&addr, 3);
+    fd_nonblock(fd);
+    ck_assert_int_eq(vp_listener_start(&l, loop, fd), 0);
+    for (int i = 0; i < 3; i++) {
+        client[i] = socket(AF_UNIX, SOCK_STREAM, 0);
+        ck_assert_int_eq(connect(client[i], (struct sockaddr *)&addr.ss,
+                                 addr.len), 0);
+    }
+    box_settle(loop);
+    ck_assert_int_eq(l.fd, -1);
+    ck_assert_int_eq(l.spare, -1);
+    ck_assert(engine_loop_empty(loop));
+    vp_listener_stop(&l);
+    for (int i = 0; i < 3; i++) {
+        close(client[i]);
+    }
+    vp_loop_free(loop);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("conn");
@@ -2258,6 +2346,8 @@ int main(void)
     SUITE_ADD(s, busy_beside_mute);
     SUITE_ADD(s, answer_is_seen);
     SUITE_ADD(s, debug_flood);
+    SUITE_ADD(s, diallers_freed);
+    SUITE_ADD(s, listener_stopped);
     SUITE_ADD(s, addresses_as_text);
     return suite_run(s);
 }
