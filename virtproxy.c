@@ -23,7 +23,7 @@
  *   store     packets that are not acked
  *   flow      how much may be on its way
  *   link      an ordered, exactly-once packet stream of an unreliable channel
- *   sched     who may fill the channel next
+ *   sched     whose turn it is to fill the channel
  *   conn      local sockets: two half machines and one life each; credit
  *   forwards  listeners (oforward), targets (iforward), limits
  *   driver    one channel: run, attach, offer, grace, info, end
@@ -2383,7 +2383,7 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 
 /*
  * The receive buffer starts small and doubles while reads fill it; with a
- * larger one its bytes come later to who waits for them, and leave the cache
+ * larger one its bytes reach their connections later, and leave the cache
  * (1 MiB: up to 12 % less throughput).
  */
 #define VP_RX_LEN_MIN (2u * VP_PKT_LEN_MAX)
@@ -2821,7 +2821,7 @@ static void link_dumb_timer(void *opaque)
     link_lost(opaque, strerror(EPIPE));
 }
 
-/* link_dumb() - the peer left, but its last words are still to be read */
+/* link_dumb() - the peer left; what it sent before that is still to be read */
 static void link_dumb(VPLink *l, int err)
 {
     link_set_state(l, LINK_DUMB, strerror(err));
@@ -4344,8 +4344,8 @@ static void conn_let_go(VPConn *c)
 /*
  * conn_set_life() - change the life; as conn_set_in()
  *
- * Who is CLOSING or FREE holds neither descriptor nor buffer, and waits for
- * nothing.
+ * A connection that is CLOSING or FREE holds neither descriptor nor buffer, and
+ * waits for nothing.
  */
 static bool conn_set_life(VPConn *c, VPLife to, const char *why)
 {
