@@ -4045,10 +4045,21 @@ static void signal_ready(void *opaque, int fd, int events)
     }
 }
 
+/* signals_settle() - those that we don't catch, whatever our starter left */
+static void signals_settle(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* else a log at its limit would end us */
+    signal(SIGTTOU, SIG_IGN); /* else our own terminal would stop us */
+    signal(SIGCHLD, SIG_DFL); /* else a child's pid could be another's soon */
+}
+
+/* signals_start() - catch them, and take those that our starter blocked */
 static bool signals_start(Error *err)
 {
     static const int caught[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
     struct sigaction sa = { .sa_handler = on_signal };
+    sigset_t none;
     int rc;
 
     if (pipe(signal_pipe) < 0 ||
@@ -4064,6 +4075,8 @@ static bool signals_start(Error *err)
     for (size_t i = 0; i < COUNT(caught); i++) {
         sigaction(caught[i], &sa, NULL);
     }
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
     return true;
 }
 
@@ -4146,8 +4159,7 @@ int main(int argc, char **argv)
 
     inherited_find();
     standard_fds();
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN); /* else a log at its limit would end us */
+    signals_settle();
     saved_argc = argc;
     saved_argv = argv;
     if (!settings_read(&settings, argc, argv, &err)) {

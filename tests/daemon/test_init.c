@@ -1134,6 +1134,61 @@ END_TEST
 
 /* --- signals ------------------------------------------------------------ */
 
+/* What our starter has blocked or ignored is as it should be. */
+START_TEST(inherited_signals)
+{
+    static const int blocked[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
+    unsigned long long ignored;
+    sigset_t set, before;
+    char path[PATH_LEN];
+    Daemon *d;
+
+    file_path(path, "channel");
+    sigemptyset(&set);
+    for (int i = 0; i < COUNT_OF(blocked); i++) {
+        sigaddset(&set, blocked[i]);
+    }
+    ck_assert(sigprocmask(SIG_BLOCK, &set, &before) == 0);
+    signal(SIGCHLD, SIG_IGN);
+    d = daemon_start("host", "-c unix-listen:%s:-", path);
+    signal(SIGCHLD, SIG_DFL);
+    ck_assert(sigprocmask(SIG_SETMASK, &before, NULL) == 0);
+    daemon_wait(d, "listening");
+    ck_assert_str_eq(proc_ids(d->pid, "SigBlk:"), "SigBlk:\t0000000000000000");
+    ck_assert_int_eq(sscanf(proc_ids(d->pid, "SigIgn:"), "SigIgn:%llx",
+                            &ignored), 1);
+    ck_assert(!(ignored >> (SIGCHLD - 1) & 1));
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "reloaded");
+    kill(d->pid, SIGUSR1);
+    daemon_wait(d, "status version=");
+    kill(d->pid, _i ? SIGINT : SIGTERM);
+    ck_assert_int_eq(daemon_exit(d), 0);
+}
+END_TEST
+
+/* A job in the background isn't stopped by the terminal that it logs to. */
+START_TEST(background_job)
+{
+    char path[PATH_LEN];
+    RelayEnd terminal;
+    pid_t pid;
+    int mon;
+
+    relay_pty(&terminal);
+    file_path(path, "monitor");
+    pid = command_start("job", "exec setsid sh -c 'exec <>%s >&0 2>&0; "
+                        "stty tostop; set -m; %s -m %s & wait $!'",
+                        terminal.path, vp_program, path);
+    mon = monitor_batch(path);
+    monitor_ask(mon, "channel_add unix-connect:/nonexistent/channel:-");
+    monitor_ask(mon, "quit");
+    close(mon);
+    command_wait(pid);
+    close(terminal.master);
+}
+END_TEST
+
 static const char *const quiet_options[] = { "", "-q", "-q -q" };
 
 /* SIGUSR1: what there is to know goes into the log, again and again. */
@@ -2113,6 +2168,8 @@ int main(void)
     SUITE_LOOP(s, notices, 4);
     SUITE_ADD(s, no_notices);
     SUITE_ADD(s, notices_unread);
+    SUITE_LOOP(s, inherited_signals, 2);
+    SUITE_ADD(s, background_job);
     SUITE_ROWS(s, status_signal, quiet_options);
     SUITE_LOOP(s, flush, 2);
     SUITE_LOOP(s, flush_in_vain, 2);
