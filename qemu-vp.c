@@ -1018,8 +1018,11 @@ static const char *settings_log(const Settings *s)
 #define KEY_LEN_MIN 16
 #define KEY_LEN_MAX (sizeof(((VPKey *)0)->bytes) - 1)
 
+/* Some editors put it, in UTF-8, before the first line. */
+#define BYTE_ORDER_MARK "\xef\xbb\xbf"
+
 /*
- * file_line() - the next line of @f, without its newline
+ * file_line() - the next line of @f, without its newline or CR LF
  * @wrong:  becomes what is wrong with it, or NULL
  *
  * Returns false if there is none.
@@ -1039,6 +1042,9 @@ static bool file_line(FILE *f, char *line, size_t size, const char **wrong)
         } else {
             line[n++] = (char)c;
         }
+    }
+    if (n > 0 && line[n - 1] == '\r') {
+        line[n - 1] = '\0';
     }
     line[n] = '\0';
     return c != EOF || n > 0;
@@ -1081,8 +1087,12 @@ static bool settings_file(Settings *s, const char *path, Error *err)
         return error_set(err, "--config '%s': %s", path, strerror(errno));
     }
     for (unsigned n = 1; ok && file_line(f, line, sizeof(line), &wrong); n++) {
+        size_t mark = n == 1 && strncmp(line, BYTE_ORDER_MARK,
+                                        strlen(BYTE_ORDER_MARK)) == 0
+                      ? strlen(BYTE_ORDER_MARK) : 0;
+
         ok = wrong != NULL ? error_set(err, "%s", wrong)
-                           : settings_line(s, line, n, err);
+                           : settings_line(s, line + mark, n, err);
         ok = ok || line_error(s, n, err);
     }
     if (ok && ferror(f)) {

@@ -1420,8 +1420,9 @@ static const BadLine bad_lines[] = {
     { "grace 5\ngrace 5", "--grace '5'" },
     { "user nobody\nuser root", "--user 'root'" },
     { "logfile /x/a\nlogfile /x/b", "--logfile '/x/b'" },
-    { "grace 5\r", "'5?'" },
-    { "channel unix-listen:/x:-:1\r", "control character" },
+    { "grace 5\r7", "'5?7'" },
+    { "channel unix-listen:/x:-:1\r\r", "control character" },
+    { "\xef\xbb\xbfgrace 5", "expected the long name of an option" },
     { "oforward r:/x\t/y:-", "control character" },
     { "\x1b[31mchannel", "[31mchannel" },
 };
@@ -2049,6 +2050,23 @@ START_TEST(dump_config)
 }
 END_TEST
 
+/* A file from Windows means what it would mean here. */
+START_TEST(windows_config)
+{
+    static const char text[] = "\xef\xbb\xbf" "channel unix-listen:/x:-\r\n"
+        "\r\n# comment\r\n\tgrace 5 \r\nverbose\r\nmonitor /x/m\r";
+    char path[PATH_LEN], options[TEXT_LEN];
+
+    file_path(path, "conf");
+    file_write(path, text, strlen(text));
+    text_format(options, sizeof(options), "-C %s", path);
+    dump("first", options);
+    dump("second", "-c unix-listen:/x:- --grace 5 -v -m /x/m");
+    text_format(options, sizeof(options), "%s", file_text("second"));
+    ck_assert_str_eq(file_text("first"), options);
+}
+END_TEST
+
 static const char *const long_kinds[] = { "virtserial-open", "isaserial-open" };
 
 /* However long a value is, it is shown and read back whole, or refused. */
@@ -2188,6 +2206,7 @@ int main(void)
     SUITE_LOOP(s, reload_key_as_user, 2);
     SUITE_LOOP(s, reload_pid_file, 2);
     SUITE_ADD(s, dump_config);
+    SUITE_ADD(s, windows_config);
     SUITE_ROWS(s, long_values, long_kinds);
     SUITE_ROWS(s, full_stdout, stdout_options);
     SUITE_ADD(s, info_config);
