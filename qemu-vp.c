@@ -1165,13 +1165,39 @@ static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
 
 /* ---- key -------------------------------------------------------------- */
 
+/* Who -u names. */
+typedef struct User {
+    const char *name; /* NULL: it has none; valid until the next look */
+    uid_t uid;
+    gid_t gid;
+} User;
+
+/* user_find() - is @text the name of a user, or any user's number? */
+static bool user_find(const char *text, User *user)
+{
+    const struct passwd *pw = getpwnam(text);
+    unsigned long number;
+
+    if (pw == NULL) {
+        if (!parse_number(text, 0, UINT_MAX - 1ul, &number)) {
+            return false;
+        }
+        *user = (User){ .uid = (uid_t)number, .gid = (gid_t)number };
+        pw = getpwuid(user->uid);
+    }
+    if (pw != NULL) {
+        *user = (User){ pw->pw_name, pw->pw_uid, pw->pw_gid };
+    }
+    return true;
+}
+
 /* key_owner_ok() - is @owner us, root, or @user, who we will be? */
 static bool key_owner_ok(uid_t owner, const char *user)
 {
-    const struct passwd *pw = user != NULL ? getpwnam(user) : NULL;
+    User u;
 
     return owner == 0 || owner == geteuid() ||
-           (pw != NULL && owner == pw->pw_uid);
+           (user != NULL && user_find(user, &u) && owner == u.uid);
 }
 
 /*
@@ -4010,13 +4036,14 @@ static void pidfile_drop(void)
 
 static bool user_become(const char *name, Error *err)
 {
-    struct passwd *pw = getpwnam(name);
+    User u;
 
-    if (pw == NULL) {
-        return error_set(err, "--user '%s': there is no such user", name);
+    if (!user_find(name, &u)) {
+        return error_set(err, "--user '%s': expected the name of a user, or "
+                         "a number", name);
     }
-    if (initgroups(name, pw->pw_gid) < 0 || setgid(pw->pw_gid) < 0 ||
-        setuid(pw->pw_uid) < 0) {
+    if ((u.name != NULL ? initgroups(u.name, u.gid) : setgroups(0, NULL)) < 0 ||
+        setgid(u.gid) < 0 || setuid(u.uid) < 0) {
         return error_set(err, "--user '%s': %s", name, strerror(errno));
     }
     return true;

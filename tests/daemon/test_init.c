@@ -264,7 +264,9 @@ static const BadStart bad_starts[] = {
     { "-f %s/held.pid", { "held.pid", HOLDER } },
     { "-l %s", { "log file", "Is a directory" } },
     { "-l %s/no/dir", { "log file", "No such file" } },
-    { "-u no-such-user", { "--user", "'no-such-user'" } },
+    { "-u no-such-user", { "'no-such-user'", "the name of a user, or a n" } },
+    { "-u 4294967295", { "'4294967295'", "the name of a user, or a n" } },
+    { "-u 1x", { "'1x'", "the name of a user, or a n" } },
     { "-o s:127.0.0.1:0 -o r:%s/r:- -i q:%s/q:- -u no-such-user",
       { "--user", "'no-such-user'" } },
 };
@@ -929,10 +931,24 @@ static const char *proc_ids(pid_t pid, const char *name)
     return line;
 }
 
+/* Who a daemon may become */
+typedef struct NewUser {
+    const char *user;           /* of -u; the last one has no name */
+    const char *ids;
+    const char *groups;
+} NewUser;
+
+static const NewUser new_users[] = {
+    { "nobody", "65534\t65534\t65534\t65534", "65534" },
+    { "65534", "65534\t65534\t65534\t65534", "65534" },
+    { "54321", "54321\t54321\t54321\t54321", "" },
+};
+
 /* What only root may open is open before root's rights are dropped. */
 START_TEST(drop_user)
 {
-    char path[PATH_LEN], log[PATH_LEN];
+    const NewUser *new_user = &new_users[_i];
+    char path[PATH_LEN], log[PATH_LEN], uid[80], gid[80], groups[80];
     int fds[2];
     Daemon *d;
     Couple c;
@@ -949,23 +965,24 @@ START_TEST(drop_user)
     text_format(log, sizeof(log), "%s/private/log", vp_dir);
     text_format(path, sizeof(path), "%s/private/service", vp_dir);
     text_format(c.monitor[0], PATH_LEN, "%s/private/monitor", vp_dir);
-    d = daemon_start("host", "-u nobody -f %s/private/pid -l %s -m %s "
-                     "-c unix-connect:%s:- -o s:%s:-", vp_dir, log,
-                     c.monitor[0], c.channel, path);
+    text_format(uid, sizeof(uid), "Uid:\t%s", new_user->ids);
+    text_format(gid, sizeof(gid), "Gid:\t%s", new_user->ids);
+    text_format(groups, sizeof(groups), "Groups:\t%s", new_user->groups);
+    d = daemon_start("host", "-u %s -f %s/private/pid -l %s -m %s "
+                     "-c unix-connect:%s:- -o s:%s:-", new_user->user,
+                     vp_dir, log, c.monitor[0], c.channel, path);
     close(monitor_batch(c.monitor[0]));
     for (int64_t end = now_ms() + WAIT_MS;
-         strcmp(proc_ids(d->pid, "Uid:"),
-                "Uid:\t65534\t65534\t65534\t65534") != 0;) {
+         strcmp(proc_ids(d->pid, "Uid:"), uid) != 0;) {
         ck_assert_msg(now_ms() < end, "the user stays %s",
                       proc_ids(d->pid, "Uid:"));
         sleep_ms(5);
     }
-    ck_assert_str_eq(proc_ids(d->pid, "Gid:"),
-                     "Gid:\t65534\t65534\t65534\t65534");
-    ck_assert_str_eq(proc_ids(d->pid, "Groups:"), "Groups:\t65534");
+    ck_assert_str_eq(proc_ids(d->pid, "Gid:"), gid);
+    ck_assert_str_eq(proc_ids(d->pid, "Groups:"), groups);
     ck_assert_int_eq(pid_in("private/pid"), d->pid);
 
-    /* The channel's socket is opened later, so as nobody */
+    /* The channel's socket is opened later, so as that user */
     c.daemon[1] = daemon_start("guest", "-c unix-listen:%s:- -i s:%s",
                                c.channel, c.target);
     for (int64_t end = now_ms() + WAIT_MS; chmod(c.channel, 0777) < 0;) {
@@ -1961,8 +1978,9 @@ START_TEST(reload_key_as_user)
         key_write(i ? "b" : "a", i ? "the second of the keys" :
                   "the first of the keys", 0);
     }
-    text_format(head, sizeof(head), "channel unix-listen:%s:-\nuser nobody\n"
-                "oforward s:127.0.0.1:0\nkey %s/key\n", c.channel, vp_dir);
+    text_format(head, sizeof(head), "channel unix-listen:%s:-\nuser %s\n"
+                "oforward s:127.0.0.1:0\nkey %s/key\n", c.channel,
+                own ? "65534" : "nobody", vp_dir);
     key_write("key", "the first of the keys", own ? NOBODY : 0);
     write_file("conf", "%s", head);
     d = c.daemon[0] = daemon_start("host", "-C %s/conf", vp_dir);
@@ -2181,7 +2199,7 @@ int main(void)
     SUITE_LOOP(s, pid_file_limit, 2);
     SUITE_LOOP(s, log_syslog, 2);
     SUITE_ADD(s, log_syslog_hangs);
-    SUITE_ADD(s, drop_user);
+    SUITE_ROWS(s, drop_user, new_users);
     SUITE_ADD(s, user_cleans_up);
     SUITE_LOOP(s, notices, 4);
     SUITE_ADD(s, no_notices);
