@@ -413,21 +413,48 @@ static const char *const method_name[] = {
 /* Of a serial line where PORT is '-'. */
 #define DEFAULT_BAUD 115200
 
+/* POSIX has those up to 38400, and every system those up to 230400. */
 static const struct {
     unsigned baud;
     speed_t speed;
 } speeds[] = {
-    { 1200, B1200 }, { 2400, B2400 }, { 4800, B4800 }, { 9600, B9600 },
+    { 50, B50 }, { 75, B75 }, { 110, B110 }, { 134, B134 }, { 150, B150 },
+    { 200, B200 }, { 300, B300 }, { 600, B600 }, { 1200, B1200 },
+    { 1800, B1800 }, { 2400, B2400 }, { 4800, B4800 }, { 9600, B9600 },
     { 19200, B19200 }, { 38400, B38400 }, { 57600, B57600 },
     { 115200, B115200 }, { 230400, B230400 },
 #ifdef B460800
     { 460800, B460800 },
+#endif
+#ifdef B500000
+    { 500000, B500000 },
+#endif
+#ifdef B576000
+    { 576000, B576000 },
 #endif
 #ifdef B921600
     { 921600, B921600 },
 #endif
 #ifdef B1000000
     { 1000000, B1000000 },
+#endif
+#ifdef B1152000
+    { 1152000, B1152000 },
+#endif
+#ifdef B1500000
+    { 1500000, B1500000 },
+#endif
+#ifdef B2000000
+    { 2000000, B2000000 },
+#endif
+#ifdef B2500000
+    { 2500000, B2500000 },
+#endif
+#ifdef B3000000
+    { 3000000, B3000000 },
+#endif
+#ifdef B3500000
+    { 3500000, B3500000 },
 #endif
 #ifdef B4000000
     { 4000000, B4000000 },
@@ -536,6 +563,17 @@ static speed_t find_speed(const char *port)
         }
     }
     return B0;
+}
+
+/* speed_baud() - the rate that @speed stands for; 0: it is not known here */
+static unsigned speed_baud(speed_t speed)
+{
+    for (size_t i = 0; i < COUNT(speeds); i++) {
+        if (speeds[i].speed == speed) {
+            return speeds[i].baud;
+        }
+    }
+    return 0;
 }
 
 static bool check_channel(Spec *spec, const char *method, Error *err)
@@ -1973,6 +2011,7 @@ typedef struct Channel {
     VPDialer dialer;
     VPTarget target;    /* what it connects to, with the addresses below */
     VPAddr addrs[MAX_ADDRS];
+    VPOnce rate_said;   /* the driver's rate, if it isn't the one asked for */
     int fifo;           /* PATH.in, while PATH.out can't be opened; or -1 */
     Tty *tty;           /* NULL: it is no serial line, or not open */
     char name[32];      /* what the listeners are called in the log */
@@ -2058,6 +2097,29 @@ static void channel_opened(Channel *ch, int rfd, int wfd, VPChannelKind kind)
     }
 }
 
+/* line_rate() - say so if the driver of the line @fd runs it at another rate */
+static void line_rate(Channel *ch, int fd)
+{
+    speed_t asked = find_speed(ch->spec.port), speed;
+    char rate[32] = "a rate that is not known here";
+    struct termios now;
+
+    if (tcgetattr(fd, &now) < 0) {
+        return;
+    }
+    speed = cfgetospeed(&now);
+    if (speed_baud(speed) != 0) {
+        snprintf(rate, sizeof(rate), "%u baud", speed_baud(speed));
+    }
+    if (speed != asked &&
+        vp_once(&ch->rate_said, (uintptr_t)speed, vp_loop_now(loop), 0)) {
+        log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "channel %s: %s: the "
+               "driver doesn't take %u baud, it runs at %s",
+               method_name[ch->spec.method], ch->spec.addr, speed_baud(asked),
+               rate);
+    }
+}
+
 static void open_serial(Channel *ch)
 {
     const char *path = ch->spec.addr;
@@ -2066,6 +2128,7 @@ static void open_serial(Channel *ch)
                      : tty_take(fd, find_speed(ch->spec.port), &ch->tty);
 
     if (err == 0) {
+        line_rate(ch, fd);
         channel_opened(ch, fd, fd, VP_CHN_TTY);
         return;
     }
@@ -2294,7 +2357,10 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
         int err = tty_take(fd, find_speed(NULL), &ch->tty);
 
         *kind = VP_CHN_TTY;
-        return err != 0 ? strerror(err) : NULL;
+        if (err != 0) {
+            return strerror(err);
+        }
+        line_rate(ch, fd);
     } else if (S_ISCHR(st.st_mode)) {
         *kind = VP_CHN_VIRTSERIAL;
     } else {

@@ -5,11 +5,17 @@
  * The program itself runs in a child process for each line of the tables:
  * with --dump-config it ends once everything has been read and checked.
  *
- * And what a pid file's path may be by the time that the file is locked.
+ * And what a pid file's path may be by the time that the file is locked, and a
+ * serial line's rate once it is set.
  */
+#define _XOPEN_SOURCE 700
+
 #include "virtproxy.c"
 
 #include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <termios.h>
 
 /* A file that somebody removes each time before it is locked, so often. */
 static char removed[64];
@@ -24,6 +30,24 @@ static void fcntl_begins(void)
 }
 
 #define fcntl(fd, ...) (fcntl_begins(), fcntl(fd, __VA_ARGS__))
+
+/* A serial line's driver that takes 9600 baud only, and then has it all end. */
+static bool slow_driver;
+
+static int line_set(int fd, int when, const struct termios *settings)
+{
+    struct termios slow = *settings;
+
+    if (!slow_driver) {
+        return tcsetattr(fd, when, settings);
+    }
+    slow_driver = false;
+    cfsetospeed(&slow, B9600);
+    raise(SIGTERM);
+    return tcsetattr(fd, when, &slow);
+}
+
+#define tcsetattr(fd, when, settings) line_set(fd, when, settings)
 
 /* netinet/tcp.h, which only the engine includes, has a state of this name */
 #define TCP_LISTEN METHOD_TCP_LISTEN
@@ -272,6 +296,59 @@ START_TEST(numbers_read)
 }
 END_TEST
 
+/* ---- serial lines ----------------------------------------------------- */
+
+/* All rates that the system has a name for, and the name back. */
+START_TEST(rates)
+{
+    static const struct {
+        const char *text;
+        speed_t speed;
+    } known[] = {
+        { "50", B50 }, { "134", B134 }, { "300", B300 }, { "600", B600 },
+        { "1800", B1800 }, { "230400", B230400 },
+#ifdef __linux__
+        { "500000", B500000 }, { "576000", B576000 }, { "1152000", B1152000 },
+        { "1500000", B1500000 }, { "2000000", B2000000 },
+        { "2500000", B2500000 }, { "3000000", B3000000 },
+        { "3500000", B3500000 }, { "4000000", B4000000 },
+#endif
+    };
+
+    for (int i = 0; i < COUNT_OF(known); i++) {
+        ck_assert_msg(find_speed(known[i].text) == known[i].speed, "%s",
+                      known[i].text);
+    }
+    for (size_t i = 0; i < COUNT(speeds); i++) {
+        ck_assert_uint_eq(speed_baud(speeds[i].speed), speeds[i].baud);
+    }
+    ck_assert_uint_eq(speed_baud(B0), 0);
+}
+END_TEST
+
+/* A rate that the driver doesn't take is said, with the one it has. */
+START_TEST(rate_refused)
+{
+    int master = posix_openpt(O_RDWR | O_NOCTTY);
+    char line[100];
+    Run r;
+
+    ck_assert(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
+    for (int i = 0; i < 2; i++) {
+        slow_driver = true;
+        snprintf(line, sizeof(line), "-c isaserial-open:%s:%s",
+                 ptsname(master), i == 0 ? "115200" : "9600");
+        r = run(line);
+        ck_assert_int_eq(r.status, 0);
+        ck_assert_msg((strstr(r.err, "doesn't take 115200 baud, it runs at "
+                              "9600 baud\n") != NULL) == (i == 0) &&
+                      (strstr(r.err, "take") != NULL) == (i == 0), "%s",
+                      r.err);
+    }
+    close(master);
+}
+END_TEST
+
 /* ---- addresses -------------------------------------------------------- */
 
 /* What is written without a name needs no name server, and reads back. */
@@ -361,6 +438,8 @@ int main(void)
     SUITE_ROWS(s, fields, specs);
     SUITE_ADD(s, says_what_was_expected);
     SUITE_ADD(s, numbers_read);
+    SUITE_ADD(s, rates);
+    SUITE_ADD(s, rate_refused);
     SUITE_ADD(s, numeric_addresses);
     SUITE_ADD(s, help_and_version);
     SUITE_ADD(s, pid_file_removed);
