@@ -4051,8 +4051,13 @@ static int pidfile_lock(const char *path, Error *err)
     }
     lock.l_type = F_WRLCK;
     if (fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) {
-        error_set(err, "--pidfile '%s': process %ld holds it", path,
-                  (long)lock.l_pid);
+        if (lock.l_pid > 0) {
+            error_set(err, "--pidfile '%s': process %ld holds it", path,
+                      (long)lock.l_pid);
+        } else {
+            error_set(err, "--pidfile '%s': a process of another pid "
+                      "namespace, or of another machine, holds it", path);
+        }
     } else {
         error_set(err, "--pidfile '%s': cannot be locked", path);
     }

@@ -439,6 +439,28 @@ START_TEST(pid_file)
 }
 END_TEST
 
+/* Who can't see the process that holds it has no number to say. */
+START_TEST(pid_file_unseen)
+{
+    const char *unshare = geteuid() == 0 ? "unshare -pf --kill-child"
+                                         : "unshare -rpf --kill-child";
+    char path[PATH_LEN];
+    Daemon *d;
+
+    if (child_wait(command_start("may", "%s true", unshare)) != 0) {
+        PASS_OVER("pid namespaces of its own (CAP_SYS_ADMIN or user "
+                  "namespaces)");
+    }
+    file_path(path, "channel");
+    d = daemon_start("host", "-f %s/pid -c unix-listen:%s:-", vp_dir, path);
+    daemon_wait(d, "listening");
+    command_wait(command_start("other", "%s %s -f %s/pid -m %s/monitor 2>&1 | "
+        "grep -q \"/pid': a process of another pid namespace\"", unshare,
+        vp_program, vp_dir, vp_dir));
+    ck_assert_int_eq(pid_in("pid"), d->pid);
+}
+END_TEST
+
 /* One that was removed by others may be another daemon's by now. */
 START_TEST(pid_file_replaced)
 {
@@ -2186,6 +2208,7 @@ int main(void)
     SUITE_LOOP(s, bad_start_tty, 2);
     SUITE_ROWS(s, bad_usage, usages);
     SUITE_ADD(s, pid_file);
+    SUITE_ADD(s, pid_file_unseen);
     SUITE_ADD(s, pid_file_replaced);
     SUITE_LOOP(s, closed_stdio, 2 * COUNT_OF(closed_fds));
     SUITE_LOOP(s, inherited_stdio, 3);
