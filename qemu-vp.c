@@ -527,6 +527,14 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
     return at == NULL || spec_error(spec, err, "'%s' after the CHANNEL_ID", at);
 }
 
+/* check_host() - a bare number is an address only to inet_aton() */
+static bool check_host(const Spec *spec, Error *err)
+{
+    return spec->addr[strspn(spec->addr, "0123456789")] != '\0' ||
+           spec_error(spec, err, "ADDR '%s' is neither a name nor an address, "
+                      "such as 127.0.0.1 or [::1]", spec->addr);
+}
+
 static bool check_port(const Spec *spec, Error *err)
 {
     bool listening = spec->option == 'o' ||
@@ -597,7 +605,7 @@ static bool check_channel(Spec *spec, const char *method, Error *err)
         if (spec->port == NULL) {
             return spec_error(spec, err, "%s needs a PORT", method);
         }
-        return check_port(spec, err);
+        return check_host(spec, err) && check_port(spec, err);
     case ISASERIAL_OPEN:
         return find_speed(spec->port) != B0 ||
                spec_error(spec, err, "'%s' is not a baud rate that is known "
@@ -664,7 +672,8 @@ static bool spec_check(Spec *spec, Error *err)
                           "ASCII characters without blanks",
                           VP_SERVICE_ID_LEN);
     }
-    return spec->port == NULL ? check_path(spec, err) : check_port(spec, err);
+    return spec->port == NULL ? check_path(spec, err)
+                              : check_host(spec, err) && check_port(spec, err);
 }
 
 /* spec_parse() - @spec has to be freed with spec_free() if this succeeds */

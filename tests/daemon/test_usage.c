@@ -92,6 +92,8 @@ static const BadOption bad_options[] = {
     { "-c", "isaserial-open:/dev/ttyS1:9601", NULL,
       "'9601' is not a baud rate" },
     { "-c", "isaserial-open::9600", NULL, NULL },
+    { "-c", "tcp-connect:9000:80", NULL, "ADDR '9000' is neither a name" },
+    { "-c", "tcp-listen:9000:80", NULL, "ADDR '9000' is neither a name" },
     { "-c", "fd::-", NULL, NULL },
     { "-c", "fd:-:-", NULL, NULL },
     { "-c", "fd:-1:-", NULL, "'-1' is not the number" },
@@ -145,6 +147,9 @@ static const BadOption bad_options[] = {
     { "--oforward", "caf\xc3\xa9:127.0.0.1:80", "", NULL },
     { "--oforward", "\x1b[31mhttp:127.0.0.1:80", "", NULL },
     { "-o", "x:" X100 "/1234567:-", "-o 'x:xxx", "108 bytes" },
+    { "-o", "127.0.0.1:9022:ssh", NULL, "ADDR '9022' is neither a name" },
+    { "-o", "ssh:9022:22", NULL, "such as 127.0.0.1 or [::1]" },
+    { "-o", "ssh:[0]:22", NULL, "ADDR '0' is neither a name" },
     { "-o", NULL, "", NULL },
 
     /* -i SERVICE_ID:ADDR:PORT[:CHANNEL_ID] */
@@ -169,6 +174,7 @@ static const BadOption bad_options[] = {
     { "-i", "a\001b:h:1", "-i '", "it has a control character" },
     { "-i", "\303\274:h:1", "-i '", "a SERVICE_ID is 1 to 32" },
     { "-i", "abcdefghijklmnopqrstuvwxyz0123456:h:1", "-i 'abc", "1 to 32" },
+    { "-i", "127.0.0.1:9022:ssh", NULL, "ADDR '9022' is neither a name" },
     { "-i", NULL, "", NULL },
 
     /* the rest */
@@ -268,6 +274,8 @@ static const char *const good_forwards[][2] = {
     { "-o", "a:127.0.0.1:0:0" },
     { "-o", "a-b_c.d/e:127.0.0.1:0" },
     { "-o", "[x:127.0.0.1:0" },
+    { "-o", "9022:127.0.0.1:0" },
+    { "-o", "a:127.1:0" },
     { "--oforward", "a:localhost:0" },
     { "-i", ID_32 ":127.0.0.1:80" },
     { "-i", "a:[::1]:80" },

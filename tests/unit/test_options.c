@@ -156,6 +156,7 @@ static const char *const good[] = {
     "-c fd:3:- -o http:127.0.0.1:0",
     "-c fd:3:- -o http:[::1]:0:0",
     "-c fd:3:- -o a:/path:- -i b:/path:-",
+    "-c fd:3:- -o 9022:9022:-",
     "-c fd:3:- -o x:h:1 -o x:h:2 -o y:h:1",
     "-c fd:3:- -o x:h:1 -i x:h:1",
     "-c fd:3:- -c fd:4:-:9 -i x:h:1 -i x:h:1:9 -o y:h:1:9",
