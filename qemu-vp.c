@@ -3529,6 +3529,7 @@ struct Mon {
     uint64_t heard_at;      /* when it last took or said something, us */
     bool batch;             /* it is a program */
     bool eof;               /* it will send no more commands */
+    bool left;              /* it said "exit": what follows is not executed */
     bool broken;            /* it is gone, or there was no memory */
     char line[MON_LINE_MAX]; /* commands that were not executed yet */
     size_t len;             /* bytes of these */
@@ -3642,6 +3643,17 @@ static bool run_quit(Mon *mon, char *args, Error *err)
     return true;
 }
 
+/* run_exit() - a person, who gets no prompt after it, gets no answer */
+static bool run_exit(Mon *mon, char *args, Error *err)
+{
+    (void)args;
+    (void)err;
+    mon->eof = true;
+    mon->left = true;
+    mon->unanswered = !mon->batch;
+    return true;
+}
+
 /* run_batch() - the first one has no answer, so that -x gets only its own */
 static bool run_batch(Mon *mon, char *args, Error *err)
 {
@@ -3675,6 +3687,7 @@ static const Command commands[] = {
     { "log", "error|warn|info|debug", "set what is logged", run_log, 0 },
     { "batch", "", "no prompt; end each answer with 'ok' or 'error: ...'",
       run_batch, 0 },
+    { "exit", "", "end this connection to the monitor", run_exit, 0 },
     { "quit", "", "end the daemon", run_quit, 0 },
 };
 
@@ -3801,6 +3814,10 @@ static void mon_run(Mon *mon)
         char *end = memchr(mon->line, '\n', mon->len);
         size_t used;
 
+        if (end == NULL && mon->eof && mon->len > 0 &&
+            mon->len < sizeof(mon->line)) {
+            end = mon->line + mon->len++; /* the last line may have none */
+        }
         if (end == NULL) {
             vp_watch_set(loop, mon->fd, VP_READ);
             return;
@@ -3808,6 +3825,7 @@ static void mon_run(Mon *mon)
         *end = '\0';
         used = (size_t)(end - mon->line) + 1;
         mon_execute(mon, mon->line);
+        mon->len = mon->left ? used : mon->len;
         mon->len -= used;
         memmove(mon->line, mon->line + used, mon->len);
         if (mon->lookup.pid > 0) {
@@ -3850,6 +3868,14 @@ static void mon_looked_up(void *opaque, const Answer *answer)
     mon_continue(mon);
 }
 
+/* mon_hung_up() - is nobody there to take an answer? */
+static bool mon_hung_up(const Mon *mon)
+{
+    struct pollfd pfd = { .fd = mon->fd };
+
+    return poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLHUP);
+}
+
 static void mon_ready(void *opaque, int fd, int events)
 {
     Mon *mon = opaque;
@@ -3863,6 +3889,8 @@ static void mon_ready(void *opaque, int fd, int events)
             mon->len += (size_t)n;
         } else if (n == 0) {
             mon->eof = true;
+            /* half a line of a client that has died is no command */
+            mon->len = mon_hung_up(mon) ? 0 : mon->len;
         } else if (errno != EAGAIN && errno != EINTR) {
             mon->broken = true;
         }

@@ -486,7 +486,7 @@ START_TEST(by_socat)
     static const char *const commands[] = {
         "help", "info", "channel_add", "channel_del", "oforward_add",
         "oforward_del", "iforward_add", "iforward_del", "conn_reset", "log",
-        "quit",
+        "exit", "quit",
     };
     char head[TEXT_LEN];
     const char *answer;
@@ -1363,20 +1363,70 @@ START_TEST(half_command)
                                                                 : 0));
         }
         close(fds[i][0]);
-        shutdown(fds[i][1], SHUT_WR);
         flow(&s);
     }
     for (int i = 0; i < COUNT_OF(halves); i++) {
-        char c;
-
-        while (recv(fds[i][1], &c, 1, 0) > 0) {
-        }
         close(fds[i][1]);
+        flow(&s);
     }
     after = monitor_state(s.mon[0]);
     ck_assert_str_eq(before, after);
     free(before);
     free(after);
+    scene_end(&s);
+}
+END_TEST
+
+/* What a client sent last is a command without a newline, too. */
+START_TEST(last_line)
+{
+    char *answer;
+    int fd;
+    Scene s;
+
+    scene_start(&s, "", "");
+    for (int i = 0; i < 2; i++) {
+        fd = monitor_batch(s.path[0]);
+        send_all(fd, "nonsense\nlog warn", i ? 17 : 8);
+        shutdown(fd, SHUT_WR);
+        for (int k = 0; k <= i; k++) {
+            answer = monitor_answer(fd);
+            ck_assert_msg(strstr(answer, k ? "ok\n" : "error: 'nonsense'"),
+                          "%s", answer);
+            free(answer);
+        }
+        expect_eof(fd);
+        close(fd);
+    }
+    ck_assert_str_eq(value(monitor_ask(s.mon[0], "info status -k"), "log"),
+                     "warn");
+    scene_end(&s);
+}
+END_TEST
+
+/* "exit" ends this client, with what it sent after it, and nothing else. */
+START_TEST(leave)
+{
+    char *answer;
+    int fd;
+    Scene s;
+
+    scene_start(&s, "", "");
+    fd = monitor_batch(s.path[0]);
+    send_all(fd, "exit\nquit\n", 10);
+    answer = monitor_answer(fd);
+    ck_assert_str_eq(answer, "ok\n");
+    free(answer);
+    expect_eof(fd);
+    close(fd);
+    fd = dial(s.path[0], true);
+    send_all(fd, "log warn\nexit\nquit", 18);
+    expect_bytes(fd, "(qemu-vp) ");
+    expect_eof(fd);
+    close(fd);
+    flow(&s);
+    ck_assert_int_eq(execute(s.path[0], "exit"), 0);
+    monitor_ask(s.mon[0], "info status");
     scene_end(&s);
 }
 END_TEST
@@ -1770,6 +1820,8 @@ int main(void)
     SUITE_LOOP(s, quit, 2);
     SUITE_LOOP(s, endless_line, 2);
     SUITE_ADD(s, half_command);
+    SUITE_ADD(s, last_line);
+    SUITE_ADD(s, leave);
     SUITE_ADD(s, odd_pieces);
     SUITE_ADD(s, deaf_client);
     SUITE_ADD(s, deaf_client_idle);
