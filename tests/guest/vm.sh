@@ -124,9 +124,9 @@ guest_is_up() {
 
 # wait_guest() - until the guest answers, and is not the one of before
 wait_guest() {
-    local end=$((SECONDS + 120))
+    local end=$((SECONDS + 400)) # a busy machine takes 25 s, or 100
     until guest_is_up 2>/dev/null; do
-        [ $SECONDS -lt $end ] || fail "the guest did not come up in 120 s"
+        [ $SECONDS -lt $end ] || fail "the guest did not come up in 400 s"
         kill -0 "${pids[qemu]}" 2>/dev/null ||
             fail "QEMU ended: $(tail -n 3 "$D/qemu.out")"
         sleep 0.05
