@@ -1200,12 +1200,11 @@ void vp_dialer_stop(VPDialer *d)
 
 /* ---- what each socket needs ------------------------------------------- */
 
-/* tcp_setup() - no TCP of ours waits; @addr is either end of @fd's */
-static void tcp_setup(int fd, const VPAddr *addr)
+/* tcp_alive() - have a peer noticed that vanished without a word */
+static void tcp_alive(int fd)
 {
-    int one = 1;
+    const int one = 1;
 
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
 #ifdef __linux__
     /* elsewhere the system's own times hold: hours, mostly */
@@ -1215,13 +1214,26 @@ static void tcp_setup(int fd, const VPAddr *addr)
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+#endif
+}
+
+/* tcp_setup() - no TCP of ours waits; @addr is either end of @fd's */
+static void tcp_setup(int fd, const VPAddr *addr)
+{
+    const int one = 1;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if (!vp_addr_is_local(addr)) {
+        /* else the kernel itself tells, whatever becomes of the peer */
+        tcp_alive(fd);
+        return;
+    }
+#ifdef __linux__
     /*
      * Where BBR is the system's choice it would pace us, with a clock
      * interrupt for each 64 KiB; within a machine there is no network to spare.
      */
-    if (vp_addr_is_local(addr)) {
-        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno"));
-    }
+    setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno"));
 #endif
 }
 
