@@ -80,7 +80,8 @@ void sshd_start(char *where)
                "PermitRootLogin prohibit-password\nMaxStartups 50\n"
                "Subsystem sftp internal-sftp\n", port, vp_dir, vp_dir);
     write_file("ssh_config",
-               "HostName 127.0.0.1\nUser %s\nIdentityFile %s/user_key\nIdentitiesOnly yes\n"
+               "HostName 127.0.0.1\nUser %s\nIdentityFile %s/user_key\n"
+               "IdentitiesOnly yes\n"
                "UserKnownHostsFile %s/known_hosts\nHostKeyAlias vp-test\n"
                "GlobalKnownHostsFile /dev/null\nStrictHostKeyChecking yes\n"
                "BatchMode yes\nControlPath none\n", user->pw_name, vp_dir,

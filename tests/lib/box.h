@@ -2,17 +2,17 @@
 /*
  * box.h - the engine in a box
  *
- * What the engine asks of the system passes through the box where boxed.h
- * includes it:
+ * Where boxed.h includes the engine, the engine's system calls go to functions
+ * of the box:
  *
- *  - Time is box.now.  It moves by box.pass_us for each pass of the loop that
- *    found something to do, and by the whole timeout where the loop would
- *    sleep.  So minutes of timers take no time, and always the same.
- *  - Calls fail when they are told to (box_fail()), and those that read and
- *    write can be made short, or to fail with EINTR or EAGAIN now and then.
- *  - Memory comes filled with rubbish, and is counted.
+ *  - Time is box.now.  Each call of select() adds box.pass_us, and where the
+ *    loop would sleep, the whole timeout.  So timers of minutes run at once,
+ *    and in the same order each time.
+ *  - Calls fail when box_fail() says so; reads and writes can be made short, or
+ *    to fail with EINTR and EAGAIN every io_fail calls.
+ *  - Memory is filled with rubbish when it is allocated, and is counted.
  *
- * Sockets are real.  (Where they must not be, see tests/chaos/sim.h.)
+ * Sockets are real; in tests/chaos/sim.h they are not.
  */
 #ifndef BOX_H
 #define BOX_H
@@ -25,7 +25,7 @@
 
 #include "virtproxy.h"
 
-/* Calls that can be made to fail; those that can't are CALL_... of none. */
+/* Bits for the calls that box_fail() can make fail */
 enum {
     CALL_ALLOC = 1,
     CALL_SOCKET = 2,
@@ -38,74 +38,75 @@ enum {
 };
 
 typedef struct Box {
-    uint64_t now;          /* CLOCK_MONOTONIC, us */
-    uint64_t pass_us;      /* time a pass takes in which something happens */
-    bool repeats;          /* nothing is by chance, so that fuzzers can repeat
-                              it: all clocks are box.now, there are no random
-                              numbers, and large blocks of memory are kept */
+    uint64_t now;          /* CLOCK_MONOTONIC as the engine reads it, us */
+    uint64_t pass_us;      /* time that each call of select() takes, us */
+    bool repeats;          /* no chance, so that fuzzers can repeat a run: all
+                              clocks are box.now, files of random numbers can't
+                              be opened, large blocks of memory are kept */
     bool settle;           /* the loop stops where it would sleep */
-    unsigned long stop_at; /* the loop stops after so many passes; 0: no */
-    unsigned spin_max;     /* passes without sleep that fail; 0: any number */
-    unsigned spins;        /* passes since the loop slept or began */
-    VPLoop *loop;          /* the one that is running */
-    unsigned long passes;  /* calls of select() */
-    unsigned long bits;    /* bits set in the maps of all these calls */
-    int select_max;        /* descriptors select() takes; 0: any number */
+    unsigned long stop_at; /* the loop stops when .passes is this; 0: never */
+    unsigned spin_max;     /* .spins that end the test; 0: no limit */
+    unsigned spins;        /* calls of select() since the loop last slept */
+    VPLoop *loop;          /* the loop that runs; NULL: none */
+    unsigned long passes;  /* calls of select() since box_reset() */
+    unsigned long bits;    /* descriptors asked for in all calls of select() */
+    int select_max;        /* largest nfds that select() takes; 0: no limit */
 
-    unsigned calls;        /* set of CALL_...: these fail, */
-    unsigned after;        /* once so many of them went well, */
-    unsigned fails;        /* so many of them, */
-    int err;               /* with this; 0: they move BOX_SHORT bytes at most */
+    unsigned calls;        /* CALL_... bits that box_fail() was given */
+    unsigned after;        /* of these calls, how many succeed first */
+    unsigned fails;        /* of these calls, how many fail then, or BOX_ALL */
+    int err;               /* errno of the failures; 0: reads and writes don't
+                              fail but move BOX_SHORT bytes at most */
 
-    size_t io_max;         /* bytes a read or write moves; 0: no limit */
-    unsigned io_fail;      /* every so many reads and writes fail; 0: none */
-    unsigned io_calls;     /* reads and writes so far */
-    int write_fd;          /* takes but write_left more bytes; 0: none does */
-    size_t write_left;
-    int read_errno;        /* what EAGAIN of a read is replaced by; 0: not */
-    bool small;            /* sockets take as little as the kernel allows */
-    unsigned long connects; /* calls of connect() */
-    unsigned long polls;   /* calls of poll() */
-    bool refuses;          /* connect() is refused, wherever to */
+    size_t io_max;         /* most bytes a read or write moves; 0: no limit */
+    unsigned io_fail;      /* each io_fail'th read or write fails; 0: none */
+    unsigned io_calls;     /* reads and writes that box_fail() let be */
+    int write_fd;          /* descriptor with a limit of writes; 0: none */
+    size_t write_left;     /* bytes that write_fd takes before EAGAIN */
+    int read_errno;        /* errno of a read instead of EAGAIN; 0: EAGAIN */
+    bool small;            /* sockets have the smallest send buffer there is */
+    unsigned long connects; /* calls of connect() since box_reset() */
+    unsigned long polls;   /* calls of poll() since box_reset() */
+    bool refuses;          /* each connect() fails with ECONNREFUSED */
 
     size_t allocated;      /* bytes of memory held */
-    size_t allocated_max;  /* the most there ever were */
+    size_t allocated_max;  /* largest value of .allocated so far, bytes */
     size_t blocks;         /* blocks of memory held */
 } Box;
 
-#define BOX_SHORT 7u
+#define BOX_SHORT 7u /* bytes that a short read or write moves at most */
 
 extern Box box;
 
-/* box_reset() - as in the beginning; @repeats: see above */
+/* box_reset() - set all of box to its defaults, and box.repeats to @repeats */
 void box_reset(bool repeats);
 
-/* box_fail() - of @calls the next @after go well, then @fails fail with @err */
+/* box_fail() - the next @after of @calls succeed, then @fails fail with @err */
 void box_fail(unsigned calls, int err, unsigned after, unsigned fails);
 
-#define BOX_ALL (~0u)
+#define BOX_ALL (~0u) /* as @calls: each; as @fails: without end */
 
-/* box_fails() - is this call, one of CALL_..., to fail? sets errno */
+/* box_fails() - whether @call, one of CALL_..., fails now; sets errno if so */
 bool box_fails(unsigned call);
 
 /* ---- running the loop ------------------------------------------------- */
 
-/* box_loop() - until something stops it */
+/* box_loop() - run the loop until something stops it */
 void box_loop(VPLoop *loop);
 
-/* box_settle() - until it would sleep */
+/* box_settle() - run the loop until it would sleep */
 void box_settle(VPLoop *loop);
 
-/* box_step() - for so many passes */
+/* box_step() - run the loop for @n calls of select() */
 void box_step(VPLoop *loop, unsigned n);
 
-/* box_run() - for so long, us */
+/* box_run() - run the loop for @us of box.now */
 void box_run(VPLoop *loop, uint64_t us);
 
-/* box_stop() - stop a loop: for timers */
+/* box_stop() - stop a loop; the callback of a timer */
 void box_stop(void *loop);
 
-/* ---- what the calls are replaced by ----------------------------------- */
+/* ---- replacements of the system calls --------------------------------- */
 
 int box_clock_gettime(clockid_t clock, struct timespec *ts);
 int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x, struct timeval *tv);
@@ -122,7 +123,7 @@ void *box_calloc(size_t n, size_t size);
 void *box_realloc(void *old, size_t size);
 void box_free(void *p);
 
-/* box_failed() - ends the test, or the fuzzer, as @what is not so */
+/* box_failed() - end the test or the fuzzer, because @what is false */
 void box_failed(const char *file, int line, const char *what)
     __attribute__((noreturn));
 

@@ -2,12 +2,13 @@
 /*
  * channel.c - see channel.h
  *
- * The relay opens an end when it can and again when it was lost.  It reads from
- * an end only while the other is open and has taken all before, so what waits
- * at one end waits there, as behind QEMU.  When an end is lost, what was under
- * way is lost too.  A lost socket takes the other end with it, as a cut cable
- * does between sockets, and as QEMU hangs up a virtio port whose host has gone;
- * a serial line stays, and a guest that closes its device goes unnoticed.
+ * The relay opens an end as soon as it can, and again after it was lost.  It
+ * reads from an end only while the other is open and has taken all bytes read
+ * before, so bytes wait in the sender's socket or device, as they do with QEMU.
+ * When an end is lost, the bytes that the relay holds are dropped.  When a lost
+ * end was a socket, the other end is closed too, as sockets on a cut cable are,
+ * and as QEMU hangs up a virtio port whose host has gone; but a pty stays open.
+ * A guest that closes its FIFOs or pty is not noticed, as QEMU doesn't.
  */
 #define _XOPEN_SOURCE 700
 
@@ -24,21 +25,22 @@
 
 #include "channel.h"
 
-#define RETRY_MS 10             /* between tries to open an end */
-#define RELAY_DRAINED 1         /* a question besides RelayCommand, +1: end 1 */
+#define RETRY_MS 10             /* between tries to open an end, ms */
+#define RELAY_DRAINED 1         /* asks if end 0 is drained; + 1: end 1 */
 
-/* One end while the relay runs */
+/* An end, in the relay's process */
 typedef struct End {
-    RelayEnd set;
-    int listener;               /* RELAY_LISTEN */
-    int in;                     /* -1: not open */
-    int out;                    /* the same as in, but for FIFOs */
-    char buf[65536];            /* read from here, bound for the other end */
-    size_t start;
-    size_t end;
-    bool stalled;
-    bool away;
-    int64_t quiet;              /* not to be read before this time */
+    RelayEnd set;               /* what relay_start() was given */
+    int listener;               /* listening socket; -1: not RELAY_LISTEN */
+    int in;                     /* descriptor to read; -1: not open */
+    int out;                    /* descriptor to write, equals in but for FIFOs;
+                                   -1: not open */
+    char buf[65536];            /* bytes read from this end, for the other */
+    size_t start;               /* index in buf of the first byte to write */
+    size_t end;                 /* index in buf after the last one; 0: none */
+    bool stalled;               /* a command has stalled this end */
+    bool away;                  /* RELAY_AWAY keeps this end closed */
+    int64_t quiet;              /* the end is not read before this time, ms */
 } End;
 
 /* ------------------------------------------------------------------------ */
@@ -74,7 +76,11 @@ static int fifo_open(const End *e, const char *suffix, int flags)
     return open(path, flags | O_NONBLOCK);
 }
 
-/* end_open() - try to; the relay's FIFOs are the daemon's the other way */
+/*
+ * end_open() - try to open an end; in and out stay -1 if it can't be opened
+ *
+ * The relay reads PATH.out, because the daemon writes it, and writes PATH.in.
+ */
 static void end_open(End *e)
 {
     struct sockaddr_un un = { .sun_family = AF_UNIX };
@@ -113,7 +119,7 @@ static bool end_is_open(const End *e)
     return e->in >= 0 && e->out >= 0;
 }
 
-/* end_read() - returns false when the end is lost */
+/* end_read() - read into e->buf; returns false when the end is lost */
 static bool end_read(End *e, int64_t now)
 {
     ssize_t n = read(e->in, e->buf, sizeof(e->buf));
@@ -124,12 +130,12 @@ static bool end_read(End *e, int64_t now)
         if (is_socket(e)) {
             return false;
         }
-        e->quiet = now + RETRY_MS;      /* nobody has the device open */
+        e->quiet = now + RETRY_MS;      /* because no daemon has it open */
     }
     return true;
 }
 
-/* end_write() - pass on what came from src; false when this end is lost */
+/* end_write() - write what src->buf holds; returns false when e is lost */
 static bool end_write(End *e, End *src)
 {
     ssize_t n = write(e->out, src->buf + src->start, src->end - src->start);
@@ -140,7 +146,7 @@ static bool end_write(End *e, End *src)
             src->start = src->end = 0;
         }
     } else if (errno != EAGAIN) {
-        if (e->set.kind == RELAY_PTY) { /* the same */
+        if (e->set.kind == RELAY_PTY) { /* bytes to a closed line are lost */
             src->start = src->end = 0;
             return true;
         }
@@ -149,7 +155,7 @@ static bool end_write(End *e, End *src)
     return true;
 }
 
-/* end_drained() - whether nothing waits that is for this end */
+/* end_drained() - whether neither relay nor kernel has bytes for e's daemon */
 static bool end_drained(const End *e, const End *other)
 {
     unsigned long question = is_socket(e) ? TIOCOUTQ : FIONREAD;
@@ -187,7 +193,7 @@ static void relay_obey(End e[2], int control)
     }
 }
 
-/* relay_turn() - open, wait, read, write once */
+/* relay_turn() - open closed ends, poll(), read and write each end once */
 static void relay_turn(End e[2], int control)
 {
     struct pollfd p[5] = { { .fd = control, .events = POLLIN } };
@@ -297,7 +303,7 @@ void relay_start(Relay *r, const RelayEnd ends[2])
     }
 }
 
-/* relay_ask() - a byte there, a byte back */
+/* relay_ask() - send the relay a byte; returns the byte that it answers */
 static char relay_ask(Relay *r, int question)
 {
     struct pollfd pfd = { .fd = r->control, .events = POLLIN };
@@ -435,7 +441,7 @@ void pair_start(Pair *p, ChannelKind kind, const char *host_options,
                                  c->option[1], guest_options);
     for (int i = 0; i < 2; i++) {
         if (c->start[i].keep_fd > 0) {
-            close(c->start[i].keep_fd); /* else nobody sees its end */
+            close(c->start[i].keep_fd); /* else no daemon sees the other end */
         }
     }
     daemon_up(p->host);

@@ -5,9 +5,10 @@
  * Two processes matter.  main() runs in the first: it makes a directory for the
  * suite, hands over to libcheck, and afterwards prints the logs of the tests
  * that failed.  Each test runs in a child that libcheck forks; test_begin() and
- * test_end() run there, before and after it.  A test that fails leaves its
- * child at once, without test_end(): libcheck then kills the child's process
- * group, to which everything belongs that the test started.
+ * test_end() run there, before and after the test.  A test that fails exits
+ * without test_end(): libcheck then kills the child's process group, to which
+ * everything belongs that the test started, but for daemons in the background
+ * (see guard()).
  */
 #define _XOPEN_SOURCE 700
 
@@ -38,18 +39,18 @@
 
 #include "harness.h"
 
-#define MAX_DAEMONS 256        /* some are killed a hundred times */
+#define MAX_DAEMONS 256        /* in one test, each restart counted */
 #define MAX_CHILDREN 64
 #define MAX_ARGS 64
 #define NOBODY 65534
-#define LOG_LINES 25            /* of each log of a test that failed */
+#define LOG_LINES 25            /* printed of a failed test's log */
 #define IDLE_WALL_MS 2000
 #define IDLE_CPU_MS 150
 
 char vp_dir[PATH_LEN];
 char vp_program[1024];
 
-static char root_dir[PATH_LEN]; /* holds the directories of all tests */
+static char root_dir[PATH_LEN]; /* path; has each test's vp_dir */
 static Daemon daemons[MAX_DAEMONS];
 static size_t n_daemons;
 static pid_t children[MAX_CHILDREN];
@@ -109,7 +110,7 @@ void file_write(const char *path, const void *data, size_t len)
                   "%s: %s", path, strerror(errno));
 }
 
-/* file_text() - a whole file as a string for the caller to free */
+/* file_text() - returns a file's text from an offset on; the caller frees it */
 static char *file_text(const char *path, off_t from)
 {
     FILE *f = fopen(path, "r");
@@ -153,7 +154,7 @@ void file_wait(const char *name, const char *text)
 /* Processes                                                                */
 /* ------------------------------------------------------------------------ */
 
-/* wait_for() - wait for a child's end, at most ms; false: still running */
+/* wait_for() - wait ms at most for a child to end; false if it still runs */
 static bool wait_for(pid_t pid, int ms, int *status)
 {
     int64_t end = now_ms() + ms;
@@ -179,7 +180,7 @@ static void redirect(const char *log)
     dup2(fd, 2);
 }
 
-/* run_daemon() - in the new process: become the daemon */
+/* run_daemon() - become the daemon; runs in the forked child */
 static void run_daemon(const StartOptions *o, const char *log, char **argv)
 {
     struct rlimit limit;
@@ -187,7 +188,7 @@ static void run_daemon(const StartOptions *o, const char *log, char **argv)
     char *wrapped[MAX_ARGS + 8];
     size_t n = 0;
 
-    signal(SIGPIPE, SIG_DFL);   /* we ignore it, and that is inherited */
+    signal(SIGPIPE, SIG_DFL);   /* else the test's SIG_IGN is inherited */
     redirect(log);
     if (o->keep_fd > 0) {
         fcntl(o->keep_fd, F_SETFD, 0);
@@ -204,7 +205,7 @@ static void run_daemon(const StartOptions *o, const char *log, char **argv)
     if (!o->setup) {
         execv(argv[0], argv);
     } else {
-        /* Its own mount namespace; -r only where we are not root. */
+        /* -r maps the user to root, because only root may mount. */
         text_format(script, sizeof(script), "%s && exec \"$@\"", o->setup);
         wrapped[n++] = "unshare";
         wrapped[n++] = geteuid() == 0 ? "-m" : "-rm";
@@ -270,11 +271,11 @@ Daemon *daemon_start_args(const StartOptions *o, const char *name,
     d->inherited = o->keep_fd > 0;
     for (size_t i = 0; args[i]; i++) {
         ck_assert(i + 2 < MAX_ARGS);
-        argv[i + 1] = (char *)args[i];  /* execv() changes nothing */
+        argv[i + 1] = (char *)args[i];  /* execv() doesn't change it */
     }
 
     file_write(d->log, "", 0);
-    if (o->nobody) {            /* who may not enter the source tree */
+    if (o->nobody) {            /* because nobody can't read the tree */
         file_path(copy, "qemu-vp");
         command_wait(command_start("copy", "cp %s %s", vp_program, copy));
         argv[0] = copy;
@@ -333,9 +334,9 @@ Daemon *daemon_start_with(const StartOptions *options, const char *name,
 }
 
 /*
- * guard() - a process that kills pid if the test doesn't live to end it
+ * guard() - fork a process that kills pid if the test ends without test_end()
  *
- * libcheck only finds the test's own process group.
+ * It is needed because libcheck kills only the test's own process group.
  */
 static void guard(pid_t pid)
 {
@@ -378,7 +379,7 @@ Daemon *daemon_adopted(const char *name, pid_t pid, const char *log)
     return d;
 }
 
-/* daemon_text() - the whole lines of its log, from the mark on */
+/* daemon_text() - returns the log's whole lines from d->mark on, to be freed */
 static char *daemon_text(const Daemon *d)
 {
     char *text = file_text(d->log, d->mark);
@@ -403,7 +404,7 @@ static void compile(regex_t *re, const char *regex)
                   "bad regex: %s", regex);
 }
 
-/* daemon_find() - first match; what its first group matched goes to group */
+/* daemon_find() - whether a line matches; copies its group 1 to group */
 static bool daemon_find(const Daemon *d, const char *regex, char *group,
                         size_t len)
 {
@@ -445,7 +446,7 @@ int daemon_count(const Daemon *d, const char *regex)
     return count;
 }
 
-/* daemon_reap() - note whether the daemon has ended by itself */
+/* daemon_reap() - wait ms at most for the daemon to end; true if it has */
 static bool daemon_reap(Daemon *d, int ms)
 {
     if (d->pid && wait_for(d->pid, ms, &d->status)) {
@@ -461,7 +462,8 @@ static void daemon_wait_group(Daemon *d, const char *regex, char *group,
     bool ended;
 
     do {
-        ended = daemon_reap(d, 0);      /* before looking: its last words */
+        ended = daemon_reap(d, 0);      /* before the log is read, else its last
+                                           lines could be missed */
         if (daemon_find(d, regex, group, len)) {
             return;
         }
@@ -495,7 +497,7 @@ void daemon_mark(Daemon *d)
 
 const char *daemon_listens(Daemon *d, const char *service)
 {
-    static char where[8][TEXT_LEN];     /* each result lives for 8 calls */
+    static char where[8][TEXT_LEN];     /* the last 8 results, in turn */
     static size_t next;
     char regex[TEXT_LEN];
     char *result = where[next++ % 8];
@@ -514,7 +516,7 @@ void daemon_up(Daemon *d)
     daemon_wait(d, "channel up");
 }
 
-/* daemon_clean() - fail the test if a sanitizer has said something */
+/* daemon_clean() - fail the test if the log has a sanitizer's report */
 static void daemon_clean(Daemon *d)
 {
     d->mark = 0;
@@ -567,7 +569,7 @@ int64_t daemon_cpu_ms(const Daemon *d)
     return daemon_cpu_us(d) / 1000;
 }
 
-/* delay_us() - how long a process was ready to run and didn't, so far */
+/* delay_us() - time that pid has waited for a processor, us; 0: unknown */
 static int64_t delay_us(pid_t pid)
 {
     unsigned long long ran, waited = 0;
@@ -576,7 +578,7 @@ static int64_t delay_us(pid_t pid)
 
     text_format(path, sizeof(path), "/proc/%d/schedstat", (int)pid);
     f = fopen(path, "r");
-    if (f) {                            /* not every kernel tells */
+    if (f) {                            /* else the kernel keeps no schedstat */
         if (fscanf(f, "%llu %llu", &ran, &waited) != 2) {
             waited = 0;
         }
@@ -711,7 +713,11 @@ void command_wait(pid_t pid)
 /* The suite                                                                */
 /* ------------------------------------------------------------------------ */
 
-/* Tests have numbered directories; that of one that passed is left empty. */
+/*
+ * test_begin() - make vp_dir, the first root_dir/N that there isn't
+ *
+ * test_end() empties it; print_logs() finds a failed test by its started.log.
+ */
 static void test_begin(void)
 {
     char path[PATH_LEN];
@@ -766,7 +772,7 @@ Suite *harness_suite(const char *name)
     return suite_create(name);
 }
 
-/* print_logs() - the ends of all logs of tests that have failed, in order */
+/* print_logs() - print the last lines of the logs of tests that failed */
 static void print_logs(TestResult **failures, int failed)
 {
     char path[PATH_LEN + 32], command[4 * PATH_LEN];
@@ -789,8 +795,9 @@ static void print_logs(TestResult **failures, int failed)
 }
 
 /*
- * find_program() - make vp_program a link to it, so that shells can take its
- * name for one word wherever the source is
+ * find_program() - make vp_program a link to the daemon; false if there is none
+ *
+ * A link, because the source's path may have spaces, which shells split at.
  */
 static bool find_program(void)
 {
@@ -876,7 +883,7 @@ static void address_parse(Address *a, const char *where)
     freeaddrinfo(info);
 }
 
-/* socket_for() - a close-on-exec stream socket of the address's family */
+/* socket_for() - returns a close-on-exec stream socket for an address */
 static int socket_for(const Address *a)
 {
     int fd = socket(a->ss.ss_family, SOCK_STREAM, 0);
@@ -925,7 +932,7 @@ int free_port(void)
     if (seed == 0) {
         seed = (unsigned int)now_ms() ^ (unsigned int)getpid() << 8;
     }
-    /* Below the ports that the kernel hands out for port 0 and to clients. */
+    /* Below 30000, because the kernel gives out ports from 32768 on itself. */
     for (int tries = 0; tries < 1000; tries++) {
         struct sockaddr_in6 in6 = { .sin6_family = AF_INET6,
                                     .sin6_addr = any };
@@ -933,7 +940,7 @@ int free_port(void)
         int fd = socket(AF_INET6, SOCK_STREAM, 0);
         bool is_free;
 
-        if (fd < 0) {           /* no IPv6 */
+        if (fd < 0) {           /* without IPv6 any port will do */
             return port;
         }
         in6.sin6_port = htons((uint16_t)port);
@@ -952,7 +959,7 @@ void set_nonblocking(int fd)
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 }
 
-/* set_bounds() - let no call on a blocking socket wait for ever */
+/* set_bounds() - let calls on a blocking socket wait for WAIT_MS at most */
 static void set_bounds(int fd)
 {
     struct timeval tv = { WAIT_MS / 1000, 0 };
@@ -1049,7 +1056,7 @@ void expect_reset(int fd)
     ssize_t n;
 
     do {
-        poll(&pfd, 1, WAIT_MS); /* the descriptor may not block */
+        poll(&pfd, 1, WAIT_MS); /* fd may be non-blocking */
         n = recv(fd, buf, sizeof(buf), 0);
     } while (n > 0);
     ck_assert_msg(n < 0 && errno == ECONNRESET,

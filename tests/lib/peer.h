@@ -2,41 +2,40 @@
 /*
  * peer.h - a peer that speaks the wire
  *
- * It makes packets, numbered and checked as they must be, and takes those that
- * come; what it says, and how bytes get to the engine or the daemon, is up to
- * who plays it: rig.h in one process with the engine, rogue.h with a daemon.
- * Both use the engine's own functions for the wire, which test_wire.c tests.
+ * A Peer makes packets with right numbers and checks, and takes what comes.
+ * rig.h passes them to an engine in the same process, rogue.h to a daemon.  The
+ * engine's own functions read and write the wire; test_wire.c tests them.
  */
 #ifndef PEER_H
 #define PEER_H
 
 #include "tests/lib/engine.c"
 
-#define HELLO_TOTAL ((size_t)VP_PKT_HDR_LEN + VP_HELLO_LEN)
+#define HELLO_TOTAL ((size_t)VP_PKT_HDR_LEN + VP_HELLO_LEN) /* bytes */
 
-/* Packets that it remembers to have sent */
+/* Digests of sent packets that a Peer keeps */
 #define PEER_SENT 65536u
 
 typedef struct Peer {
-    int fd;             /* its end of the channel; -1: none */
-    VPHello hello;      /* what it says; peer_put_hello() fills in the rest */
-    const VPKey *key;   /* the secret it has; NULL: none */
-    VPHello heard;      /* last HELLO that came */
-    int hellos;         /* HELLOs that came */
-    uint64_t tx_key;    /* seeds the checks of what it sends */
-    uint64_t rx_key;    /* seeds the checks of what comes */
-    uint32_t next;      /* number of the next packet it sends */
-    uint32_t expect;    /* number of the next packet that should come */
-    uint32_t ack;       /* acked by the last packet that came */
-    uint64_t digest;    /* of all packets that came before "expect" */
-    uint64_t sent[PEER_SENT]; /* digest of those sent before each number */
-    uint8_t in[4 * VP_PKT_LEN_MAX]; /* what came and is no whole packet yet */
+    int fd;             /* the peer's end of the channel; -1: none */
+    VPHello hello;      /* sent; peer_put_hello() sets token, echo, flags */
+    const VPKey *key;   /* secret that the HELLOs prove; NULL: none */
+    VPHello heard;      /* HELLO that came last; zeros: none */
+    int hellos;         /* HELLOs that have come */
+    uint64_t tx_key;    /* seed of the checks of packets sent */
+    uint64_t rx_key;    /* seed of the checks of packets that come */
+    uint32_t next;      /* number of the next packet to send */
+    uint32_t expect;    /* number of the next packet to come */
+    uint32_t ack;       /* ack field of the packet that came last */
+    uint64_t digest;    /* digest of the packets that came before "expect" */
+    uint64_t sent[PEER_SENT]; /* at N % PEER_SENT: of packets sent before N */
+    uint8_t in[4 * VP_PKT_LEN_MAX]; /* bytes that came and are not taken yet */
     size_t len;         /* bytes in "in" */
-    VPPacket pkt;       /* last packet that came */
-    uint8_t data[VP_PKT_LEN_MAX]; /* its payload */
+    VPPacket pkt;       /* header of the packet that came last */
+    uint8_t data[VP_PKT_LEN_MAX]; /* payload of that packet */
 } Peer;
 
-/* peer_setup() - without a channel, and nothing said */
+/* peer_setup() - set up a peer that has no channel and has sent nothing */
 static inline void peer_setup(Peer *p)
 {
     memset(p, 0, sizeof(*p));
@@ -51,21 +50,21 @@ static inline void peer_setup(Peer *p)
     };
 }
 
-/* peer_keys() - as the tokens of a handshake make them */
+/* peer_keys() - derive tx_key and rx_key from both tokens and the key */
 static inline void peer_keys(Peer *p)
 {
     p->tx_key = wire_key(p->hello.token, p->heard.token, p->key);
     p->rx_key = wire_key(p->heard.token, p->hello.token, p->key);
 }
 
-/* peer_begin() - nothing was sent in this session, either way */
+/* peer_begin() - set numbers and digests to those of a new session */
 static inline void peer_begin(Peer *p)
 {
     p->next = p->expect = p->ack = VP_SEQ_FIRST;
     p->digest = p->sent[VP_SEQ_FIRST % PEER_SENT] = 0;
 }
 
-/* peer_claim() - the truth, for the next handshake */
+/* peer_claim() - make p->hello tell what the peer has sent and received */
 static inline void peer_claim(Peer *p)
 {
     p->hello.expect = p->expect;
@@ -73,9 +72,9 @@ static inline void peer_claim(Peer *p)
     p->hello.digest = p->digest;
 }
 
-/* ---- what it says ----------------------------------------------------- */
+/* ---- sending ---------------------------------------------------------- */
 
-/* peer_put_hello() - as in p->hello, to @buf; returns its length */
+/* peer_put_hello() - write a HELLO of p->hello to @buf; returns its length */
 static inline size_t peer_put_hello(Peer *p, uint8_t *buf, uint64_t token,
                                     unsigned flags)
 {
@@ -86,7 +85,7 @@ static inline size_t peer_put_hello(Peer *p, uint8_t *buf, uint64_t token,
     return wire_put_hello(buf, &p->hello, p->key);
 }
 
-/* peer_put() - a packet, with the next number, to @buf; returns its length */
+/* peer_put() - write the next packet to @buf; returns its length */
 static inline size_t peer_put(Peer *p, uint8_t *buf, int type, int flags,
                               uint32_t conn, const void *data, size_t len)
 {
@@ -112,7 +111,7 @@ static inline size_t peer_put(Peer *p, uint8_t *buf, int type, int flags,
     return VP_PKT_HDR_LEN + len;
 }
 
-/* msg_init() - CONNECT_INIT, to @msg; returns its length, as the others do */
+/* msg_init() - write CONNECT_INIT to @msg; returns its length */
 static inline size_t msg_init(uint8_t msg[VP_CONTROL_LEN_MAX],
                               const char *service, uint64_t credit)
 {
@@ -123,7 +122,11 @@ static inline size_t msg_init(uint8_t msg[VP_CONTROL_LEN_MAX],
     return 10u + msg[9];
 }
 
-/* msg_end() - CLOSE, or RESET or CONNECT_REFUSED with a reason */
+/*
+ * msg_end() - write CLOSE, or RESET or CONNECT_REFUSED with @reason, to @msg
+ *
+ * Returns its length.
+ */
 static inline size_t msg_end(uint8_t msg[2], int type, int reason)
 {
     msg[0] = (uint8_t)type;
@@ -131,7 +134,7 @@ static inline size_t msg_end(uint8_t msg[2], int type, int reason)
     return type == VP_MSG_CLOSE ? 1 : 2;
 }
 
-/* msg_credit() - WINDOW or CONNECT_ACK */
+/* msg_credit() - write WINDOW or CONNECT_ACK to @msg; returns its length */
 static inline size_t msg_credit(uint8_t msg[9], int type, uint64_t count)
 {
     msg[0] = (uint8_t)type;
@@ -139,9 +142,9 @@ static inline size_t msg_credit(uint8_t msg[9], int type, uint64_t count)
     return 9;
 }
 
-/* ---- what it hears ---------------------------------------------------- */
+/* ---- receiving -------------------------------------------------------- */
 
-/* peer_get() - read a header that came; false if it is none */
+/* peer_get() - read the header at @at; false if its check is wrong */
 static inline bool peer_get(const Peer *p, const uint8_t *at, VPPacket *pkt)
 {
     uint32_t ack = get32(at + VP_PKT_ACK_AT);
@@ -150,9 +153,10 @@ static inline bool peer_get(const Peer *p, const uint8_t *at, VPPacket *pkt)
 }
 
 /*
- * peer_take() - the packet or HELLO that begins at @at goes to pkt and data
+ * peer_take() - take the packet or HELLO that begins at @at
  *
- * Returns its length, 0 if more bytes are needed, -1 if there is none.
+ * A HELLO goes to p->heard, a packet to p->pkt and p->data.  Returns its
+ * length, 0 if more bytes are needed, -1 if neither begins there.
  */
 static inline int peer_take(Peer *p, const uint8_t *at, size_t len)
 {
@@ -185,7 +189,7 @@ static inline int peer_take(Peer *p, const uint8_t *at, size_t len)
     return VP_PKT_HDR_LEN + pkt.bytes;
 }
 
-/* peer_recv() - what came on its descriptor, to "in"; as recv() returns */
+/* peer_recv() - read from p->fd, appending to "in"; returns what recv() does */
 static inline ssize_t peer_recv(Peer *p)
 {
     ssize_t n = recv(p->fd, p->in + p->len, sizeof(p->in) - p->len, 0);
@@ -194,7 +198,7 @@ static inline ssize_t peer_recv(Peer *p)
     return n;
 }
 
-/* peer_drop() - the first @n bytes of "in" are done with */
+/* peer_drop() - remove the first @n bytes of "in" */
 static inline void peer_drop(Peer *p, size_t n)
 {
     p->len -= n;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * rig.h - an engine in the box, and a peer that is played by the test
+ * rig.h - an engine in the box, and a peer that the test scripts
  *
- * A Rig is a driver with one channel whose other end is the test's: its Peer
- * says any HELLO and sends any packet, good or bad.
+ * A Rig is a driver with one channel.  The other end is the Rig's Peer, with
+ * which the test sends any HELLO and any packet, good or bad.
  */
 #ifndef RIG_H
 #define RIG_H
@@ -27,7 +27,10 @@
 #include "sock.h"
 #include "suite.h"
 
-/* box_pause() - sleep, because the kernel may need real time to move bytes */
+/*
+ * box_pause() - count a try; after 50 tries also sleep 1 ms, because the kernel
+ * may need real time to move bytes; the 5000th try fails the test
+ */
 static inline void box_pause(int *tries)
 {
     ck_assert_msg(++*tries < 5000, "waited in vain; in the log:\n%s",
@@ -35,7 +38,7 @@ static inline void box_pause(int *tries)
     poll(NULL, 0, *tries > 50);
 }
 
-/* box_wait() - run until @cond, which real sockets may need time for */
+/* box_wait() - run the loop until @cond is true */
 #define box_wait(loop, cond)                                                \
     do {                                                                    \
         int tries_ = 0;                                                     \
@@ -49,11 +52,11 @@ static inline void box_pause(int *tries)
 
 /* ---- sockets and bytes ------------------------------------------------ */
 
-/* fd_wait() - run until fd_state() is @state: FD_EOF or an errno value */
+/* fd_wait() - run the loop until fd_state() is @state */
 #define fd_wait(loop, fd, state) \
     box_wait(loop, fd_state(fd) == (state))
 
-/* bytes_check() - all are right, or the test fails */
+/* bytes_check() - fail the test unless @len bytes are @stream's from @pos on */
 static inline void bytes_check(const uint8_t *p, size_t len, unsigned stream,
                                uint64_t pos)
 {
@@ -64,11 +67,11 @@ static inline void bytes_check(const uint8_t *p, size_t len, unsigned stream,
 }
 
 /*
- * fd_drain() - read all that @fd has, and check it
- * @pos:  position of the next byte in @stream; is moved on
+ * fd_drain() - read all that @fd has; fail the test if it isn't @stream's
+ * @pos:  position in @stream of the next byte; grows by the bytes read
  *
- * Returns what comes after these bytes, as fd_state() does.  The kernel tells a
- * reset once.
+ * Returns what comes after these bytes: FD_OPEN, FD_EOF or an errno value.  The
+ * kernel tells an error once.
  */
 static inline int fd_drain(int fd, unsigned stream, uint64_t *pos)
 {
@@ -83,7 +86,7 @@ static inline int fd_drain(int fd, unsigned stream, uint64_t *pos)
                                                                      : errno;
 }
 
-/* rnd() - the same numbers in every run; 0 to @below - 1 */
+/* rnd() - returns a number from 0 to @below - 1; each run has the same ones */
 static inline uint32_t rnd(uint32_t below)
 {
     static uint64_t state = 1;
@@ -92,19 +95,19 @@ static inline uint32_t rnd(uint32_t below)
     return (uint32_t)(mix64(state) >> 32) % below;
 }
 
-/* ---- a driver, and a peer that is played by the test ------------------ */
+/* ---- a driver, and a peer that the test scripts ----------------------- */
 
 typedef struct Rig {
     VPLoop *loop;
     VPDriver *drv;
-    bool tcp;         /* clients and targets are TCP, and so can be reset */
-    int lost;         /* channels that the engine gave up so far */
-    bool was_up;      /* a session came up on the last of these */
-    char reason[100]; /* why the engine gave up the last of these */
-    Peer peer;
+    bool tcp;         /* clients and targets are TCP, so they can be reset */
+    int lost;         /* channels that the engine has given up */
+    bool was_up;      /* the channel given up last had a session */
+    char reason[100]; /* why the engine gave up that channel; "": none yet */
+    Peer peer;        /* the channel's other end */
 } Rig;
 
-/* For suites that test just these */
+/* The link's parts, for the suites of store and flow */
 #define rig_store(r) (&(r)->drv->link.store)
 #define rig_flow(r) (&(r)->drv->link.flow)
 
@@ -121,7 +124,7 @@ static inline void rig_lost(void *opaque, const char *reason, bool was_up)
     snprintf(r->reason, sizeof(r->reason), "%s", reason);
 }
 
-/* rig_plug() - give the driver a new channel */
+/* rig_plug() - give the driver a new channel, and close the peer's old end */
 static inline void rig_plug(Rig *r, VPChannelKind kind, VPChannelRole role)
 {
     int fd[2];
@@ -148,7 +151,7 @@ static inline void rig_new(Rig *r, const VPConfig *config)
     rig_plug(r, VP_CHN_SOCKET, VP_ACCEPTED);
 }
 
-/* rig_free() - and nothing is left of it */
+/* rig_free() - free driver, loop and channel; leaked memory fails the test */
 static inline void rig_free(Rig *r)
 {
     vp_free(r->drv);
@@ -157,7 +160,7 @@ static inline void rig_free(Rig *r)
     close(r->peer.fd);
 }
 
-/* rig_unplug() - the channel is cut; what was under way is lost */
+/* rig_unplug() - close the peer's end; the engine's link must go down */
 static inline void rig_unplug(Rig *r)
 {
     close(r->peer.fd);
@@ -166,7 +169,7 @@ static inline void rig_unplug(Rig *r)
     ck_assert_str_eq(engine_link(r->drv).state, "down");
 }
 
-/* peer_write() - raw bytes into the channel */
+/* peer_write() - write raw bytes to the channel, and run the loop */
 static inline void peer_write(Rig *r, const void *data, size_t len)
 {
     const uint8_t *p = data;
@@ -187,9 +190,10 @@ static inline void peer_write(Rig *r, const void *data, size_t len)
 }
 
 /*
- * peer_next() - take the engine's next packet
+ * peer_next() - run the loop, and take the engine's next packet to peer.pkt
  *
- * Returns its type, 0 if there is none.  What it is of must be right.
+ * Returns its type, 0 if there is none.  A wrong number or a wrong check of its
+ * payload fails the test.
  */
 static inline int peer_next(Rig *r)
 {
@@ -212,7 +216,7 @@ static inline int peer_next(Rig *r)
     return p->pkt.type;
 }
 
-/* peer_say() - HELLO, with the engine's last token echoed */
+/* peer_say() - send a HELLO that echoes the engine's last token */
 static inline void peer_say(Rig *r, uint64_t token, unsigned flags)
 {
     uint8_t buf[HELLO_TOTAL];
@@ -221,7 +225,7 @@ static inline void peer_say(Rig *r, uint64_t token, unsigned flags)
                                       flags | VP_HELLO_CONNECTOR));
 }
 
-/* peer_drain() - take all there is; the type of the last packet, 0: none */
+/* peer_drain() - take all packets; returns the last one's type, 0 if none */
 static inline int peer_drain(Rig *r)
 {
     int type, last = 0;
@@ -232,7 +236,7 @@ static inline int peer_drain(Rig *r)
     return last;
 }
 
-/* peer_expects() - it got all of the engine's packets before @seq, no more */
+/* peer_expects() - have the peer claim to have got the packets before @seq */
 static inline void peer_expects(Rig *r, uint32_t seq)
 {
     EngineLink l = engine_link(r->drv);
@@ -244,9 +248,9 @@ static inline void peer_expects(Rig *r, uint32_t seq)
 }
 
 /*
- * peer_shake() - hands; what the peer claims is in peer.hello
+ * peer_shake() - do a handshake in which the peer claims what peer.hello holds
  *
- * Returns whether the engine is up then.
+ * Returns whether the engine's link is up then.
  */
 static inline bool peer_shake(Rig *r)
 {
@@ -275,11 +279,11 @@ static inline bool peer_shake(Rig *r)
         if (p->heard.token == echo) {
             return false;
         }
-    } while (tries++ < 5); /* it took a new token: echo that one */
+    } while (tries++ < 5); /* the engine has a new token to be echoed */
     return false;
 }
 
-/* peer_session() - a new session, with nothing sent yet */
+/* peer_session() - do a handshake that begins a new session */
 static inline void peer_session(Rig *r)
 {
     Peer *p = &r->peer;
@@ -296,7 +300,7 @@ static inline void peer_session(Rig *r)
     ck_assert_uint_eq(p->heard.echo, p->hello.token);
 }
 
-/* peer_send() - and have the engine see it */
+/* peer_send() - send a packet, and run the loop until the engine has read it */
 static inline void peer_send(Rig *r, int type, int flags, uint32_t conn,
                              const void *data, size_t len)
 {
@@ -305,7 +309,7 @@ static inline void peer_send(Rig *r, int type, int flags, uint32_t conn,
     peer_write(r, buf, peer_put(&r->peer, buf, type, flags, conn, data, len));
 }
 
-/* peer_init() - CONNECT_INIT */
+/* peer_init() - send CONNECT_INIT */
 static inline void peer_init(Rig *r, uint32_t conn, const char *service,
                              uint64_t credit)
 {
@@ -315,7 +319,7 @@ static inline void peer_init(Rig *r, uint32_t conn, const char *service,
               msg_init(msg, service, credit));
 }
 
-/* peer_msg() - CLOSE, RESET, CONNECT_REFUSED: @arg is the reason */
+/* peer_msg() - send CLOSE, or RESET or CONNECT_REFUSED with reason @arg */
 static inline void peer_msg(Rig *r, int flags, uint32_t conn, int msg,
                             int arg)
 {
@@ -324,7 +328,7 @@ static inline void peer_msg(Rig *r, int flags, uint32_t conn, int msg,
     peer_send(r, VP_PKT_CONTROL, flags, conn, buf, msg_end(buf, msg, arg));
 }
 
-/* peer_credit() - WINDOW, CONNECT_ACK */
+/* peer_credit() - send WINDOW or CONNECT_ACK with @count */
 static inline void peer_credit(Rig *r, int flags, uint32_t conn, int msg,
                                uint64_t count)
 {
@@ -334,7 +338,7 @@ static inline void peer_credit(Rig *r, int flags, uint32_t conn, int msg,
               msg_credit(buf, msg, count));
 }
 
-/* peer_expect() - the engine's next sequenced packet is this control one */
+/* peer_expect() - take packets; the next sequenced one must be @msg of @conn */
 static inline void peer_expect(Rig *r, uint32_t conn, int msg)
 {
     int type;
@@ -348,7 +352,7 @@ static inline void peer_expect(Rig *r, uint32_t conn, int msg)
                   r->peer.pkt.conn, r->peer.data[0], msg, conn, log_text());
 }
 
-/* rig_target() - a service; returns its listener */
+/* rig_target() - set an iforward to a new listener; returns the listener */
 static inline int rig_target(Rig *r, const char *service)
 {
     VPAddr addr;
@@ -359,7 +363,7 @@ static inline int rig_target(Rig *r, const char *service)
     return fd;
 }
 
-/* rig_accept() - the connection the engine makes to @listener */
+/* rig_accept() - returns the connection that the engine makes to @listener */
 static inline int rig_accept(Rig *r, int listener)
 {
     int fd = -1;
@@ -369,7 +373,7 @@ static inline int rig_accept(Rig *r, int listener)
     return fd;
 }
 
-/* rig_client() - one that connects to an oforward; returns its socket */
+/* rig_client() - connect a client to an oforward; returns its socket */
 static inline int rig_client(Rig *r, const char *service)
 {
     int fd[2];
@@ -383,7 +387,7 @@ static inline int rig_client(Rig *r, const char *service)
     return fd[1];
 }
 
-/* rig_conn() - the engine's connection; it must be there */
+/* rig_conn() - returns what the engine has of a connection, which must exist */
 static inline EngineConn rig_conn(Rig *r, uint32_t id, bool client)
 {
     EngineConn c = engine_conn(r->drv, id, client);
@@ -392,7 +396,7 @@ static inline EngineConn rig_conn(Rig *r, uint32_t id, bool client)
     return c;
 }
 
-/* rig_conn_in() - is the state of its local socket's side @in? */
+/* rig_conn_in() - whether @in is the state of a connection's reading half */
 static inline bool rig_conn_in(Rig *r, uint32_t id, bool client,
                                const char *in)
 {

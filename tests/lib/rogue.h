@@ -2,8 +2,8 @@
 /*
  * rogue.h - a peer that speaks the wire and keeps no promise
  *
- * It connects to a daemon's channel, shakes hands as a new peer and then sends
- * whatever it is told to.
+ * It connects to a daemon's channel, does the handshake of a new session, and
+ * then sends what the test has queued.  @ms bounds a function's time, in ms.
  */
 #ifndef ROGUE_H
 #define ROGUE_H
@@ -11,36 +11,36 @@
 #include "harness.h"
 #include "peer.h"
 
-#define ROGUE_OUT 65536
+#define ROGUE_OUT 65536 /* bytes that can be queued */
 
-/* What the rogue heard of one connection that it opened */
+/* What the daemon has said of one connection that the rogue opened */
 typedef struct RogueConn {
-    uint32_t id;
+    uint32_t id;            /* the connection's number */
     bool ack, close, reset, refused; /* these messages came */
-    uint64_t credit;        /* in the last WINDOW or CONNECT_ACK, bytes */
+    uint64_t credit;        /* bytes, by the last WINDOW or CONNECT_ACK */
     unsigned long windows;  /* WINDOWs that came */
 } RogueConn;
 
 typedef struct Rogue {
     Peer peer;
     const char *where;      /* the channel's address */
-    bool unread;            /* the rogue never reads */
-    bool up;                /* a session is */
-    VPKey key;              /* what peer.key points to */
-    unsigned flags;         /* in the rogue's HELLOs */
-    uint64_t token;         /* in the rogue's HELLOs */
-    unsigned long refused;  /* CONNECT_REFUSED that came */
-    unsigned long acked;    /* CONNECT_ACK that came */
-    RogueConn conn;         /* set .id, clear the rest */
-    unsigned long sessions; /* begun so far */
-    uint8_t out[ROGUE_OUT]; /* to be sent */
-    size_t out_len;
+    bool unread;            /* the rogue doesn't read the channel */
+    bool up;                /* there is a session */
+    VPKey key;              /* secret of the HELLOs; .len 0: none */
+    unsigned flags;         /* VP_HELLO_... of the rogue's HELLOs */
+    uint64_t token;         /* token of the rogue's HELLOs */
+    unsigned long refused;  /* CONNECT_REFUSEDs that came, of any connection */
+    unsigned long acked;    /* CONNECT_ACKs that came, of any connection */
+    RogueConn conn;         /* what came for connection conn.id */
+    unsigned long sessions; /* sessions begun so far */
+    uint8_t out[ROGUE_OUT]; /* the queue of bytes to send */
+    size_t out_len;         /* bytes in the queue */
     VPPacket pkt;           /* last sequenced packet that came */
-    /* called for each control message, which is in peer.data; or NULL */
+    /* called when a control message has come to peer.data; NULL: nothing is */
     void (*heard_msg)(struct Rogue *r);
 } Rogue;
 
-/* rogue_new() - not connected yet */
+/* rogue_new() - set up a rogue, not connected; @where is kept */
 static inline void rogue_new(Rogue *r, const char *where)
 {
     memset(r, 0, sizeof(*r));
@@ -60,7 +60,7 @@ static inline void rogue_hang_up(Rogue *r)
     r->peer.heard.token = 0;
 }
 
-/* rogue_hear() - a control message, about a connection of its own or not */
+/* rogue_hear() - note the control message in peer.data, and call heard_msg */
 static inline void rogue_hear(Rogue *r)
 {
     bool about = !(r->pkt.flags & VP_FLAG_CLIENT) && r->pkt.conn == r->conn.id;
@@ -83,7 +83,12 @@ static inline void rogue_hear(Rogue *r)
     }
 }
 
-/* rogue_take() - one packet or HELLO; how many bytes it had, 0: none yet */
+/*
+ * rogue_take() - take the packet or HELLO at @at
+ *
+ * Returns its length, 0 if more bytes are needed, 1 if there is none, because
+ * then one byte is to be skipped.
+ */
 static inline size_t rogue_take(Rogue *r, const uint8_t *at, size_t len)
 {
     Peer *p = &r->peer;
@@ -104,7 +109,7 @@ static inline size_t rogue_take(Rogue *r, const uint8_t *at, size_t len)
     return (size_t)n;
 }
 
-/* rogue_read() - what has come; false if the daemon has hung up */
+/* rogue_read() - read and take what came; false if the daemon has hung up */
 static inline bool rogue_read(Rogue *r)
 {
     Peer *p = &r->peer;
@@ -125,7 +130,7 @@ static inline bool rogue_read(Rogue *r)
     return true;
 }
 
-/* rogue_flush() - send all; false if that takes longer than @ms */
+/* rogue_flush() - send the queue; false if not all was sent within @ms */
 static inline bool rogue_flush(Rogue *r, int ms)
 {
     int64_t end = now_ms() + ms;
@@ -152,7 +157,7 @@ static inline bool rogue_flush(Rogue *r, int ms)
     return r->peer.fd >= 0 && r->out_len == 0;
 }
 
-/* rogue_wait() - read for @ms, or until *@flag */
+/* rogue_wait() - read for @ms, or until *@flag is true if it isn't NULL */
 static inline void rogue_wait(Rogue *r, int ms, const bool *flag)
 {
     int64_t end = now_ms() + ms, now;
@@ -182,7 +187,7 @@ static inline void rogue_wait_hello(Rogue *r, int ms)
     }
 }
 
-/* rogue_hello() - queue one; what it says is in peer.hello */
+/* rogue_hello() - queue a HELLO of peer.hello, if there is room */
 static inline void rogue_hello(Rogue *r)
 {
     Peer *p = &r->peer;
@@ -194,7 +199,7 @@ static inline void rogue_hello(Rogue *r)
     }
 }
 
-/* rogue_shake() - connect, begin a session; false if none comes in @ms */
+/* rogue_shake() - connect and begin a session; false if none begins in @ms */
 static inline bool rogue_shake(Rogue *r, int ms)
 {
     int64_t end = now_ms() + ms;
@@ -229,7 +234,11 @@ static inline bool rogue_shake(Rogue *r, int ms)
     return r->up;
 }
 
-/* rogue_put() - queue a packet, sending what was queued when there's no room */
+/*
+ * rogue_put() - queue a packet; without room for it, send the queue first
+ *
+ * The packet is dropped if the queue can't be sent.
+ */
 static inline void rogue_put(Rogue *r, int type, int flags, uint32_t conn,
                              const void *data, size_t len)
 {
@@ -241,14 +250,14 @@ static inline void rogue_put(Rogue *r, int type, int flags, uint32_t conn,
                            data, len);
 }
 
-/* rogue_say() - a control message of a client's */
+/* rogue_say() - queue a control message for a connection the rogue opened */
 static inline void rogue_say(Rogue *r, uint32_t conn, const uint8_t *msg,
                              size_t len)
 {
     rogue_put(r, VP_PKT_CONTROL, VP_FLAG_CLIENT, conn, msg, len);
 }
 
-/* rogue_init() - CONNECT_INIT */
+/* rogue_init() - queue CONNECT_INIT */
 static inline void rogue_init(Rogue *r, uint32_t conn, const char *service,
                               uint64_t credit)
 {
@@ -264,7 +273,7 @@ static inline void rogue_reset(Rogue *r, uint32_t conn, int reason)
     rogue_say(r, conn, msg, msg_end(msg, VP_MSG_RESET, reason));
 }
 
-/* rogue_msg() - CLOSE, RESET, CONNECT_REFUSED */
+/* rogue_msg() - queue CLOSE, or RESET or CONNECT_REFUSED with reason 0 */
 static inline void rogue_msg(Rogue *r, uint32_t conn, int type)
 {
     uint8_t msg[2];
@@ -272,7 +281,7 @@ static inline void rogue_msg(Rogue *r, uint32_t conn, int type)
     rogue_say(r, conn, msg, msg_end(msg, type, 0));
 }
 
-/* rogue_credit() - WINDOW or CONNECT_ACK */
+/* rogue_credit() - queue WINDOW or CONNECT_ACK with @count */
 static inline void rogue_credit(Rogue *r, uint32_t conn, int type,
                                 uint64_t count)
 {
@@ -282,15 +291,15 @@ static inline void rogue_credit(Rogue *r, uint32_t conn, int type,
 }
 
 /*
- * rogue_settle() - until the daemon has taken all that was sent
+ * rogue_settle() - send the queue, and wait until the daemon has acked all
  *
- * False if it said a new HELLO or hung up instead, or nothing for @ms.
+ * Returns false if the session is over or @ms have passed before.
  */
 static inline bool rogue_settle(Rogue *r, int ms)
 {
     int64_t end = now_ms() + ms;
 
-    /* something that is counted, about a connection that never was */
+    /* of a connection there isn't, so that there is a packet to ack */
     rogue_credit(r, UINT32_MAX / 2, VP_MSG_WINDOW, 0);
     do {
         rogue_put(r, VP_PKT_PING, 0, 0, NULL, 0);
@@ -300,7 +309,11 @@ static inline bool rogue_settle(Rogue *r, int ms)
     return r->up && r->peer.ack == r->peer.next;
 }
 
-/* rogue_until() - until @what, or @else_what, is so of .conn, while it is up */
+/*
+ * rogue_until() - settle until *@what or *@else_what, flags of r->conn, is true
+ *
+ * It returns, too, when the session is over.  @else_what may be NULL.
+ */
 static inline void rogue_until(Rogue *r, const bool *what,
                                const bool *else_what)
 {
@@ -312,9 +325,9 @@ static inline void rogue_until(Rogue *r, const bool *what,
 }
 
 /*
- * rogue_fill() - open @id, whose target doesn't read, and use all its credit
+ * rogue_fill() - open @conn, and send on it until the daemon grants no credit
  *
- * Until it grants no more, so that bytes wait in the daemon.
+ * The target of @service must not read, so bytes then wait in the daemon.
  */
 static inline void rogue_fill(Rogue *r, uint32_t conn, const char *service)
 {
