@@ -5841,8 +5841,8 @@ static void forwards_end(VPForwards *fs)
 typedef struct VPCandidate {
     int fd;         /* -1: none */
     uint64_t token; /* that it has to echo */
-    bool proved;    /* it has, and waits until the present peer answers */
-    size_t len;
+    bool proved;    /* it echoed that, and waits for the present peer's PING */
+    size_t len;     /* bytes in buf */
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
     VPTimer timer;
 } VPCandidate;
@@ -5858,9 +5858,9 @@ struct VPDriver {
     VPForwards forwards;
     VPCandidate candidate;
 
-    VPTimer grace_timer;  /* while the connections' time runs */
-    uint64_t down_at;     /* when it began to run, less what was used before */
-    uint64_t grace_used;  /* part of it that earlier outages have used up, us */
+    VPTimer grace_timer;  /* runs while grace_runs() */
+    uint64_t down_at;     /* time when grace began, less grace_used then */
+    uint64_t grace_used;  /* part of --grace used up by earlier outages, us */
 };
 
 /* ---- grace ------------------------------------------------------------ */
