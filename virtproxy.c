@@ -1078,7 +1078,7 @@ static int dial_socket(VPDialer *d)
     return 0;
 }
 
-/* dial_look_soon() - have dial_timer() look; @again: connect() must come anew */
+/* dial_look_soon() - start dial_timer(); @again: connect() must come anew */
 static void dial_look_soon(VPLoop *loop, bool again)
 {
     VPTimer *timer = &loop->dial_timer;
