@@ -530,6 +530,10 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
 /* check_host() - a bare number is an address only to inet_aton() */
 static bool check_host(const Spec *spec, Error *err)
 {
+    if (strcmp(spec->addr, "*") == 0) {
+        return spec_error(spec, err, "ADDR '*' is neither a name nor an "
+                          "address; [::] or 0.0.0.0 stands for all");
+    }
     return spec->addr[strspn(spec->addr, "0123456789")] != '\0' ||
            spec_error(spec, err, "ADDR '%s' is neither a name nor an address, "
                       "such as 127.0.0.1 or [::1]", spec->addr);
@@ -551,8 +555,28 @@ static bool check_port(const Spec *spec, Error *err)
                       "65535", spec->port, least);
 }
 
+/* check_order() - ssh -L has the port to listen on first, and ours last */
+static bool check_order(const Spec *spec, Error *err)
+{
+    unsigned long first, last;
+
+    return spec->option != 'o' ||
+           !parse_number(spec->service_id, IPPORT_RESERVED, 65535, &first) ||
+           !parse_number(spec->port, 1, IPPORT_RESERVED - 1, &last) ||
+           spec_error(spec, err, "this would listen on port %lu, for a service "
+                      "named '%lu'", last, first);
+}
+
+/* check_path() - what looks like an address lacks its PORT rather than a '/' */
 static bool check_path(const Spec *spec, Error *err)
 {
+    struct in6_addr addr;
+
+    if (inet_pton(AF_INET, spec->addr, &addr) == 1 ||
+        inet_pton(AF_INET6, spec->addr, &addr) == 1) {
+        return spec_error(spec, err, "PORT '-' makes ADDR '%s' the path of a "
+                          "unix socket; ./%s is one", spec->addr, spec->addr);
+    }
     return strlen(spec->addr) <= SOCKET_PATH_MAX ||
            spec_error(spec, err, "the path has %zu bytes, a unix socket's at "
                       "most %zu", strlen(spec->addr), SOCKET_PATH_MAX);
@@ -672,8 +696,11 @@ static bool spec_check(Spec *spec, Error *err)
                           "ASCII characters without blanks",
                           VP_SERVICE_ID_LEN);
     }
-    return spec->port == NULL ? check_path(spec, err)
-                              : check_host(spec, err) && check_port(spec, err);
+    if (spec->port == NULL) {
+        return check_path(spec, err);
+    }
+    return check_host(spec, err) && check_port(spec, err) &&
+           check_order(spec, err);
 }
 
 /* spec_parse() - @spec has to be freed with spec_free() if this succeeds */
@@ -698,6 +725,15 @@ static const char *spec_name(const Spec *spec)
 {
     return spec->option == 'c' ? "channel"
            : spec->option == 'o' ? "oforward" : "iforward";
+}
+
+/* spec_where() - ADDR:PORT, or only ADDR; cut to fit @buf */
+static const char *spec_where(const Spec *spec, char *buf, size_t size)
+{
+    snprintf(buf, size, spec->port == NULL ? "%s%.0s"
+             : strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
+             spec->addr, spec->port != NULL ? spec->port : "");
+    return buf;
 }
 
 /* spec_same() - do both ask for the same thing? */
@@ -1164,7 +1200,7 @@ static bool arguments_wrong(int opt, const char *word, Error *err)
     if (is_long && optopt != 0) {
         return error_set(err, "'%.64s': expected no value", word);
     }
-    return error_set(err, "'%.64s': expected an option, see -h",
+    return error_set(err, "'%.64s': there is no such option, see -h",
                      is_long ? word : letter);
 }
 
@@ -1207,7 +1243,7 @@ static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
         }
     }
     return optind == argc ||
-           error_set(err, "'%s': expected an option", argv[optind]);
+           error_set(err, "'%.64s': expected an option, see -h", argv[optind]);
 }
 
 /* ---- key -------------------------------------------------------------- */
@@ -1331,14 +1367,20 @@ static bool settings_config(Settings *s, Error *err)
 /* settings_check() - what only shows once all of it is known */
 static bool settings_check(const Settings *s, Error *err)
 {
-    bool any = false;
+    bool any = s->monitor != NULL;
 
+    for (size_t i = 0; i < s->nspecs; i++) {
+        any |= s->specs[i].option == 'c';
+    }
+    if (!any) {
+        return error_set(err, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is "
+                         "needed");
+    }
     for (size_t i = 0; i < s->nspecs; i++) {
         const Spec *spec = &s->specs[i];
         const char *clash = NULL;
         bool found = spec->option == 'c';
 
-        any |= found;
         for (size_t j = 0; j < s->nspecs; j++) {
             const Spec *other = &s->specs[j];
 
@@ -1357,9 +1399,7 @@ static bool settings_check(const Settings *s, Error *err)
             return line_error(s, spec->line, err);
         }
     }
-    return any || s->monitor != NULL ||
-           error_set(err, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is "
-                     "needed");
+    return true;
 }
 
 /* settings_read() - the command line, then the init file it names */
@@ -2212,9 +2252,10 @@ static void connect_failed(void *opaque, const VPAddr *addr, int err)
 static void connect_done(void *opaque, int fd, int err)
 {
     Channel *ch = opaque;
+    char where[ADDR_NAME_SIZE];
 
     if (fd < 0) {
-        channel_retry(ch, ch->spec.addr, err);
+        channel_retry(ch, spec_where(&ch->spec, where, sizeof(where)), err);
     } else {
         channel_opened(ch, fd, fd, VP_CHN_SOCKET);
     }
@@ -2357,6 +2398,10 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
 
     if (fd < 0 || fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
         return strerror(errno);
+    }
+    if (S_ISCHR(st.st_mode) &&
+        (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR) {
+        return "it is not open for reading and writing";
     }
     if (S_ISSOCK(st.st_mode)) {
         getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &len);
@@ -3367,14 +3412,8 @@ static void show_forward(Show *s, const Forward *f)
         show_wide(s, "listening", "ADDRESS", addr_name(&addr), " ");
     }
     if (spec->option == 'i') {
-        if (spec->port == NULL) {
-            snprintf(address, sizeof(address), "%s", spec->addr);
-        } else {
-            snprintf(address, sizeof(address),
-                     strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
-                     spec->addr, spec->port);
-        }
-        show_wide(s, NULL, "ADDRESS", address, "");
+        show_wide(s, NULL, "ADDRESS",
+                  spec_where(spec, address, sizeof(address)), "");
     }
     row_end(s);
 }
@@ -3945,8 +3984,9 @@ static bool monitor_start(const char *path, Error *err)
     if (fd >= 0 && rc < 0) {
         socket_files_remove(path);
     }
-    return rc == 0 || error_set(err, "-m '%s': cannot listen: %s", path,
-                                listen_error(rc));
+    return rc == 0 || error_set(err, "-m '%s': cannot listen: %s%s", path,
+                                listen_error(rc), rc == -EADDRINUSE
+                                ? "; -x COMMAND talks to who does" : "");
 }
 
 /* ---- the client that -x is -------------------------------------------- */
@@ -4264,6 +4304,10 @@ static bool start(Error *err)
         !start_option('m', s->monitor, monitor_start, err) ||
         !start_option('u', s->user, user_become, err)) {
         return false;
+    }
+    if (channels == NULL) {
+        log_at(VP_LOG_INFO, VP_NO_CHANNEL, "no channel yet: the monitor can "
+               "add one; -m %s -x COMMAND talks to it", s->monitor);
     }
     if (s->daemonize) {
         daemon_ready();

@@ -1755,7 +1755,7 @@ START_TEST(monitor_socket)
     }
     second = daemon_start("second", "-m %s", s.path[0]);
     ck_assert_int_eq(daemon_exit(second), 1);
-    ck_assert(daemon_saw(second, "host.monitor.*in use"));
+    ck_assert(daemon_saw(second, "host.monitor.*in use; -x COMMAND"));
     file_path(path, "file");
     file_write(path, "text", 4);
     second = daemon_start("third", "-m %s", path);
@@ -1781,7 +1781,9 @@ START_TEST(from_nothing)
     file_path(channel, "channel");
     for (int k = 0; k < 2; k++) {
         file_path(path[k], k ? "b" : "a");
-        daemon_start(k ? "b" : "a", "-m %s", path[k]);
+        Daemon *d = daemon_start(k ? "b" : "a", "-m %s", path[k]);
+
+        daemon_wait(d, "no channel yet: .* -m %s -x COMMAND", path[k]);
         mon[k] = monitor_batch(path[k]);
         ck_assert_uint_eq(number(monitor_ask(mon[k], "info status -k"),
                                  "channels"), 0);
