@@ -15,7 +15,6 @@
 cache=$here/cache
 root=$cache/root
 probe=$cache/probe
-busybox=$root/bin/busybox
 
 # What the kernel lacks, in the order in which it can be loaded.
 modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev
@@ -88,6 +87,16 @@ kernel_package() {
     done | head -n 1
 }
 
+# kernel_parts() - what else holds files of the kernel: Ubuntu's modules, and
+# the kernel itself where Debian's image only signs what linux-binary has
+kernel_parts() {
+    local part
+    for part in "linux-modules-${1#linux-image-}" $(apt_depends "$1" |
+        sed -n 's/^ *Depends: \(linux-[bm][a-z]*-[0-9].*\)/\1/p'); do
+        apt-cache show "$part" >/dev/null 2>&1 && echo "$part"
+    done | sort -u
+}
+
 # fetch() - download and unpack, once; a half-done job starts again
 fetch() {
     local kernel wanted
@@ -107,23 +116,18 @@ fetch() {
     mkdir -p "$root" "$cache/debs"
     echo "Fetching $kernel and the packages of the guest"
     # apt's own user may not be let into the cache; that is but a warning.
-    (cd "$cache/debs" && apt-get download -q $kernel $wanted) \
+    (cd "$cache/debs" && apt-get download -q $kernel \
+        $(kernel_parts "$kernel") $wanted) \
         >>"$cache/apt.log" 2>&1 || die "apt-get failed, see $cache/apt.log"
-    if ! ls "$cache"/debs/linux-modules* >/dev/null 2>&1 &&
-        apt-cache show "linux-modules-${kernel#linux-image-}" \
-            >/dev/null 2>&1; then
-        (cd "$cache/debs" &&
-            apt-get download -q "linux-modules-${kernel#linux-image-}") \
-            >>"$cache/apt.log" 2>&1 ||
-            die "no modules for $kernel, see $cache/apt.log"
-    fi
     # Newer packages unpack through links that older ones hold as directories.
     for wanted in "$cache"/debs/*.deb; do
         dpkg --fsys-tarfile "$wanted" |
             tar -x -C "$root" --keep-directory-symlink ||
             die "cannot unpack $wanted"
     done
-    cp "$root"/boot/vmlinuz-* "$cache/vmlinuz"
+    wanted=$(find_file 'vmlinuz-*')
+    [ -n "$wanted" ] || die "no kernel in $kernel and what it depends on"
+    cp "$wanted" "$cache/vmlinuz" || die "cannot copy the kernel"
     # Init scripts have the names of what they start.
     rm -rf "$cache/debs" "$root/etc" "$root/usr/share"
     touch "$cache/fetched"
@@ -133,17 +137,23 @@ find_file() {
     find "$root" -name "$1" -type f | head -n 1
 }
 
-# add_program() - a program or library and all it needs into the image
-add_program() {
-    local file loader lib
+# add_file() - a file of the packages, wherever they have it, to a directory
+add_file() {
+    local file
     file=$(find_file "$1")
     [ -n "$file" ] || die "no $1 in the packages"
-    mkdir -p "$tree/bin" "$tree/lib"
-    cp -L "$file" "$tree/bin/${1##*/}"
+    cp -L "$file" "$2" || die "cannot copy $file"
+}
+
+# add_program() - a program and all it needs into the image
+add_program() {
+    local file loader lib
+    add_file "$1" "$tree/bin/"
+    file=$(find_file "$1")
     loader=$(find_file ld-linux-x86-64.so.2)
     for lib in $("$loader" --library-path "$libpath" --list "$file" |
         sed -n 's/.* => \(.*\) (0x.*/\1/p'); do
-        cp -L "$lib" "$tree/lib/"
+        cp -L "$lib" "$tree/lib/" || die "cannot copy $lib"
     done
 }
 
@@ -152,17 +162,17 @@ build_base() {
     local tree=$cache/tree libpath module file
     [ "$cache/base.cpio" -nt "$cache/fetched" ] && return
     rm -rf "$tree"
-    mkdir -p "$tree"/{bin,lib64,lib/modules,etc/dropbear,root/.ssh,run,tmp} \
+    mkdir -p "$tree"/{bin,lib,lib64,lib/modules,etc/dropbear,root/.ssh,run,tmp} \
         "$tree"/{dev,proc,sys,var/log,www,usr/lib/openssh}
     libpath=$(find "$root" -name 'lib*.so.*' -printf '%h\n' | sort -u |
         tr '\n' ':')
-    cp -L "$(find_file busybox)" "$tree/bin/busybox"
+    add_file busybox "$tree/bin/"
     for file in dropbear dropbearkey rsync qemu-ga sftp-server; do
         add_program "$file"
     done
     mv "$tree/bin/sftp-server" "$tree/usr/lib/openssh/"
     ln -s openssh/sftp-server "$tree/usr/lib/sftp-server"
-    cp -L "$(find_file ld-linux-x86-64.so.2)" "$tree/lib64/"
+    add_file ld-linux-x86-64.so.2 "$tree/lib64/"
     for module in $modules; do
         file=$(find_file "$module.ko*")
         case $file in
@@ -185,7 +195,7 @@ build_base() {
     ssh-keygen -q -t ed25519 -N '' -C guest-test -f "$cache/id"
     cp "$cache/id.pub" "$tree/root/.ssh/authorized_keys"
     chmod 700 "$tree/root" "$tree/root/.ssh"
-    pack "$tree" >"$cache/base.part"
+    pack "$tree" >"$cache/base.part" || die "cannot pack $tree"
     mv "$cache/base.part" "$cache/base.cpio"
     rm -rf "$tree"
 }
@@ -193,7 +203,7 @@ build_base() {
 # pack() - a directory as an archive for the kernel, padded so that the next
 # one can follow it
 pack() {
-    (cd "$1" && find . | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null)
+    (cd "$1" && find . | "$(find_file busybox)" cpio -o -H newc -R 0:0 2>/dev/null)
 }
 
 # build() - qemu-vp and probe, linked statically in a place of their own
@@ -226,7 +236,8 @@ make_image() {
     cp "$vp" "$probe" "$cache/overlay/bin/"
     cp "$here/guest-init" "$cache/overlay/init"
     chmod +x "$cache/overlay/init"
-    { cat "$cache/base.cpio" && pack "$cache/overlay"; } >"$cache/initrd"
+    { cat "$cache/base.cpio" && pack "$cache/overlay"; } >"$cache/initrd" ||
+        die "cannot pack $cache/overlay"
     exec 7>&-
     kernel=$cache/vmlinuz
     initrd=$cache/initrd
