@@ -455,7 +455,7 @@ reconnect() {
     local line
 
     host_channel=unix-listen:$D/$kind.sock:-
-    line=socket,path=$D/$kind.sock,server=off,reconnect=1
+    line=socket,path=$D/$kind.sock,server=off,$(reconnect_1s)
     [ "$kind" = isa ] && isa_chardev=$line || virtio_chardev=$line
     boot
     start_servers
@@ -569,7 +569,7 @@ start_target() {
 migrate() {
     hmp migrate_set_parameter max-bandwidth 10G >/dev/null
     hmp migrate -d "unix:$D/incoming.sock" >/dev/null
-    wait_for 100 eval 'hmp info migrate | grep -q "status: completed"' ||
+    wait_for 100 eval 'hmp info migrate | grep -qi "status: completed"' ||
         fail "migration: $(hmp info migrate)"
     vm=$D/2
     wait_for 20 eval 'hmp info status | grep -q running' ||

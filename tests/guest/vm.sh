@@ -104,6 +104,19 @@ qemu_command() {
         -device isa-serial,chardev=isa,index=1 "$@")
 }
 
+# reconnect_1s() - a chardev's option to connect again after a second
+#
+# "reconnect" is gone since QEMU 10.2, "reconnect-ms" is there since 9.2.
+reconnect_1s() {
+    local version
+    version=$(qemu-system-x86_64 --version | sed -n '1s/.*version //p')
+    if printf '%s\n' 9.2 "${version%% *}" | sort -CV; then
+        echo reconnect-ms=1000
+    else
+        echo reconnect=1
+    fi
+}
+
 # start_vm() - QEMU with the given further arguments, not waited for
 start_vm() {
     vm=$D
