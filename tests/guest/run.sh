@@ -76,8 +76,11 @@ for name in "${chosen[@]}"; do
     D=$logs/$name
     mkdir "$D"
     start=$SECONDS
-    if timeout -k 30 "$limit" "$here/run.sh" --one "$name" "$D" "$logs/initrd" \
-        "$logs/qemu-vp" >"$D/out" 2>"$D/reason" </dev/null; then
+    # Without this script, whatever ends it, no guest goes on.
+    setpriv --pdeathsig TERM timeout -k 30 "$limit" "$here/run.sh" --one \
+        "$name" "$D" "$logs/initrd" "$logs/qemu-vp" \
+        >"$D/out" 2>"$D/reason" </dev/null &
+    if wait $!; then
         echo "ok $name ($((SECONDS - start)) s)"
         passed=$((passed + 1))
     else
