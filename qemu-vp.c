@@ -1187,18 +1187,22 @@ static bool settings_file(Settings *s, const char *path, Error *err)
 
 /* ---- command line ----------------------------------------------------- */
 
-/* arguments_wrong() - say why getopt_long() gave @opt for @word */
+/*
+ * arguments_wrong() - say why getopt_long() gave @opt for @word
+ *
+ * For a long option with a value that it doesn't take some libraries give ':'.
+ */
 static bool arguments_wrong(int opt, const char *word, Error *err)
 {
     char letter[3] = { '-', (char)optopt, '\0' };
     bool is_long = strncmp(word, "--", 2) == 0;
 
+    if (is_long && optopt != 0 && strchr(word, '=') != NULL) {
+        return error_set(err, "'%.64s': expected no value", word);
+    }
     if (opt == ':') {
         return error_set(err, "'%.64s': expected a value after it",
                          is_long ? word : letter);
-    }
-    if (is_long && optopt != 0) {
-        return error_set(err, "'%.64s': expected no value", word);
     }
     return error_set(err, "'%.64s': there is no such option, see -h",
                      is_long ? word : letter);
@@ -1208,7 +1212,9 @@ static bool arguments_wrong(int opt, const char *word, Error *err)
 static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
 {
     struct option names[OPTIONS + 1] = { { .name = NULL } };
-    char letters[2 * OPTIONS + 2] = ":", *l = letters + 1;
+    /* '+': end at what is no option; else the order of words would change */
+    char letters[2 * OPTIONS + 3] = "+:", *l = letters + 2;
+    const char *word;
     int opt;
 
     for (size_t i = 0; i < OPTIONS; i++) {
@@ -1225,9 +1231,14 @@ static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
     *l = '\0';
     optind = 1;
     opterr = 0; /* because its messages don't say what is expected */
-    while ((opt = getopt_long(argc, argv, letters, names, NULL)) != -1) {
+    for (;;) {
+        word = argv[optind]; /* afterwards optind may be beyond it, or not */
+        opt = getopt_long(argc, argv, letters, names, NULL);
+        if (opt == -1) {
+            break;
+        }
         if (opt == ':' || opt == '?') {
-            return arguments_wrong(opt, argv[optind - 1], err);
+            return arguments_wrong(opt, word, err);
         }
         if (!option_take(s, opt > UCHAR_MAX ? &options[opt - UCHAR_MAX - 1]
                                             : option_find(opt),

@@ -222,6 +222,13 @@ typedef struct BadLine {
 static const BadLine bad_lines[] = {
     { { NULL }, { "no channel", "-c METHOD:ADDR:PORT" } },
     { { "-c", NULL }, { "'-c'", "expected a value after it" } },
+    { { "-vqc", NULL }, { "'-c'", "expected a value after it" } },
+    { { "--verbose", "-Zq", NULL }, { "'-Z'", "no such option" } },
+    { { "--verbose", "-qZq", NULL }, { "'-Z'", "no such option" } },
+    { { "--quiet=1", "-c", CHANNEL, NULL },
+      { "'--quiet=1'", "expected no value" } },
+    { { "left-over", "--nosuch", NULL },
+      { "'left-over'", "expected an option" } },
     { { "-o", "http:127.0.0.1:0", NULL },
       { "no channel", "-c METHOD:ADDR:PORT" } },
     { { "-i", "x:h:1", "-m", "/x/m", NULL },
