@@ -1365,7 +1365,7 @@ static bool settings_key(Settings *s, Error *err)
 /* settings_config() - what the settings mean to a channel */
 static bool settings_config(Settings *s, Error *err)
 {
-    size_t conns = vp_max_conns((size_t)s->max_memory << 20);
+    size_t conns = vp_max_conns((uint64_t)s->max_memory << 20);
 
     s->config.grace = s->grace;
     s->config.max_conns = conns < s->max_conns ? (unsigned)conns

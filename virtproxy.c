@@ -6224,10 +6224,12 @@ void vp_offer(VPDriver *drv, int fd)
 
 /* ---- info ------------------------------------------------------------- */
 
-size_t vp_max_conns(size_t memory)
+size_t vp_max_conns(uint64_t memory)
 {
-    return memory > VP_MEMORY_FIXED
-           ? (memory - VP_MEMORY_FIXED) / VP_MEMORY_CONN : 0;
+    size_t usable = (size_t)MIN(memory, SIZE_MAX);
+
+    return usable > VP_MEMORY_FIXED
+           ? (usable - VP_MEMORY_FIXED) / VP_MEMORY_CONN : 0;
 }
 
 void vp_note_error(VPDriver *drv, const char *text)

@@ -339,7 +339,7 @@ bool vp_busy(const VPDriver *drv);
 void vp_reset_all(VPDriver *drv);
 
 /* vp_max_conns() - how many connections a channel's @memory is enough for */
-size_t vp_max_conns(size_t memory);
+size_t vp_max_conns(uint64_t memory);
 
 /* What there is to know of a channel; counts are since vp_new(). */
 typedef struct VPChannelInfo {

@@ -2000,6 +2000,12 @@ START_TEST(memory_formula)
     }
     ck_assert_uint_eq(vp_max_conns(0), 0);
     ck_assert_uint_eq(vp_max_conns(VP_MEMORY_FIXED), 0);
+    for (uint64_t memory = 1 << 20; memory < 1000000ull << 20; memory *= 2) {
+        size_t conns = vp_max_conns(2 * memory);
+
+        ck_assert_uint_ge(conns, vp_max_conns(memory));
+        ck_assert_uint_ge(SIZE_MAX / VP_MEMORY_CONN, conns);
+    }
 }
 END_TEST
 
