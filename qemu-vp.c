@@ -2002,7 +2002,7 @@ static bool tty_is_pty(int fd)
 }
 
 /*
- * tty_take() - make @fd a line for bytes, at @speed
+ * tty_take() - make @fd a line for bytes, at @speed; B0: it has none
  * @taken:  becomes what tty_close() or tty_leave() needs
  *
  * Returns 0, or the errno value of why it is no line we can use.
@@ -2039,8 +2039,10 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
 #ifdef CRTSCTS
     raw.c_cflag &= ~(tcflag_t)CRTSCTS;
 #endif
-    cfsetispeed(&raw, speed);
-    cfsetospeed(&raw, speed);
+    if (speed != B0) {
+        cfsetispeed(&raw, speed);
+        cfsetospeed(&raw, speed);
+    }
     if (tcsetattr(fd, TCSANOW, &raw) < 0) {
         int err = errno;
 
@@ -2227,25 +2229,38 @@ static void open_fifos(Channel *ch)
     ch->fifo = -1;
 }
 
+/*
+ * open_port() - a virtio-serial port
+ *
+ * Some are ttys: a virtio console's, and on FreeBSD all of them.
+ */
 static void open_port(Channel *ch)
 {
     const char *path = ch->spec.addr;
-    int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK), err = errno;
+    int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK);
+    VPChannelKind kind = VP_CHN_VIRTSERIAL;
     struct stat st;
+    int err = 0;
 
-    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode)) {
-        channel_opened(ch, fd, fd, VP_CHN_VIRTSERIAL);
+    if (fd < 0 || fstat(fd, &st) < 0) {
+        err = errno;
+    } else if (!S_ISCHR(st.st_mode)) {
+        err = ENOTTY;
+    } else if (isatty(fd)) {
+        kind = VP_CHN_TTY;
+        err = tty_take(fd, B0, &ch->tty);
+    }
+    if (err == 0) {
+        channel_opened(ch, fd, fd, kind);
         return;
     }
     if (fd >= 0) {
         close(fd);
-        err = ENOTTY;
-    }
-    if (err == ENOENT) {
+    } else if (err == ENOENT) {
         open_fifos(ch);
-    } else {
-        channel_retry(ch, path, err);
+        return;
     }
+    channel_retry(ch, path, err);
 }
 
 /* ---- connecting ------------------------------------------------------- */
