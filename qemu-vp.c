@@ -253,6 +253,34 @@ static VPLogLevel log_level = VP_LOG_INFO; /* lines beyond it are left out */
 static int log_fd = STDERR_FILENO;         /* -1: syslog */
 
 /*
+ * log_connect() - a socket that is connected to syslogd, or -1
+ * @type:  tried first; becomes what its socket is
+ */
+static int log_connect(int *type)
+{
+    struct sockaddr_un sun = { .sun_family = AF_UNIX, .sun_path = _PATH_LOG };
+
+    for (int try = 0; try < 2; try++) {
+        int fd = socket(AF_UNIX, *type, 0), err;
+
+        if (fd < 0) {
+            return -1;
+        }
+        if (fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
+            connect(fd, (struct sockaddr *)&sun, sizeof(sun)) == 0) {
+            return fd;
+        }
+        err = errno;
+        close(fd);
+        if (err != EPROTOTYPE) {
+            return -1;
+        }
+        *type = *type == SOCK_DGRAM ? SOCK_STREAM : SOCK_DGRAM;
+    }
+    return -1;
+}
+
+/*
  * log_send() - send @line, made as RFC 3164 has it, to syslog
  *
  * syslog(3) is of no use here, because it blocks for ever on a syslogd that
@@ -261,27 +289,45 @@ static int log_fd = STDERR_FILENO;         /* -1: syslog */
  */
 static void log_send(const char *line, size_t len)
 {
-    static int fd = -1;
-    struct sockaddr_un sun = { .sun_family = AF_UNIX, .sun_path = _PATH_LOG };
+    static int fd = -1, type = SOCK_DGRAM;
+    size_t size;
+    ssize_t n;
 
     for (int try = 0; try < 2; try++) {
         if (fd < 0) {
-            fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+            fd = log_connect(&type);
             if (fd < 0) {
                 return;
             }
-            if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
-                connect(fd, (struct sockaddr *)&sun, sizeof(sun)) < 0) {
-                close(fd);
-                fd = -1;
-                return;
-            }
         }
-        if (send(fd, line, len, 0) >= 0 || errno == EAGAIN) {
+        size = type == SOCK_STREAM ? len + 1 : len; /* a NUL ends each line */
+        n = send(fd, line, size, 0);
+        if (n == (ssize_t)size || (n < 0 && errno == EAGAIN)) {
             return;
         }
+        /* after half a line only a new stream can begin another one */
         close(fd);
         fd = -1;
+    }
+}
+
+/* log_date() - now, as it stands in a line of the log that is in use */
+static void log_date(char *date, size_t size)
+{
+    struct timespec ts;
+    struct tm tm;
+    size_t len;
+
+    if (clock_gettime(CLOCK_REALTIME, &ts) < 0 ||
+        localtime_r(&ts.tv_sec, &tm) == NULL) {
+        /* where time_t has 32 bits time ends in 2038 */
+        snprintf(date, size, "(no date)");
+    } else if (log_fd < 0) {
+        strftime(date, size, "%b %e %H:%M:%S", &tm);
+    } else {
+        len = strftime(date, size, "%Y-%m-%d %H:%M:%S", &tm);
+        snprintf(date + len, size - len, ".%03d",
+                 (int)(ts.tv_nsec / 1000000));
     }
 }
 
@@ -297,17 +343,12 @@ static void log_line(VPLogLevel level, int channel, const char *text)
     };
     struct pollfd pfd = { .fd = log_fd, .events = POLLOUT };
     char line[1024], where[16] = "", date[32];
-    struct timespec ts;
-    struct tm tm;
     int len;
 
     if (channel != VP_NO_CHANNEL) {
         snprintf(where, sizeof(where), "ch%d: ", channel);
     }
-    clock_gettime(CLOCK_REALTIME, &ts);
-    localtime_r(&ts.tv_sec, &tm);
-    strftime(date, sizeof(date), log_fd < 0 ? "%b %e %H:%M:%S"
-                                            : "%Y-%m-%d %H:%M:%S", &tm);
+    log_date(date, sizeof(date));
     if (log_fd < 0) {
         len = snprintf(line, sizeof(line), "<%d>%s qemu-vp[%ld]: %s%.*s",
                        LOG_DAEMON | priority[level], date, (long)getpid(),
@@ -315,9 +356,8 @@ static void log_line(VPLogLevel level, int channel, const char *text)
         log_send(line, (size_t)len);
         return;
     }
-    len = snprintf(line, sizeof(line), "%s.%03d %s %s%.*s\n", date,
-                   (int)(ts.tv_nsec / 1000000), level_name[level], where,
-                   LOG_TEXT_MAX, text);
+    len = snprintf(line, sizeof(line), "%s %s %s%.*s\n", date,
+                   level_name[level], where, LOG_TEXT_MAX, text);
     if (poll(&pfd, 1, 0) > 0) {
         ssize_t n = write(log_fd, line, (size_t)len);
 

@@ -204,7 +204,7 @@ static uint64_t random_draws; /* of random64(), so far */
 static uint64_t random64(void)
 {
     static int fd = -1; /* kept: later there may be no descriptor left */
-    struct timespec ts;
+    struct timespec ts = { 0 };
     uint64_t r = 0;
 
     if (fd < 0) {

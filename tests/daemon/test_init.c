@@ -805,11 +805,11 @@ START_TEST(pid_file_limit)
 END_TEST
 
 /* syslog_open() - be the one who serves /dev/log, which is vp_dir/syslog */
-static int syslog_open(void)
+static int syslog_open(int type)
 {
     struct sockaddr_un un = { .sun_family = AF_UNIX };
     struct timeval tv = { WAIT_MS / 1000, 0 };
-    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    int fd = socket(AF_UNIX, type, 0);
 
     ck_assert(fd >= 0);
     fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -829,6 +829,33 @@ static const char *syslog_wait(int fd, const char *text)
 
         ck_assert_msg(n > 0, "syslog is never told: %s", text);
         message[n] = '\0';
+    } while (strstr(message, text) == NULL);
+    return message;
+}
+
+/* syslog_accept() - who comes to a syslog that has streams */
+static int syslog_accept(int log)
+{
+    int fd = accept(log, NULL, NULL); /* SO_RCVTIMEO holds for this, too */
+
+    ck_assert_msg(fd >= 0, "nobody comes: %s", strerror(errno));
+    return fd;
+}
+
+/* syslog_read() - for a message with that text, of a stream; the message */
+static const char *syslog_read(int fd, const char *text)
+{
+    static char message[2048];
+    size_t n;
+
+    do {
+        n = 0;
+        do {
+            ck_assert(n < sizeof(message));
+            ck_assert_msg(recv(fd, message + n, 1, 0) == 1,
+                          "syslog is never told: %s", text);
+        } while (message[n++] != '\0');
+        ck_assert_msg(message[0] == '<', "no message: %s", message);
     } while (strstr(message, text) == NULL);
     return message;
 }
@@ -854,7 +881,7 @@ START_TEST(log_syslog)
 {
     StartOptions o = { .setup = dev_with_log() };
     char path[PATH_LEN], expected[TEXT_LEN];
-    int log = syslog_open(), fds[2], mon;
+    int log = syslog_open(SOCK_DGRAM), fds[2], mon;
     Couple c;
 
     if (!may_mount()) {
@@ -888,7 +915,7 @@ START_TEST(log_syslog)
     }
     file_path(expected, "syslog");
     ck_assert(unlink(expected) == 0);
-    log = syslog_open();                /* back */
+    log = syslog_open(SOCK_DGRAM);                /* back */
     kill(c.daemon[0]->pid, SIGUSR1);
     syslog_wait(log, "status version=");
     talk(fds);
@@ -904,7 +931,7 @@ START_TEST(log_syslog_hangs)
 {
     StartOptions o = { .setup = dev_with_log() };
     char path[PATH_LEN];
-    int log = syslog_open(), fds[2], mon;
+    int log = syslog_open(SOCK_DGRAM), fds[2], mon;
     Couple c;
 
     if (!may_mount()) {
@@ -926,6 +953,42 @@ START_TEST(log_syslog_hangs)
     close(log);
     close(fds[0]);
     close(fds[1]);
+    close(mon);
+}
+END_TEST
+
+/* One whose /dev/log takes streams, where a NUL ends each message. */
+START_TEST(log_syslog_stream)
+{
+    StartOptions o = { .setup = dev_with_log() };
+    char path[PATH_LEN];
+    int log = syslog_open(SOCK_STREAM), fd, mon;
+    Couple c;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(listen(log, 4) == 0);
+    couple_paths(&c);
+    c.daemon[0] = daemon_start_with(&o, "host", "-l syslog -c "
+        "unix-connect:%s:- -m %s", c.channel, c.monitor[0]);
+    mon = monitor_batch(c.monitor[0]);
+    fd = syslog_accept(log);
+    kill(c.daemon[0]->pid, SIGUSR1);
+    ck_assert(strncmp(syslog_read(fd, "status version="), "<30>", 4) == 0);
+    close(fd);
+    kill(c.daemon[0]->pid, SIGUSR1);
+    fd = syslog_accept(log);
+    syslog_read(fd, "status ");
+    close(fd);
+
+    close(log);
+    file_path(path, "syslog");
+    ck_assert(unlink(path) == 0);
+    log = syslog_open(SOCK_DGRAM);      /* another syslogd */
+    kill(c.daemon[0]->pid, SIGUSR1);
+    syslog_wait(log, "status version=");
+    close(log);
     close(mon);
 }
 END_TEST
@@ -2222,6 +2285,7 @@ int main(void)
     SUITE_LOOP(s, pid_file_limit, 2);
     SUITE_LOOP(s, log_syslog, 2);
     SUITE_ADD(s, log_syslog_hangs);
+    SUITE_ADD(s, log_syslog_stream);
     SUITE_ROWS(s, drop_user, new_users);
     SUITE_ADD(s, user_cleans_up);
     SUITE_LOOP(s, notices, 4);

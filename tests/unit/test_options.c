@@ -31,6 +31,11 @@ static void fcntl_begins(void)
 
 #define fcntl(fd, ...) (fcntl_begins(), fcntl(fd, __VA_ARGS__))
 
+/* A clock that shows what this libc's time_t can't hold. */
+static bool no_date;
+
+#define localtime_r(t, tm) (no_date ? NULL : localtime_r(t, tm))
+
 /* A serial line's driver that takes 9600 baud only, and then has it all end. */
 static bool slow_driver;
 
@@ -200,6 +205,40 @@ START_TEST(good_values)
     ck_assert_ptr_nonnull(strstr(r.out, "grace 77\n"));
     ck_assert_ptr_nonnull(strstr(r.out, "max-conns 12\n"));
     ck_assert_ptr_nonnull(strstr(r.out, "max-opens 34\n"));
+}
+END_TEST
+
+/* As many connections as there may be, where size_t has 32 bits, too. */
+START_TEST(memory_beyond_size_t)
+{
+    static char *const args[] = {
+        "qemu-vp", "-c", "fd:3:-", "--max-memory", "4096", NULL,
+    };
+    char *argv[COUNT_OF(args)];
+    Settings s;
+    Error err;
+
+    memcpy(argv, args, sizeof(argv));
+    ck_assert(settings_read(&s, COUNT_OF(args) - 1, argv, &err));
+    ck_assert_uint_eq(s.config.max_conns, s.max_conns);
+    settings_free(&s);
+}
+END_TEST
+
+/* A line has no date rather than a wrong one. */
+START_TEST(no_date_for_a_line)
+{
+    char line[64];
+    int fds[2];
+
+    ck_assert(pipe(fds) == 0);
+    log_fd = fds[1];
+    no_date = true;
+    log_line(VP_LOG_ERROR, VP_NO_CHANNEL, "text");
+    ck_assert(close(fds[1]) == 0);
+    memset(line, 0, sizeof(line));
+    ck_assert(read(fds[0], line, sizeof(line) - 1) > 0);
+    ck_assert_str_eq(line, "(no date) error text\n");
 }
 END_TEST
 
@@ -436,6 +475,8 @@ int main(void)
 
     SUITE_ROWS(s, good_lines, good);
     SUITE_ADD(s, good_values);
+    SUITE_ADD(s, memory_beyond_size_t);
+    SUITE_ADD(s, no_date_for_a_line);
     SUITE_ROWS(s, fields, specs);
     SUITE_ADD(s, says_what_was_expected);
     SUITE_ADD(s, numbers_read);
