@@ -1952,7 +1952,9 @@ static int listen_spec(const Spec *spec, int *fds, Error *err)
 typedef struct Tty {
     struct Tty *next;
     int fd;             /* our own, a copy of what the engine has */
+    dev_t device;
     struct termios was; /* to be put back */
+    struct termios set; /* what the driver made of our settings */
 } Tty;
 
 static Tty *ttys_leaving; /* closed once they have sent the goodbye */
@@ -1993,14 +1995,20 @@ static bool ttys_unsent(void)
     return tty != NULL;
 }
 
-static void ttys_close(void)
+/* ttys_close() - close those that leave: all, or only @device if it isn't 0 */
+static void ttys_close(dev_t device)
 {
-    vp_timer_stop(&ttys_timer);
-    while (ttys_leaving != NULL) {
-        Tty *tty = ttys_leaving;
+    Tty **at = &ttys_leaving;
 
-        ttys_leaving = tty->next;
-        tty_close(tty);
+    while (*at != NULL) {
+        Tty *tty = *at;
+
+        if (device != 0 && tty->device != device) {
+            at = &tty->next;
+        } else {
+            *at = tty->next;
+            tty_close(tty);
+        }
     }
 }
 
@@ -2010,7 +2018,7 @@ static void ttys_step(void *opaque)
     if (ttys_unsent() && vp_loop_now(loop) < ttys_until) {
         vp_timer_start(loop, &ttys_timer, GOODBYE_STEP, ttys_step, NULL);
     } else {
-        ttys_close();
+        ttys_close(0);
     }
 }
 
@@ -2052,12 +2060,16 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
     Tty *tty = calloc(1, sizeof(*tty));
     struct termios raw;
+    struct stat st;
 
-    ttys_close(); /* because it may be one of these */
     if (tty == NULL) {
         return ENOMEM;
     }
     tty->fd = dup(fd);
+    if (fstat(fd, &st) == 0) {
+        ttys_close(st.st_rdev); /* else its end would take our lock away */
+        tty->device = st.st_rdev;
+    }
     if (tty->fd < 0 || tcgetattr(fd, &tty->was) < 0 ||
         fcntl(fd, F_SETLK, &lock) < 0) {
         int err = errno == EACCES || errno == EAGAIN ? EBUSY : errno;
@@ -2073,17 +2085,21 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
         ioctl(fd, TIOCEXCL);
     }
     raw = tty->was;
-    cfmakeraw(&raw);
-    raw.c_cflag |= CLOCAL | CREAD;
-    raw.c_cflag &= ~(tcflag_t)CSTOPB;
+    raw.c_iflag = IGNBRK; /* and no XON, which would be among our bytes */
+    raw.c_oflag = 0;
+    raw.c_lflag = 0;
+    raw.c_cflag &= ~(tcflag_t)(CSIZE | PARENB | CSTOPB);
 #ifdef CRTSCTS
     raw.c_cflag &= ~(tcflag_t)CRTSCTS;
 #endif
+    raw.c_cflag |= CS8 | CLOCAL | CREAD;
+    raw.c_cc[VMIN] = 1;
+    raw.c_cc[VTIME] = 0;
     if (speed != B0) {
         cfsetispeed(&raw, speed);
         cfsetospeed(&raw, speed);
     }
-    if (tcsetattr(fd, TCSANOW, &raw) < 0) {
+    if (tcsetattr(fd, TCSANOW, &raw) < 0 || tcgetattr(fd, &tty->set) < 0) {
         int err = errno;
 
         tty_close(tty);
@@ -2092,6 +2108,22 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
     tcflush(fd, TCIOFLUSH);
     *taken = tty;
     return 0;
+}
+
+/* tty_restore() - set it again as we did; false if nobody has changed it */
+static bool tty_restore(const Tty *tty)
+{
+    const struct termios *set = &tty->set;
+    struct termios now;
+
+    return tcgetattr(tty->fd, &now) == 0 &&
+           (now.c_iflag != set->c_iflag || now.c_oflag != set->c_oflag ||
+            now.c_lflag != set->c_lflag || now.c_cflag != set->c_cflag ||
+            now.c_cc[VMIN] != set->c_cc[VMIN] ||
+            now.c_cc[VTIME] != set->c_cc[VTIME] ||
+            cfgetospeed(&now) != cfgetospeed(set) ||
+            cfgetispeed(&now) != cfgetispeed(set)) &&
+           tcsetattr(tty->fd, TCSANOW, set) == 0;
 }
 
 /* ---- opening ---------------------------------------------------------- */
@@ -2114,6 +2146,9 @@ typedef struct Channel {
     VPTarget target;    /* what it connects to, with the addresses below */
     VPAddr addrs[MAX_ADDRS];
     VPOnce rate_said;   /* the driver's rate, if it isn't the one asked for */
+    VPTimer line_timer; /* runs while "tty" is in use, to look at it */
+    VPOnce line_said;   /* that somebody has changed it */
+    dev_t device;       /* open now; 0: none */
     int fifo;           /* PATH.in, while PATH.out can't be opened; or -1 */
     Tty *tty;           /* NULL: it is no serial line, or not open */
     char name[32];      /* what the listeners are called in the log */
@@ -2167,6 +2202,81 @@ static void channel_retry(Channel *ch, const char *what, int err)
     channel_wait(ch);
 }
 
+/* device_in_use() - by a channel of ours, under whatever name? */
+static bool device_in_use(const struct stat *st)
+{
+    const Channel *ch = channels;
+
+    while (ch != NULL && ch->device != st->st_rdev) {
+        ch = ch->next;
+    }
+    return S_ISCHR(st->st_mode) && ch != NULL;
+}
+
+/*
+ * device_open() - open the device at @path for @ch, or -1: see errno
+ *
+ * One that another channel of ours has is not even opened, because closing it
+ * again would take that channel's lock away.
+ */
+static int device_open(Channel *ch, const char *path)
+{
+    struct stat st;
+    int fd;
+
+    if (stat(path, &st) == 0 && device_in_use(&st)) {
+        errno = EBUSY;
+        return -1;
+    }
+    fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK);
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode)) {
+        ch->device = st.st_rdev;
+    } else if (fd >= 0) {
+        close(fd);
+        errno = ENOTTY;
+        fd = -1;
+    }
+    return fd;
+}
+
+/* device_close() - what device_open() gave can't be used after all */
+static void device_close(Channel *ch, int fd)
+{
+    if (fd >= 0) {
+        close(fd);
+        ch->device = 0;
+    }
+}
+
+/* Nothing tells when a getty or stty changes a line, so we look so often. */
+#define LINE_LOOK (2 * SECOND)
+/* One that changes it for ever is worth a line so often. */
+#define LINE_NEWS (3600 * SECOND)
+
+static void line_look(void *opaque)
+{
+    Channel *ch = opaque;
+
+    if (tty_restore(ch->tty) &&
+        vp_once(&ch->line_said, 0, vp_loop_now(loop), LINE_NEWS)) {
+        log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "channel %s: %s: "
+               "somebody has changed the line's settings: set again",
+               method_name[ch->spec.method], ch->spec.addr);
+    }
+    vp_timer_start(loop, &ch->line_timer, LINE_LOOK, line_look, ch);
+}
+
+/* channel_unline() - what "tty" was is no channel any more; returns it */
+static Tty *channel_unline(Channel *ch)
+{
+    Tty *tty = ch->tty;
+
+    vp_timer_stop(&ch->line_timer);
+    ch->device = 0;
+    ch->tty = NULL;
+    return tty;
+}
+
 /*
  * channel_attach() - give the engine what was opened; @rfd may be @wfd
  *
@@ -2183,6 +2293,9 @@ static int channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
         log_at(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
                method_name[ch->spec.method]);
         ch->said = (VPOnce){ .said = false };
+        if (ch->tty != NULL) {
+            vp_timer_start(loop, &ch->line_timer, LINE_LOOK, line_look, ch);
+        }
     }
     return rc;
 }
@@ -2193,8 +2306,7 @@ static void channel_opened(Channel *ch, int rfd, int wfd, VPChannelKind kind)
     int rc = channel_attach(ch, rfd, wfd, kind);
 
     if (rc < 0) {
-        tty_close(ch->tty);
-        ch->tty = NULL;
+        tty_close(channel_unline(ch));
         channel_retry(ch, "attaching", -rc);
     }
 }
@@ -2225,19 +2337,17 @@ static void line_rate(Channel *ch, int fd)
 static void open_serial(Channel *ch)
 {
     const char *path = ch->spec.addr;
-    int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK);
+    int fd = device_open(ch, path);
     int err = fd < 0 ? errno
                      : tty_take(fd, find_speed(ch->spec.port), &ch->tty);
 
     if (err == 0) {
         line_rate(ch, fd);
         channel_opened(ch, fd, fd, VP_CHN_TTY);
-        return;
+    } else {
+        device_close(ch, fd);
+        channel_retry(ch, path, err);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
-    channel_retry(ch, path, err);
 }
 
 /*
@@ -2277,30 +2387,21 @@ static void open_fifos(Channel *ch)
 static void open_port(Channel *ch)
 {
     const char *path = ch->spec.addr;
-    int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK);
+    int fd = device_open(ch, path), err = fd < 0 ? errno : 0;
     VPChannelKind kind = VP_CHN_VIRTSERIAL;
-    struct stat st;
-    int err = 0;
 
-    if (fd < 0 || fstat(fd, &st) < 0) {
-        err = errno;
-    } else if (!S_ISCHR(st.st_mode)) {
-        err = ENOTTY;
-    } else if (isatty(fd)) {
+    if (err == 0 && isatty(fd)) {
         kind = VP_CHN_TTY;
         err = tty_take(fd, B0, &ch->tty);
     }
     if (err == 0) {
         channel_opened(ch, fd, fd, kind);
-        return;
-    }
-    if (fd >= 0) {
-        close(fd);
-    } else if (err == ENOENT) {
+    } else if (fd < 0 && err == ENOENT) {
         open_fifos(ch);
-        return;
+    } else {
+        device_close(ch, fd);
+        channel_retry(ch, path, err);
     }
-    channel_retry(ch, path, err);
 }
 
 /* ---- connecting ------------------------------------------------------- */
@@ -2469,6 +2570,9 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
         (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR) {
         return "it is not open for reading and writing";
     }
+    if (device_in_use(&st)) {
+        return strerror(EBUSY);
+    }
     if (S_ISSOCK(st.st_mode)) {
         getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &len);
         *listening = is_listening != 0;
@@ -2480,8 +2584,10 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
         if (err != 0) {
             return strerror(err);
         }
+        ch->device = st.st_rdev;
         line_rate(ch, fd);
     } else if (S_ISCHR(st.st_mode)) {
+        ch->device = st.st_rdev;
         *kind = VP_CHN_VIRTSERIAL;
     } else {
         return "neither a socket nor a serial line nor a virtio-serial port";
@@ -2545,8 +2651,7 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
 {
     Channel *ch = opaque;
 
-    tty_close(ch->tty);
-    ch->tty = NULL;
+    tty_close(channel_unline(ch));
     if (ch->opener != NULL) {
         ch->wait = was_up ? RETRY_MIN : ch->wait;
         channel_wait(ch);
@@ -2558,7 +2663,7 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
 static void channel_free(Channel *ch)
 {
     vp_free(ch->drv);
-    tty_leave(ch->tty);
+    tty_leave(channel_unline(ch));
     vp_timer_stop(&ch->timer);
     vp_dialer_stop(&ch->dialer);
     for (int i = 0; i < ch->nlisteners; i++) {
@@ -4396,7 +4501,7 @@ static void end_all(void)
          t += GOODBYE_STEP) {
         poll(NULL, 0, GOODBYE_STEP / MS);
     }
-    ttys_close();
+    ttys_close(0);
 }
 
 /* clean_up() - the files that are ours; also when start() failed */

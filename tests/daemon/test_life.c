@@ -473,6 +473,10 @@ START_TEST(line_settings)
     text_format(channel, sizeof(channel), option, end.path);
     ck_assert(tcgetattr(line, &before) == 0);
     ck_assert(before.c_lflag & ICANON && before.c_lflag & ECHO);
+    before.c_iflag |= IXON | IXOFF | IXANY | INPCK | ISTRIP;
+    before.c_cflag |= CSTOPB;
+    ck_assert(tcsetattr(line, TCSANOW, &before) == 0);
+    ck_assert(tcgetattr(line, &before) == 0);
     ck_assert(write(end.master, "stale words", 11) == 11);
     d = daemon_start("line", "-c %s", channel);
     for (int64_t give_up = now_ms() + WAIT_MS;;) {
@@ -484,7 +488,9 @@ START_TEST(line_settings)
         sleep_ms(10);
     }
     ck_assert(!(during.c_lflag & (ECHO | ISIG | IEXTEN)));
-    ck_assert(!(during.c_iflag & (IXON | IXOFF | ICRNL | INLCR | ISTRIP)));
+    ck_assert(!(during.c_iflag & (IXON | IXOFF | IXANY | INPCK | ICRNL |
+                                  INLCR | ISTRIP)));
+    ck_assert(!(during.c_cflag & (CSTOPB | PARENB)));
     ck_assert(!(during.c_oflag & OPOST));
     ck_assert(during.c_cflag & CLOCAL && during.c_cflag & CREAD);
     ck_assert((during.c_cflag & CSIZE) == CS8);
@@ -503,6 +509,63 @@ START_TEST(line_settings)
                   before.c_cflag == after.c_cflag &&
                   memcmp(before.c_cc, after.c_cc, sizeof(before.c_cc)) == 0,
                   "the line's settings were not restored");
+}
+END_TEST
+
+/* Who changes a line that is in use is noticed, and it is set again. */
+START_TEST(line_changed)
+{
+    struct termios settings;
+    Channel c;
+    Traffic t;
+    Daemon *host, *guest;
+    const char *path;
+    int line;
+
+    channel_make(&c, CHANNEL_ISASERIAL, "channel");
+    traffic_init(&t);
+    host = daemon_start("host", "-c %s -o s:127.0.0.1:0", c.option[0]);
+    guest = daemon_start("guest", "-c %s -i s:%s", c.option[1],
+                         traffic_listen(&t));
+    daemon_up(host);
+    daemon_up(guest);
+    path = strchr(c.option[1], ':') + 1;
+    c.option[1][strcspn(path, ":") + (size_t)(path - c.option[1])] = '\0';
+    line = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    ck_assert(line >= 0 && tcgetattr(line, &settings) == 0);
+    settings.c_iflag |= IXON | IXOFF | ICRNL;
+    settings.c_lflag |= ICANON | ECHO | ISIG;
+    settings.c_oflag |= OPOST;
+    ck_assert(tcsetattr(line, TCSANOW, &settings) == 0);
+    close(line);
+    daemon_wait(guest, " warn ch0: .*changed the line's settings: set again");
+    check_works(&t, daemon_listens(host, "s"));
+    traffic_free(&t);
+}
+END_TEST
+
+/*
+ * A line has one channel, under whatever name.  A second one doesn't take away
+ * the lock that keeps other daemons out, neither while it tries nor when it is
+ * removed.
+ */
+START_TEST(line_twice)
+{
+    char link[PATH_LEN];
+    Daemon *d, *other;
+    RelayEnd end;
+
+    relay_pty(&end);
+    file_path(link, "link");
+    ck_assert(symlink(end.path, link) == 0);
+    d = daemon_start("line", "-c isaserial-open:%s:- -c %s-open:%s:-:1",
+                     end.path, _i ? "virtserial" : "isaserial", link);
+    daemon_wait(d, "ch0: .*silent: waiting");
+    daemon_wait(d, "ch1: .*busy: trying again");
+    other = daemon_start("other", "-c isaserial-open:%s:-", end.path);
+    daemon_wait(other, "busy: trying again");
+    daemon_stop(other);
+    daemon_stop(d);
 }
 END_TEST
 
@@ -947,6 +1010,8 @@ int main(void)
     SUITE_ADD(s, unreadable);
     SUITE_ADD(s, line_after_kill);
     SUITE_LOOP(s, line_settings, 2);
+    SUITE_ADD(s, line_changed);
+    SUITE_LOOP(s, line_twice, 2);
     SUITE_ADD(s, line_echoes);
     SUITE_LOOP(s, stranger, STRANGERS);
     SUITE_ADD(s, silent_squatter);
