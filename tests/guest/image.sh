@@ -99,7 +99,7 @@ kernel_parts() {
 
 # fetch() - download and unpack, once; a half-done job starts again
 fetch() {
-    local kernel wanted
+    local kernel parts wanted
     [ "$cache/fetched" -nt "$here/image.sh" ] && return
     may_apt || die "the guest is made of Debian packages, 150 MB in" \
         "tests/guest/cache; APT=1 lets apt-get download them"
@@ -108,6 +108,7 @@ fetch() {
     apt_update
     kernel=$(kernel_package)
     [ -n "$kernel" ] || die "apt-cache knows no kernel image (apt-get update?)"
+    parts=$(kernel_parts "$kernel")
     wanted="busybox-static dropbear-bin openssh-sftp-server rsync
         qemu-guest-agent"
     wanted="$wanted $(apt_depends --recurse $wanted |
@@ -116,8 +117,7 @@ fetch() {
     mkdir -p "$root" "$cache/debs"
     echo "Fetching $kernel and the packages of the guest"
     # apt's own user may not be let into the cache; that is but a warning.
-    (cd "$cache/debs" && apt-get download -q $kernel \
-        $(kernel_parts "$kernel") $wanted) \
+    (cd "$cache/debs" && apt-get download -q $kernel $parts $wanted) \
         >>"$cache/apt.log" 2>&1 || die "apt-get failed, see $cache/apt.log"
     # Newer packages unpack through links that older ones hold as directories.
     for wanted in "$cache"/debs/*.deb; do
