@@ -306,13 +306,11 @@ START_TEST(refused_target)
 
     text_format(option, sizeof(option), "-i s:127.0.0.1:%d", port);
     pair_start(&pair, CHANNEL_UNIX, "-o s:127.0.0.1:0", option);
-    client = dial(daemon_listens(pair.host, "s"), true);
-    expect_reset(client);
+    dial_reset(daemon_listens(pair.host, "s"));
     daemon_wait(pair.host, "ch0: s: connection from 127.0.0.1:[0-9]+ "
                 "refused: .*[Rr]efused");
     daemon_wait(pair.guest, "ch0: s: cannot connect to 127.0.0.1:%d: "
                 "Connection refused", port);
-    close(client);
 
     /* And once the target is there, the next connection works. */
     text_format(option, sizeof(option), "127.0.0.1:%d", port);
@@ -329,7 +327,7 @@ START_TEST(refused_unix_target)
 
     pair_start(&pair, CHANNEL_UNIX, "-o s:127.0.0.1:0",
                "-i s:/nonexistent/target:-");
-    expect_reset(dial(daemon_listens(pair.host, "s"), true));
+    dial_reset(daemon_listens(pair.host, "s"));
     daemon_wait(pair.host, "ch0: s: connection from .* refused: ");
     daemon_wait(pair.guest, "ch0: s: cannot connect to /nonexistent/target: "
                 "No such file");
@@ -342,7 +340,7 @@ START_TEST(unknown_service)
 
     pair_start(&pair, CHANNEL_UNIX, "-o nosuch:127.0.0.1:0",
                "-i s:127.0.0.1:1");
-    expect_reset(dial(daemon_listens(pair.host, "nosuch"), true));
+    dial_reset(daemon_listens(pair.host, "nosuch"));
     daemon_wait(pair.host, "ch0: nosuch: connection from 127.0.0.1:[0-9]+ "
                 "refused: .*service");
     daemon_wait(pair.guest, "ch0: .*nosuch.*service|ch0: .*service.*nosuch");
@@ -545,7 +543,7 @@ START_TEST(every_address)
         check_works(&w);
         close(w.listener);
     }
-    expect_reset(dial(w.where, true));
+    dial_reset(w.where);
     for (int i = 1; i < 3; i++) {
         daemon_wait(w.pair.guest, "ch0: s: cannot connect to %s:%d: "
                     "Connection refused", addresses[i], port);

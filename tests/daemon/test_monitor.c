@@ -834,7 +834,7 @@ START_TEST(change_forwards)
     monitor_ask(s.mon[0], "oforward_add u:%s:-", path);
     monitor_ask(s.mon[0], "oforward_add v:127.0.0.1:0");
     flow(&s);
-    expect_reset(dial(daemon_listens(s.daemon[0], "v"), true));
+    dial_reset(daemon_listens(s.daemon[0], "v"));
     monitor_ask(s.mon[1], "iforward_add six:[::1]:9");
     ck_assert_ptr_nonnull(strstr(monitor_ask(s.mon[1], "info iforwards"),
                                  " [::1]:9\n"));
@@ -871,7 +871,7 @@ START_TEST(change_forwards)
     through(path, s.listener, after);
     talk(after);
     monitor_ask(s.mon[1], "iforward_del v:%s", s.target);
-    expect_reset(dial(where[0], true));
+    dial_reset(where[0]);
     daemon_wait(s.daemon[0], "v: connection from .* refused: ");
     flow(&s);
     talk(after);

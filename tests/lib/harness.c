@@ -968,26 +968,48 @@ static void set_bounds(int fd)
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
 }
 
-int dial(const char *where, bool block)
+/* dial_errno() - connect to @where by a new socket, @fd; returns errno or 0 */
+static int dial_errno(const char *where, bool block, int *fd)
 {
     Address a;
     int one = 1;
-    int fd, rc;
 
     address_parse(&a, where);
-    fd = socket_for(&a);
+    *fd = socket_for(&a);
     if (a.ss.ss_family != AF_UNIX) {
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        setsockopt(*fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     }
     if (block) {
-        set_bounds(fd);
+        set_bounds(*fd);
     } else {
-        set_nonblocking(fd);
+        set_nonblocking(*fd);
     }
-    rc = connect(fd, (struct sockaddr *)&a.ss, a.len);
-    ck_assert_msg(rc == 0 || (!block && errno == EINPROGRESS),
-                  "connect to %s: %s", where, strerror(errno));
+    if (connect(*fd, (struct sockaddr *)&a.ss, a.len) < 0 &&
+        (block || errno != EINPROGRESS)) {
+        return errno;
+    }
+    return 0;
+}
+
+int dial(const char *where, bool block)
+{
+    int fd, err = dial_errno(where, block, &fd);
+
+    ck_assert_msg(err == 0, "connect to %s: %s", where, strerror(err));
     return fd;
+}
+
+void dial_reset(const char *where)
+{
+    int fd, err = dial_errno(where, true, &fd);
+
+    if (err == 0) {
+        expect_reset(fd);
+    } else {
+        ck_assert_msg(err == ECONNRESET, "connect to %s: %s", where,
+                      strerror(err));
+    }
+    close(fd);
 }
 
 int accept_one(int listener)

@@ -203,6 +203,7 @@ int free_port(void);            /* a port nobody uses, < 30000 */
 
 /* dial() - connect; returns the socket; calls block WAIT_MS at most if block */
 int dial(const char *where, bool block);
+void dial_reset(const char *where); /* is reset, perhaps within connect() */
 int accept_one(int listener);   /* blocks for WAIT_MS at most */
 
 void send_all(int fd, const void *data, size_t len);
