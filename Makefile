@@ -5,7 +5,10 @@
 # What ./configure found out is in config.mak, which is made with defaults where
 # it is missing. What is built goes to build/, the program alone to the top.
 #
-#   all install uninstall   the program; DESTDIR and PREFIX as usual
+#   all install uninstall   the program, README and manual page; DESTDIR and
+#                           PREFIX as usual
+#   install-systemd         and the host's unit, as the README has it; or
+#                           -systemd-guest, -sysv, -openrc
 #   check, test             every suite, some minutes (tests/check.sh)
 #   check-long              the next three, the better part of an hour
 #   check-chaos             the suites of damaged channels, nothing left out
@@ -149,26 +152,74 @@ lint-cppcheck: $(sources)
 lint-scripts:
 	shellcheck -x -P SCRIPTDIR configure .ci/run tests/*.sh tests/*/*.sh
 
-install: all
-	$(INSTALL) -d '$(DESTDIR)$(bindir)' '$(DESTDIR)$(docdir)'
+# The manual page is the README: its sections, with what is indented as it is.
+define man_page
+    BEGIN { print ".TH QEMU-VP 8 2026-11-28"; text = first = 1 }
+    { gsub(/\\/, "\\e"); gsub(/-/, "\\-"); sub(/^[.\047]/, "\\&&") }
+    NR == 1 { print ".SH NAME"; print; print ".SH DESCRIPTION"; next }
+    /^$$/ { blank = !first; next }
+    /^[A-Z][A-Z ]*$$/ && blank {
+        print (text ? "" : ".fi\n") ".SH " $$0
+        blank = 0; text = first = 1
+        next
+    }
+    /^[ \\]/ {
+        if (text) { print (first ? "" : ".PP\n") ".nf"; text = 0 } else if (blank) { print "" }
+    }
+    /^[^ \\]/ && (blank || !text) { print (text ? "" : ".fi\n") ".PP"; text = 1 }
+    { print; blank = first = 0 }
+    END { if (!text) { print ".fi" } }
+endef
+export man_page
+
+build/qemu-vp.8: README Makefile config.mak
+	@mkdir -p $(@D)
+	awk "$$man_page" README >$@
+
+install: all build/qemu-vp.8
+	$(INSTALL) -d '$(DESTDIR)$(bindir)' '$(DESTDIR)$(docdir)' \
+	    '$(DESTDIR)$(mandir)/man8'
 	$(INSTALL) -m 755 qemu-vp '$(DESTDIR)$(bindir)/qemu-vp'
 	$(INSTALL) -m 644 README '$(DESTDIR)$(docdir)/README'
+	$(INSTALL) -m 644 build/qemu-vp.8 '$(DESTDIR)$(mandir)/man8/qemu-vp.8'
 
 uninstall:
-	rm -f '$(DESTDIR)$(bindir)/qemu-vp' '$(DESTDIR)$(docdir)/README'
+	rm -f '$(DESTDIR)$(bindir)/qemu-vp' '$(DESTDIR)$(docdir)/README' \
+	    '$(DESTDIR)$(mandir)/man8/qemu-vp.8'
 	rmdir '$(DESTDIR)$(docdir)' 2>/dev/null || :
 
-clean:
-	rm -rf build qemu-vp
+# $(call recipe,HEADING,FILE,MODE) installs the FILE that the README has under
+# the line that begins with HEADING.
+define recipe
+$(INSTALL) -d '$(DESTDIR)$(dir $(2))'
+awk -v head='$(1)' -v file='  $(2)' ' \
+    !found { found = index($$0, head) == 1; next } \
+    !named { named = $$0 == file; next } \
+    /^    / { for (; n > 0; n--) print ""; print substr($$0, 5); next } \
+    /^$$/ { n++; next } \
+    { exit } \
+' README | sed 's,/usr/local/bin,$(bindir),' >'$(DESTDIR)$(2)'
+chmod $(3) '$(DESTDIR)$(2)'
+endef
 
-distclean: clean
-	rm -rf config.mak tests/guest/cache
+install-systemd: install
+	$(call recipe,systemd$(comma) host;,/etc/systemd/system/qemu-vp@.service,644)
 
-help:
-	@sed -n '/^#   /s/^#  //p' Makefile
+install-systemd-guest: install
+	$(call recipe,systemd$(comma) guest;,/etc/udev/rules.d/90-qemu-vp.rules,644)
+	$(call recipe,systemd$(comma) guest;,/etc/systemd/system/qemu-vp-guest.service,644)
+
+install-sysv: install
+	$(call recipe,SysV:,/etc/init.d/qemu-vp,755)
+
+install-openrc: install
+	$(call recipe,OpenRC:,/etc/init.d/qemu-vp,755)
+
+comma = ,
 
 .PHONY: all check test check-needs check-long check-chaos check-sanitize \
     check-guest demo bench fuzz chaos lint lint-needs $(sources:%=lint-%) \
-    lint-cppcheck lint-scripts install uninstall clean distclean help
+    lint-cppcheck lint-scripts install uninstall install-systemd \
+    install-systemd-guest install-sysv install-openrc clean distclean help
 
 -include $(wildcard build/*.d build/tests/*/*.d)

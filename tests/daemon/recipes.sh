@@ -124,12 +124,12 @@ case $chardev in
 pipe,*)
     until [ -p "$path.in" ] && [ -p "$path.out" ]; do sleep 0.1; done
     exec socat "OPEN:$path.in!!OPEN:$path.out" "$device" ;;
-*reconnect=*) exec socat "UNIX-CONNECT:$path,retry=300,interval=0.1" "$device" ;;
+*reconnect-ms=*) exec socat "UNIX-CONNECT:$path,retry=300,interval=0.1" "$device" ;;
 esac
 END
     chmod 755 /usr/local/bin/qemu-system-x86_64
     mkdir -p /run/vm1 /dev/virtio-ports
-    mkfifo /dev/virtio-ports/org.qemu.vp.0.in /dev/virtio-ports/org.qemu.vp.0.out
+    mkfifo /dev/virtio-ports/qemu-vp.0.in /dev/virtio-ports/qemu-vp.0.out
 }
 
 # check_init() - start, stop and the rest by an init script: "$@ start"
@@ -438,8 +438,40 @@ recipe_install() {
     [ "$(stat -c %a /usr/local/bin/qemu-vp)" = 755 ]
     /usr/local/bin/qemu-vp -V | grep -q '^qemu-vp '
     [ "$(cd /stage && find . -type f | sort)" = "$(printf '%s\n' \
-        ./opt/vp/bin/qemu-vp ./opt/vp/share/doc/qemu-vp/README)" ]
+        ./opt/vp/bin/qemu-vp ./opt/vp/share/doc/qemu-vp/README \
+        ./opt/vp/share/man/man8/qemu-vp.8)" ]
     [ -z "$(find /unstaged -type f)" ]
+}
+
+# What make installs for an init system is the recipe, with the program's place
+recipe_install_services() {
+    for service in systemd systemd-guest sysv openrc; do
+        case $service in
+        systemd) set -- /etc/systemd/system/qemu-vp@.service 'systemd, host;' ;;
+        systemd-guest) set -- /etc/systemd/system/qemu-vp-guest.service \
+            'systemd, guest;' ;;
+        sysv) set -- /etc/init.d/qemu-vp SysV: ;;
+        openrc) set -- /etc/init.d/qemu-vp OpenRC: ;;
+        esac
+        put "$2" "/recipe$1" "$1"
+        sed 's,/usr/local/bin/,/opt/vp/bin/,' "/recipe$1" |
+            cmp - "/stage-$service$1"
+    done
+    [ -x /stage-sysv/etc/init.d/qemu-vp ]
+    [ -s /stage-systemd-guest/etc/udev/rules.d/90-qemu-vp.rules ]
+}
+
+words() { tr -s ' ' '\n' | grep .; }
+
+# The manual page is right, and has the README's words, all of them, in order
+recipe_manual() {
+    need mandoc
+    page=/usr/local/share/man/man8/qemu-vp.8
+    mandoc -T lint -W warning $page
+    mandoc -T ascii $page | sed -e "s/.$(printf '\010')//g" -e '1d;$d' |
+        words >/run/page
+    { echo NAME; sed -n 1p /README; echo DESCRIPTION; sed 1d /README; } |
+        words | diff - /run/page
 }
 
 # ---- the world -----------------------------------------------------------
@@ -463,7 +495,7 @@ world_make() {
             mount --rbind "$name" ".$name"
         fi
     done
-    for name in passwd group hosts services nsswitch.conf ld.so.cache rc.conf \
+    for name in passwd group hosts mandoc.conf services nsswitch.conf ld.so.cache rc.conf \
         alternatives; do
         [ ! -e "/etc/$name" ] || cp -RP "/etc/$name" etc
     done
@@ -484,6 +516,11 @@ world_make() {
     cp "$VP_TOP/README" "$0" .
     installed "$root" /usr/local install
     cp "${QEMU_VP:-$VP_TOP/qemu-vp}" usr/local/bin/qemu-vp
+    if [ "$1" = install_services ]; then
+        for service in systemd systemd-guest sysv openrc; do
+            installed "$root/stage-$service" /opt/vp "install-$service"
+        done
+    fi
     if [ "$1" = install ]; then
         installed "$root/stage" /opt/vp install
         installed "$root/unstaged" /opt/vp install

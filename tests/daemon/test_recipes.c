@@ -13,9 +13,9 @@
 #include "tests/lib/harness.h"
 
 static const char *const recipes[] = {
-    "install", "commands", "virtio", "serial", "fifos", "reconnect",
-    "descriptor", "ssh", "libvirt", "systemd", "systemd_guest", "udev", "sysv",
-    "sysv_busybox", "openrc", "busybox",
+    "install", "install_services", "manual", "commands", "virtio", "serial",
+    "fifos", "reconnect", "descriptor", "ssh", "libvirt", "systemd",
+    "systemd_guest", "udev", "sysv", "sysv_busybox", "openrc", "busybox",
 };
 
 START_TEST(recipe)
