@@ -2143,7 +2143,7 @@ typedef struct Channel {
     bool ended;         /* an inherited descriptor that was closed */
     Lookup lookup;      /* of the host to connect to */
     VPDialer dialer;
-    VPTarget target;    /* what it connects to, with the addresses below */
+    VPTarget target;    /* what it connects to */
     VPAddr addrs[MAX_ADDRS];
     VPOnce rate_said;   /* the driver's rate, if it isn't the one asked for */
     VPTimer line_timer; /* runs while "tty" is in use, to look at it */
@@ -2431,7 +2431,10 @@ static void connect_done(void *opaque, int fd, int err)
 /* connect_start() - connect to the first of ch->addrs that accepts */
 static void connect_start(Channel *ch, int naddrs)
 {
-    ch->target = (VPTarget){ .addrs = ch->addrs, .naddrs = (size_t)naddrs };
+    if (vp_target_set(&ch->target, loop, ch->addrs, (size_t)naddrs) < 0) {
+        channel_retry(ch, ch->spec.addr, ENOMEM);
+        return;
+    }
     ch->dialer.failed = connect_failed;
     ch->dialer.done = connect_done;
     ch->dialer.opaque = ch;
@@ -2666,6 +2669,7 @@ static void channel_free(Channel *ch)
     tty_leave(channel_unline(ch));
     vp_timer_stop(&ch->timer);
     vp_dialer_stop(&ch->dialer);
+    vp_target_clear(&ch->target);
     for (int i = 0; i < ch->nlisteners; i++) {
         vp_listener_stop(&ch->listeners[i]);
     }

@@ -314,8 +314,10 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  *
  * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
  * there is no descriptor left, because it stays readable and the loop would
- * spin.  A dialler tries the addresses of a target in turn; all diallers of a
- * loop share one timer, which looks for those that take too long.
+ * spin.  A dialler tries the addresses of a target, first the one that worked
+ * last; when an address hasn't answered after VP_CONNECT_NEXT the next one is
+ * tried beside it, as RFC 8305 has it, and the first to accept wins.  All
+ * diallers of a loop share one timer, which looks for those that take too long.
  *
  * Lines that a peer or a client can cause go through log_provoked(), which lets
  * so many of them pass per span of time; else they could fill the disk.
@@ -333,8 +335,10 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_ACCEPT_BATCH 64
 #define VP_ACCEPT_PAUSE (200 * MS)
 
-/* For all addresses of a target; each has an equal part of what is left. */
+/* For all addresses of a target. */
 #define VP_CONNECT_TIMEOUT (10 * SECOND)
+/* From an attempt that isn't answered to one at the next address. */
+#define VP_CONNECT_NEXT (250 * MS)
 /* A unix listener whose queue is full says so at once: try again. */
 #define VP_CONNECT_RETRY (20 * MS)
 /* How often attempts are looked at, to give up what takes too long. */
@@ -988,167 +992,366 @@ void vp_listener_stop(VPListener *l)
     }
 }
 
+/* ---- a target --------------------------------------------------------- */
+
+static void addrs_free(VPAddrs *addrs)
+{
+    if (addrs != NULL && --addrs->users == 0) {
+        free(addrs);
+    }
+}
+
+static bool addr_same(const VPAddr *a, const VPAddr *b)
+{
+    return a->len == b->len && memcmp(&a->ss, &b->ss, a->len) == 0;
+}
+
+static void dial_go(VPLoop *loop, VPTarget *target, int err);
+
+int vp_target_set(VPTarget *target, VPLoop *loop, const VPAddr *addrs,
+                  size_t n)
+{
+    const VPAddrs *old = target->addrs;
+    VPAddrs *set = NULL;
+
+    if (n > 0) {
+        set = malloc(sizeof(*set) + n * sizeof(*addrs));
+    }
+    if (set != NULL) {
+        *set = (VPAddrs){ .users = 1, .n = n };
+        memcpy(set->addr, addrs, n * sizeof(*addrs));
+        for (size_t i = 0; old != NULL && i < n; i++) {
+            if (addr_same(&addrs[i], &old->addr[old->first])) {
+                set->first = i;
+            }
+        }
+        vp_target_clear(target);
+        target->addrs = set;
+    }
+    dial_go(loop, target, EHOSTUNREACH);
+    return n > 0 && set == NULL ? -ENOMEM : 0;
+}
+
+void vp_target_clear(VPTarget *target)
+{
+    addrs_free(target->addrs);
+    target->addrs = NULL;
+}
+
 /* ---- a dialler -------------------------------------------------------- */
 
 static void dial_timer(void *opaque);
 
-/* dial_close() - this attempt is over */
-static void dial_close(VPDialer *d)
+static void attempt_close(VPAttempt *a)
 {
-    if (d->fd >= 0) {
-        vp_unwatch(d->loop, d->fd);
-        close(d->fd);
-        d->fd = -1;
+    if (a->fd >= 0) {
+        vp_unwatch(a->dialer->loop, a->fd);
+        close(a->fd);
+        a->fd = -1;
     }
 }
 
-/* dial_unlink() - it waits for nothing */
-static void dial_unlink(VPDialer *d)
+/* dial_end() - it waits for nothing */
+static void dial_end(VPDialer *d)
 {
+    for (int i = 0; i < VP_DIAL_ATTEMPTS; i++) {
+        attempt_close(&d->attempts[i]);
+    }
+    addrs_free(d->addrs);
+    d->addrs = NULL;
     node_remove(&d->node);
     if (!node_linked(&d->loop->dialers)) {
         vp_timer_stop(&d->loop->dial_timer);
     }
 }
 
-/* dial_done() - with the connected socket, or with what was wrong at last */
-static void dial_done(VPDialer *d, int err)
+/* dial_won() - hand over the socket of @a */
+static void dial_won(VPDialer *d, VPAttempt *a)
 {
-    int fd = d->fd;
+    int fd = a->fd;
 
-    dial_unlink(d);
-    if (err != 0) {
-        dial_close(d);
-        d->done(d->opaque, -1, err);
-        return;
-    }
     vp_unwatch(d->loop, fd);
-    d->fd = -1;
+    a->fd = -1;
+    d->addrs->first = a->at;
+    dial_end(d);
     d->done(d->opaque, fd, 0);
 }
 
-static bool dial_addrs(VPDialer *d, int err);
-
-/* dial_failed() - the present address won't do; is there another? */
-static bool dial_failed(VPDialer *d, int err)
+static void dial_lost(VPDialer *d, int err)
 {
-    d->failed(d->opaque, &d->target->addrs[d->at], err);
-    dial_close(d);
-    d->at++;
-    return dial_addrs(d, err);
+    dial_end(d);
+    d->done(d->opaque, -1, err);
 }
 
-static void dial_ready(void *opaque, int fd, int events)
+/* attempt_failed() - its address won't do */
+static void attempt_failed(VPAttempt *a, int err)
 {
-    VPDialer *d = opaque;
+    VPDialer *d = a->dialer;
+
+    d->err = err;
+    d->failed(d->opaque, &d->addrs->addr[a->at], err);
+    attempt_close(a);
+}
+
+/*
+ * met_itself() - is @fd connected to itself?
+ *
+ * Nobody listens where it connected to, but the kernel gave it that very port
+ * as its own, and TCP lets two connecting ends meet.
+ */
+static bool met_itself(int fd)
+{
+    VPAddr ours = { .len = sizeof(ours.ss) };
+    VPAddr theirs = { .len = sizeof(theirs.ss) };
+
+    return getsockname(fd, (struct sockaddr *)&ours.ss, &ours.len) == 0 &&
+           (ours.ss.ss_family == AF_INET || ours.ss.ss_family == AF_INET6) &&
+           getpeername(fd, (struct sockaddr *)&theirs.ss, &theirs.len) == 0 &&
+           addr_same(&ours, &theirs);
+}
+
+/* attempt_result() - what connect() says: 0, or an errno value */
+static int attempt_result(const VPAttempt *a, int err)
+{
+    if (err == 0 && met_itself(a->fd)) {
+        reset_on_close(a->fd); /* else the port would stay in use */
+        return ECONNREFUSED;
+    }
+    return err;
+}
+
+static bool dial_next(VPDialer *d);
+
+static void attempt_ready(void *opaque, int fd, int events)
+{
+    VPAttempt *a = opaque;
     int err = 0;
     socklen_t len = sizeof(err);
 
     (void)events;
     getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
+    err = attempt_result(a, err);
     if (err == 0) {
-        dial_done(d, 0);
+        dial_won(a->dialer, a);
     } else {
-        dial_failed(d, err);
+        attempt_failed(a, err);
+        dial_next(a->dialer);
     }
 }
 
-/* dial_socket() - for the present address; returns 0 or -errno */
-static int dial_socket(VPDialer *d)
+/* attempt_socket() - for the address at a->at; returns 0 or -errno */
+static int attempt_socket(VPAttempt *a)
 {
-    const VPAddr *addr = &d->target->addrs[d->at];
-    uint64_t now = d->loop->now;
-    uint64_t left = d->give_up_at - MIN(now, d->give_up_at);
+    VPDialer *d = a->dialer;
+    const VPAddr *addr = &d->addrs->addr[a->at];
+    uint64_t share = VP_CONNECT_TIMEOUT * VP_DIAL_ATTEMPTS / d->addrs->n;
     int fd = socket(addr->ss.ss_family, SOCK_STREAM, 0), rc;
 
     if (fd < 0) {
         return -errno;
     }
     rc = fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno
-         : vp_watch(d->loop, fd, dial_ready, d);
+         : vp_watch(d->loop, fd, attempt_ready, a);
     if (rc < 0) {
         close(fd);
         return rc;
     }
-    d->fd = fd;
-    d->deadline = now + left / (d->target->naddrs - d->at);
+    a->fd = fd;
+    a->deadline = MIN(d->loop->now + share, d->give_up_at);
     if (d->made != NULL) {
         d->made(d->opaque, fd, addr);
     }
     return 0;
 }
 
-/* dial_look_soon() - start dial_timer(); @again: connect() must come anew */
-static void dial_look_soon(VPLoop *loop, bool again)
+/* attempt_connect() - returns 0, EINPROGRESS, or why it has failed */
+static int attempt_connect(VPAttempt *a)
+{
+    VPDialer *d = a->dialer;
+    const VPAddr *addr = &d->addrs->addr[a->at];
+    int err = 0;
+
+    if (connect(a->fd, (const struct sockaddr *)&addr->ss, addr->len) < 0) {
+        err = errno == EISCONN ? 0 : errno;
+    }
+    a->full = err == EAGAIN;
+    if (a->full) {
+        d->target->full_at = d->loop->now;
+    }
+    if (a->full || err == EINPROGRESS || err == EINTR || err == EALREADY) {
+        vp_watch_set(d->loop, a->fd, a->full ? 0 : VP_WRITE);
+        return EINPROGRESS;
+    }
+    return attempt_result(a, err);
+}
+
+/* dial_look_within() - have the timer look in @delay at the latest */
+static void dial_look_within(VPLoop *loop, uint64_t delay)
 {
     VPTimer *timer = &loop->dial_timer;
 
-    if (!timer_running(timer) ||
-        (again && timer->deadline > loop->now + VP_CONNECT_RETRY)) {
-        vp_timer_start(loop, timer, VP_CONNECT_RETRY, dial_timer, loop);
+    if (!timer_running(timer) || timer->deadline > loop->now + delay) {
+        vp_timer_start(loop, timer, delay, dial_timer, loop);
     }
 }
 
-/*
- * dial_addrs() - try the addresses from d->at on
- * @err:  what the one before said
- *
- * Returns true if it waits for an answer; else it is over, and @d may be gone.
- */
-static bool dial_addrs(VPDialer *d, int err)
+/* dial_address() - index of the next address: d->addrs->first comes first */
+static size_t dial_address(const VPDialer *d)
 {
-    VPLoop *loop = d->loop;
+    size_t first = d->addrs->first;
 
-    for (; d->at < d->target->naddrs; d->at++) {
-        const VPAddr *addr = &d->target->addrs[d->at];
-        int rc = d->fd < 0 ? dial_socket(d) : 0;
+    return d->tried == 0 ? first : d->tried <= first ? d->tried - 1 : d->tried;
+}
 
-        if (rc < 0) {
-            /* another address needs a descriptor, too */
-            d->failed(d->opaque, NULL, -rc);
-            dial_done(d, -rc);
-            return false;
+/* dial_attempt() - one that is free, or NULL */
+static VPAttempt *dial_attempt(VPDialer *d)
+{
+    for (int i = 0; i < VP_DIAL_ATTEMPTS; i++) {
+        if (d->attempts[i].fd < 0) {
+            return &d->attempts[i];
         }
-        if (connect(d->fd, (const struct sockaddr *)&addr->ss,
-                    addr->len) == 0 || errno == EISCONN) {
-            dial_done(d, 0);
-            return false;
-        }
-        err = errno;
-        d->full = err == EAGAIN;
-        if (d->full) {
-            d->target->full_at = loop->now;
-        }
-        if (d->full || err == EINPROGRESS || err == EINTR || err == EALREADY) {
-            vp_watch_set(loop, d->fd, d->full ? 0 : VP_WRITE);
-            if (!node_linked(&d->node)) {
-                node_append(&loop->dialers, &d->node);
-            }
-            dial_look_soon(loop, d->full);
+    }
+    return NULL;
+}
+
+static bool dial_waits(const VPDialer *d)
+{
+    for (int i = 0; i < VP_DIAL_ATTEMPTS; i++) {
+        if (d->attempts[i].fd >= 0) {
             return true;
         }
-        d->failed(d->opaque, addr, err);
-        dial_close(d);
     }
-    dial_done(d, err);
     return false;
 }
 
-/* dial_look() - is it time to try again, or to give up? */
-static bool dial_look(VPDialer *d)
+/*
+ * dial_next() - try the next address, and further ones if it fails at once
+ *
+ * Returns true if it waits for an answer; else it is over, and @d may be gone.
+ */
+static bool dial_next(VPDialer *d)
 {
-    struct pollfd pfd = { .events = POLLOUT };
-    uint64_t now = d->loop->now;
+    VPAttempt *a;
 
-    /* late or not: we may have been paused; but one a pass shows it is full */
-    if (d->full && d->target->full_at != now && !dial_addrs(d, EAGAIN)) {
+    while (d->tried < d->addrs->n && (a = dial_attempt(d)) != NULL) {
+        int rc;
+
+        a->at = dial_address(d);
+        rc = attempt_socket(a);
+        if (rc < 0) {
+            /* another address needs a descriptor, too */
+            d->tried = d->addrs->n;
+            d->err = -rc;
+            d->failed(d->opaque, NULL, -rc);
+            break;
+        }
+        d->tried++;
+        rc = attempt_connect(a);
+        if (rc == 0) {
+            dial_won(d, a);
+            return false;
+        }
+        if (rc == EINPROGRESS) {
+            d->next_at = d->loop->now + VP_CONNECT_NEXT;
+            dial_look_within(d->loop, a->full ? VP_CONNECT_RETRY
+                                              : VP_CONNECT_NEXT);
+            return true;
+        }
+        attempt_failed(a, rc);
+    }
+    if (!dial_waits(d)) {
+        dial_lost(d, d->err);
         return false;
     }
-    pfd.fd = d->fd;
-    if (d->deadline > now || (!d->full && poll(&pfd, 1, 0) != 0)) {
-        return true;
+    return true;
+}
+
+/* attempt_look() - is it time to try again, or to give up? */
+static void attempt_look(VPAttempt *a)
+{
+    VPDialer *d = a->dialer;
+    struct pollfd pfd = { .fd = a->fd, .events = POLLOUT };
+    uint64_t now = d->loop->now;
+    int rc = EINPROGRESS;
+
+    /* late or not: we may have been paused; but one a pass shows it is full */
+    if (a->full && d->target->full_at != now) {
+        rc = attempt_connect(a);
+        if (rc == 0) {
+            vp_watch_set(d->loop, a->fd, VP_WRITE); /* it is at once */
+        }
+    } else if (!a->full && poll(&pfd, 1, 0) != 0) {
+        return; /* its handler will be called */
     }
-    return dial_failed(d, ETIMEDOUT);
+    if (rc == EINPROGRESS && a->deadline <= now) {
+        rc = ETIMEDOUT;
+    }
+    if (rc != EINPROGRESS && rc != 0) {
+        attempt_failed(a, rc);
+    }
+}
+
+/* dial_begin() - @d has addresses now; or none, then it is over: @err */
+static void dial_begin(VPDialer *d, int err)
+{
+    d->addrs = d->target->addrs;
+    if (d->addrs == NULL) {
+        d->failed(d->opaque, NULL, err);
+        dial_lost(d, err);
+        return;
+    }
+    d->addrs->users++;
+    dial_next(d);
+}
+
+/* dial_look() - returns whether it goes on */
+static bool dial_look(VPDialer *d)
+{
+    uint64_t now = d->loop->now;
+
+    if (d->addrs == NULL) {
+        if (d->give_up_at > now) {
+            return true;
+        }
+        dial_begin(d, ETIMEDOUT);
+        return false;
+    }
+    for (int i = 0; i < VP_DIAL_ATTEMPTS; i++) {
+        VPAttempt *a = &d->attempts[i];
+
+        if (a->fd >= 0 && (a->full || a->deadline <= now)) {
+            attempt_look(a);
+        }
+    }
+    return (dial_waits(d) && d->next_at > now) || dial_next(d);
+}
+
+/* dial_soon() - when @d has to be looked at again, us from now */
+static uint64_t dial_soon(const VPDialer *d)
+{
+    uint64_t now = d->loop->now, soon = VP_CONNECT_STEP;
+
+    for (int i = 0; d->addrs != NULL && i < VP_DIAL_ATTEMPTS; i++) {
+        if (d->attempts[i].fd >= 0 && d->attempts[i].full) {
+            return VP_CONNECT_RETRY;
+        }
+    }
+    if (d->addrs != NULL && d->tried < d->addrs->n && d->next_at > now) {
+        soon = MIN(soon, d->next_at - now);
+    }
+    return soon;
+}
+
+/* dial_take() - move all diallers to @todo, as any may end while one is */
+static void dial_take(VPLoop *loop, VPNode *todo)
+{
+    node_init(todo);
+    while (node_linked(&loop->dialers)) {
+        VPNode *n = loop->dialers.next;
+
+        node_remove(n);
+        node_append(todo, n);
+    }
 }
 
 /* dial_timer() - which attempts take too long, or should be made again? */
@@ -1156,26 +1359,40 @@ static void dial_timer(void *opaque)
 {
     VPLoop *loop = opaque;
     uint64_t next = VP_CONNECT_STEP;
-    VPNode todo; /* a ring of its own: any may end while one is looked at */
+    VPNode todo;
 
-    node_init(&todo);
-    while (node_linked(&loop->dialers)) {
-        VPNode *n = loop->dialers.next;
-
-        node_remove(n);
-        node_append(&todo, n);
-    }
+    dial_take(loop, &todo);
     while (node_linked(&todo)) {
         VPDialer *d = container_of(todo.next, VPDialer, node);
 
         node_remove(&d->node);
         node_append(&loop->dialers, &d->node);
-        if (dial_look(d) && d->full) {
-            next = VP_CONNECT_RETRY;
+        if (dial_look(d)) {
+            next = MIN(next, dial_soon(d));
         }
     }
     if (node_linked(&loop->dialers)) {
-        vp_timer_start(loop, &loop->dial_timer, next, dial_timer, loop);
+        dial_look_within(loop, next);
+    }
+}
+
+/* dial_go() - have all that wait for addresses of @target go on */
+static void dial_go(VPLoop *loop, VPTarget *target, int err)
+{
+    VPNode todo;
+
+    dial_take(loop, &todo);
+    while (node_linked(&todo)) {
+        VPDialer *d = container_of(todo.next, VPDialer, node);
+
+        node_remove(&d->node);
+        node_append(&loop->dialers, &d->node);
+        if (d->target == target && d->addrs == NULL) {
+            dial_begin(d, err);
+        }
+    }
+    if (node_linked(&loop->dialers)) {
+        dial_look_within(loop, VP_CONNECT_RETRY);
     }
 }
 
@@ -1183,19 +1400,37 @@ void vp_dialer_start(VPDialer *d, VPLoop *loop, VPTarget *target)
 {
     d->loop = loop;
     d->target = target;
-    d->at = 0;
-    d->fd = -1;
+    d->addrs = NULL;
+    d->tried = 0;
+    for (int i = 0; i < VP_DIAL_ATTEMPTS; i++) {
+        d->attempts[i] = (VPAttempt){ .dialer = d, .fd = -1 };
+    }
     d->give_up_at = loop->now + VP_CONNECT_TIMEOUT;
     node_init(&d->node);
-    dial_addrs(d, EADDRNOTAVAIL);
+    node_append(&loop->dialers, &d->node);
+    if (target->addrs != NULL) {
+        dial_begin(d, 0);
+    } else {
+        dial_look_within(loop, VP_CONNECT_STEP);
+    }
 }
 
 void vp_dialer_stop(VPDialer *d)
 {
-    if (d->loop != NULL) {
-        dial_unlink(d);
-        dial_close(d);
+    if (d->loop != NULL && node_linked(&d->node)) {
+        dial_end(d);
     }
+}
+
+/* dial_addr() - the address that was tried last; NULL: none yet */
+static const VPAddr *dial_addr(const VPDialer *d)
+{
+    size_t last = 0;
+
+    for (int i = 0; d->addrs != NULL && i < VP_DIAL_ATTEMPTS; i++) {
+        last = d->attempts[i].fd >= 0 ? d->attempts[i].at : last;
+    }
+    return d->addrs != NULL ? &d->addrs->addr[last] : NULL;
 }
 
 /* ---- what each socket needs ------------------------------------------- */
@@ -5503,7 +5738,8 @@ typedef struct VPOForward {
 typedef struct VPIForward {
     VPNode node;
     VPTarget target;
-    VPAddr *addrs;
+    VPUsedHandler *used; /* NULL: the addresses stay what they are */
+    void *opaque;
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPIForward;
 
@@ -5569,7 +5805,10 @@ static void dial_log(void *opaque, const VPAddr *addr, int err)
     VPDial *d = opaque;
     char name[128];
 
-    if (addr != NULL) {
+    if (d->iforward->target.addrs == NULL) {
+        log_provoked(d->fwds->log, VP_LOG_WARN, "%s: cannot connect: no "
+                     "address is known", d->conn->service_id);
+    } else if (addr != NULL) {
         log_provoked(d->fwds->log, VP_LOG_INFO, "%s: cannot connect to %s: %s",
                      d->conn->service_id,
                      vp_addr_str(addr, name, sizeof(name)), strerror(err));
@@ -5583,13 +5822,17 @@ static void dial_log(void *opaque, const VPAddr *addr, int err)
 static void dial_over(void *opaque, int fd, int err)
 {
     VPDial *d = opaque;
+    VPIForward *f = d->iforward;
     VPConn *c = d->conn;
 
     dial_free(d);
     if (fd >= 0) {
         conn_connected(c, fd);
-    } else {
-        conn_refuse(c, reason_from_errno(err));
+        return;
+    }
+    conn_refuse(c, reason_from_errno(err));
+    if (f->used != NULL && !starved(err)) {
+        f->used(f->opaque, true);
     }
 }
 
@@ -5612,6 +5855,9 @@ static void dial_start(VPForwards *fs, VPConn *c, VPIForward *f)
     node_append(&fs->dials, &d->node);
     fs->ndials++;
     c->dial = d;
+    if (f->used != NULL) {
+        f->used(f->opaque, false);
+    }
     vp_dialer_start(&d->dialer, fs->loop, &f->target);
 }
 
@@ -5668,22 +5914,24 @@ static const VPConnOps forwards_ops = {
     .unwanted = forwards_unwanted,
 };
 
-static int iforward_add(VPForwards *fs, const char *service_id,
+static int iforward_set(VPForwards *fs, const char *service_id,
                         const VPAddr *addrs, size_t naddrs)
 {
-    VPIForward *f = calloc(1, sizeof(*f));
+    VPIForward *f = iforward_find(fs, service_id);
+    int rc;
 
+    if (f != NULL) {
+        return vp_target_set(&f->target, fs->loop, addrs, naddrs);
+    }
+    f = calloc(1, sizeof(*f));
     if (f == NULL) {
         return -ENOMEM;
     }
-    f->addrs = malloc(naddrs * sizeof(*addrs));
-    if (f->addrs == NULL) {
+    rc = vp_target_set(&f->target, fs->loop, addrs, naddrs);
+    if (rc < 0) {
         free(f);
-        return -ENOMEM;
+        return rc;
     }
-    memcpy(f->addrs, addrs, naddrs * sizeof(*addrs));
-    f->target.addrs = f->addrs;
-    f->target.naddrs = naddrs;
     snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
     node_append(&fs->iforwards, &f->node);
     return 0;
@@ -5703,7 +5951,7 @@ static void iforward_free(VPForwards *fs, VPIForward *f)
         }
     }
     node_remove(&f->node);
-    free(f->addrs);
+    vp_target_clear(&f->target);
     free(f);
 }
 
@@ -6025,7 +6273,16 @@ int vp_set_oforward(VPDriver *drv, int fd, const char *service_id)
 int vp_set_iforward(VPDriver *drv, const char *service_id,
                     const VPAddr *addrs, size_t naddrs)
 {
-    return iforward_add(&drv->forwards, service_id, addrs, naddrs);
+    return iforward_set(&drv->forwards, service_id, addrs, naddrs);
+}
+
+void vp_iforward_used(VPDriver *drv, const char *service_id,
+                      VPUsedHandler *used, void *opaque)
+{
+    VPIForward *f = iforward_find(&drv->forwards, service_id);
+
+    f->used = used;
+    f->opaque = opaque;
 }
 
 void vp_del_oforward(VPDriver *drv, int fd)
@@ -6305,8 +6562,7 @@ void vp_conns(const VPDriver *drv,
             .in = in_name[c->in],
             .out = out_name[c->out],
             .fd = c->fd,
-            .connecting = dial != NULL
-                          ? &dial->iforward->addrs[dial->dialer.at] : NULL,
+            .connecting = dial != NULL ? dial_addr(&dial->dialer) : NULL,
             .age = now - c->born,
             .idle = now - c->moved,
             .bytes = { c->rx_taken, c->tx_count },

@@ -171,12 +171,43 @@ void vp_listener_stop(VPListener *l);
 /* vp_listener_spare() - take the spare descriptor back, as one was closed */
 void vp_listener_spare(VPListener *l);
 
-/* Where to connect to: addresses that are tried in turn. */
+/* Addresses of a target; freed by the last that uses them. */
+typedef struct VPAddrs {
+    unsigned users;    /* the target, and each dialler that tries them */
+    size_t first;      /* index of the one to try first: it worked last */
+    size_t n;
+    VPAddr addr[];
+} VPAddrs;
+
+/* Where to connect to; a zeroed one has no address. */
 typedef struct VPTarget {
-    const VPAddr *addrs;
-    size_t naddrs;
+    VPAddrs *addrs;    /* NULL: none is known */
     uint64_t full_at;  /* us, when a unix socket's queue was seen full last */
 } VPTarget;
+
+/*
+ * vp_target_set() - the addresses of @target are the @n at @addrs, from now on
+ * @n:  0: they can't be known now; those it has stay
+ *
+ * Diallers that wait for addresses go on.  Returns 0 or -ENOMEM.
+ */
+int vp_target_set(VPTarget *target, VPLoop *loop, const VPAddr *addrs,
+                  size_t n);
+
+/* vp_target_clear() - forget the addresses; no dialler may wait for any */
+void vp_target_clear(VPTarget *target);
+
+/* So many addresses are tried at once. */
+#define VP_DIAL_ATTEMPTS 4
+
+/* An attempt to connect to one address. */
+typedef struct VPAttempt {
+    struct VPDialer *dialer;
+    size_t at;         /* index of the address */
+    int fd;            /* -1: there is no attempt */
+    bool full;         /* the target's queue is: connect() comes again */
+    uint64_t deadline; /* us */
+} VPAttempt;
 
 /*
  * A dialler, embedded in its owner, who sets the first four fields; a zeroed
@@ -199,17 +230,19 @@ typedef struct VPDialer {
 
     VPLoop *loop;
     VPTarget *target;
+    VPAddrs *addrs;      /* NULL: it waits for the target to get some */
     VPNode node;
-    size_t at;           /* index of the address that is tried */
-    int fd;              /* its socket, or -1 */
-    bool full;           /* the target's queue is: connect() comes again */
-    uint64_t deadline;   /* us, for this address */
+    size_t tried;        /* addresses so far */
+    int err;             /* errno value of the failure that came last */
+    VPAttempt attempts[VP_DIAL_ATTEMPTS];
+    uint64_t next_at;    /* us, when the next address is tried as well */
     uint64_t give_up_at; /* us, for all of them */
 } VPDialer;
 
 /*
  * vp_dialer_start() - connect to the first address of @target that accepts
- * @target:  kept until "done" was called, which may be before this returns
+ * @target:  kept until "done" was called, which may be before this returns; one
+ *           without addresses will have some soon, and is waited for
  *
  * It takes 10 s at most.
  */
@@ -307,10 +340,25 @@ int vp_set_oforward(VPDriver *drv, int fd, const char *service_id);
 
 /*
  * vp_set_iforward() - connect the peer's connections to @service_id
- * @addrs:  tried in order; copied
+ * @addrs:   copied; called again, it replaces those of before
+ * @naddrs:  0: none is known now.  Those of before stay; without any the
+ *           connections that wait for one are refused, and those that come from
+ *           then on wait, for 10 s at most, until this is called again
  */
 int vp_set_iforward(VPDriver *drv, const char *service_id,
                     const VPAddr *addrs, size_t naddrs);
+
+/*
+ * A connection came for an iforward, and is to be dialled
+ * @failed:  no, one was dialled, and none of the addresses would do
+ *
+ * It may call vp_set_iforward() for it later, but not before it returns.
+ */
+typedef void VPUsedHandler(void *opaque, bool failed);
+
+/* vp_iforward_used() - call @used for @service_id, which must be there */
+void vp_iforward_used(VPDriver *drv, const char *service_id,
+                      VPUsedHandler *used, void *opaque);
 
 /*
  * vp_del_oforward() - stop listening on @fd and close it

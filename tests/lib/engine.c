@@ -218,7 +218,11 @@ static size_t fds_of(const VPDriver *drv)
     }
     for (VPNode *node = drv->forwards.dials.next;
          node != &drv->forwards.dials; node = node->next) {
-        n += container_of(node, VPDial, node)->dialer.fd >= 0;
+        const VPDial *d = container_of(node, VPDial, node);
+
+        for (int i = 0; i < VP_DIAL_ATTEMPTS; i++) {
+            n += d->dialer.attempts[i].fd >= 0;
+        }
     }
     for_each_conn (c, drv) {
         n += c->fd >= 0;

@@ -530,7 +530,7 @@ START_TEST(early_end)
 }
 END_TEST
 
-/* All the addresses together get 10 s, however many don't answer. */
+/* All the addresses get 10 s, each of them beside the ones before. */
 START_TEST(mute_addresses)
 {
     static Rig r;
@@ -547,10 +547,10 @@ START_TEST(mute_addresses)
     ck_assert_int_eq(vp_set_iforward(r.drv, "svc", addr, 4), 0);
     peer_init(&r, 1, "svc", 1000);
     box_run(r.loop, 9 * SECOND);
-    log_expect("svc: cannot connect to", 3);
+    log_expect("svc: cannot connect to", 0);
     ck_assert_int_ge(peer_drain(&r), VP_PKT_HELLO); /* nothing of it yet */
     box_run(r.loop, 2 * SECOND);
-    log_expect("svc: cannot connect to", 1);
+    log_expect("svc: cannot connect to", 4);
     peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
     ck_assert_int_eq(r.peer.data[1], VP_REASON_TIMEOUT);
     busy_no_more(&b);
@@ -597,12 +597,16 @@ START_TEST(crowd_waits)
 }
 END_TEST
 
-/* All addresses are tried, each in its share of the time. */
+/*
+ * All addresses are tried: the next one as soon as one fails, or beside one
+ * that doesn't answer within 250 ms.  The next connection begins with the one
+ * that worked.
+ */
 START_TEST(addresses)
 {
     static Rig r;
     VPAddr addr[3];
-    int closed, fd;
+    int closed, fd, next;
     Busy b;
 
     rig_new(&r, &rig_config);
@@ -616,16 +620,72 @@ START_TEST(addresses)
     fd_nonblock(closed);
     ck_assert_int_eq(vp_set_iforward(r.drv, "svc", addr, 3), 0);
     peer_init(&r, 1, "svc", 1000);
-    box_run(r.loop, 4 * SECOND); /* half of 10 s for the second */
+    box_run(r.loop, VP_CONNECT_NEXT - 20 * MS);
     log_expect("svc: cannot connect to 127.0.0.1:", 1);
     ck_assert_int_eq(accept(closed, NULL, NULL), -1);
-    box_run(r.loop, 2 * SECOND);
+    box_run(r.loop, 40 * MS);
     fd = rig_accept(&r, closed);
     peer_expect(&r, 1, VP_MSG_CONNECT_ACK);
+    peer_init(&r, 2, "svc", 1000);
+    next = rig_accept(&r, closed);
+    peer_expect(&r, 2, VP_MSG_CONNECT_ACK);
+    log_expect("svc: cannot connect to", 0);
+    close(next);
     close(fd);
     close(closed);
     busy_no_more(&b);
     close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* count_uses() - VPUsedHandler: how often; and, in tens, how often in vain */
+static void count_uses(void *opaque, bool failed)
+{
+    *(int *)opaque += failed ? 10 : 1;
+}
+
+/*
+ * A service whose name is still looked up has no address: connections wait for
+ * it.  Its owner hears of each, and of each that found no address that would do.
+ */
+START_TEST(addresses_later)
+{
+    static Rig r;
+    int listener, fd, uses = 0;
+    VPAddr addr;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    listener = tcp_listen(&addr, 5);
+    fd_nonblock(listener);
+    ck_assert_int_eq(vp_set_iforward(r.drv, "svc", NULL, 0), 0);
+    vp_iforward_used(r.drv, "svc", count_uses, &uses);
+    peer_init(&r, 1, "svc", 1000);
+    box_run(r.loop, 9 * SECOND);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 1);
+    ck_assert_int_eq(uses, 1);
+    ck_assert_int_eq(vp_set_iforward(r.drv, "svc", NULL, 0), 0);
+    peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_UNREACHABLE);
+    log_expect("svc: cannot connect: no address is known", 1);
+    peer_init(&r, 2, "svc", 1000);
+    box_run(r.loop, 11 * SECOND);
+    peer_expect(&r, 2, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_TIMEOUT);
+    peer_init(&r, 3, "svc", 1000);
+    box_settle(r.loop);
+    ck_assert_int_eq(vp_set_iforward(r.drv, "svc", &addr, 1), 0);
+    fd = rig_accept(&r, listener);
+    peer_expect(&r, 3, VP_MSG_CONNECT_ACK);
+    ck_assert_int_eq(uses, 3 + 20);
+    close(listener);
+    ck_assert_int_eq(vp_set_iforward(r.drv, "svc", NULL, 0), 0);
+    peer_init(&r, 4, "svc", 1000);
+    peer_expect(&r, 4, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_REFUSED);
+    ck_assert_int_eq(uses, 4 + 30);
+    close(fd);
     rig_free(&r);
 }
 END_TEST
@@ -2249,12 +2309,13 @@ START_TEST(diallers_freed)
 {
     VPLoop *loop = engine_loop_new();
     VPAddr addr;
-    VPTarget target = { .addrs = &addr, .naddrs = 1 };
+    VPTarget target = { .addrs = NULL };
     int queue = unix_listen(&addr, 0), ended = 0;
     int filler = socket(AF_UNIX, SOCK_STREAM, 0);
 
     ck_assert_int_eq(connect(filler, (struct sockaddr *)&addr.ss, addr.len),
                      0);
+    ck_assert_int_eq(vp_target_set(&target, loop, &addr, 1), 0);
     for (int i = 0; i < 3; i++) {
         dialers[i] = calloc(1, sizeof(*dialers[i]));
         ck_assert_ptr_nonnull(dialers[i]);
@@ -2266,9 +2327,47 @@ START_TEST(diallers_freed)
     box_run(loop, 11 * SECOND);
     ck_assert_int_eq(ended, 1);
     ck_assert(engine_loop_empty(loop));
+    vp_target_clear(&target);
     vp_loop_free(loop);
     close(filler);
     close(queue);
+}
+END_TEST
+
+/* make_same() - VPDialer.made(): from the very port that it goes to */
+static void make_same(void *opaque, int fd, const VPAddr *addr)
+{
+    (void)opaque;
+    ck_assert_int_eq(bind(fd, (const struct sockaddr *)&addr->ss, addr->len),
+                     0);
+}
+
+static void dial_refused(void *opaque, int fd, int err)
+{
+    *(int *)opaque += 1;
+    ck_assert_int_eq(fd, -1);
+    ck_assert_int_eq(err, ECONNREFUSED);
+}
+
+/* Where nobody listens, connect() can meet itself: nobody is there, then. */
+START_TEST(meets_itself)
+{
+    int ended = 0, fd;
+    VPDialer d = { .made = make_same, .failed = dial_ignored,
+                   .done = dial_refused, .opaque = &ended };
+    VPLoop *loop = engine_loop_new();
+    VPTarget target = { .addrs = NULL };
+    VPAddr addr;
+
+    close(tcp_listen(&addr, 1));
+    ck_assert_int_eq(vp_target_set(&target, loop, &addr, 1), 0);
+    vp_dialer_start(&d, loop, &target);
+    box_wait(loop, ended == 1);
+    vp_target_clear(&target);
+    vp_loop_free(loop);
+    fd = socket(AF_INET, SOCK_STREAM, 0); /* nothing holds the port */
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&addr.ss, addr.len), 0);
+    close(fd);
 }
 END_TEST
 
@@ -2326,6 +2425,7 @@ int main(void)
     SUITE_ADD(s, mute_addresses);
     SUITE_ADD(s, crowd_waits);
     SUITE_ADD(s, addresses);
+    SUITE_ADD(s, addresses_later);
     SUITE_ADD(s, target_refuses);
     SUITE_LOOP(s, credit_given, 4);
     SUITE_LOOP(s, credit_withheld, 2);
@@ -2365,6 +2465,7 @@ int main(void)
     SUITE_ADD(s, answer_is_seen);
     SUITE_ADD(s, debug_flood);
     SUITE_ADD(s, diallers_freed);
+    SUITE_ADD(s, meets_itself);
     SUITE_ADD(s, listener_stopped);
     SUITE_ADD(s, addresses_as_text);
     return suite_run(s);
