@@ -248,7 +248,9 @@ static const char *value_wrong(const char *value)
 /* Bytes of a text: RFC 3164 has 1024 for a line, with date, name and so on. */
 #define LOG_TEXT_MAX 768
 
-static const char *const level_name[] = { "error", "warn", "info", "debug" };
+static const char *const level_name[] = {
+    "error", "warn", "info", "verbose", "debug",
+};
 static VPLogLevel log_level = VP_LOG_INFO; /* lines beyond it are left out */
 static int log_fd = STDERR_FILENO;         /* -1: syslog */
 
@@ -339,7 +341,7 @@ static void log_date(char *date, size_t size)
 static void log_line(VPLogLevel level, int channel, const char *text)
 {
     static const int priority[] = {
-        LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG,
+        LOG_ERR, LOG_WARNING, LOG_INFO, LOG_INFO, LOG_DEBUG,
     };
     struct pollfd pfd = { .fd = log_fd, .events = POLLOUT };
     char line[1024], where[16] = "", date[32];
@@ -930,7 +932,8 @@ static const Option options[] = {
       .help = "send COMMAND to the monitor at -m PATH" },
     { "dump-config", 0, FLAG, AT(dump_config), NOT_IN_FILE,
       .help = "print what is in force as an init file, and end" },
-    { "verbose", 'v', STEP, AT(level), .step = 1, .help = "log more" },
+    { "verbose", 'v', STEP, AT(level), .step = 1,
+      .help = "log connections; twice: all that becomes of them" },
     { "quiet", 'q', STEP, AT(level), .step = -1,
       .help = "log warnings and errors only; twice: errors only" },
     { "version", 'V', FLAG, AT(version), NOT_IN_FILE,
@@ -2813,6 +2816,7 @@ static bool forward_add(Spec *spec, Error *err)
 {
     Channel *ch = channel_find(spec->channel_id);
     Forward *f, **at = &forwards;
+    char where[ADDR_NAME_SIZE];
     int rc;
 
     if (ch == NULL) {
@@ -2832,6 +2836,10 @@ static bool forward_add(Spec *spec, Error *err)
                                    spec->text, strerror(-rc));
     }
     *spec = (Spec){ .text = NULL };
+    if (f->spec.option == 'i') {
+        log_at(VP_LOG_INFO, (int)f->spec.channel_id, "iforward %s: to %s",
+               f->spec.service_id, spec_where(&f->spec, where, sizeof(where)));
+    }
     while (*at != NULL) {
         at = &(*at)->next;
     }
@@ -3843,8 +3851,8 @@ static bool run_log(Mon *mon, char *args, Error *err)
             return true;
         }
     }
-    return error_set(err, "'%.64s': expected error, warn, info or debug",
-                     args);
+    return error_set(err, "'%.64s': expected error, warn, info, verbose or "
+                     "debug", args);
 }
 
 static bool run_quit(Mon *mon, char *args, Error *err)
@@ -3898,7 +3906,7 @@ static const Command commands[] = {
       "offer it no longer; connections go on", run_del, 'i' },
     { "conn_reset", "ID", "reset a connection at both ends", run_conn_reset,
       0 },
-    { "log", "error|warn|info|debug", "set what is logged", run_log, 0 },
+    { "log", "error|warn|info|verbose|debug", "set what is logged", run_log, 0 },
     { "batch", "", "no prompt; end each answer with 'ok' or 'error: ...'",
       run_batch, 0 },
     { "exit", "", "end this connection to the monitor", run_exit, 0 },

@@ -402,7 +402,7 @@ typedef struct VPLog {
     struct {
         uint64_t since;    /* when the span began */
         unsigned lines;    /* provoked since then */
-    } span[2];             /* [1]: of lines at VP_LOG_DEBUG */
+    } span[2];             /* [1]: of lines beyond VP_LOG_INFO */
 } VPLog;
 
 /* ---- log -------------------------------------------------------------- */
@@ -465,14 +465,14 @@ static inline bool log_debugs(VPLog *log)
 /* log_provoked() - log_say(), but nobody can fill the disk with it */
 static void log_provoked(VPLog *log, VPLogLevel level, const char *fmt, ...)
 {
-    bool debug = level == VP_LOG_DEBUG;
-    uint64_t *since = &log->span[debug].since;
-    unsigned *lines = &log->span[debug].lines;
+    bool more = level > VP_LOG_INFO;
+    uint64_t *since = &log->span[more].since;
+    unsigned *lines = &log->span[more].lines;
     va_list ap;
 
     if (log->loop->now - *since >= VP_LOG_SPAN) {
         if (*lines > VP_LOG_LINES) {
-            log_say(log, debug ? VP_LOG_DEBUG : VP_LOG_WARN,
+            log_say(log, more ? VP_LOG_VERBOSE : VP_LOG_WARN,
                     "%u lines like those were left out",
                     *lines - VP_LOG_LINES);
         }
@@ -4493,6 +4493,33 @@ static const char *conn_peer(const VPConn *c, char *buf, size_t size)
     return vp_addr_str(&addr, buf, size);
 }
 
+/* conn_log_begin() - who has come, or was reached: the local socket's owner */
+static void conn_log_begin(const VPConn *c)
+{
+    char name[128];
+
+    if (*c->conns->loop->log_level >= VP_LOG_VERBOSE) {
+        log_provoked(c->conns->log, VP_LOG_VERBOSE, "%s: connection %u %s %s",
+                     c->service_id, c->id, c->client ? "from" : "to",
+                     conn_peer(c, name, sizeof(name)));
+    }
+}
+
+/* conn_log_end() - for how long it was there, how much it moved, why it ends */
+static void conn_log_end(const VPConn *c, const char *why)
+{
+    const char *owner = c->client ? "client" : "target";
+
+    if (*c->conns->loop->log_level >= VP_LOG_VERBOSE) {
+        log_provoked(c->conns->log, VP_LOG_VERBOSE, "%s: connection %u ended "
+                     "after %.3f s, %llu bytes from its %s, %llu to it: %s",
+                     c->service_id, c->id,
+                     (double)(c->conns->loop->now - c->born) / (double)SECOND,
+                     (unsigned long long)c->tx_count, owner,
+                     (unsigned long long)c->rx_taken, why);
+    }
+}
+
 static void conn_debug_line(const VPConn *c, const char *what,
                             const char *from, const char *to, const char *why)
 {
@@ -4611,6 +4638,9 @@ static bool conn_set_life(VPConn *c, VPLife to, const char *why)
         return false;
     }
     conn_debug(c, "life", life_name[c->life], life_name[to], why);
+    if (to >= LIFE_CLOSING && c->life < LIFE_CLOSING && c->fd >= 0) {
+        conn_log_end(c, why);
+    }
     cs->count[c->client][c->life]--;
     cs->count[c->client][to]++;
     c->life = to;
@@ -5387,6 +5417,7 @@ static void conn_connected(VPConn *c, int fd)
     c->fd = fd;
     conn_set_in(c, IN_OPEN, why);
     conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN, why);
+    conn_log_begin(c);
     conn_set_due(c, DUE_ACK);
     conn_write(c, iov, 0);
 }
@@ -5980,6 +6011,7 @@ static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
         close(fd);
         return;
     }
+    conn_log_begin(c);
     c->tx_limit = link_has_session(cs->link) ? cs->link->peer_window : 0;
     conn_set_due(c, DUE_INIT);
     conn_interest(c);

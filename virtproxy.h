@@ -30,6 +30,7 @@ typedef enum VPLogLevel {
     VP_LOG_ERROR,
     VP_LOG_WARN,
     VP_LOG_INFO,
+    VP_LOG_VERBOSE, /* each connection's begin and end */
     VP_LOG_DEBUG,
 } VPLogLevel;
 

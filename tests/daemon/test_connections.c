@@ -146,6 +146,55 @@ START_TEST(debug_log)
 }
 END_TEST
 
+/* --- what -v tells ------------------------------------------------------ */
+
+/* Each connection has two lines on either side, and the guest its target's. */
+START_TEST(verbose_log)
+{
+    char option[2 * TEXT_LEN], from[TEXT_LEN];
+    struct sockaddr_in sin;
+    socklen_t len = sizeof(sin);
+    int client, server;
+    Pair pair;
+    Wire w;
+
+    w.listener = listen_any(w.target);
+    text_format(option, sizeof(option), "-v -i s:%s", w.target);
+    pair_start(&pair, CHANNEL_UNIX, "-v -o s:127.0.0.1:0", option);
+    daemon_wait(pair.guest, " info ch0: iforward s: to %s$", w.target);
+    w.where = daemon_listens(pair.host, "s");
+    client = dial(w.where, true);
+    server = accept_one(w.listener);
+    ck_assert(getsockname(client, (struct sockaddr *)&sin, &len) == 0);
+    text_format(from, sizeof(from), "127.0.0.1:%d", ntohs(sin.sin_port));
+    send_all(client, "ping", 4);
+    expect_bytes(server, "ping");
+    send_all(server, "answer", 6);
+    expect_bytes(client, "answer");
+    daemon_wait(pair.host, " verbose ch0: s: connection [0-9]+ from %s$", from);
+    daemon_wait(pair.guest, " verbose ch0: s: connection [0-9]+ to %s$",
+                w.target);
+    if (_i) {
+        close_reset(client);
+        expect_reset(server);
+    } else {
+        shutdown(client, SHUT_WR);
+        expect_eof(server);
+        close(server);
+        expect_eof(client);
+        close(client);
+    }
+    daemon_wait(pair.host, " verbose ch0: s: connection [0-9]+ ended after "
+                "[0-9.]+ s, 4 bytes from its client, 6 to it: %s$", _i ?
+                strerror(ECONNRESET) : "both directions have ended");
+    daemon_wait(pair.guest, " verbose ch0: s: connection [0-9]+ ended after "
+                "[0-9.]+ s, 6 bytes from its target, 4 to it: %s$", _i ?
+                "reset by the other side" : "both directions have ended");
+    ck_assert_int_eq(daemon_count(pair.host, " verbose | debug "), 2);
+    ck_assert_int_eq(daemon_count(pair.guest, " verbose | debug "), 2);
+}
+END_TEST
+
 /* --- ends and resets ---------------------------------------------------- */
 
 /* The one that ends its direction first gets an answer half a second later. */
@@ -856,6 +905,7 @@ int main(void)
     Suite *s = harness_suite("connections");
 
     SUITE_ADD(s, debug_log);
+    SUITE_LOOP(s, verbose_log, 2);
     SUITE_LOOP(s, half_close_tcp, 2);
     SUITE_LOOP(s, half_close_unix, 2);
     SUITE_ADD(s, half_close_idle);

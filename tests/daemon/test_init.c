@@ -1943,7 +1943,7 @@ START_TEST(reload_channels)
                  vp_dir, c.target);
     daemon_wait(d, "ch2: channel up");
     ck_assert_int_eq(execute(c.monitor[0], "info status -k"), 0);
-    ck_assert_str_eq(value(executed(1), "log"), "debug");
+    ck_assert_str_eq(value(executed(1), "log"), "verbose");
     text_format(where[1], TEXT_LEN, "%s", daemon_listens(d, "t"));
     through(where[1], c.listener, fds[1]);
     talk(fds[0]);

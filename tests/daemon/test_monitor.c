@@ -680,7 +680,7 @@ static const BadCommand bad_commands[] = {
     { "quit now", "'now'" },
     { "quit -k", "'-k'" },
     { "batch mode", "'mode'" },
-    { "log", "error|warn|info|debug" },
+    { "log", "error|warn|info|verbose|debug" },
     { "log loud", "'loud'" },
     { "log info debug", "'info debug'" },
     { "log 2", "'2'" },
@@ -1278,7 +1278,7 @@ START_TEST(log_level)
     ck_assert_str_eq(value(monitor_ask(s.mon[0], "info\tstatus\t -k"), "log"),
                      "debug");
     ck_assert_ptr_nonnull(strstr(monitor_ask(s.mon[0], "info config"),
-                                 "\nverbose\n"));
+                                 "\nverbose\nverbose\n"));
     monitor_ask(s.mon[0], "channel_add unix-connect:%s:-:1", s.channel);
     daemon_wait(d, "^[0-9-]+ [0-9:.]+ debug ");
     monitor_ask(s.mon[0], "channel_del unix-connect:%s:-:1", s.channel);

@@ -35,7 +35,9 @@ static void forget_half(void)
 
 void log_line(VPLogLevel level, int channel, const char *what)
 {
-    static const char *const name[] = { "error", "warn", "info", "debug" };
+    static const char *const name[] = {
+        "error", "warn", "info", "verbose", "debug",
+    };
     char line[LINE_MAX_LEN];
     int err = errno;
     size_t n;

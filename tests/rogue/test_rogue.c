@@ -262,7 +262,7 @@ static void scene_new(Scene *s, const Limits *limits)
     targets_new(options, sizeof(options));
     file_path(s->rogue_at, "rogue");
     file_path(link, "good");
-    s->host = daemon_start("host", "-v -c unix-listen:%s:- "
+    s->host = daemon_start("host", "-v -v -c unix-listen:%s:- "
                            "-c unix-listen:%s:-:1 -o out:127.0.0.1:0 "
                            "-i source:%s:1 %s %s", s->rogue_at, link, source,
                            options, limits->options);
@@ -780,8 +780,8 @@ START_TEST(reaction)
 
     targets_new(options, sizeof(options));
     file_path(where, "rogue");
-    d = daemon_start("host", "-v -c unix-listen:%s:- -o out:127.0.0.1:0 %s %s "
-                     "--grace 0", where, options, low.options);
+    d = daemon_start("host", "-v -v -c unix-listen:%s:- "
+                     "-o out:127.0.0.1:0 %s %s --grace 0", where, options, low.options);
     daemon_wait(d, "out: listening");
     rogue_new(&r, where);
     ck_assert(rogue_shake(&r, WAIT_MS));
