@@ -937,7 +937,7 @@ static const Option options[] = {
     { "quiet", 'q', STEP, AT(level), .step = -1,
       .help = "log warnings and errors only; twice: errors only" },
     { "version", 'V', FLAG, AT(version), NOT_IN_FILE,
-      .help = "print the version" },
+      .help = "print the versions of program and protocol" },
     { "help", 'h', FLAG, AT(help), NOT_IN_FILE, .help = "print this" },
 };
 
@@ -1258,6 +1258,7 @@ static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
     /* '+': end at what is no option; else the order of words would change */
     char letters[2 * OPTIONS + 3] = "+:", *l = letters + 2;
     const char *word;
+    char versions[VP_VERSIONS_LEN];
     int opt;
 
     for (size_t i = 0; i < OPTIONS; i++) {
@@ -1289,7 +1290,8 @@ static bool settings_arguments(Settings *s, int argc, char **argv, Error *err)
             return false;
         }
         if (s->version) {
-            puts("qemu-vp " VERSION);
+            printf("qemu-vp %s, protocol %s\n", VERSION,
+                   vp_versions(VP_VERSION_OLDEST, VP_VERSION, versions));
             exit(stdout_status());
         }
         if (s->help) {
@@ -4477,7 +4479,9 @@ static bool start(Error *err)
     descriptors_raise();
     loop = vp_loop_new(log_engine, &log_level);
     if (loop == NULL) {
-        return error_memory(err);
+        return errno == ENOMEM ? error_memory(err)
+               : error_set(err, "no random numbers: neither getrandom() nor "
+                           "/dev/urandom works: %s", strerror(errno));
     }
     started_at = vp_loop_now(loop);
     if (!start_option('l', settings_log(s), log_open, err) ||

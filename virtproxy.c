@@ -99,6 +99,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#ifdef __linux__
+#include <sys/random.h>
+#endif
 #include <sys/select.h>
 #include <sys/time.h>
 #include <sys/uio.h>
@@ -198,26 +201,47 @@ static uint64_t clock_us(void)
     return (uint64_t)ts.tv_sec * SECOND + (uint64_t)ts.tv_nsec / 1000;
 }
 
-static uint64_t random_draws; /* of random64(), so far */
-
-/* random64() - never 0 */
-static uint64_t random64(void)
+/* random_draw() - false, and errno, if the system gives no random numbers */
+static bool random_draw(uint64_t *r)
 {
     static int fd = -1; /* kept: later there may be no descriptor left */
-    struct timespec ts = { 0 };
-    uint64_t r = 0;
 
+#ifdef __linux__
+    /* early in a boot it may have to wait, which we never do */
+    if (getrandom(r, sizeof(*r), GRND_NONBLOCK) == (ssize_t)sizeof(*r)) {
+        return true;
+    }
+#endif
     if (fd < 0) {
         fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
     }
-    if (fd < 0 || read(fd, &r, sizeof(r)) != (ssize_t)sizeof(r)) {
-        r = 0;
-    }
+    return fd >= 0 && read(fd, r, sizeof(*r)) == (ssize_t)sizeof(*r);
+}
+
+static uint64_t random_draws; /* of random64(), so far */
+
+/* random64() - never 0; vp_loop_new() saw that there are random numbers */
+static uint64_t random64(void)
+{
+    struct timespec ts = { 0 };
+    uint64_t r = 0;
+
+    random_draw(&r);
     /* a guest thrown back in time would draw the same numbers again */
     clock_gettime(CLOCK_REALTIME, &ts);
     r ^= mix64((uint64_t)ts.tv_sec << 32 ^ (uint64_t)ts.tv_nsec);
     r += mix64((uint64_t)getpid() << 32 ^ ++random_draws);
     return r != 0 ? r : 1;
+}
+
+const char *vp_versions(unsigned oldest, unsigned newest, char *buf)
+{
+    if (oldest == newest) {
+        snprintf(buf, VP_VERSIONS_LEN, "%u", newest);
+    } else {
+        snprintf(buf, VP_VERSIONS_LEN, "%u to %u", oldest, newest);
+    }
+    return buf;
 }
 
 bool vp_once(VPOnce *once, uintptr_t what, uint64_t now, uint64_t again)
@@ -374,6 +398,7 @@ enum { R, W };
 struct VPLoop {
     bool stop;
     uint64_t now;
+    uint64_t instance; /* random number of this process's own */
     VPTimer *timers; /* soonest first */
     VPNode tasks;
     VPLogFunc *log;
@@ -505,10 +530,12 @@ static bool bit_test(const unsigned long *map, int fd)
 
 VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
 {
-    VPLoop *loop = calloc(1, sizeof(*loop));
+    uint64_t r;
+    VPLoop *loop = random_draw(&r) ? calloc(1, sizeof(*loop)) : NULL;
 
     if (loop != NULL) {
         loop->now = clock_us();
+        loop->instance = random64();
         loop->quiet = true;
         loop->log = log;
         loop->log_level = level;
@@ -1490,12 +1517,12 @@ static void socket_setup(int fd, const VPAddr *peer)
 /* ======================================================================
  * key
  *
- * With a key both sides prove in the handshake that they have it: HELLO ends
- * with an HMAC over the rest of it, which holds a number the other side has
- * just invented (its token, echoed).  The sender's own token comes first, so
- * a proof can't be sent back to its maker; and a HELLO says whether its
- * sender listened or connected, so neither can it be taken from one of a
- * listener's channels to another.  The key also goes into what seeds the
+ * With a key both sides prove in the handshake that they have it: HELLO holds
+ * an HMAC over the rest of it, in which is a number the other side has just
+ * invented (its token, echoed).  HELLO also says which process sent it, so a
+ * proof can't be sent back to its maker, on this channel or another; and
+ * whether its sender listened or connected, so neither can two listeners be
+ * joined that have the same key.  The key also goes into what seeds the
  * check of all packets.  This tells the right peer from others who can reach
  * the channel; it hides nothing, and doesn't help against somebody who can
  * change what is under way.
@@ -1671,7 +1698,6 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  * a table-driven CRC-32 reaches 1 and would halve the throughput.
  * ====================================================================== */
 
-#define VP_VERSION 2
 #define VP_MAGIC 0x71656d752d767031ull /* "qemu-vp1" */
 
 #define VP_PKT_HDR_LEN 32
@@ -1769,10 +1795,12 @@ typedef struct VPPacket {
     uint64_t data_check;
 } VPPacket;
 
-/* What HELLO carries; a longer one is from a later version: rest ignored. */
+/* What HELLO carries; of a longer one the rest is a later version's. */
 typedef struct VPHello {
-    uint16_t version;
-    uint16_t flags;
+    uint16_t version;    /* highest that is spoken */
+    uint16_t oldest;     /* lowest that is spoken */
+    uint32_t flags;
+    uint32_t features;   /* optional ones that are known; none so far */
     uint32_t window;     /* credit that each new connection starts with */
     uint64_t token;
     uint64_t echo;       /* the peer's token, 0: not heard yet */
@@ -1783,11 +1811,12 @@ typedef struct VPHello {
     uint32_t base;       /* oldest one I can still send */
     uint32_t next;       /* the one I will give to the next new packet */
     uint32_t max_conns;  /* that the peer may have open to me */
+    uint64_t instance;   /* a random number of the sending process's own */
     uint8_t proof[32];   /* that I have the key; zeros without one */
 } VPHello;
 
-#define VP_HELLO_PROVED 64 /* the bytes before the proof, which covers them */
-#define VP_HELLO_LEN (VP_HELLO_PROVED + 32)
+#define VP_HELLO_PROOF_AT 80 /* all that is before and behind it is proved */
+#define VP_HELLO_LEN (VP_HELLO_PROOF_AT + 32)
 #define VP_HELLO_LEN_MAX 1024 /* of any version */
 
 enum {
@@ -2020,6 +2049,22 @@ static bool wire_data_ok(const VPPacket *pkt, const uint8_t *payload)
 }
 
 /*
+ * hello_prove() - the proof of a HELLO's contents, @len bytes at @d
+ *
+ * It covers all but the place where it stands.
+ */
+static void hello_prove(const VPKey *key, const uint8_t *d, size_t len,
+                        uint8_t proof[SHA256_LEN])
+{
+    uint8_t rest[VP_HELLO_LEN_MAX];
+    size_t behind = VP_HELLO_PROOF_AT + SHA256_LEN;
+
+    memcpy(rest, d, VP_HELLO_PROOF_AT);
+    memcpy(rest + VP_HELLO_PROOF_AT, d + behind, len - behind);
+    key_prove(key, "hello", rest, len - SHA256_LEN, proof);
+}
+
+/*
  * wire_put_hello() - a whole HELLO packet; returns its length
  * @key:  NULL, or what to prove it with
  */
@@ -2029,31 +2074,59 @@ static size_t wire_put_hello(uint8_t *p, const VPHello *h, const VPKey *key)
     uint8_t *d = p + VP_PKT_HDR_LEN;
 
     put16(d, h->version);
-    put16(d + 2, h->flags);
-    put32(d + 4, h->window);
-    put64(d + 8, h->token);
-    put64(d + 16, h->echo);
-    put64(d + 24, h->my_epoch);
-    put64(d + 32, h->peer_epoch);
-    put64(d + 40, h->digest);
-    put32(d + 48, h->expect);
-    put32(d + 52, h->base);
-    put32(d + 56, h->next);
-    put32(d + 60, h->max_conns);
-    memset(d + VP_HELLO_PROVED, 0, VP_HELLO_LEN - VP_HELLO_PROVED);
+    put16(d + 2, h->oldest);
+    put32(d + 4, h->flags);
+    put32(d + 8, h->features);
+    put32(d + 12, h->window);
+    put64(d + 16, h->token);
+    put64(d + 24, h->echo);
+    put64(d + 32, h->my_epoch);
+    put64(d + 40, h->peer_epoch);
+    put64(d + 48, h->digest);
+    put32(d + 56, h->expect);
+    put32(d + 60, h->base);
+    put32(d + 64, h->next);
+    put32(d + 68, h->max_conns);
+    put64(d + 72, h->instance);
+    memset(d + VP_HELLO_PROOF_AT, 0, SHA256_LEN);
     if (key != NULL) {
-        key_prove(key, "hello", d, VP_HELLO_PROVED, d + VP_HELLO_PROVED);
+        hello_prove(key, d, VP_HELLO_LEN, d + VP_HELLO_PROOF_AT);
     }
     pkt.data_check = wire_sum(d, VP_HELLO_LEN);
     wire_put(p, &pkt, VP_MAGIC);
     return VP_PKT_HDR_LEN + VP_HELLO_LEN;
 }
 
+/* hello_version() - the version that both sides use, 0: there is none */
+static unsigned hello_version(const VPHello *h)
+{
+    unsigned common = MIN(h->version, VP_VERSION);
+
+    return common >= MAX(h->oldest, VP_VERSION_OLDEST) ? common : 0;
+}
+
+/*
+ * hello_clash() - why a HELLO without a common version makes no session
+ *
+ * Returns @buf, cut to @size.
+ */
+static const char *hello_clash(const VPHello *h, char *buf, size_t size)
+{
+    char theirs[VP_VERSIONS_LEN], ours[VP_VERSIONS_LEN];
+
+    snprintf(buf, size, "no common version of the protocol: the other end "
+             "speaks %s, this one %s; upgrade %s",
+             vp_versions(h->oldest, h->version, theirs),
+             vp_versions(VP_VERSION_OLDEST, VP_VERSION, ours),
+             h->version < VP_VERSION_OLDEST ? "the other end" : "this one");
+    return buf;
+}
+
 /*
  * wire_get_hello() - is there a HELLO at @p?
  *
- * Returns its length, 0 if more bytes are needed to tell, -1 if not.  Of
- * another version only @h->version is set.
+ * Returns its length, 0 if more bytes are needed to tell, -1 if not.  Where
+ * there is no common version only the versions are set.
  */
 static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
 {
@@ -2064,7 +2137,7 @@ static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
         return 0;
     }
     if (p[16] != VP_PKT_HELLO || !wire_get(p, &pkt, VP_MAGIC) ||
-        pkt.bytes < 2 || pkt.bytes > VP_HELLO_LEN_MAX) {
+        pkt.bytes < 4 || pkt.bytes > VP_HELLO_LEN_MAX) {
         return -1;
     }
     if (len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
@@ -2075,22 +2148,25 @@ static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
     }
     memset(h, 0, sizeof(*h));
     h->version = get16(d);
-    if (h->version == VP_VERSION) {
+    h->oldest = get16(d + 2);
+    if (hello_version(h) != 0) {
         if (pkt.bytes < VP_HELLO_LEN) {
             return -1;
         }
-        h->flags = get16(d + 2);
-        h->window = get32(d + 4);
-        h->token = get64(d + 8);
-        h->echo = get64(d + 16);
-        h->my_epoch = get64(d + 24);
-        h->peer_epoch = get64(d + 32);
-        h->digest = get64(d + 40);
-        h->expect = get32(d + 48);
-        h->base = get32(d + 52);
-        h->next = get32(d + 56);
-        h->max_conns = get32(d + 60);
-        memcpy(h->proof, d + VP_HELLO_PROVED, sizeof(h->proof));
+        h->flags = get32(d + 4);
+        h->features = get32(d + 8);
+        h->window = get32(d + 12);
+        h->token = get64(d + 16);
+        h->echo = get64(d + 24);
+        h->my_epoch = get64(d + 32);
+        h->peer_epoch = get64(d + 40);
+        h->digest = get64(d + 48);
+        h->expect = get32(d + 56);
+        h->base = get32(d + 60);
+        h->next = get32(d + 64);
+        h->max_conns = get32(d + 68);
+        h->instance = get64(d + 72);
+        memcpy(h->proof, d + VP_HELLO_PROOF_AT, sizeof(h->proof));
     }
     return VP_PKT_HDR_LEN + pkt.bytes;
 }
@@ -2100,7 +2176,7 @@ static bool hello_proved(const VPHello *h, const uint8_t *p, const VPKey *key)
 {
     uint8_t proof[32], diff = 0;
 
-    key_prove(key, "hello", p + VP_PKT_HDR_LEN, VP_HELLO_PROVED, proof);
+    hello_prove(key, p + VP_PKT_HDR_LEN, get16(p + 18), proof);
     for (size_t i = 0; i < sizeof(proof); i++) {
         diff |= (uint8_t)(proof[i] ^ h->proof[i]); /* in constant time */
     }
@@ -2746,6 +2822,7 @@ typedef struct VPLink {
     VPLostHandler *lost; /* of the program; @lost_opaque is its own */
     void *lost_opaque;
     const VPKey *key;    /* NULL: none is needed */
+    uint64_t instance;   /* of this process */
     uint32_t max_conns;  /* that the peer may have open to us, for HELLO */
 
     /* the descriptor */
@@ -2758,6 +2835,7 @@ typedef struct VPLink {
     bool blocked;        /* it takes no more bytes for the moment */
     bool away_polled;    /* AWAY, and select() doesn't sleep on it */
     bool heard;          /* a HELLO that is believed came from it */
+    bool refused;        /* last_error tells what was wrong with its HELLO */
     bool was_up;         /* a session came up on it */
     uint64_t attached_at;
     uint64_t garbage;    /* bytes skipped since then */
@@ -2815,7 +2893,7 @@ typedef struct VPLink {
 
     VPOnce news;         /* VPLinkNews since a session was up */
     VPOnce resync_news;
-    VPOnce turned_away;  /* why a further peer was, since attached_at */
+    char turned_away[128]; /* why a further peer was, since attached_at */
 
     /* for vp_channel_info() */
     uint64_t session_at;
@@ -3026,13 +3104,15 @@ static void link_close(VPLink *l)
 /* link_down() - no channel from here on; @to is LINK_DOWN or LINK_AWAY */
 static void link_down(VPLink *l, VPLinkState to, const char *reason)
 {
-    link_note_error(l, reason);
+    if (!l->refused) {
+        link_note_error(l, reason);
+    }
     if (l->was_up) {
         log_provoked(l->log, VP_LOG_INFO, "channel down: %s", reason);
     } else if (link_news(l, NEWS_SILENT)) {
         log_provoked(l->log, VP_LOG_INFO, "no channel yet: %s", reason);
     }
-    l->heard = l->was_up = l->blocked = l->away_polled = false;
+    l->heard = l->refused = l->was_up = l->blocked = l->away_polled = false;
     l->rx_len = l->rx_gap = 0;
     l->rx_more = false;
     l->ctl_len = l->ctl_off = 0;
@@ -3084,6 +3164,7 @@ static void link_new_token(VPLink *l)
 
     l->hello = (VPHello){
         .version = VP_VERSION,
+        .oldest = VP_VERSION_OLDEST,
         .window = VP_WINDOW_INIT,
         .token = random64(),
         .my_epoch = l->epoch[0],
@@ -3093,6 +3174,7 @@ static void link_new_token(VPLink *l)
         .base = s->base,
         .next = s->next,
         .max_conns = l->max_conns,
+        .instance = l->instance,
     };
 }
 
@@ -3104,7 +3186,7 @@ static size_t link_compose(const VPLink *l, uint8_t *p, uint64_t token,
 
     h.token = token;
     h.echo = echo;
-    h.flags = (uint16_t)(flags | (l->key != NULL ? VP_HELLO_KEYED : 0u));
+    h.flags = flags | (l->key != NULL ? VP_HELLO_KEYED : 0u);
     return wire_put_hello(p, &h, l->key);
 }
 
@@ -3156,7 +3238,7 @@ static void link_open(VPLink *l, const char *why)
 
     l->attaches++;
     l->attached_at = now;
-    l->turned_away = (VPOnce){ 0 };
+    l->turned_away[0] = '\0';
     l->garbage = 0;
     l->blocked = false;
     flow_reset(&l->flow, now);
@@ -3546,6 +3628,7 @@ static void link_up(VPLink *l, const VPHello *h, bool resumed)
     l->due |= LINK_DUE_HELLO;
     l->moved = true;
     l->was_up = true;
+    l->refused = false;
     l->news = (VPOnce){ 0 };
     flow_rtt(&l->flow, l->loop->now - l->hello_at, l->loop->now);
     vp_timer_stop(&l->hello_timer);
@@ -3606,6 +3689,33 @@ static void link_agree(VPLink *l, const VPHello *h)
     }
 }
 
+/* link_wrong() - a HELLO makes no session, and this is why */
+static void link_wrong(VPLink *l, const char *why)
+{
+    link_note_error(l, why);
+    l->refused = true;
+    if (link_news(l, NEWS_WRONG)) {
+        log_provoked(l->log, VP_LOG_WARN, "%s", why);
+    }
+}
+
+/*
+ * link_unfit() - why nothing is to be had of the sender of @h, or NULL
+ * @buf:  room for the text
+ */
+static const char *link_unfit(const VPLink *l, const VPHello *h, char *buf,
+                              size_t size)
+{
+    if (hello_version(h) == 0) {
+        return hello_clash(h, buf, size);
+    }
+    if (h->instance == l->instance) {
+        return "the channel leads back to this daemon: it echoes what is sent "
+               "(a tty that is not raw?), or joins two of its channels";
+    }
+    return NULL;
+}
+
 /*
  * link_distrust() - why @h, which is at @p, is not believed, or NULL
  * @role:  ours
@@ -3626,7 +3736,7 @@ static const char *link_distrust(const VPLink *l, const VPHello *h,
     }
     if (role != 0 &&
         (h->flags & (VP_HELLO_LISTENER | VP_HELLO_CONNECTOR)) == role) {
-        return "the other end is this daemon itself, or poses as it";
+        return "both ends listen, or both connect: somebody joined them";
     }
     return NULL;
 }
@@ -3656,20 +3766,13 @@ static void link_looked(VPLink *l)
 /* link_handle_hello() - @h was read from @p */
 static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
 {
-    const char *wrong;
+    char text[128];
+    const char *wrong = link_unfit(l, h, text, sizeof(text));
 
-    if (h->version != VP_VERSION) {
-        if (link_news(l, NEWS_WRONG)) {
-            log_provoked(l->log, VP_LOG_WARN, "the other end speaks version %u "
-                         "of the protocol, this one %u", h->version,
-                         VP_VERSION);
-        }
-        return;
-    }
-    if (h->token == l->hello.token) {
-        if (link_news(l, NEWS_WRONG)) {
-            log_provoked(l->log, VP_LOG_WARN, "the channel echoes what is sent "
-                         "(a tty that is not raw, or a loop?)");
+    if (wrong != NULL) {
+        link_wrong(l, wrong);
+        if (l->state == LINK_UP && hello_version(h) == 0) {
+            link_hello(l, 0, "the other end is of another version now");
         }
         return;
     }
@@ -3704,8 +3807,8 @@ static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
     }
     if (wrong == NULL) {
         link_agree(l, h);
-    } else if (link_news(l, NEWS_WRONG)) {
-        log_provoked(l->log, VP_LOG_WARN, "%s", wrong);
+    } else {
+        link_wrong(l, wrong);
     }
 }
 
@@ -4045,6 +4148,7 @@ static void link_ready(void *opaque, int fd, int events)
 static void link_init(VPLink *l)
 {
     l->rfd = l->wfd = -1;
+    l->instance = l->loop->instance;
     l->parse = link_parse_hello;
     store_reset(&l->store);
 }
@@ -6342,14 +6446,15 @@ void vp_del_iforward(VPDriver *drv, const char *service_id)
 
 /* ---- offer ------------------------------------------------------------ */
 
-/* candidate_close() - @why: a constant text, or NULL: nothing is to be said */
+/* candidate_close() - @why: NULL if nothing is to be said */
 static void candidate_close(VPDriver *drv, const char *why)
 {
     VPCandidate *k = &drv->candidate;
+    VPLink *l = &drv->link;
 
     /* it will try again, for ever */
-    if (why != NULL &&
-        vp_once(&drv->link.turned_away, (uintptr_t)why, drv->loop->now, 0)) {
+    if (why != NULL && strcmp(l->turned_away, why) != 0) {
+        snprintf(l->turned_away, sizeof(l->turned_away), "%s", why);
         log_provoked(&drv->log, VP_LOG_WARN,
                      "another peer was turned away: %s", why);
     }
@@ -6421,14 +6526,17 @@ static bool candidate_hello(VPDriver *drv)
 {
     VPCandidate *k = &drv->candidate;
     const char *wrong;
+    char text[128];
     VPHello h;
     int len = wire_get_hello(k->buf, k->len, &h);
 
     if (len == 0) {
         return false;
     }
-    if (len < 0 || h.version != VP_VERSION) {
-        candidate_close(drv, "it is not qemu-vp, or of another version");
+    wrong = len < 0 ? "it is not qemu-vp"
+                    : link_unfit(&drv->link, &h, text, sizeof(text));
+    if (wrong != NULL) {
+        candidate_close(drv, wrong);
         return false;
     }
     if (h.echo == k->token) {

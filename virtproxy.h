@@ -21,6 +21,17 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+/* Versions of the protocol that this engine speaks. */
+#define VP_VERSION 3
+#define VP_VERSION_OLDEST 3
+
+/*
+ * vp_versions() - versions from @oldest to @newest as text
+ * @buf:  VP_VERSIONS_LEN bytes; returned
+ */
+#define VP_VERSIONS_LEN 32
+const char *vp_versions(unsigned oldest, unsigned newest, char *buf);
+
 /* Longest service id; ids are printable ASCII without ':' and blanks. */
 #define VP_SERVICE_ID_LEN 32
 
@@ -88,7 +99,7 @@ typedef struct VPTimer {
 } VPTimer;
 
 /*
- * vp_loop_new() - NULL when out of memory
+ * vp_loop_new() - NULL, with errno, without memory or random numbers
  * @log:    gets the engine's lines
  * @level:  of those that are wanted; it may be changed while the loop lives
  */

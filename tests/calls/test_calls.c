@@ -19,6 +19,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "virtproxy.h" /* one of its names is taken below */
+
 static const char *fails_call = ""; /* which one */
 static int fails_errno;
 static int fails_after;             /* so many go well before */
@@ -51,6 +53,7 @@ static int fails(const char *call)
 #define calloc(n, size) (fails("memory") ? NULL : calloc(n, size))
 #define realloc(p, size) (fails("memory") ? NULL : realloc(p, size))
 #define strdup(text) (fails("memory") ? NULL : strdup(text))
+#define vp_loop_new(...) (fails("random") ? NULL : vp_loop_new(__VA_ARGS__))
 
 #include "qemu-vp.c"
 
@@ -67,6 +70,7 @@ static int fails(const char *call)
 #undef calloc
 #undef realloc
 #undef strdup
+#undef vp_loop_new
 
 #include "tests/lib/harness.h"
 
@@ -88,7 +92,7 @@ static const struct {
     { "listen", EADDRINUSE, 3 }, { "fcntl", ENOMEM, 10 },
     { "pipe", EMFILE, 2 }, { "fork", EAGAIN, 1 }, { "read", EINTR, 3 },
     { "read", EIO, 3 }, { "write", EAGAIN, 3 }, { "write", EPIPE, 3 },
-    { "memory", ENOMEM, 14 },
+    { "memory", ENOMEM, 14 }, { "random", ENOENT, 1 },
 };
 
 #define KINDS (COUNT_OF(calls))

@@ -22,7 +22,7 @@ void *sim_malloc(size_t size);
 void *sim_calloc(size_t n, size_t size);
 void *sim_realloc(void *p, size_t size);
 void sim_free(void *p);
-int sim_open(const char *path, int flags);
+ssize_t sim_getrandom(void *buf, size_t len, unsigned flags);
 int sim_close(int fd);
 ssize_t sim_read(int fd, void *buf, size_t len);
 ssize_t sim_readv(int fd, const struct iovec *iov, int n);

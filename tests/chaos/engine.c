@@ -12,6 +12,7 @@
 #include <netdb.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/random.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -27,7 +28,7 @@
 #define realloc(p, size) sim_realloc(p, size)
 #define free(p) sim_free(p)
 #define malloc_trim(pad) ((void)(pad)) /* slow, and nothing to look at */
-#define open(path, flags) sim_open(path, flags)
+#define getrandom(buf, len, flags) sim_getrandom(buf, len, flags)
 #define close(fd) sim_close(fd)
 #define read(fd, buf, len) sim_read(fd, buf, len)
 #define readv(fd, iov, n) sim_readv(fd, iov, n)

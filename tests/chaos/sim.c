@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "calls.h"
@@ -19,8 +20,8 @@
 /* Passes until the others have a turn, too. */
 #define TURN_MAX 8
 #define CONNECT_US (50 * MS)
-/* The engine keeps it open, for all machines, as they are one process. */
-#define RANDOM_FD 3
+/* No machine's descriptors are as low as this: it would be a mistake. */
+#define FD_FIRST 4
 
 World world;
 Machine *machine[2];
@@ -357,7 +358,7 @@ static int fail_with(int err)
 
 int machine_open(Machine *m, FileKind kind, int index)
 {
-    for (int fd = RANDOM_FD + 1; fd < SIM_FDS; fd++) {
+    for (int fd = FD_FIRST; fd < SIM_FDS; fd++) {
         if (m->files[fd].kind == FILE_FREE) {
             m->files[fd] = (File){ .kind = kind, .index = index };
             return fd;
@@ -368,20 +369,30 @@ int machine_open(Machine *m, FileKind kind, int index)
 
 static File *file_of(int fd)
 {
-    if (fd <= RANDOM_FD || fd >= SIM_FDS ||
+    if (fd < FD_FIRST || fd >= SIM_FDS ||
         sim_on->files[fd].kind == FILE_FREE) {
         sim_fail("a call with descriptor %d, which is not open", fd);
     }
     return &sim_on->files[fd];
 }
 
-int sim_open(const char *path, int flags)
+ssize_t sim_getrandom(void *buf, size_t len, unsigned flags)
 {
+    uint64_t r;
+
     if (sim_on == NULL) {
-        return open(path, flags);
+        return getrandom(buf, len, flags);
     }
-    SIM_ASSERT(strcmp(path, "/dev/urandom") == 0);
-    return RANDOM_FD;
+    r = mix(sim_on->rng++);
+    sim_draws(sim_on->draws++);
+    if (sim_on->draws <= world.draws[sim_on->index]) {
+        world.redraws++;
+    } else {
+        world.draws[sim_on->index] = sim_on->draws;
+    }
+    SIM_ASSERT(len == sizeof(r));
+    memcpy(buf, &r, sizeof(r));
+    return (ssize_t)len;
 }
 
 pid_t sim_getpid(void)
@@ -737,19 +748,6 @@ ssize_t sim_read(int fd, void *buf, size_t len)
 
     if (sim_on == NULL) {
         return read(fd, buf, len);
-    }
-    if (fd == RANDOM_FD) {
-        uint64_t r = mix(sim_on->rng++);
-
-        sim_draws(sim_on->draws++);
-        if (sim_on->draws <= world.draws[sim_on->index]) {
-            world.redraws++;
-        } else {
-            world.draws[sim_on->index] = sim_on->draws;
-        }
-        SIM_ASSERT(len == sizeof(r));
-        memcpy(buf, &r, sizeof(r));
-        return (ssize_t)len;
     }
     f = file_of(fd);
     how = misbehave();

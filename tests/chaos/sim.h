@@ -144,7 +144,7 @@ typedef struct Machine {
     uint64_t paused_until; /* not run before; world time */
     uint64_t stopped_at; /* its clock stands still there until then */
     uint64_t wake;       /* its select() times out; its own time */
-    uint64_t rng;        /* its /dev/urandom */
+    uint64_t rng;        /* its random numbers */
     uint64_t draws;      /* the engine's counter of random numbers */
     int pid;
     unsigned passes;     /* through select() */

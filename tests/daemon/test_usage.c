@@ -488,7 +488,7 @@ START_TEST(version)
     Daemon *d;
 
     ck_assert_int_eq(run(&d, args), 0);
-    ck_assert(daemon_saw(d, "qemu-vp.*[0-9]+\\.[0-9]+"));
+    ck_assert(daemon_saw(d, "qemu-vp [0-9]+\\.[0-9]+, protocol [0-9]"));
 }
 END_TEST
 

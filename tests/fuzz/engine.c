@@ -330,9 +330,9 @@ static VPHello hello_true(Rig *r, uint64_t token)
 
     return (VPHello){
         .version = VP_VERSION,
-        .flags = (uint16_t)(
-            (r->config.key.len > 0 ? VP_HELLO_KEYED : 0u) |
-            (engine_up(r->drv) ? VP_HELLO_UP : 0u)),
+        .oldest = VP_VERSION_OLDEST,
+        .flags = (r->config.key.len > 0 ? VP_HELLO_KEYED : 0u) |
+                 (engine_up(r->drv) ? VP_HELLO_UP : 0u),
         .window = VP_WINDOW_INIT,
         .token = token,
         .echo = l.token[0],
@@ -519,6 +519,7 @@ static void do_hello(Rig *r)
     }
     if (what & 2) {
         h.version = in8(&r->in);
+        h.oldest = h.version > 127 ? in8(&r->in) : h.oldest;
     }
     if (what & 4) {
         h.window = (uint32_t)in_count(&r->in);
@@ -915,10 +916,10 @@ static void headers_round(const uint8_t *p, size_t len, uint64_t key)
     }
     n = wire_get_hello(p, len, &h);
     box_require(n <= (int)len && n <= VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX);
-    if (n > 0 && h.version == VP_VERSION) {
+    if (n > 0 && hello_version(&h) != 0) {
         wire_put_hello(again, &h, NULL);
         box_require(memcmp(again + VP_PKT_HDR_LEN, p + VP_PKT_HDR_LEN,
-                            VP_HELLO_PROVED) == 0);
+                            VP_HELLO_PROOF_AT) == 0);
     }
 }
 

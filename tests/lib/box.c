@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "box.h"
@@ -186,13 +187,21 @@ void box_run(VPLoop *loop, uint64_t us)
 
 /* ---- descriptors ------------------------------------------------------ */
 
-int box_open(const char *path, int flags)
+ssize_t box_getrandom(void *buf, size_t len, unsigned flags)
 {
-    if (box.repeats) { /* only random numbers come from files */
-        errno = ENOENT;
+    if (box_fails(CALL_RANDOM)) {
         return -1;
     }
-    return open(path, flags);
+    if (box.repeats) {
+        memset(buf, 0, len);
+        return (ssize_t)len;
+    }
+    return getrandom(buf, len, flags);
+}
+
+int box_open(const char *path, int flags)
+{
+    return box_fails(CALL_RANDOM) ? -1 : open(path, flags);
 }
 
 /* io_fails() - is this read or write to fail? sets errno */

@@ -35,14 +35,15 @@ enum {
     CALL_READ = 32,
     CALL_WRITE = 64,
     CALL_SELECT = 128,
+    CALL_RANDOM = 256, /* getrandom() and open() */
 };
 
 typedef struct Box {
     uint64_t now;          /* CLOCK_MONOTONIC as the engine reads it, us */
     uint64_t pass_us;      /* time that each call of select() takes, us */
     bool repeats;          /* no chance, so that fuzzers can repeat a run: all
-                              clocks are box.now, files of random numbers can't
-                              be opened, large blocks of memory are kept */
+                              clocks are box.now, random numbers are 0, large
+                              blocks of memory are kept */
     bool settle;           /* the loop stops where it would sleep */
     unsigned long stop_at; /* the loop stops when .passes is this; 0: never */
     unsigned spin_max;     /* .spins that end the test; 0: no limit */
@@ -110,6 +111,7 @@ void box_stop(void *loop);
 
 int box_clock_gettime(clockid_t clock, struct timespec *ts);
 int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x, struct timeval *tv);
+ssize_t box_getrandom(void *buf, size_t len, unsigned flags);
 int box_open(const char *path, int flags);
 ssize_t box_read(int fd, void *buf, size_t len);
 ssize_t box_readv(int fd, const struct iovec *iov, int n);

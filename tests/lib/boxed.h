@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <poll.h>
+#include <sys/random.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -23,6 +24,7 @@
 #define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
 #define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
 #define getpid() (box.repeats ? 1 : getpid())
+#define getrandom(buf, len, flags) box_getrandom(buf, len, flags)
 #define open(path, flags) box_open(path, flags)
 #define malloc(size) box_malloc(size)
 #define calloc(n, size) box_calloc(n, size)
@@ -42,6 +44,7 @@
 #undef clock_gettime
 #undef select
 #undef getpid
+#undef getrandom
 #undef open
 #undef malloc
 #undef calloc

@@ -52,6 +52,11 @@ EngineLink engine_link(const VPDriver *drv)
     };
 }
 
+void engine_set_instance(VPDriver *drv, uint64_t instance)
+{
+    drv->link.instance = instance;
+}
+
 bool engine_up(const VPDriver *drv)
 {
     return drv->link.state == LINK_UP;
@@ -409,6 +414,7 @@ size_t engine_hello(uint8_t *buf, unsigned newer)
 {
     VPHello hello = {
         .version = (uint16_t)(VP_VERSION + newer),
+        .oldest = (uint16_t)(VP_VERSION_OLDEST + newer),
         .window = 65536,
         .token = 0x1122334455667788,
         .next = VP_SEQ_FIRST,

@@ -50,6 +50,9 @@ typedef struct EngineLink {
 
 EngineLink engine_link(const VPDriver *drv);
 
+/* engine_set_instance() - as if it were in a process of its own */
+void engine_set_instance(VPDriver *drv, uint64_t instance);
+
 bool engine_up(const VPDriver *drv);
 bool engine_has_session(const VPDriver *drv);
 

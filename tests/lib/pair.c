@@ -118,6 +118,7 @@ void pair_boot(Pair *p, int which)
     p->drv[which] = vp_new(p->loop, which, p->config, pair_lost,
                            &p->lost[which]);
     ck_assert_ptr_nonnull(p->drv[which]);
+    engine_set_instance(p->drv[which], 1 + (unsigned)which);
     if (which == 1) {
         ck_assert_int_eq(vp_set_iforward(p->drv[1], "s", &p->addr, 1), 0);
     }

@@ -42,6 +42,7 @@ static inline void peer_setup(Peer *p)
     p->fd = -1;
     p->hello = (VPHello){
         .version = VP_VERSION,
+        .oldest = VP_VERSION_OLDEST,
         .window = VP_WINDOW_INIT,
         .expect = VP_SEQ_FIRST,
         .base = VP_SEQ_FIRST,
@@ -80,8 +81,7 @@ static inline size_t peer_put_hello(Peer *p, uint8_t *buf, uint64_t token,
 {
     p->hello.token = token;
     p->hello.echo = p->heard.token;
-    p->hello.flags = (uint16_t)(flags |
-                                (p->key != NULL ? VP_HELLO_KEYED : 0u));
+    p->hello.flags = flags | (p->key != NULL ? VP_HELLO_KEYED : 0u);
     return wire_put_hello(buf, &p->hello, p->key);
 }
 

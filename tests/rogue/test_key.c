@@ -94,24 +94,36 @@ static void relay(int a, int b, int ms)
     }
 }
 
-/* A proof that one channel of a daemon gives must not open another. */
+/*
+ * A proof that one channel of a daemon gives must not open another, be they
+ * both listening ones (0) or one of each kind (1).
+ */
 START_TEST(reflection)
 {
     char where[2][PATH_LEN];
-    int fd[2];
+    int fd[2], listener = -1;
     Daemon *d;
 
     file_path(where[0], "first");
     file_path(where[1], "second");
-    d = daemon_start("host", "-c unix-listen:%s:- -c unix-listen:%s:-:1 -k %s",
-                     where[0], where[1], key_file(secret, 0600));
-    daemon_wait(d, "ch1: channel unix-listen: listening");
-    for (int i = 0; i < 2; i++) {
-        fd[i] = dial(where[i], false);
+    if (_i == 1) {
+        listener = listen_on(where[1], 1);
+    }
+    d = daemon_start("host", "-c unix-listen:%s:- -c unix-%s:%s:-:1 -k %s",
+                     where[0], _i == 0 ? "listen" : "connect", where[1],
+                     key_file(secret, 0600));
+    daemon_wait(d, "ch0: channel unix-listen: listening");
+    fd[0] = dial(where[0], false);
+    if (_i == 0) {
+        daemon_wait(d, "ch1: channel unix-listen: listening");
+        fd[1] = dial(where[1], false);
+    } else {
+        fd[1] = accept_one(listener);
+        set_nonblocking(fd[1]);
     }
     relay(fd[0], fd[1], 700);
     ck_assert(!daemon_saw(d, "channel up"));
-    daemon_wait(d, "this daemon itself");
+    daemon_wait(d, "leads back to this daemon");
     /* nor must what a channel says be said to it again */
     for (int i = 0; i < 2; i++) {
         close(fd[i]);
@@ -456,7 +468,7 @@ int main(void)
     Suite *suite = harness_suite("key");
 
     SUITE_ROWS(suite, handshake, keys);
-    SUITE_ADD(suite, reflection);
+    SUITE_LOOP(suite, reflection, 2);
     SUITE_ADD(suite, replay);
     SUITE_ROWS(suite, onlooker, onlookers);
     SUITE_LOOP(suite, takes_over, 2);

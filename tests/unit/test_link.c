@@ -147,6 +147,8 @@ START_TEST(first_hello)
     ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
     h = r.peer.heard;
     ck_assert_int_eq(h.version, VP_VERSION);
+    ck_assert_int_eq(h.oldest, VP_VERSION_OLDEST);
+    ck_assert_uint_ne(h.instance, 0);
     ck_assert_int_eq(h.flags, VP_HELLO_LISTENER);
     ck_assert_uint_eq(h.window, VP_WINDOW_INIT);
     ck_assert_uint_ne(h.token, 0);
@@ -252,27 +254,71 @@ END_TEST
 
 START_TEST(other_version)
 {
+    VPChannelInfo info;
     static Rig r;
 
     rig_new(&r, &rig_config);
     box_run(r.loop, (uint64_t)_i * 5 * SECOND); /* of which silence is said */
     log_expect("the other end is silent", _i);
     peer_drain(&r);
-    r.peer.hello.version = VP_VERSION + 1;
+    r.peer.hello.version = VP_VERSION + 2;
+    r.peer.hello.oldest = VP_VERSION + 1;
     for (int i = 0; i < 20; i++) {
         peer_say(&r, 1000 + (unsigned)i, 0);
         box_run(r.loop, SECOND);
     }
     ck_assert_str_eq(engine_link(r.drv).state, "hello");
-    log_expect("speaks version 3 of the protocol, this one 2", 1);
+    log_expect("no common version of the protocol: the other end speaks 4 to "
+               "5, this one 3; upgrade this one", 1);
     rig_unplug(&r);
+    vp_channel_info(r.drv, &info);
+    ck_assert_ptr_nonnull(strstr(info.last_error, "upgrade this one"));
     rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
     peer_drain(&r);
     peer_say(&r, 1, 0);
     log_expect("version", 0); /* that is known */
-    r.peer.hello.version = VP_VERSION;
+    r.peer.hello.version = VP_VERSION + 7; /* as well */
+    r.peer.hello.oldest = VP_VERSION_OLDEST - 1;
     peer_session(&r);
     log_expect("channel up: new session", 1);
+    rig_unplug(&r);
+    vp_channel_info(r.drv, &info);
+    ck_assert_ptr_null(strstr(info.last_error, "version"));
+    rig_free(&r);
+}
+END_TEST
+
+/* A peer that comes back as one of another version isn't up any more. */
+START_TEST(other_version_later)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    r.peer.hello.version = VP_VERSION_OLDEST - 1;
+    r.peer.hello.oldest = VP_VERSION_OLDEST - 1;
+    peer_say(&r, 4711, 0);
+    ck_assert_str_eq(engine_link(r.drv).state, "hello");
+    log_expect("speaks 2, this one 3; upgrade the other end", 1);
+    rig_free(&r);
+}
+END_TEST
+
+/* What this process said itself comes back, by whatever way. */
+START_TEST(own_instance)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_HELLO);
+    r.peer.hello.instance = r.peer.heard.instance;
+    for (int i = 0; i < 3; i++) {
+        peer_say(&r, 1 + (unsigned)i, 0);
+        ck_assert_str_eq(engine_link(r.drv).state, "hello");
+    }
+    log_expect("the channel leads back to this daemon", 1);
+    r.peer.hello.instance++;
+    peer_session(&r);
     rig_free(&r);
 }
 END_TEST
@@ -293,7 +339,7 @@ START_TEST(echoing_line)
         peer_write(&r, own, sizeof(own));
         ck_assert_str_eq(engine_link(r.drv).state, "hello");
     }
-    log_expect("the channel echoes what is sent", 1);
+    log_expect("it echoes what is sent", 1);
     peer_session(&r); /* it was a passing trouble */
     rig_free(&r);
 }
@@ -325,7 +371,9 @@ END_TEST
 /* hello_put() - one that says nothing but a token */
 static void hello_put(uint8_t *p, uint64_t token)
 {
-    VPHello hello = { .version = VP_VERSION, .token = token };
+    VPHello hello = {
+        .version = VP_VERSION, .oldest = VP_VERSION_OLDEST, .token = token,
+    };
 
     wire_put_hello(p, &hello, NULL);
 }
@@ -1690,6 +1738,8 @@ int main(void)
     SUITE_LOOP(s, hello_when_up, 2);
     SUITE_ADD(s, no_answer);
     SUITE_LOOP(s, other_version, 2);
+    SUITE_ADD(s, other_version_later);
+    SUITE_ADD(s, own_instance);
     SUITE_LOOP(s, echoing_line, 2);
     SUITE_ADD(s, echo_when_up);
     SUITE_LOOP(s, garbage_before, 6);

@@ -337,6 +337,23 @@ START_TEST(too_high)
 }
 END_TEST
 
+/* Without random numbers nothing begins; one source of them is enough. */
+START_TEST(no_random_numbers)
+{
+    VPLoop *loop;
+
+    box_fail(CALL_RANDOM, ENOENT, 0, BOX_ALL);
+    errno = 0;
+    ck_assert_ptr_null(engine_loop_new());
+    ck_assert_int_eq(errno, ENOENT);
+    box_fail(CALL_RANDOM, ENOSYS, 0, 1); /* no getrandom() */
+    loop = engine_loop_new();
+    ck_assert_ptr_nonnull(loop);
+    ck_assert_uint_ne(loop->instance, 0);
+    loop_end(loop);
+}
+END_TEST
+
 /* The room of numbers nobody watched holds nothing. */
 START_TEST(never_watched)
 {
@@ -702,6 +719,7 @@ int main(void)
     SUITE_ADD(s, wanted_events);
     SUITE_ADD(s, high_numbers);
     SUITE_ADD(s, too_high);
+    SUITE_ADD(s, no_random_numbers);
     SUITE_ADD(s, never_watched);
     SUITE_ADD(s, number_used_again);
     SUITE_ROWS(s, maps_grow_in_handler, high_fds);

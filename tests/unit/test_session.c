@@ -919,7 +919,7 @@ START_TEST(key_reflected)
     wire_put_hello(hello, h, &key);
     peer_write(&r, hello, sizeof(hello));
     ck_assert_str_eq(engine_link(r.drv).state, "hello");
-    log_expect("this daemon itself, or poses as it", 1);
+    log_expect("both ends listen, or both connect", 1);
     h->flags = VP_HELLO_KEYED; /* a device has no sides */
     wire_put_hello(hello, h, &key);
     peer_write(&r, hello, sizeof(hello));
@@ -1087,8 +1087,8 @@ static void offer_hello(Rig *r, int fd, uint64_t token, size_t piece)
 
     h.token = token;
     h.echo = offered;
-    h.flags = (uint16_t)(VP_HELLO_CONNECTOR |
-                         (r->peer.key != NULL ? VP_HELLO_KEYED : 0u));
+    h.flags = VP_HELLO_CONNECTOR |
+              (r->peer.key != NULL ? VP_HELLO_KEYED : 0u);
     len = wire_put_hello(buf, &h, r->peer.key);
     for (size_t at = 0; at < len; at += piece) {
         send(fd, buf + at, MIN(piece, len - at), MSG_NOSIGNAL);
@@ -1150,7 +1150,8 @@ static const struct {
     { "it is not qemu-vp", 1 },
     { "it left", 2 },
     { "it said no hello", 3 },
-    { "it is not qemu-vp, or of another version", 4 },
+    { "no common version of the protocol: the other end speaks 4, this one 3; "
+      "upgrade this one", 4 },
     { "the channel is in use", 5 },
     { "a newer one came", 6 },
     { "it left", 7 },
@@ -1198,7 +1199,7 @@ START_TEST(offer_stranger)
         box_run(h.r.loop, 2 * MS);
         break;
     case 4:
-        p->hello.version++;
+        p->hello.version = p->hello.oldest = VP_VERSION + 1;
         offer_hello(&h.r, fd, 777, HELLO_TOTAL);
         break;
     case 5: /* half of the session's name is not enough */

@@ -503,28 +503,33 @@ END_TEST
 /* ---- HELLO ------------------------------------------------------------ */
 
 static const VPHello full_hello = {
-    .version = VP_VERSION, .flags = 0x0203, .window = 0x04050607,
+    .version = VP_VERSION, .oldest = VP_VERSION_OLDEST, .flags = 0x02030405,
+    .features = 0x06070809, .window = 0x0a0b0c0d,
     .token = 0x1011121314151617, .echo = 0x2021222324252627,
     .my_epoch = 0x3031323334353637, .peer_epoch = 0x4041424344454647,
     .digest = 0x5051525354555657, .expect = 0x60616263, .base = 0x64656667,
     .next = 0x68696a6b, .max_conns = 0x6c6d6e6f,
+    .instance = 0x7071727374757677,
 };
 
 static bool same_hello(const VPHello *a, const VPHello *b)
 {
-    return a->version == b->version && a->flags == b->flags &&
+    return a->version == b->version && a->oldest == b->oldest &&
+           a->flags == b->flags && a->features == b->features &&
            a->window == b->window && a->token == b->token &&
            a->echo == b->echo && a->my_epoch == b->my_epoch &&
            a->peer_epoch == b->peer_epoch && a->digest == b->digest &&
            a->expect == b->expect && a->base == b->base &&
            a->next == b->next && a->max_conns == b->max_conns &&
+           a->instance == b->instance &&
            memcmp(a->proof, b->proof, sizeof(a->proof)) == 0;
 }
 
 START_TEST(hello_layout)
 {
     static const uint8_t layout[VP_HELLO_LEN] = {
-        0, 2, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07,
+        0, 3, 0, 3, 0x02, 0x03, 0x04, 0x05,
+        0x06, 0x07, 0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d,
         0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17,
         0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27,
         0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37,
@@ -532,6 +537,7 @@ START_TEST(hello_layout)
         0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57,
         0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67,
         0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f,
+        0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0x76, 0x77,
     };
     uint8_t p[HELLO_TOTAL + 8];
     VPPacket pkt;
@@ -543,7 +549,7 @@ START_TEST(hello_layout)
     ck_assert_uint_eq(VP_MAGIC, 0x71656d752d767031); /* "qemu-vp1" */
     ck_assert(wire_get(p, &pkt, VP_MAGIC));
     ck_assert_int_eq(pkt.type, 4);
-    ck_assert_int_eq(pkt.bytes, 96);
+    ck_assert_int_eq(pkt.bytes, 112);
     ck_assert_int_eq(pkt.flags + pkt.conn + pkt.seq + pkt.ack, 0);
 }
 END_TEST
@@ -558,21 +564,21 @@ START_TEST(hello_fields)
     VPHello got;
 
     for (int i = 0; i < COUNT_OF(values); i++) {
-        for (int field = 0; field < 11; field++) {
+        for (int field = 0; field < 13; field++) {
             VPHello h = full_hello;
             uint64_t *wide[] = {
                 &h.token, &h.echo, &h.my_epoch, &h.peer_epoch, &h.digest,
+                &h.instance,
             };
             uint32_t *narrow[] = {
                 &h.window, &h.expect, &h.base, &h.next, &h.max_conns,
+                &h.flags, &h.features,
             };
 
-            if (field < 5) {
+            if (field < COUNT_OF(wide)) {
                 *wide[field] = values[i];
-            } else if (field < 10) {
-                *narrow[field - 5] = (uint32_t)values[i];
             } else {
-                h.flags = (uint16_t)values[i];
+                *narrow[field - COUNT_OF(wide)] = (uint32_t)values[i];
             }
             wire_put_hello(p, &h, NULL);
             memset(&got, 0xee, sizeof(got));
@@ -622,8 +628,9 @@ START_TEST(hello_damage)
 }
 END_TEST
 
-/* put_hello_of() - one that is @len bytes long and of @version */
-static size_t put_hello_of(uint8_t *p, uint16_t version, size_t len)
+/* put_hello_of() - one of @len bytes, of versions from @oldest to @newest */
+static size_t put_hello_of(uint8_t *p, uint16_t oldest, uint16_t newest,
+                           size_t len)
 {
     VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = (uint16_t)len };
     uint8_t *d = p + VP_PKT_HDR_LEN;
@@ -632,23 +639,25 @@ static size_t put_hello_of(uint8_t *p, uint16_t version, size_t len)
     for (size_t i = VP_HELLO_LEN; i < len; i++) {
         d[i] = (uint8_t)i;
     }
-    put16(d, version);
+    put16(d, newest);
+    put16(d + 2, oldest);
     pkt.data_check = wire_sum(d, len);
     wire_put(p, &pkt, VP_MAGIC);
     return VP_PKT_HDR_LEN + len;
 }
 
-/* A later version may say more, and first of all which one it is */
+/* A later version may say more, and first of all which ones it speaks */
 START_TEST(hello_versions)
 {
     uint8_t p[VP_PKT_HDR_LEN + 2048];
-    VPHello got, none = { .version = 99 };
+    VPHello got, none = { .version = 99, .oldest = 98 }, both = full_hello;
     size_t total;
 
+    both.version = 99;
     for (size_t len = 0; len <= 1100; len++) {
-        bool possible = len >= 2 && len <= 1024;
+        bool possible = len >= 4 && len <= 1024;
 
-        total = put_hello_of(p, 99, len);
+        total = put_hello_of(p, 98, 99, len);
         memset(&got, 0xee, sizeof(got));
         ck_assert_int_eq(wire_get_hello(p, total, &got),
                          possible ? (int)total : -1);
@@ -656,11 +665,43 @@ START_TEST(hello_versions)
         if (len > 0 && possible) {
             ck_assert_int_eq(wire_get_hello(p, total - 1, &got), 0);
         }
-        total = put_hello_of(p, VP_VERSION, len);
+        total = put_hello_of(p, VP_VERSION, 99, len);
         possible &= len >= VP_HELLO_LEN;
         ck_assert_int_eq(wire_get_hello(p, total, &got),
                          possible ? (int)total : -1);
-        ck_assert(!possible || same_hello(&got, &full_hello));
+        ck_assert(!possible || same_hello(&got, &both));
+    }
+}
+END_TEST
+
+/* Both sides use the newest version that both speak, or say who is too old. */
+START_TEST(hello_ranges)
+{
+    static const struct {
+        int oldest, newest; /* of the peer's, from ours on */
+        int used;           /* -1: none */
+        const char *who;
+    } rows[] = {
+        { 0, 0, 0, NULL }, { 0, 1, 0, NULL }, { -2, 0, 0, NULL },
+        { -2, 60000, 0, NULL },
+        { 1, 1, -1, "speaks 4, this one 3; upgrade this one" },
+        { 1, 9, -1, "speaks 4 to 12, this one 3; upgrade this one" },
+        { -1, -1, -1, "speaks 2, this one 3; upgrade the other end" },
+        { -3, -1, -1, "speaks 0 to 2, this one 3; upgrade the other end" },
+        { 5, -3, -1, "speaks 8 to 0, this one 3; upgrade the other end" },
+    };
+
+    for (int i = 0; i < COUNT_OF(rows); i++) {
+        VPHello h = {
+            .version = (uint16_t)(VP_VERSION + rows[i].newest),
+            .oldest = (uint16_t)(VP_VERSION + rows[i].oldest),
+        };
+        char text[128];
+
+        ck_assert_uint_eq(hello_version(&h), rows[i].used < 0 ? 0u
+                          : (unsigned)(VP_VERSION + rows[i].used));
+        ck_assert(rows[i].who == NULL ||
+                  strstr(hello_clash(&h, text, sizeof(text)), rows[i].who));
     }
 }
 END_TEST
@@ -871,16 +912,16 @@ START_TEST(hello_proof)
     ck_assert_int_eq(wire_get_hello(p, sizeof(p), &h), HELLO_TOTAL);
     ck_assert_mem_eq(h.proof, p + HELLO_TOTAL - 32, 32);
     ck_assert_mem_eq(p + VP_PKT_HDR_LEN, before + VP_PKT_HDR_LEN,
-                     VP_HELLO_PROVED);
-    ck_assert_str_eq(hex(h.proof, 32), "5b8f3b7c05f86b517b7239bfdc70290d"
-                     "637b1a884cd487e6c37e0e21b4a88576");
+                     VP_HELLO_PROOF_AT);
+    ck_assert_str_eq(hex(h.proof, 32), "d42217689789e1d7a2f4cf8f87f31e01"
+                     "5b31ddef1278acf90ad22a138035fc03");
     ck_assert(hello_proved(&h, p, &test_key));
     other.bytes[19] ^= 0x80;
     ck_assert(!hello_proved(&h, p, &other));
     other = test_key;
     other.len--;
     ck_assert(!hello_proved(&h, p, &other));
-    for (size_t bit = 0; bit < 8 * VP_HELLO_PROVED; bit++) {
+    for (size_t bit = 0; bit < 8 * VP_HELLO_PROOF_AT; bit++) {
         flip(p + VP_PKT_HDR_LEN, bit);
         ck_assert(!hello_proved(&h, p, &test_key));
         flip(p + VP_PKT_HDR_LEN, bit);
@@ -893,6 +934,29 @@ START_TEST(hello_proof)
     /* none is not a proof */
     ck_assert_int_eq(wire_get_hello(before, sizeof(before), &h), HELLO_TOTAL);
     ck_assert(!hello_proved(&h, before, &test_key));
+}
+END_TEST
+
+/* The proof also covers what a later version put behind it. */
+START_TEST(hello_proof_longer)
+{
+    uint8_t p[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
+    uint8_t *d = p + VP_PKT_HDR_LEN;
+    VPHello h;
+
+    for (size_t len = VP_HELLO_LEN + 1; len <= VP_HELLO_LEN_MAX; len += 57) {
+        VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = (uint16_t)len };
+
+        wire_put_hello(p, &full_hello, NULL);
+        for (size_t i = VP_HELLO_LEN; i < len; i++) {
+            d[i] = (uint8_t)(3 * i);
+        }
+        wire_put(p, &pkt, VP_MAGIC);
+        hello_prove(&test_key, d, len, h.proof);
+        ck_assert(hello_proved(&h, p, &test_key));
+        d[len - 1] ^= 1;
+        ck_assert(!hello_proved(&h, p, &test_key));
+    }
 }
 END_TEST
 
@@ -999,11 +1063,13 @@ int main(void)
     SUITE_ADD(s, hello_truncated);
     SUITE_ADD(s, hello_damage);
     SUITE_ADD(s, hello_versions);
+    SUITE_ADD(s, hello_ranges);
     SUITE_ADD(s, hello_other_types);
     SUITE_ADD(s, sha256);
     SUITE_ADD(s, hmac);
     SUITE_ADD(s, keys_with_secret);
     SUITE_ADD(s, hello_proof);
+    SUITE_ADD(s, hello_proof_longer);
     SUITE_ADD(s, numbers);
     SUITE_ADD(s, sequence_numbers);
     SUITE_ADD(s, keys);
