@@ -3283,9 +3283,9 @@ static void reload(void)
 /* ======================================================================
  * monitor
  *
- * A client says a line, and is answered: people with a prompt after each
- * command and, after "batch", programs without, so that each answer ends with
- * a line "ok" or "error: TEXT".  The next command of a client waits until its
+ * A client is greeted with a prompt, says a line, and is answered: people with
+ * a prompt after each command and, after "batch", programs without, so that
+ * each answer ends with a line "ok" or "error: TEXT".  The next command of a client waits until its
  * last answer has been taken.  So what is held for a client is bounded by one
  * answer, and a client that doesn't read holds up nobody but itself.
  * ====================================================================== */
@@ -3544,12 +3544,12 @@ static void show_channel(Show *s, const Channel *ch)
     show_number(s, "in_packets", NULL, i.packets[0], NULL);
     show_number(s, "out_packets", NULL, i.packets[1], NULL);
     show_time(s, "rtt_us", "RTT", i.rtt, i.rtt > 0);
-    show_number(s, "rate", "RATE/s", (uint64_t)(i.rate + 0.5),
+    show_number(s, "rate", "OUT/s", (uint64_t)(i.rate + 0.5),
                 i.rate > 0 ? human(i.rate, buf) : "-");
     show_number(s, "in_flight", NULL, i.in_flight, NULL);
     show_number(s, "limit", NULL, i.limit, NULL);
     show_number(s, "resyncs", "RESYNCS", i.resyncs, NULL);
-    show_number(s, "reconnects", "RECONN", i.attaches - (i.attaches > 0), NULL);
+    show_number(s, "reconnects", "REOPENED", i.attaches - (i.attaches > 0), NULL);
     show_text(s, "last_error", NULL, i.last_error, LEFT);
     show_time(s, "last_error_us", NULL, i.last_error_age, true);
     row_end(s);
@@ -3574,7 +3574,7 @@ static void show_stats(Show *s, const Channel *ch)
     show_number(s, "conns", "CONNS", i.conns, NULL);
     show_number(s, "max_conns", "MAX_CONNS", i.max_conns, NULL);
     show_bytes(s, "memory", "MEMORY", i.memory);
-    show_bytes(s, "max_memory", "MAX_MEMORY", i.memory_max);
+    show_bytes(s, "max_memory", "AT_MOST", i.memory_max);
     row_end(s);
 }
 
@@ -3733,6 +3733,8 @@ static void log_status(void)
 
 /* ---- commands --------------------------------------------------------- */
 
+#define MON_PROMPT "(qemu-vp) "
+
 /* Bytes of a command.  Each that takes a value of VALUE_MAX bytes fits. */
 #define MON_LINE_MAX 4096
 
@@ -3760,6 +3762,7 @@ struct Mon {
     Text out;               /* the answer */
     size_t taken;           /* bytes of it that the client has taken */
     const Command *command; /* the last one */
+    bool repeated;          /* the one before it was the same */
     bool unanswered;        /* it has no answer, as the first "batch" */
     Lookup lookup;          /* for the answer to an "..._add" */
     Spec adding;            /* what that adds */
@@ -3809,12 +3812,53 @@ static bool run_add(Mon *mon, char *args, Error *err)
     return rc == 0;
 }
 
+/*
+ * running_named() - the one that @name means, a CHANNEL_ID or a SERVICE_ID
+ *
+ * NULL if that is none, or not the only one: see @err.
+ */
+static const Spec *running_named(char option, const char *name, Error *err)
+{
+    const Spec *found = NULL;
+    char all[300] = "";
+    unsigned long id;
+    size_t len = 0;
+    int n = 0;
+
+    for (Channel *ch = channels; option == 'c' && ch != NULL; ch = ch->next) {
+        if (parse_number(name, 0, 65535, &id) && id == ch->spec.channel_id) {
+            return &ch->spec;
+        }
+    }
+    for (Forward *f = forwards; f != NULL; f = f->next) {
+        if (f->spec.option == option &&
+            strcmp(f->spec.service_id, name) == 0 && len < sizeof(all)) {
+            len += (size_t)snprintf(all + len, sizeof(all) - len, " %s",
+                                    f->spec.text);
+            found = &f->spec;
+            n++;
+        }
+    }
+    if (n == 1) {
+        return found;
+    }
+    error_set(err, n > 0 ? "'%.64s': which of these:%s"
+                         : "'%.64s': there is none of that name", name, all);
+    return NULL;
+}
+
 static bool run_del(Mon *mon, char *args, Error *err)
 {
+    const char option = mon->command->option;
+    const Spec *named;
     Spec spec;
     bool ok;
 
-    if (!spec_parse(&spec, mon->command->option, args, err)) {
+    if (strchr(args, ':') == NULL) {
+        named = running_named(option, args, err);
+        return named != NULL && running_del(named, "monitor", err);
+    }
+    if (!spec_parse(&spec, option, args, err)) {
         return false;
     }
     ok = running_del(&spec, "monitor", err);
@@ -3857,11 +3901,16 @@ static bool run_log(Mon *mon, char *args, Error *err)
                      "debug", args);
 }
 
+/* run_quit() - people who only want to leave say it, too, so they are asked */
 static bool run_quit(Mon *mon, char *args, Error *err)
 {
-    (void)mon;
     (void)args;
     (void)err;
+    if (!mon->batch && !mon->repeated) {
+        text_add(&mon->out, "this ends the daemon, and all connections: say "
+                 "it again if it should; 'exit' ends only this client\n");
+        return true;
+    }
     log_at(VP_LOG_INFO, VP_NO_CHANNEL, "ending: the monitor says so");
     quit_start();
     return true;
@@ -3896,19 +3945,20 @@ static const Command commands[] = {
       "show what is there; -k: as key=value, for programs", run_info, 0 },
     { "channel_add", "METHOD:ADDR:PORT[:CHANNEL_ID]", "add a channel, as -c",
       run_add, 'c' },
-    { "channel_del", "METHOD:ADDR:PORT[:CHANNEL_ID]",
+    { "channel_del", "CHANNEL_ID|METHOD:ADDR:PORT[:CHANNEL_ID]",
       "remove a channel, its forwards and connections", run_del, 'c' },
     { "oforward_add", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
       "listen and forward, as -o", run_add, 'o' },
-    { "oforward_del", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+    { "oforward_del", "SERVICE_ID[:ADDR:PORT[:CHANNEL_ID]]",
       "stop listening; connections go on", run_del, 'o' },
     { "iforward_add", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
       "offer a service to the other side, as -i", run_add, 'i' },
-    { "iforward_del", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
+    { "iforward_del", "SERVICE_ID[:ADDR:PORT[:CHANNEL_ID]]",
       "offer it no longer; connections go on", run_del, 'i' },
     { "conn_reset", "ID", "reset a connection at both ends", run_conn_reset,
       0 },
-    { "log", "error|warn|info|verbose|debug", "set what is logged", run_log, 0 },
+    { "log", "error|warn|info|verbose|debug", "set what is logged", run_log,
+      0 },
     { "batch", "", "no prompt; end each answer with 'ok' or 'error: ...'",
       run_batch, 0 },
     { "exit", "", "end this connection to the monitor", run_exit, 0 },
@@ -3949,6 +3999,7 @@ static bool command_run(Mon *mon, const char *name, char *args, Error *err)
     if (c->args[0] != '\0' && c->args[0] != '[' && args[0] == '\0') {
         return error_set(err, "%s: expected %s", name, c->args);
     }
+    mon->repeated = mon->command == c;
     mon->command = c;
     return c->run(mon, args, err);
 }
@@ -3961,7 +4012,7 @@ static void mon_answer(Mon *mon, bool ok, const Error *err)
         text_add(&mon->out, "ok\n");
     }
     if (!mon->batch) {
-        text_add(&mon->out, "(qemu-vp) ");
+        text_add(&mon->out, MON_PROMPT);
     }
 }
 
@@ -4145,7 +4196,8 @@ static void mon_accepted(void *opaque, int fd, const VPAddr *peer)
     mon->next = monitors;
     monitors = mon;
     nmonitors++;
-    vp_watch_set(loop, fd, VP_READ);
+    text_add(&mon->out, MON_PROMPT);
+    mon_continue(mon);
 }
 
 static bool monitor_start(const char *path, Error *err)
@@ -4201,6 +4253,11 @@ static int monitor_client(const char *path, const char *command)
     fprintf(f, "batch\n%s\n", command);
     fflush(f);
     shutdown(fd, SHUT_WR);
+    /* the prompt that greets is in front of the answer */
+    if (fgets(line, sizeof(MON_PROMPT), f) != NULL &&
+        strcmp(line, MON_PROMPT) != 0) {
+        memcpy(last, line, sizeof(last));
+    }
     while (fgets(line, sizeof(line), f) != NULL) {
         fputs(last, stdout);
         memcpy(last, line, sizeof(last));

@@ -45,6 +45,7 @@ int monitor_batch(const char *path)
 {
     int fd = monitor_dial(path);
 
+    expect_bytes(fd, "(qemu-vp) ");
     send_all(fd, "batch\n", 6);
     return fd;
 }

@@ -468,9 +468,10 @@ END_TEST
 
 /* --- for people --------------------------------------------------------- */
 
-/* ask_by_socat() - send lines to the monitor as the README says */
+/* ask_by_socat() - send lines to the monitor as the README says, once greeted */
 static const char *ask_by_socat(const Scene *s, const char *lines)
 {
+    static const char prompt[] = "(qemu-vp) ";
     static char answer[65536];
     char path[PATH_LEN];
     FILE *f;
@@ -483,7 +484,9 @@ static const char *ask_by_socat(const Scene *s, const char *lines)
     ck_assert_ptr_nonnull(f);
     answer[fread(answer, 1, sizeof(answer) - 1, f)] = '\0';
     fclose(f);
-    return answer;
+    ck_assert_msg(strncmp(answer, prompt, sizeof(prompt) - 1) == 0,
+                  "no prompt at first: %s", answer);
+    return answer + sizeof(prompt) - 1;
 }
 
 /* Nothing but socat: help on each command, answers, errors and prompts. */
@@ -703,7 +706,8 @@ static const BadCommand bad_commands[] = {
     { "channel_add fd:99:-:1", "99" },
     { "channel_add fd:x:-:1", "'x'" },
     { "channel_del", "METHOD:ADDR:PORT" },
-    { "channel_del 0", "'0'" },
+    { "channel_del 9", "'9'" },
+    { "channel_del s", "'s'" },
     { "channel_del unix-connect:/x:-", "not there" },
     { "channel_del unix-connect:/x:-:7", "not there" },
 
@@ -721,8 +725,10 @@ static const BadCommand bad_commands[] = {
     { "oforward_add a b:127.0.0.1:0", "SERVICE_ID" },
     { "oforward_add \xc3\xa4:127.0.0.1:0", "SERVICE_ID" },
     { "oforward_add :127.0.0.1:0", "SERVICE_ID" },
-    { "oforward_del", "SERVICE_ID:ADDR:PORT" },
-    { "oforward_del s", "'s'" },
+    { "oforward_del", "SERVICE_ID[:ADDR:PORT" },
+    { "oforward_del nobody", "'nobody': there is none" },
+    { "oforward_del there", "'there'" },
+    { "oforward_del 0", "'0'" },
     { "oforward_del s:127.0.0.1:1", "not there" },
     { "oforward_del nobody:127.0.0.1:0", "not there" },
     { "oforward_del s:127.0.0.1:0:5", "not there" },
@@ -734,8 +740,8 @@ static const BadCommand bad_commands[] = {
     { "iforward_add there:127.0.0.1:80", "already" },
     { "iforward_add r:/x\a/y:-", "-i 'r:/x?/y:-': it has a control" },
     { "iforward_add r:127.0.0.1:80:1", "no such channel" },
-    { "iforward_del", "SERVICE_ID:ADDR:PORT" },
-    { "iforward_del there", "'there'" },
+    { "iforward_del", "SERVICE_ID[:ADDR:PORT" },
+    { "iforward_del s", "'s'" },
     { "iforward_del there:127.0.0.1:80", "not there" },
     { "iforward_del r:127.0.0.1:80", "not there" },
 
@@ -887,6 +893,32 @@ START_TEST(change_forwards)
     close(after[1]);
     ck_assert_int_eq(daemon_count(s.daemon[0], "monitor: .*v:127.0.0.1"), 3);
     scene_end(&s);
+}
+END_TEST
+
+/* A name is enough where there is one of it; else all of them are named. */
+START_TEST(change_by_name)
+{
+    Scene s;
+
+    scene_start(&s, "-i s:127.0.0.1:9", "");
+    monitor_ask(s.mon[0], "oforward_add twice:127.0.0.1:0");
+    monitor_ask(s.mon[0], "oforward_add twice:127.0.0.2:0");
+    monitor_refuses(s.mon[0], "oforward_del twice", "'twice': which of these: "
+                    "twice:127.0.0.1:0 twice:127.0.0.2:0");
+    monitor_ask(s.mon[0], "oforward_del twice:127.0.0.2:0");
+    monitor_ask(s.mon[0], "oforward_del twice");
+    monitor_ask(s.mon[0], "oforward_del s");
+    ck_assert_uint_eq(line_count(monitor_ask(s.mon[0], "info oforwards -k"),
+                                 "oforward"), 1);
+    ck_assert_uint_eq(line_count(monitor_ask(s.mon[0], "info iforwards -k"),
+                                 "iforward"), 1);
+    monitor_ask(s.mon[0], "iforward_del s");
+    monitor_ask(s.mon[0], "channel_add unix-connect:/x:-:77");
+    monitor_ask(s.mon[0], "channel_del 77");
+    monitor_ask(s.mon[0], "channel_del 0");
+    ck_assert_str_eq(monitor_ask(s.mon[0], "info channels -k"), "");
+    traffic_free(&s.traffic);
 }
 END_TEST
 
@@ -1318,6 +1350,34 @@ START_TEST(quit)
 }
 END_TEST
 
+/* Who types is asked again, and isn't if he says something else then. */
+START_TEST(quit_asks)
+{
+    static const char asked[] = "this ends the daemon";
+    char got[sizeof(asked)] = "";
+    int fd;
+    Scene s;
+
+    scene_start(&s, "", "");
+    traffic_free(&s.traffic);
+    for (int i = 0; i < 2; i++) {
+        fd = dial(s.path[0], true);
+        expect_bytes(fd, "(qemu-vp) ");
+        send_all(fd, "quit\nlog info\nquit\nexit\n", 24);
+        recv_all(fd, got, sizeof(got) - 1);
+        ck_assert_str_eq(got, asked);
+        while (recv(fd, got, sizeof(got) - 1, 0) > 0) {
+        }
+        close(fd);
+        monitor_ask(s.mon[0], "info status");
+    }
+    fd = dial(s.path[0], true);
+    send_all(fd, "quit\nquit\n", 10);
+    ck_assert_int_eq(daemon_exit(s.daemon[0]), 0);
+    close(fd);
+}
+END_TEST
+
 /* --- clients that misbehave --------------------------------------------- */
 
 /* A megabyte without a newline: said, and shown the door. */
@@ -1426,6 +1486,7 @@ START_TEST(leave)
     expect_eof(fd);
     close(fd);
     fd = dial(s.path[0], true);
+    expect_bytes(fd, "(qemu-vp) ");
     send_all(fd, "log warn\nexit\nquit", 18);
     expect_bytes(fd, "(qemu-vp) ");
     expect_eof(fd);
@@ -1819,6 +1880,7 @@ int main(void)
     SUITE_ADD(s, bad_command);
     SUITE_ADD(s, own_descriptors);
     SUITE_ADD(s, change_forwards);
+    SUITE_ADD(s, change_by_name);
     SUITE_ADD(s, delete_while_connecting);
     SUITE_LOOP(s, change_channels, 4);
     SUITE_ADD(s, slow_names);
@@ -1827,6 +1889,7 @@ int main(void)
     SUITE_ADD(s, log_level);
     SUITE_LOOP(s, quit, 2);
     SUITE_LOOP(s, endless_line, 2);
+    SUITE_ADD(s, quit_asks);
     SUITE_ADD(s, half_command);
     SUITE_ADD(s, last_line);
     SUITE_ADD(s, leave);
