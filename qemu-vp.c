@@ -3481,6 +3481,7 @@ static void show_status(Text *out, bool keys)
 {
     uint64_t age = (vp_loop_now(loop) - started_at) / SECOND;
     size_t nchannels = 0, up = 0, nforwards = 0, conns = 0;
+    VPDescriptors fds = vp_descriptors(loop);
 
     for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
         VPChannelInfo info;
@@ -3494,12 +3495,16 @@ static void show_status(Text *out, bool keys)
         nforwards++;
     }
     text_add(out, keys ? "status version=%s pid=%ld age=%llu channels=%zu "
-                         "up=%zu forwards=%zu conns=%zu log=%s\n"
+                         "up=%zu forwards=%zu conns=%zu log=%s fds=%zu "
+                         "conn_fds=%zu kept_fds=%zu max_fds=%zu\n"
                        : "qemu-vp %s, process %ld, running for %llu s\n"
                          "channels: %zu, of these up: %zu\n"
-                         "forwards: %zu\nconnections: %zu\nlog level: %s\n",
+                         "forwards: %zu\nconnections: %zu\nlog level: %s\n"
+                         "descriptors: %zu, of these for connections %zu; "
+                         "kept for the rest %zu, limit %zu\n",
              VERSION, (long)getpid(), (unsigned long long)age, nchannels, up,
-             nforwards, conns, level_name[log_level]);
+             nforwards, conns, level_name[log_level], fds.used, fds.conns,
+             fds.kept, fds.max);
 }
 
 /* show_config() - what is in force, as an init file */
@@ -4033,8 +4038,8 @@ static void mon_execute(Mon *mon, char *line)
 
 /*
  * Clients at a time: an eighth of the 1024 descriptors that are usual, so that
- * scripts which hang leave the rest to connections.  One more, and the most
- * silent has to go.
+ * scripts which hang leave the rest to connections.  One more, or one for which
+ * there is no descriptor but the monitor's own, and the most silent has to go.
  */
 #define MON_CLIENTS 128
 
@@ -4055,7 +4060,6 @@ static void mon_close(Mon *mon)
     spec_free(&mon->adding);
     vp_unwatch(loop, mon->fd);
     close(mon->fd);
-    vp_listener_spare(&monitor_listener);
     text_free(&mon->out);
     free(mon);
 }
@@ -4179,7 +4183,8 @@ static void mon_accepted(void *opaque, int fd, const VPAddr *peer)
 
     (void)opaque;
     (void)peer;
-    if (nmonitors == MON_CLIENTS) {
+    if (nmonitors == MON_CLIENTS ||
+        (nmonitors > 0 && vp_fd_is_kept(loop, fd))) {
         for (Mon *m = monitors; m != NULL; m = m->next) {
             mon = m->heard_at < mon->heard_at ? m : mon;
         }
@@ -4215,7 +4220,6 @@ static bool monitor_start(const char *path, Error *err)
     }
     monitor_listener.channel = VP_NO_CHANNEL;
     monitor_listener.name = "monitor";
-    monitor_listener.keeps_spare = true; /* to be asked when none is left */
     monitor_listener.accepted = mon_accepted;
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
     if (fd >= 0 && rc < 0) {
@@ -4509,15 +4513,53 @@ static bool signals_start(Error *err)
 
 /* ---- start and end ---------------------------------------------------- */
 
+/*
+ * Descriptors that are kept for the program: one for a client of the monitor,
+ * two for a lookup's pipe, one for syslog, one for a file that is read or opened
+ * anew, and one to spare.
+ */
+#define PROGRAM_FDS 6
+
 /* descriptors_raise() - raise the limit to the hard one */
 static void descriptors_raise(void)
 {
     struct rlimit lim;
 
-    if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < lim.rlim_max) {
-        lim.rlim_cur = lim.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &lim);
+    if (getrlimit(RLIMIT_NOFILE, &lim) < 0) {
+        return;
     }
+    if (lim.rlim_cur < lim.rlim_max) {
+        rlim_t soft = lim.rlim_cur;
+
+        lim.rlim_cur = lim.rlim_max;
+        lim.rlim_cur = setrlimit(RLIMIT_NOFILE, &lim) == 0 ? lim.rlim_max
+                                                           : soft;
+    }
+    vp_loop_descriptors(loop, lim.rlim_cur < INT_MAX ? (size_t)lim.rlim_cur
+                                                     : INT_MAX, PROGRAM_FDS);
+}
+
+/* descriptors_check() - are there enough, now that all is open? */
+static bool descriptors_check(Error *err)
+{
+    VPDescriptors fds = vp_descriptors(loop);
+    int lowest = open("/dev/null", O_RDONLY); /* all below are in use */
+    size_t taken = fds.kept + (size_t)lowest, left;
+
+    if (lowest >= 0) {
+        close(lowest);
+    }
+    left = lowest >= 0 && taken < fds.max ? fds.max - taken : 0;
+    if (left == 0) {
+        return error_set(err, "the limit of %zu descriptors leaves none for "
+                         "connections (ulimit -n, LimitNOFILE)", fds.max);
+    }
+    if (left < settings.config.max_conns) {
+        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "the limit of %zu descriptors "
+               "leaves %zu for connections, fewer than --max-conns (ulimit "
+               "-n, LimitNOFILE)", fds.max, left);
+    }
+    return true;
 }
 
 /* start_option() - do with @take what option @opt asks for, if it was given */
@@ -4533,19 +4575,20 @@ static bool start(Error *err)
 {
     const Settings *s = &settings;
 
-    descriptors_raise();
     loop = vp_loop_new(log_engine, &log_level);
     if (loop == NULL) {
         return errno == ENOMEM ? error_memory(err)
                : error_set(err, "no random numbers: neither getrandom() nor "
                            "/dev/urandom works: %s", strerror(errno));
     }
+    descriptors_raise();
     started_at = vp_loop_now(loop);
     if (!start_option('l', settings_log(s), log_open, err) ||
         !signals_start(err) ||
         !start_option('f', s->pidfile, pidfile_take, err) ||
         !apply(NULL, s, err) ||
         !start_option('m', s->monitor, monitor_start, err) ||
+        !descriptors_check(err) ||
         !start_option('u', s->user, user_become, err)) {
         return false;
     }

@@ -336,6 +336,15 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * to refuse but Linux and the BSDs take; FD_SET() itself must not be used,
  * for glibc's aborts at 1024 when fortified, whatever the object's size.
  *
+ * Descriptors are a budget, vp_loop_descriptors(), because a channel that is
+ * cut has to get one again while clients wait for any that is free.  The kernel
+ * gives the lowest free number, so a number among the highest tells that all
+ * below are in use: these, as many as the program and the channels keep, are
+ * never a connection's.  What is left is shared out: a channel may have its
+ * equal share, and beyond that VP_FDS_EAGER times as many as are still free.
+ * So others use what a quiet channel leaves, never all of it, and give it back
+ * as their connections end.
+ *
  * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
  * there is no descriptor left, because it stays readable and the loop would
  * spin.  A dialler tries the addresses of a target, first the one that worked
@@ -358,6 +367,11 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 /* Accepted in a row: other descriptors have their turn after that. */
 #define VP_ACCEPT_BATCH 64
 #define VP_ACCEPT_PAUSE (200 * MS)
+
+/* A channel has one; so has its lookup, a further peer, a FIFO, or a line. */
+#define VP_FDS_CHANNEL 2
+/* Beyond its share a channel may have so many times what is still free. */
+#define VP_FDS_EAGER 4
 
 /* For all addresses of a target. */
 #define VP_CONNECT_TIMEOUT (10 * SECOND)
@@ -407,6 +421,10 @@ struct VPLoop {
     size_t words;    /* of each map */
     int nfds;        /* highest watched descriptor + 1 */
     size_t nwatched;
+    size_t nchannels;
+    size_t nconns;   /* of all channels, with a descriptor or soon to have one */
+    size_t fds_max;  /* that the process may have; 0: not known */
+    size_t fds_kept; /* of these for the program */
     VPWatch *watch;  /* by descriptor */
     unsigned long *want[2];
     unsigned long *ready[2];
@@ -667,6 +685,53 @@ static void watch_heat(VPLoop *loop, int fd)
     bit_set(loop->hot[0], fd);
 }
 
+/* loop_fds_kept() - descriptors that are never a connection's */
+static size_t loop_fds_kept(const VPLoop *loop)
+{
+    return loop->fds_kept + VP_FDS_CHANNEL * loop->nchannels;
+}
+
+/* loop_fds_room() - descriptors that there are for connections */
+static size_t loop_fds_room(const VPLoop *loop)
+{
+    size_t others = loop_fds_kept(loop) +
+                    (loop->nwatched - MIN(loop->nconns, loop->nwatched));
+
+    return loop->fds_max - MIN(others, loop->fds_max);
+}
+
+/* loop_fds_shared() - may a channel that has @has connections have another? */
+static bool loop_fds_shared(const VPLoop *loop, size_t has)
+{
+    size_t room = loop_fds_room(loop);
+    size_t unused = room - MIN(loop->nconns, room);
+
+    return loop->fds_max == 0 || has < room / MAX(loop->nchannels, 1) ||
+           has < VP_FDS_EAGER * unused;
+}
+
+bool vp_fd_is_kept(const VPLoop *loop, int fd)
+{
+    return loop->fds_max > 0 &&
+           (size_t)fd + loop_fds_kept(loop) >= loop->fds_max;
+}
+
+void vp_loop_descriptors(VPLoop *loop, size_t max, size_t kept)
+{
+    loop->fds_max = MIN(max, INT_MAX);
+    loop->fds_kept = kept;
+}
+
+VPDescriptors vp_descriptors(const VPLoop *loop)
+{
+    return (VPDescriptors){
+        .used = loop->nwatched,
+        .conns = loop->nconns,
+        .kept = loop_fds_kept(loop),
+        .max = loop->fds_max,
+    };
+}
+
 void vp_unwatch(VPLoop *loop, int fd)
 {
     vp_watch_set(loop, fd, 0);
@@ -859,6 +924,13 @@ static void loop_add_task(VPLoop *loop, VPTask *task,
     task->run = run;
     task->opaque = opaque;
     node_append(&loop->tasks, &task->node);
+    loop->nchannels++;
+}
+
+static void loop_del_task(VPLoop *loop, VPTask *task)
+{
+    node_remove(&task->node);
+    loop->nchannels--;
 }
 
 int vp_loop_run(VPLoop *loop)
@@ -903,13 +975,6 @@ static bool starved(int err)
     return err == EMFILE || err == ENFILE || err == ENOBUFS || err == ENOMEM;
 }
 
-void vp_listener_spare(VPListener *l)
-{
-    if (l->keeps_spare && l->spare < 0) {
-        l->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    }
-}
-
 /* reset_on_close() - what has not ended in order by close() is reset by it */
 static void reset_on_close(int fd)
 {
@@ -918,20 +983,11 @@ static void reset_on_close(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 }
 
-/*
- * listener_accept() - a non-blocking socket, or -1 with errno
- *
- * For one that comes when no descriptor is left the spare one is given up.
- */
+/* listener_accept() - a non-blocking socket, or -1 with errno */
 static int listener_accept(VPListener *l, VPAddr *peer)
 {
     int fd = accept(l->fd, (struct sockaddr *)&peer->ss, &peer->len);
 
-    if (fd < 0 && starved(errno) && l->keeps_spare && l->spare >= 0) {
-        close(l->spare);
-        l->spare = -1;
-        fd = accept(l->fd, (struct sockaddr *)&peer->ss, &peer->len);
-    }
     if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
         int err = errno;
 
@@ -967,7 +1023,6 @@ static void listener_ready(void *opaque, int fd, int events)
     VPListener *l = opaque;
 
     (void)events;
-    vp_listener_spare(l);
     for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
         VPAddr peer = { .len = sizeof(peer.ss), .ss.ss_family = AF_UNIX };
         int conn = listener_accept(l, &peer);
@@ -991,13 +1046,12 @@ int vp_listener_start(VPListener *l, VPLoop *loop, int fd)
     int rc = vp_watch(loop, fd, listener_ready, l);
 
     l->loop = loop;
-    l->fd = l->spare = -1;
+    l->fd = -1;
     if (rc < 0) {
         close(fd);
         return rc;
     }
     l->fd = fd;
-    vp_listener_spare(l);
     vp_watch_set(loop, fd, VP_READ);
     return 0;
 }
@@ -1012,10 +1066,6 @@ void vp_listener_stop(VPListener *l)
         vp_unwatch(l->loop, l->fd);
         close(l->fd);
         l->fd = -1;
-    }
-    if (l->keeps_spare && l->spare >= 0) {
-        close(l->spare);
-        l->spare = -1;
     }
 }
 
@@ -1177,17 +1227,19 @@ static int attempt_socket(VPAttempt *a)
     if (fd < 0) {
         return -errno;
     }
-    rc = fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno
-         : vp_watch(d->loop, fd, attempt_ready, a);
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+        rc = -errno;
+    } else if (d->made != NULL && !d->made(d->opaque, fd, addr)) {
+        rc = -EMFILE;
+    } else {
+        rc = vp_watch(d->loop, fd, attempt_ready, a);
+    }
     if (rc < 0) {
         close(fd);
         return rc;
     }
     a->fd = fd;
     a->deadline = MIN(d->loop->now + share, d->give_up_at);
-    if (d->made != NULL) {
-        d->made(d->opaque, fd, addr);
-    }
     return 0;
 }
 
@@ -4540,6 +4592,13 @@ static size_t conns_held(const VPConns *cs)
            conns_count(cs, true, 0, LIFE_FREE);
 }
 
+/* conns_fds() - those that have a descriptor, or are to have one */
+static size_t conns_fds(const VPConns *cs)
+{
+    return conns_count(cs, false, 0, LIFE_ENDING) +
+           conns_count(cs, true, 0, LIFE_ENDING);
+}
+
 /* conns_known() - of those accepted here, how many does the peer know of? */
 static size_t conns_known(const VPConns *cs)
 {
@@ -4747,6 +4806,7 @@ static bool conn_set_life(VPConn *c, VPLife to, const char *why)
     }
     cs->count[c->client][c->life]--;
     cs->count[c->client][to]++;
+    cs->loop->nconns -= c->life < LIFE_CLOSING && to >= LIFE_CLOSING;
     c->life = to;
     if (to >= LIFE_ENDING) {
         c->due = 0;
@@ -4861,6 +4921,7 @@ static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
     c->hash_next = *slot;
     *slot = c;
     cs->count[client][c->life]++;
+    cs->loop->nconns++;
     conn_debug(c, "life", "none", life_name[c->life],
                client ? "a client came" : "the other side asks for it");
     return c;
@@ -5926,12 +5987,13 @@ static void dial_free(VPDial *d)
 }
 
 /* dial_made() - VPDialer.made() */
-static void dial_made(void *opaque, int fd, const VPAddr *addr)
+static bool dial_made(void *opaque, int fd, const VPAddr *addr)
 {
     VPDial *d = opaque;
 
     socket_setup(fd, addr);
     d->fwds->conns->link->work += VP_WORK_CONNECT;
+    return !vp_fd_is_kept(d->fwds->loop, fd);
 }
 
 /* dial_log() - VPDialer.failed() */
@@ -6026,13 +6088,15 @@ static void forwards_wanted(void *up, VPConn *c)
         reason = VP_REASON_LIMIT;
     } else if (f == NULL) {
         reason = VP_REASON_UNKNOWN_SERVICE;
+    } else if (!loop_fds_shared(fs->loop, conns_fds(fs->conns) - 1)) {
+        reason = VP_REASON_RESOURCES;
     } else {
         dial_start(fs, c, f);
         return;
     }
     log_provoked(fs->log,
-                 reason == VP_REASON_LIMIT ? VP_LOG_WARN : VP_LOG_INFO,
-                 "%s: connection refused: %s", c->service_id,
+                 reason == VP_REASON_UNKNOWN_SERVICE ? VP_LOG_INFO
+                                                     : VP_LOG_WARN, "%s: connection refused: %s", c->service_id,
                  reason_str(reason));
     conn_refuse(c, reason);
 }
@@ -6098,16 +6162,18 @@ static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
     VPOForward *f = opaque;
     VPForwards *fs = f->fwds;
     VPConns *cs = fs->conns;
-    VPReason wrong = VP_REASON_LIMIT;
+    VPReason wrong = VP_REASON_RESOURCES;
     VPConn *c = NULL;
 
     socket_setup(fd, client);
-    if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) < fs->config->max_conns) {
+    if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) >= fs->config->max_conns) {
+        wrong = VP_REASON_LIMIT;
+    } else if (!vp_fd_is_kept(fs->loop, fd) &&
+               loop_fds_shared(fs->loop, conns_fds(cs))) {
         while (conn_find(cs, cs->next_id, true) != NULL) {
             cs->next_id++;
         }
         c = conn_new(cs, cs->next_id++, true, fd, f->service_id);
-        wrong = VP_REASON_RESOURCES;
     }
     if (c == NULL) {
         log_provoked(fs->log, VP_LOG_WARN, "%s: connection refused: %s",
@@ -6767,6 +6833,6 @@ void vp_free(VPDriver *drv)
     candidate_close(drv, NULL);
     link_end(&drv->link);
     vp_timer_stop(&drv->grace_timer);
-    node_remove(&drv->task.node);
+    loop_del_task(drv->loop, &drv->task);
     free(drv);
 }

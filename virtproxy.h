@@ -132,6 +132,28 @@ int vp_loop_nfds(const VPLoop *loop);
 /* vp_unwatch() - forget @fd; must come before it is closed */
 void vp_unwatch(VPLoop *loop, int fd);
 
+/*
+ * vp_loop_descriptors() - share out what descriptors there are
+ * @max:   that the process may have
+ * @kept:  of these for the program; each channel has some of its own
+ *
+ * What is left is for connections, which are refused beyond.  If this isn't
+ * called they are refused when the system has none for them.
+ */
+void vp_loop_descriptors(VPLoop *loop, size_t max, size_t kept);
+
+/* vp_fd_is_kept() - are all descriptors taken that a connection may have? */
+bool vp_fd_is_kept(const VPLoop *loop, int fd);
+
+typedef struct VPDescriptors {
+    size_t used;  /* that are watched */
+    size_t conns; /* of these by connections */
+    size_t kept;  /* never a connection's */
+    size_t max;   /* that the process may have; 0: not known */
+} VPDescriptors;
+
+VPDescriptors vp_descriptors(const VPLoop *loop);
+
 void vp_timer_start(VPLoop *loop, VPTimer *timer, uint64_t delay,
                     void (*handler)(void *opaque), void *opaque);
 void vp_timer_stop(VPTimer *timer);
@@ -150,13 +172,12 @@ bool vp_addr_is_local(const VPAddr *addr);
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
 
 /*
- * A listener, embedded in its owner, who sets the first five fields; a zeroed
+ * A listener, embedded in its owner, who sets the first four fields; a zeroed
  * one is stopped.
  */
 typedef struct VPListener {
     int channel;       /* for the log: its id, or VP_NO_CHANNEL */
     const char *name;  /* for the log; kept */
-    bool keeps_spare;  /* keep a descriptor for when none is left to accept */
     /*
      * @fd is non-blocking, and the owner's; @peer may be unnamed.  The
      * call may stop the listener, but not free it.
@@ -166,7 +187,6 @@ typedef struct VPListener {
 
     VPLoop *loop;
     int fd;            /* -1: stopped */
-    int spare;         /* -1: given up, or none is kept */
     VPTimer pause;     /* runs while there is no descriptor to accept with */
     VPOnce said;       /* that there is none */
 } VPListener;
@@ -179,9 +199,6 @@ int vp_listener_start(VPListener *l, VPLoop *loop, int fd);
 
 /* vp_listener_stop() - close the socket; accepted connections go on */
 void vp_listener_stop(VPListener *l);
-
-/* vp_listener_spare() - take the spare descriptor back, as one was closed */
-void vp_listener_spare(VPListener *l);
 
 /* Addresses of a target; freed by the last that uses them. */
 typedef struct VPAddrs {
@@ -226,8 +243,11 @@ typedef struct VPAttempt {
  * one is stopped.
  */
 typedef struct VPDialer {
-    /* a socket was made for @addr, or NULL: nothing needs to be done to it */
-    void (*made)(void *opaque, int fd, const VPAddr *addr);
+    /*
+     * A socket was made for @addr; false: there is no descriptor for it.  NULL:
+     * nothing needs to be done to it.
+     */
+    bool (*made)(void *opaque, int fd, const VPAddr *addr);
     /*
      * @addr won't do, errno @err; NULL: there is no descriptor for any.  The
      * call may not stop the dialler.

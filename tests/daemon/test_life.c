@@ -912,16 +912,46 @@ START_TEST(clean_end)
 }
 END_TEST
 
+/* settled() - run until each client is served or refused; how many are served */
+static size_t settled(Traffic *t)
+{
+    size_t served = 0, refused = 0;
+
+    for (int64_t end = now_ms() + WAIT_MS; served + refused < t->n_flows;) {
+        ck_assert_msg(now_ms() < end, "%zu served, %zu refused of %zu", served,
+                      refused, t->n_flows);
+        traffic_run(t, traffic_never, 20);
+        served = refused = 0;
+        for (size_t i = 0; i < t->n_flows; i++) {
+            bool reset = t->flows[i].side[0].error == ECONNRESET;
+
+            served += t->flows[i].paired;
+            refused += reset;
+            t->flows[i].waived = reset;
+        }
+    }
+    return served;
+}
+
+/* crowd() - so many clients come to stay */
+static void crowd(Traffic *t, const char *where, size_t clients)
+{
+    t->hold = true;
+    for (size_t i = 0; i < clients; i++) {
+        traffic_add(t, where, 0, 1000, 1000);
+    }
+}
+
 /*
- * No descriptor is left for accept(): the loop does not spin, says so once,
- * serves those it has, and the rest when there is room again.
+ * All descriptors that connections may have are taken: who comes then is
+ * refused at once, those that are there are served, and others come in when
+ * there is room again.
  */
 START_TEST(accept_exhausted)
 {
     StartOptions o = { .nofile = 40 };
-    const size_t clients = 80;
-    size_t paired = 0;
     const char *where;
+    size_t served;
     Daemon *host;
     Traffic t;
     Channel c;
@@ -932,22 +962,109 @@ START_TEST(accept_exhausted)
     host = daemon_start_with(&o, "host", "-c %s -o s:127.0.0.1:0",
                              c.option[0]);
     daemon_up(host);
+    daemon_wait(host, "limit of 40 descriptors leaves .* for connections, "
+                "fewer than --max-conns");
     where = daemon_listens(host, "s");
-    t.hold = true;
-    for (size_t i = 0; i < clients; i++) {
-        traffic_add(&t, where, 0, 1000, 1000);
-    }
-    daemon_wait(host, "Too many open files|out of descriptors");
-    traffic_run(&t, traffic_paired, 500);
-    for (size_t i = 0; i < clients; i++) {
-        paired += t.flows[i].paired;
-    }
-    ck_assert_msg(paired > 10 && paired < 40, "%zu are served", paired);
+    crowd(&t, where, 80);
+    served = settled(&t);
+    ck_assert_msg(served > 10 && served < 32, "%zu are served", served);
+    daemon_wait(host, "s: connection refused: .*descriptors");
     daemons_idle((Daemon *[]) { host }, 1);
-    ck_assert_int_le(daemon_count(host, "."), FEW_LINES);
-    finish(&t);                         /* as some end, others are taken */
+    finish(&t);
     check_works(&t, where);
     traffic_free(&t);
+}
+END_TEST
+
+/* A limit that leaves no descriptor for a connection ends the start. */
+START_TEST(descriptors_too_few)
+{
+    StartOptions o = { .nofile = 17 };
+    Daemon *d = daemon_start_with(&o, "host", "-c unix-listen:%s/channel:- "
+                                  "-o s:127.0.0.1:0", vp_dir);
+
+    ck_assert_int_eq(daemon_exit(d), 1);
+    daemon_wait(d, "limit of 17 descriptors leaves none for connections");
+}
+END_TEST
+
+/* A channel that is cut while clients take what is free comes back. */
+START_TEST(channel_keeps_descriptor)
+{
+    StartOptions o = { .nofile = 40 };
+    const char *where;
+    size_t served;
+    Daemon *host;
+    Traffic t;
+    Channel c;
+
+    traffic_init(&t);
+    channel_make(&c, CHANNEL_CABLE, "channel");
+    daemon_start("guest", "-c %s -i s:%s", c.option[1], traffic_listen(&t));
+    host = daemon_start_with(&o, "host", "-c %s -o s:127.0.0.1:0",
+                             c.option[0]);
+    daemon_up(host);
+    where = daemon_listens(host, "s");
+    crowd(&t, where, 35); /* so few that the log has no gap */
+    served = settled(&t);
+    daemon_mark(host);
+    relay_tell(&c.relay, RELAY_AWAY);
+    daemon_wait(host, "channel down");
+    crowd(&t, where, 10);               /* for what the channel has left */
+    traffic_run(&t, traffic_never, 200);
+    relay_tell(&c.relay, RELAY_GO);
+    daemon_up(host);
+    ck_assert_uint_ge(settled(&t), served);
+    finish(&t);
+    check_works(&t, where);
+    traffic_free(&t);
+}
+END_TEST
+
+/*
+ * Two channels in one daemon: one takes what the other leaves, but some is
+ * left, and what it gives back the other gets up to its share.
+ */
+START_TEST(descriptors_shared)
+{
+    StartOptions o = { .nofile = 100 };
+    char where[2][TEXT_LEN];
+    size_t greedy, modest;
+    Traffic t[2];
+    Channel c[2];
+    Daemon *host;
+
+    for (int i = 0; i < 2; i++) {
+        traffic_init(&t[i]);
+        channel_make(&c[i], CHANNEL_UNIX, i == 0 ? "a" : "b");
+    }
+    host = daemon_start_with(&o, "host", "-c %s:0 -o s:127.0.0.1:0:0 "
+                             "-c %s:1 -o t:127.0.0.1:0:1", c[0].option[0],
+                             c[1].option[0]);
+    text_format(where[0], TEXT_LEN, "%s", daemon_listens(host, "s"));
+    text_format(where[1], TEXT_LEN, "%s", daemon_listens(host, "t"));
+    daemon_start("guest", "-c %s -i s:%s", c[0].option[1],
+                 traffic_listen(&t[0]));
+    daemon_start("other", "-c %s -i t:%s", c[1].option[1],
+                 traffic_listen(&t[1]));
+    daemon_wait(host, "ch0: channel up");
+    daemon_wait(host, "ch1: channel up");
+    crowd(&t[0], where[0], 120);
+    greedy = settled(&t[0]);
+    crowd(&t[1], where[1], 120);
+    modest = settled(&t[1]);
+    ck_assert_msg(greedy > 45 && modest > 8 && greedy + modest < 88,
+                  "%zu and %zu are served", greedy, modest);
+    finish(&t[0]);                      /* gives back all it has */
+    crowd(&t[1], where[1], 120);
+    modest = settled(&t[1]);
+    crowd(&t[0], where[0], 20);
+    ck_assert_uint_gt(settled(&t[0]), greedy + 8);
+    ck_assert_uint_gt(modest, 45);
+    for (int i = 0; i < 2; i++) {
+        finish(&t[i]);
+        traffic_free(&t[i]);
+    }
 }
 END_TEST
 
@@ -955,10 +1072,9 @@ END_TEST
 START_TEST(connect_exhausted)
 {
     StartOptions o = { .nofile = 40 };
-    size_t served = 0, refused = 0;
-    const size_t clients = 80;
-    const char *where;
     Daemon *host, *guest;
+    const char *where;
+    size_t served;
     Traffic t;
     Channel c;
 
@@ -969,26 +1085,12 @@ START_TEST(connect_exhausted)
     host = daemon_start("host", "-c %s -o s:127.0.0.1:0", c.option[0]);
     daemon_up(guest);
     where = daemon_listens(host, "s");
-    t.hold = true;
-    for (size_t i = 0; i < clients; i++) {
-        traffic_add(&t, where, 0, 1000, 1000);
-    }
-    daemon_wait(guest, "ch0: s: cannot connect.*: Too many open files");
+    crowd(&t, where, 80);
+    daemon_wait(guest, "ch0: s: (cannot connect: Too many open files|"
+                "connection refused: .*descriptors)");
     daemon_wait(host, "ch0: s: connection from .* refused: ");
-    for (int64_t end = now_ms() + WAIT_MS; served + refused < clients;) {
-        ck_assert_msg(now_ms() < end, "%zu served, %zu refused", served,
-                      refused);
-        traffic_run(&t, traffic_never, 20);
-        served = refused = 0;
-        for (size_t i = 0; i < clients; i++) {
-            served += t.flows[i].paired;
-            refused += t.flows[i].side[0].error == ECONNRESET;
-        }
-    }
-    ck_assert_msg(served > 10 && served < 40, "%zu are served", served);
-    for (size_t i = 0; i < clients; i++) {
-        t.flows[i].waived = !t.flows[i].paired;
-    }
+    served = settled(&t);
+    ck_assert_msg(served > 10 && served < 32, "%zu are served", served);
     finish(&t);
     check_works(&t, where);
     traffic_free(&t);
@@ -1020,6 +1122,9 @@ int main(void)
     SUITE_ADD(s, socket_files);
     SUITE_LOOP(s, clean_end, 4);
     SUITE_ADD(s, accept_exhausted);
+    SUITE_ADD(s, descriptors_too_few);
+    SUITE_ADD(s, channel_keeps_descriptor);
+    SUITE_ADD(s, descriptors_shared);
     SUITE_ADD(s, connect_exhausted);
     return harness_run(s);
 }

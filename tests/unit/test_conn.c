@@ -2335,11 +2335,12 @@ START_TEST(diallers_freed)
 END_TEST
 
 /* make_same() - VPDialer.made(): from the very port that it goes to */
-static void make_same(void *opaque, int fd, const VPAddr *addr)
+static bool make_same(void *opaque, int fd, const VPAddr *addr)
 {
     (void)opaque;
     ck_assert_int_eq(bind(fd, (const struct sockaddr *)&addr->ss, addr->len),
                      0);
+    return true;
 }
 
 static void dial_refused(void *opaque, int fd, int err)
@@ -2382,8 +2383,7 @@ static void stop_listener(void *opaque, int fd, const VPAddr *peer)
 /* A listener may be stopped by whom it gives the first of several clients. */
 START_TEST(listener_stopped)
 {
-    VPListener l = { .name = "l", .keeps_spare = true,
-                     .accepted = stop_listener, .opaque = &l };
+    VPListener l = { .name = "l", .accepted = stop_listener, .opaque = &l };
     VPLoop *loop = engine_loop_new();
     int client[3], fd;
     VPAddr addr;
@@ -2398,7 +2398,6 @@ START_TEST(listener_stopped)
     }
     box_settle(loop);
     ck_assert_int_eq(l.fd, -1);
-    ck_assert_int_eq(l.spare, -1);
     ck_assert(engine_loop_empty(loop));
     vp_listener_stop(&l);
     for (int i = 0; i < 3; i++) {
