@@ -42,11 +42,11 @@ export QEMU_VP = $(VP_TOP)/qemu-vp
 compile = $(CC) $(CPPFLAGS_AUTO) $(CPPFLAGS) $(CFLAGS_AUTO) $(CFLAGS)
 # A static program is linked at a fixed place, as not every toolchain can do
 # otherwise; where it can, LDFLAGS=-static-pie says so.
-pie = $(if $(filter -static%,$(CC) $(CFLAGS) $(LDFLAGS)),,$(PIE))
+pie = $(if $(filter -static -static-pie,$(CC) $(CFLAGS) $(LDFLAGS)),,$(PIE))
 link = $(CC) $(CFLAGS_AUTO) $(CFLAGS) $(LDFLAGS_AUTO) $(pie) $(LDFLAGS)
 
 qemu-vp: build/qemu-vp.o build/virtproxy.o
-	$(link) -o $@ $^ $(LDLIBS)
+	$(link) -o $@ $^ $(LDLIBS_AUTO) $(LDLIBS)
 
 build/%.o: %.c config.mak
 	@mkdir -p $(@D)
@@ -71,7 +71,8 @@ $(tests_lib): $(patsubst %.c,build/%.o,$(wildcard tests/lib/*.c))
 
 build/tests/%.o: CPPFLAGS_AUTO += -I. $(CHECK_CFLAGS)
 $(suites): build/%: build/%.o $(tests_lib)
-	$(link) -o $@ $(filter %.o,$^) $(tests_lib) $(CHECK_LIBS) $(LDLIBS)
+	$(link) -o $@ $(filter %.o,$^) $(tests_lib) $(CHECK_LIBS) $(LDLIBS_AUTO) \
+	    $(LDLIBS)
 
 # The suites of damaged channels take minutes if each byte has its turn and each
 # random run is run: make check does each STRIDEth byte and SEEDS of these runs.

@@ -463,8 +463,16 @@ static const struct {
     { 50, B50 }, { 75, B75 }, { 110, B110 }, { 134, B134 }, { 150, B150 },
     { 200, B200 }, { 300, B300 }, { 600, B600 }, { 1200, B1200 },
     { 1800, B1800 }, { 2400, B2400 }, { 4800, B4800 }, { 9600, B9600 },
-    { 19200, B19200 }, { 38400, B38400 }, { 57600, B57600 },
-    { 115200, B115200 }, { 230400, B230400 },
+    { 19200, B19200 }, { 38400, B38400 },
+#ifdef B57600
+    { 57600, B57600 },
+#endif
+#ifdef B115200
+    { 115200, B115200 },
+#endif
+#ifdef B230400
+    { 230400, B230400 },
+#endif
 #ifdef B460800
     { 460800, B460800 },
 #endif
@@ -1828,6 +1836,17 @@ static in_port_t *addr_port(VPAddr *addr)
            : &((struct sockaddr_in *)&addr->ss)->sin_port;
 }
 
+/* v6_only() - is it to listen for IPv6 alone? systems differ if not told */
+static void v6_only(int fd, int only)
+{
+#ifdef IPV6_V6ONLY
+    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only));
+#else
+    (void)fd;
+    (void)only;
+#endif
+}
+
 /*
  * listen_at() - a listening socket
  * @addr:   becomes the address bound, with the port that was picked
@@ -1849,8 +1868,8 @@ static int listen_at(VPAddr *addr, bool alone)
     } else {
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     }
-    if (family == AF_INET6 && !alone) {
-        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+    if (family == AF_INET6) {
+        v6_only(fd, !alone);
     }
     if (rc == 0 &&
         (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
@@ -1966,12 +1985,28 @@ static Tty *ttys_leaving; /* closed once they have sent the goodbye */
 static VPTimer ttys_timer;
 static uint64_t ttys_until; /* when they are closed even so, us */
 
-/* tty_unsent() - are there bytes that were written and not sent? */
+/* tty_unsent() - may there be bytes that were written and not sent? */
 static bool tty_unsent(int fd)
 {
+#ifdef TIOCOUTQ
     int n = 0;
 
     return ioctl(fd, TIOCOUTQ, &n) == 0 && n > 0;
+#else
+    (void)fd;
+    return true;
+#endif
+}
+
+/* tty_exclude() - keep others out, or let them in again; root is never kept */
+static void tty_exclude(int fd, bool others)
+{
+#if defined(TIOCEXCL) && defined(TIOCNXCL)
+    ioctl(fd, others ? TIOCEXCL : TIOCNXCL);
+#else
+    (void)fd;
+    (void)others;
+#endif
 }
 
 /* tty_close() - put the line back as it was, free @tty, which may be NULL */
@@ -1985,7 +2020,7 @@ static void tty_close(Tty *tty)
         tcflush(tty->fd, TCOFLUSH); /* else close() waits 30 s for it */
     }
     tcsetattr(tty->fd, TCSANOW, &tty->was);
-    ioctl(tty->fd, TIOCNXCL);
+    tty_exclude(tty->fd, false);
     close(tty->fd);
     free(tty);
 }
@@ -2087,7 +2122,7 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
     }
     /* the lock keeps other qemu-vps out, and this the rest but for root */
     if (!tty_is_pty(fd)) {
-        ioctl(fd, TIOCEXCL);
+        tty_exclude(fd, true);
     }
     raw = tty->was;
     raw.c_iflag = IGNBRK; /* and no XON, which would be among our bytes */
@@ -4428,6 +4463,18 @@ static void pidfile_drop(void)
     }
 }
 
+/* groups_take() - those that @u is in, and no others; POSIX can't do that */
+static int groups_take(const User *u)
+{
+#ifdef HAVE_INITGROUPS
+    return u->name != NULL ? initgroups(u->name, u->gid) : setgroups(0, NULL);
+#else
+    (void)u;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
 static bool user_become(const char *name, Error *err)
 {
     User u;
@@ -4436,8 +4483,7 @@ static bool user_become(const char *name, Error *err)
         return error_set(err, "--user '%s': expected the name of a user, or "
                          "a number", name);
     }
-    if ((u.name != NULL ? initgroups(u.name, u.gid) : setgroups(0, NULL)) < 0 ||
-        setgid(u.gid) < 0 || setuid(u.uid) < 0) {
+    if (groups_take(&u) < 0 || setgid(u.gid) < 0 || setuid(u.uid) < 0) {
         return error_set(err, "--user '%s': %s", name, strerror(errno));
     }
     return true;
@@ -4528,6 +4574,10 @@ static void descriptors_raise(void)
     if (getrlimit(RLIMIT_NOFILE, &lim) < 0) {
         return;
     }
+#ifdef __APPLE__
+    /* more is refused, whatever the hard limit is */
+    lim.rlim_max = lim.rlim_max < OPEN_MAX ? lim.rlim_max : OPEN_MAX;
+#endif
     if (lim.rlim_cur < lim.rlim_max) {
         rlim_t soft = lim.rlim_cur;
 

@@ -88,7 +88,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#ifdef __GLIBC__
+#ifdef HAVE_MALLOC_TRIM
 #include <malloc.h>
 #endif
 #include <netdb.h>
@@ -1520,7 +1520,7 @@ static void tcp_alive(int fd)
     const int one = 1;
 
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-#ifdef __linux__
+#if defined(TCP_KEEPIDLE) && defined(TCP_KEEPCNT) && defined(TCP_KEEPINTVL)
     /* elsewhere the system's own times hold: hours, mostly */
     const int idle = VP_KEEPALIVE_IDLE, probes = VP_KEEPALIVE_PROBES;
     const int interval = VP_KEEPALIVE_INTERVAL;
@@ -1542,7 +1542,7 @@ static void tcp_setup(int fd, const VPAddr *addr)
         tcp_alive(fd);
         return;
     }
-#ifdef __linux__
+#ifdef TCP_CONGESTION
     /*
      * Where BBR is the system's choice it would pace us, with a clock
      * interrupt for each 64 KiB; within a machine there is no network to spare.
@@ -3091,7 +3091,7 @@ static void link_trim_timer(void *opaque)
     l->rx = NULL;
     l->rx_cap = 0;
     l->ops->idle(l->up);
-#ifdef __GLIBC__
+#ifdef HAVE_MALLOC_TRIM
     /* else it keeps all that lies below the last block in use */
     malloc_trim(0);
 #endif

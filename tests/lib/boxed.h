@@ -6,7 +6,7 @@
 #define BOXED_H
 
 #include <fcntl.h>
-#ifdef __GLIBC__
+#ifdef HAVE_MALLOC_TRIM
 #include <malloc.h> /* its names are taken below */
 #endif
 #include <stdio.h>
