@@ -455,7 +455,7 @@ static const char *const method_name[] = {
 /* Of a serial line where PORT is '-'. */
 #define DEFAULT_BAUD 115200
 
-/* POSIX has those up to 38400, and every system those up to 230400. */
+/* POSIX has those up to 38400. */
 static const struct {
     unsigned baud;
     speed_t speed;
@@ -1748,6 +1748,17 @@ static int spec_lookup(const Spec *spec, VPAddr *addrs, Error *err)
  * listeners
  * ====================================================================== */
 
+/*
+ * A listener whose queue is full answers on the BSDs as one that has gone does:
+ * look so often, so far apart.
+ */
+#ifdef __linux__
+#define STALE_TRIES 1
+#else
+#define STALE_TRIES 10
+#endif
+#define STALE_WAIT (10 * MS)
+
 /* The file of a unix socket, to be removed at the end if it is still ours. */
 typedef struct SocketFile {
     struct SocketFile *next;
@@ -1805,7 +1816,6 @@ static void socket_files_remove(const char *path)
 static int clear_stale(const VPAddr *addr, const char *path)
 {
     struct stat st;
-    int fd, rc;
 
     if (lstat(path, &st) < 0) {
         return 0; /* because bind() will say what is wrong, if anything */
@@ -1813,19 +1823,24 @@ static int clear_stale(const VPAddr *addr, const char *path)
     if (!S_ISSOCK(st.st_mode)) {
         return EEXIST;
     }
-    fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
-        rc = errno;
-    } else if (connect(fd, (const struct sockaddr *)&addr->ss,
-                       addr->len) == 0 || errno != ECONNREFUSED) {
-        rc = EADDRINUSE;
-    } else {
-        rc = unlink(path) < 0 ? errno : 0;
+    for (int try = 0; try < STALE_TRIES; try++) {
+        int fd = socket(AF_UNIX, SOCK_STREAM, 0), rc = 0;
+
+        if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+            rc = errno;
+        } else if (connect(fd, (const struct sockaddr *)&addr->ss,
+                           addr->len) == 0 || errno != ECONNREFUSED) {
+            rc = EADDRINUSE;
+        }
+        if (fd >= 0) {
+            close(fd);
+        }
+        if (rc != 0) {
+            return rc;
+        }
+        poll(NULL, 0, try < STALE_TRIES - 1 ? STALE_WAIT / MS : 0);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
-    return rc;
+    return unlink(path) < 0 ? errno : 0;
 }
 
 /* addr_port() - where the port of an inet address is; network order */
@@ -2089,6 +2104,15 @@ static bool tty_is_pty(int fd)
            strncmp(name, dir, strlen(dir)) == 0;
 }
 
+/* tty_lock() - false if another has it; some systems lock no devices */
+static bool tty_lock(int fd)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+    return fcntl(fd, F_SETLK, &lock) == 0 ||
+           fcntl(fd, F_GETLK, &lock) < 0 || lock.l_type == F_UNLCK;
+}
+
 /*
  * tty_take() - make @fd a line for bytes, at @speed; B0: it has none
  * @taken:  becomes what tty_close() or tty_leave() needs
@@ -2097,10 +2121,10 @@ static bool tty_is_pty(int fd)
  */
 static int tty_take(int fd, speed_t speed, Tty **taken)
 {
-    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
     Tty *tty = calloc(1, sizeof(*tty));
     struct termios raw;
     struct stat st;
+    int err = 0;
 
     if (tty == NULL) {
         return ENOMEM;
@@ -2110,10 +2134,12 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
         ttys_close(st.st_rdev); /* else its end would take our lock away */
         tty->device = st.st_rdev;
     }
-    if (tty->fd < 0 || tcgetattr(fd, &tty->was) < 0 ||
-        fcntl(fd, F_SETLK, &lock) < 0) {
-        int err = errno == EACCES || errno == EAGAIN ? EBUSY : errno;
-
+    if (tty->fd < 0 || tcgetattr(fd, &tty->was) < 0) {
+        err = errno;
+    } else if (!tty_lock(fd)) {
+        err = EBUSY;
+    }
+    if (err != 0) {
         if (tty->fd >= 0) {
             close(tty->fd);
         }
@@ -2140,8 +2166,7 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
         cfsetospeed(&raw, speed);
     }
     if (tcsetattr(fd, TCSANOW, &raw) < 0 || tcgetattr(fd, &tty->set) < 0) {
-        int err = errno;
-
+        err = errno;
         tty_close(tty);
         return err;
     }
