@@ -1531,6 +1531,16 @@ static void tcp_alive(int fd)
 #endif
 }
 
+/* socket_room() - a send buffer of @bytes, or of what the system allows */
+static void socket_room(int fd, int bytes)
+{
+    /* Linux takes any size and gives what it has, the BSDs answer ENOBUFS */
+    while (bytes > 0 && setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes,
+                                   sizeof(bytes)) < 0 && errno == ENOBUFS) {
+        bytes /= 2;
+    }
+}
+
 /* tcp_setup() - no TCP of ours waits; @addr is either end of @fd's */
 static void tcp_setup(int fd, const VPAddr *addr)
 {
@@ -3303,7 +3313,6 @@ static int link_attach(VPLink *l, int rfd, int wfd, VPChannelKind kind,
 {
     VPAddr addr = { .len = sizeof(addr.ss) };
     int rc = vp_watch(l->loop, rfd, link_ready, l);
-    int room = (int)VP_LIMIT_MAX;
 
     if (rc == 0 && wfd != rfd) {
         rc = vp_watch(l->loop, wfd, link_ready, l);
@@ -3321,7 +3330,7 @@ static int link_attach(VPLink *l, int rfd, int wfd, VPChannelKind kind,
     if (kind == VP_CHN_SOCKET &&
         getsockname(wfd, (struct sockaddr *)&addr.ss, &addr.len) == 0) {
         if (addr.ss.ss_family == AF_UNIX) {
-            setsockopt(wfd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
+            socket_room(wfd, (int)VP_LIMIT_MAX);
         } else {
             tcp_setup(wfd, &addr);
         }
@@ -5606,10 +5615,19 @@ static void conn_ready(void *opaque, int fd, int events)
 static bool conn_is_reset(const VPConn *c)
 {
     struct pollfd pfd = { .fd = c->fd };
+    VPAddr addr = { .len = sizeof(addr.ss) };
 
-    /* the write that broke it has taken the error, HUP is left */
-    return poll(&pfd, 1, 0) > 0 &&
-           (pfd.revents & (POLLERR | (conn_broken(c) ? POLLHUP : 0)));
+    if (poll(&pfd, 1, 0) <= 0 || !(pfd.revents & (POLLERR | POLLHUP))) {
+        return false;
+    }
+    /* a write that broke it has taken the error, FreeBSD shows none */
+    if ((pfd.revents & POLLERR) || conn_broken(c)) {
+        return true;
+    }
+    /* HUP: both ends of a TCP are shut, and ours was not by us */
+    return c->out == OUT_OPEN &&
+           getsockname(c->fd, (struct sockaddr *)&addr.ss, &addr.len) == 0 &&
+           addr.ss.ss_family != AF_UNIX;
 }
 
 /*

@@ -304,8 +304,24 @@ int box_accept(int fd, struct sockaddr *addr, socklen_t *len)
 
 int box_poll(struct pollfd *fds, nfds_t n, int timeout)
 {
+    int ready = poll(fds, n, timeout);
+
     box.polls++;
-    return poll(fds, n, timeout);
+    for (nfds_t i = 0; box.bsd && ready > 0 && i < n; i++) {
+        fds[i].revents &= (short)~POLLERR;
+    }
+    return ready;
+}
+
+int box_setsockopt(int fd, int level, int name, const void *value,
+                   socklen_t len)
+{
+    if (box.bsd && level == SOL_SOCKET && name == SO_SNDBUF &&
+        *(const int *)value > BOX_BSD_BUFFER) {
+        errno = ENOBUFS;
+        return -1;
+    }
+    return setsockopt(fd, level, name, value, len);
 }
 
 int box_connect(int fd, const struct sockaddr *addr, socklen_t len)

@@ -68,6 +68,8 @@ typedef struct Box {
     bool small;            /* sockets have the smallest send buffer there is */
     unsigned long connects; /* calls of connect() since box_reset() */
     unsigned long polls;   /* calls of poll() since box_reset() */
+    bool bsd;              /* a send buffer has BOX_BSD_BUFFER bytes at most,
+                              and poll() shows no error */
     bool refuses;          /* each connect() fails with ECONNREFUSED */
 
     size_t allocated;      /* bytes of memory held */
@@ -75,6 +77,7 @@ typedef struct Box {
     size_t blocks;         /* blocks of memory held */
 } Box;
 
+#define BOX_BSD_BUFFER 262144
 #define BOX_SHORT 7u /* bytes that a short read or write moves at most */
 
 extern Box box;
@@ -119,6 +122,8 @@ ssize_t box_writev(int fd, const struct iovec *iov, int n);
 int box_socket(int family, int type, int protocol);
 int box_accept(int fd, struct sockaddr *addr, socklen_t *len);
 int box_connect(int fd, const struct sockaddr *addr, socklen_t len);
+int box_setsockopt(int fd, int level, int name, const void *value,
+                   socklen_t len);
 int box_poll(struct pollfd *fds, nfds_t n, int timeout);
 void *box_malloc(size_t size);
 void *box_calloc(size_t n, size_t size);

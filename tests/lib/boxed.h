@@ -37,6 +37,7 @@
 #define accept(fd, addr, len) box_accept(fd, addr, len)
 #define connect(fd, addr, len) box_connect(fd, addr, len)
 #define poll(fds, n, timeout) box_poll(fds, n, timeout)
+#define setsockopt(...) box_setsockopt(__VA_ARGS__)
 #define fcntl(...) (box_fails(CALL_FCNTL) ? -1 : fcntl(__VA_ARGS__))
 
 #include "engine.c"
@@ -57,6 +58,7 @@
 #undef accept
 #undef connect
 #undef poll
+#undef setsockopt
 #undef fcntl
 
 #endif

@@ -135,6 +135,37 @@ static void scene_resume(Scene *s)
     tape_replay(&s->t, &s->r, p->heard.expect);
 }
 
+/* ---- the descriptor ---------------------------------------------------- */
+
+/* send_room() - how much a send buffer of socket @fd holds */
+static int send_room(int fd)
+{
+    int room = 0;
+    socklen_t len = sizeof(room);
+
+    ck_assert(getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, &len) == 0);
+    return room;
+}
+
+/* A system that refuses a large send buffer gives a smaller one. */
+START_TEST(send_buffer)
+{
+    const int most = BOX_BSD_BUFFER;
+    static Rig r;
+    int fd[2];
+
+    fd_pair(fd);
+    ck_assert(setsockopt(fd[0], SOL_SOCKET, SO_SNDBUF, &most,
+                         sizeof(most)) == 0);
+    box.bsd = true;
+    rig_new(&r, &rig_config);
+    ck_assert_int_eq(send_room(engine_link(r.drv).wfd), send_room(fd[0]));
+    close(fd[0]);
+    close(fd[1]);
+    rig_free(&r);
+}
+END_TEST
+
 /* ---- the handshake ---------------------------------------------------- */
 
 START_TEST(first_hello)
@@ -1734,6 +1765,7 @@ int main(void)
     Suite *s = suite_create("link");
 
     SUITE_ADD(s, transitions);
+    SUITE_ADD(s, send_buffer);
     SUITE_ADD(s, first_hello);
     SUITE_LOOP(s, hello_when_up, 2);
     SUITE_ADD(s, no_answer);
