@@ -1210,15 +1210,42 @@ static bool settings_line(Settings *s, char *line, unsigned number, Error *err)
     return option_take(s, o, value, number, err);
 }
 
+/*
+ * config_open() - open the init file, or return NULL: see @err
+ * @wait:  it may be a pipe that somebody writes
+ */
+static FILE *config_open(const char *path, bool wait, Error *err)
+{
+    FILE *f = NULL;
+    struct stat st;
+    int fd;
+
+    if (wait) {
+        f = fopen(path, "r");
+    } else if ((fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY)) >= 0) {
+        if (fstat(fd, &st) == 0 && !S_ISREG(st.st_mode)) {
+            error_set(err, "--config '%s': not a file", path);
+            close(fd);
+            return NULL;
+        }
+        f = fdopen(fd, "r");
+    }
+    if (f == NULL) {
+        error_set(err, "--config '%s': %s", path, strerror(errno));
+    }
+    return f;
+}
+
 static bool settings_file(Settings *s, const char *path, Error *err)
 {
-    FILE *f = fopen(path, "r");
+    /* once there are channels nothing may block */
+    FILE *f = config_open(path, s == &settings, err);
     char line[VALUE_MAX + 100]; /* a name, blanks, and a value */
     const char *wrong;
     bool ok = true;
 
     if (f == NULL) {
-        return error_set(err, "--config '%s': %s", path, strerror(errno));
+        return false;
     }
     for (unsigned n = 1; ok && file_line(f, line, sizeof(line), &wrong); n++) {
         size_t mark = n == 1 && strncmp(line, BYTE_ORDER_MARK,
@@ -4292,6 +4319,16 @@ static bool monitor_start(const char *path, Error *err)
 
 /* ---- the client that -x is -------------------------------------------- */
 
+/* So long the client waits for each part of the answer, in seconds. */
+#define ANSWER_TIME 10
+
+/* client_wrong() - what errno means to the client */
+static const char *client_wrong(void)
+{
+    return errno == EAGAIN || errno == EINPROGRESS
+           ? "it doesn't answer" : strerror(errno);
+}
+
 /*
  * monitor_client() - have @command executed; returns the exit status
  *
@@ -4302,13 +4339,17 @@ static int monitor_client(const char *path, const char *command)
 {
     FILE *f = NULL;
     char line[sizeof(Error) + 16], last[sizeof(line)] = ""; /* fits one */
+    const struct timeval most = { .tv_sec = ANSWER_TIME };
     VPAddr addr;
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
     addr_unix(path, &addr);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&addr.ss, addr.len) < 0 ||
+    if (fd < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof(most)) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &most, sizeof(most)) < 0 ||
+        connect(fd, (struct sockaddr *)&addr.ss, addr.len) < 0 ||
         (f = fdopen(fd, "r+")) == NULL) {
-        fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, strerror(errno));
+        fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, client_wrong());
         if (fd >= 0) {
             close(fd);
         }
@@ -4325,6 +4366,12 @@ static int monitor_client(const char *path, const char *command)
     while (fgets(line, sizeof(line), f) != NULL) {
         fputs(last, stdout);
         memcpy(last, line, sizeof(last));
+    }
+    if (ferror(f)) {
+        fflush(stdout);
+        fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, client_wrong());
+        fclose(f);
+        return 1;
     }
     fclose(f);
     if (strcmp(last, "ok\n") == 0) {

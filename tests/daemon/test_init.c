@@ -1812,6 +1812,30 @@ static void key_write(const char *name, const char *key, uid_t owner)
     ck_assert(owner == geteuid() || chown(path, owner, owner) == 0);
 }
 
+/* An init file may be a pipe at start; a reload waits for nobody to write. */
+START_TEST(reload_pipe)
+{
+    char path[PATH_LEN], monitor[PATH_LEN];
+    int fd, mon;
+    Daemon *d;
+
+    file_path(path, "conf");
+    file_path(monitor, "monitor");
+    ck_assert(mkfifo(path, 0600) == 0);
+    d = daemon_start("host", "-C %s -m %s", path, monitor);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    dprintf(fd, "channel unix-listen:%s/channel:-\noforward a:127.0.0.1:0\n",
+            vp_dir);
+    close(fd);
+    daemon_listens(d, "a");
+    mon = monitor_batch(monitor);
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "nothing reloaded: --config '.*': not a file");
+    monitor_ask(mon, "info status");
+    close(mon);
+}
+END_TEST
+
 /* Each change is logged, and each error with the line it comes from. */
 START_TEST(reload_says)
 {
@@ -2302,6 +2326,7 @@ int main(void)
     SUITE_ROWS(s, bad_setting, bad_settings);
     SUITE_ADD(s, bad_reload);
     SUITE_ADD(s, reload_changes);
+    SUITE_ADD(s, reload_pipe);
     SUITE_ADD(s, reload_says);
     SUITE_ADD(s, reload_restart);
     SUITE_ADD(s, reload_adds_key);

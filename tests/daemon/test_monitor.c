@@ -1762,6 +1762,24 @@ END_TEST
 
 /* --- the client --------------------------------------------------------- */
 
+/* -x ends though the daemon has stopped. */
+START_TEST(unanswered)
+{
+    char path[PATH_LEN];
+    Daemon *d;
+
+    file_path(path, "monitor");
+    d = daemon_start("host", "-m %s", path);
+    ck_assert_int_eq(execute(path, "info status"), 0);
+    kill(d->pid, SIGSTOP);
+    ck_assert_int_eq(execute(path, "info status"), 1);
+    ck_assert_msg(strstr(executed(2), "doesn't answer") != NULL, "%s",
+                  executed(2));
+    kill(d->pid, SIGCONT);
+    ck_assert_int_eq(execute(path, "info status"), 0);
+}
+END_TEST
+
 /* -x: what is answered is printed, the status is the command's. */
 START_TEST(executes)
 {
@@ -1900,6 +1918,7 @@ int main(void)
     SUITE_ADD(s, crowd);
     SUITE_ADD(s, starved);
     SUITE_ADD(s, executes);
+    SUITE_ADD(s, unanswered);
     SUITE_ADD(s, monitor_socket);
     SUITE_ADD(s, from_nothing);
     return harness_run(s);
