@@ -108,6 +108,9 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 /* ======================================================================
  * tools
@@ -1729,10 +1732,10 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
 /* ======================================================================
  * wire
  *
- * A packet is a header of 32 bytes, big endian, and up to VP_PKT_DATA_LEN
+ * A packet is a header of 40 bytes, big endian, and up to VP_PKT_DATA_LEN
  * bytes of payload:
  *
- *    0  check       64  over the 24 bytes that follow, plus what seeds it
+ *    0  check       64  over the 32 bytes that follow, plus what seeds it
  *    8  data_check  64  over the payload; 0 without one
  *   16  type         8
  *   17  flags        8
@@ -1740,29 +1743,45 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  *   20  conn        32  connection id, chosen by the connection's client side
  *   24  seq         32  of this packet, or of the sender's next one
  *   28  ack         32  the packet the sender expects next
+ *   32  time        32  the sender's clock when this went to the channel, us
+ *   36  delay       32  the sender's clock when the newest packet it received
+ *                       came, less that packet's "time"; 0: none came yet
  *
- * What seeds it is the key plus the digest of all packets before "ack"; with a
- * damaged ack that is another one, for which the damage can hardly make up.
+ * "delay" is how long the other direction takes, plus the difference of the two
+ * clocks, which stays as it is: so changes of it are true.  All of it is
+ * modulo 2^32; HELLO has 0 for both.
  *
- * One check for everything.  It is the sum of all 32-bit words, each times
- * an odd weight below 2^31 that no other word of the packet has, modulo 2^64.
- * Why that catches what it must:
- *  - one word changed by d: weight * d is not 0, since |d| < 2^32 and the
- *    weight < 2^31: every single flipped bit and every burst in one word;
- *  - a burst of up to 32 bits across two words changes the s highest bits of
- *    the first and the lowest 32 - s of the second (bits counted as a serial
- *    line sends them): d1 is a multiple of 2^(32-s) and |d2| < 2^(32-s), so
- *    w1 * d1 + w2 * d2, which is below 2^64 in size, can't be 0;
- *  - two flipped bits: 2^a * w1 +- 2^b * w2 is 0 only for equal a and b (odd
- *    weights) and then only for equal weights.
- * Weights fall by VP_SUM_STEP from block to block, so sums of sums are
- * enough and there is no multiplication per word: 25 GB/s on one core, where
- * a table-driven CRC-32 reaches 1 and would halve the throughput.
+ * The check finds damage of any pattern, as it depends on a key that damage
+ * doesn't know; it is of the kind of NH (in UMAC, RFC 4418).  A word is 8
+ * bytes, little endian; the last one of a payload is padded with zeros.  To
+ * each word the key's word for its position is added, and the lower half of
+ * that is multiplied by the upper half; "sum" is that of these products.  A
+ * payload's key has words for 1 KiB, so it is summed in blocks of that; all is
+ * modulo 2^64:
+ *
+ *   header   key word 4 + the digest of all packets before "ack" + sum of the
+ *            4 words that follow the check, with key words 0 to 3
+ *   payload  x = length; for each block: x = mix64(x + sum of the block)
+ *
+ * Why damage passes with a chance of 2^-32, whatever its pattern: of two words
+ * that differ, the products differ by a given number with one key word in
+ * 2^32, because for each value of one half of it there is no more than one of
+ * the other for which they do.  A block that differs makes x differ from then
+ * on, as mix64() is a bijection, unless a later block makes up for just that;
+ * and blocks that changed places differ as well.
+ *
+ * The key's words are mix64() of its seed plus multiples of VP_CHECK_STEP.
+ * The key of headers is made in each handshake, so what was sent before never
+ * passes.  With a damaged ack the digest is another one, for which the damage
+ * can hardly make up.  The key of payloads belongs to the session, because
+ * packets are sent again after later handshakes, and the digest is made of
+ * their checks.  A HELLO, which comes before both, has VP_MAGIC for a seed in
+ * its header; in its payload the token as well, so no damage passes always.
  * ====================================================================== */
 
 #define VP_MAGIC 0x71656d752d767031ull /* "qemu-vp1" */
 
-#define VP_PKT_HDR_LEN 32
+#define VP_PKT_HDR_LEN 40
 #define VP_PKT_ACK_AT 28
 #define VP_PKT_LEN_MAX 65536
 #define VP_PKT_DATA_LEN (VP_PKT_LEN_MAX - VP_PKT_HDR_LEN)
@@ -1854,6 +1873,8 @@ typedef struct VPPacket {
     uint32_t conn;
     uint32_t seq;
     uint32_t ack;
+    uint32_t time;
+    uint32_t delay;
     uint64_t data_check;
 } VPPacket;
 
@@ -1877,6 +1898,7 @@ typedef struct VPHello {
     uint8_t proof[32];   /* that I have the key; zeros without one */
 } VPHello;
 
+#define VP_HELLO_TOKEN_AT 16 /* in every version: it is in the check's key */
 #define VP_HELLO_PROOF_AT 80 /* all that is before and behind it is proved */
 #define VP_HELLO_LEN (VP_HELLO_PROOF_AT + 32)
 #define VP_HELLO_LEN_MAX 1024 /* of any version */
@@ -1889,16 +1911,43 @@ enum {
     VP_HELLO_BYE = 16,      /* the session I name is over */
 };
 
-#define VP_SUM_BLOCK 32
-#define VP_SUM_STEP 0x7a6b4 /* even; * 2048 blocks < 2^30 */
+#define VP_CHECK_WORDS 128 /* in a block */
+#define VP_CHECK_BLOCK (8u * VP_CHECK_WORDS)
+#define VP_CHECK_STEP 0x9e3779b97f4a7c15ull
 
-/* Weights of the halves of a block's four 64-bit words: odd, below 2^30. */
-static const uint64_t sum_lower[] = {
-    0x2545f491, 0x1b873593, 0x165667b1, 0x2e1b2139,
-};
-static const uint64_t sum_upper[] = {
-    0x3c6ef373, 0x27d4eb2f, 0x3ad3ab85, 0x1f123bb5,
-};
+/* What the check of headers depends on: four words of them, and the check's */
+typedef struct VPHeaderKey {
+    uint64_t word[5];
+} VPHeaderKey;
+
+/* What the check of payloads depends on */
+typedef struct VPPayloadKey {
+    uint64_t word[VP_CHECK_WORDS];
+} VPPayloadKey;
+
+/* Of HELLOs: the words that VP_MAGIC seeds, as header_key() has them */
+static const VPHeaderKey hello_key = { {
+    0xe1a9b9543ca4e072, 0xbb96f0cac18a143b, 0xc43c8d67fd4538c7,
+    0x98dc65450c3c3203, 0x16fd57aa993c1dbc,
+} };
+
+static void key_words(uint64_t *word, size_t n, uint64_t seed)
+{
+    for (size_t i = 0; i < n; i++) {
+        word[i] = mix64(seed + (i + 1) * VP_CHECK_STEP);
+    }
+}
+
+static void header_key(VPHeaderKey *key, uint64_t seed)
+{
+    key_words(key->word, 5, seed);
+}
+
+/* payload_key() - other words than header_key() makes of the same seed */
+static void payload_key(VPPayloadKey *key, uint64_t seed)
+{
+    key_words(key->word, VP_CHECK_WORDS, ~seed);
+}
 
 /* get64_little() - compilers make one load of this, but not of a loop */
 static uint64_t get64_little(const uint8_t *p)
@@ -1908,162 +1957,119 @@ static uint64_t get64_little(const uint8_t *p)
            (uint64_t)p[5] << 40 | (uint64_t)p[6] << 48 | (uint64_t)p[7] << 56;
 }
 
-/* sum_words() - wire_sum() word by word: of a header there is no faster way */
-static uint64_t sum_words(const uint8_t *p, size_t len)
+/* halves_product() - lower half times upper half */
+static uint64_t halves_product(uint64_t x)
 {
-    size_t blocks = (len + VP_SUM_BLOCK - 1) / VP_SUM_BLOCK;
-    uint64_t sum = 0;
+    return (x & 0xffffffff) * (x >> 32);
+}
 
-    for (size_t i = 0; 8 * i < len; i++) {
-        uint64_t fall = (blocks - i / 4) * VP_SUM_STEP, x = 0;
+/* sum_words() - the sum of a block or a part of one, word by word */
+static uint64_t sum_words(const uint64_t *key, const uint8_t *p, size_t len)
+{
+    uint64_t sum = 0, last = 0;
 
-        if (len - 8 * i >= 8) {
-            x = get64_little(p + 8 * i);
-        } else {
-            for (size_t n = len; n > 8 * i; n--) {
-                x = x << 8 | p[n - 1];
-            }
+    for (; len >= 8; len -= 8, p += 8) {
+        sum += halves_product(get64_little(p) + *key++);
+    }
+    if (len > 0) {
+        while (len > 0) {
+            last = last << 8 | p[--len];
         }
-        sum += (sum_lower[i % 4] + fall) * (uint32_t)x +
-               (sum_upper[i % 4] + fall) * (x >> 32);
+        sum += halves_product(last + *key);
     }
     return sum;
 }
 
-#ifdef __GNUC__
-/* Two 64-bit words at once; gcc and clang have it on every machine. */
-typedef uint64_t VPVec __attribute__((vector_size(16)));
-
-/* Of each half of all blocks so far: */
-typedef struct VPSum {
-    VPVec s[2];  /* sums of the 64-bit words */
-    VPVec h[2];  /* of their upper halves */
-    VPVec s2[2]; /* sums of these sums */
-    VPVec h2[2];
-} VPSum;
-
-static VPVec sum_load(const uint8_t *p)
-{
-    VPVec v;
-
-    memcpy(&v, p, sizeof(v));
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    v[0] = __builtin_bswap64(v[0]);
-    v[1] = __builtin_bswap64(v[1]);
-#endif
-    return v;
-}
-
-/* sum_add() - the loop that must be fast: all of it in registers */
-static void sum_add(VPSum *sum, const uint8_t *p, size_t blocks)
-{
-    VPSum t = *sum;
-
-    for (; blocks > 0; blocks--, p += VP_SUM_BLOCK) {
-        VPVec x = sum_load(p), y = sum_load(p + sizeof(x));
-
-        t.s[0] += x;
-        t.h[0] += x >> 32;
-        t.s2[0] += t.s[0];
-        t.h2[0] += t.h[0];
-        t.s[1] += y;
-        t.h[1] += y >> 32;
-        t.s2[1] += t.s[1];
-        t.h2[1] += t.h[1];
-    }
-    *sum = t;
-}
-
 #ifdef __x86_64__
-#define VP_SUM_AHEAD 1024 /* bytes; fewer or more gained less */
+#define VP_SUM_STEP 32 /* bytes that the two functions below take at a time */
 
-/* sum_add_avx2() - the same, a whole block at once: half the time */
+/* sum_sse2() - the sum of @len bytes, a multiple of VP_SUM_STEP, by vectors */
+static uint64_t sum_sse2(const uint64_t *key, const uint8_t *p, size_t len)
+{
+    typedef uint64_t Half __attribute__((vector_size(VP_SUM_STEP / 2)));
+    Half sum[2] = { { 0 } }, x[2], k[2];
+
+    for (; len > 0; len -= VP_SUM_STEP, p += sizeof(x), key += 4) {
+        memcpy(x, p, sizeof(x));
+        memcpy(k, key, sizeof(k));
+        for (int i = 0; i < 2; i++) {
+            x[i] += k[i];
+            sum[i] += (Half)_mm_mul_epu32((__m128i)x[i], (__m128i)(x[i] >> 32));
+        }
+    }
+    sum[0] += sum[1];
+    return sum[0][0] + sum[0][1];
+}
+
+/* sum_avx2() - the same in half as many instructions */
 __attribute__((target("avx2")))
-static void sum_add_avx2(VPSum *sum, const uint8_t *p, size_t blocks)
+static uint64_t sum_avx2(const uint64_t *key, const uint8_t *p, size_t len)
 {
-    typedef uint64_t Block __attribute__((vector_size(VP_SUM_BLOCK)));
-    Block s, h, s2, h2;
+    typedef uint64_t Step __attribute__((vector_size(VP_SUM_STEP)));
+    Step sum = { 0 }, x, k;
 
-    memcpy(&s, sum->s, sizeof(s));
-    memcpy(&h, sum->h, sizeof(h));
-    memcpy(&s2, sum->s2, sizeof(s2));
-    memcpy(&h2, sum->h2, sizeof(h2));
-    for (; blocks > 0; blocks--, p += VP_SUM_BLOCK) {
-        Block x;
-
-        /* the processor's own prefetching ends with each page */
-        __builtin_prefetch(p + VP_SUM_AHEAD);
+    for (; len > 0; len -= VP_SUM_STEP, p += sizeof(x), key += 4) {
         memcpy(&x, p, sizeof(x));
-        s += x;
-        h += x >> 32;
-        s2 += s;
-        h2 += h;
+        memcpy(&k, key, sizeof(k));
+        x += k;
+        sum += (Step)_mm256_mul_epu32((__m256i)x, (__m256i)(x >> 32));
     }
-    memcpy(sum->s, &s, sizeof(s));
-    memcpy(sum->h, &h, sizeof(h));
-    memcpy(sum->s2, &s2, sizeof(s2));
-    memcpy(sum->h2, &h2, sizeof(h2));
+    return sum[0] + sum[1] + sum[2] + sum[3];
 }
 #endif
 
-/* sum_add_best() - sum_add(), in the way this processor does fastest */
-static void sum_add_best(VPSum *sum, const uint8_t *p, size_t blocks)
+/* sum_block() - sum_words(), in the way this processor does fastest */
+static uint64_t sum_block(const uint64_t *key, const uint8_t *p, size_t len)
 {
+    uint64_t sum = 0;
+
 #ifdef __x86_64__
-    if (blocks >= 16 && __builtin_cpu_supports("avx2")) {
-        sum_add_avx2(sum, p, blocks);
-        return;
+    size_t part = len - len % VP_SUM_STEP;
+
+    if (part > 0) {
+        sum = __builtin_cpu_supports("avx2") ? sum_avx2(key, p, part)
+                                             : sum_sse2(key, p, part);
+        key += part / 8;
+        p += part;
+        len -= part;
     }
 #endif
-    sum_add(sum, p, blocks);
+    return sum + sum_words(key, p, len);
 }
 
-/* sum_fold() - apply the weights; lower halves follow from words and uppers */
-static VPVec sum_fold(const VPSum *t, int half)
+/* wire_data_check() - of a payload */
+static uint64_t wire_data_check(const VPPayloadKey *key, const uint8_t *p,
+                                size_t len)
 {
-    VPVec lower = t->s[half] - (t->h[half] << 32), weight[2];
-    VPVec lower2 = t->s2[half] - (t->h2[half] << 32);
+    uint64_t check = len;
 
-    memcpy(&weight[0], &sum_lower[2 * half], sizeof(VPVec));
-    memcpy(&weight[1], &sum_upper[2 * half], sizeof(VPVec));
-    return weight[0] * lower + weight[1] * t->h[half] +
-           (lower2 + t->h2[half]) * VP_SUM_STEP;
-}
+    while (len > 0) {
+        size_t part = MIN(len, VP_CHECK_BLOCK);
 
-/* sum_blocks() - wire_sum() by vectors; a part of a block comes with zeros */
-static uint64_t sum_blocks(const uint8_t *p, size_t len)
-{
-    VPSum t = { 0 };
-    VPVec sum;
-
-    sum_add_best(&t, p, len / VP_SUM_BLOCK);
-    if (len % VP_SUM_BLOCK != 0) {
-        uint8_t last[VP_SUM_BLOCK] = { 0 };
-
-        memcpy(last, p + len - len % VP_SUM_BLOCK, len % VP_SUM_BLOCK);
-        sum_add(&t, last, 1);
+        check = mix64(check + sum_block(key->word, p, part));
+        p += part;
+        len -= part;
     }
-    sum = sum_fold(&t, 0) + sum_fold(&t, 1);
-    return sum[0] + sum[1];
+    return check;
 }
-#else
-#define sum_blocks sum_words
-#endif
 
-/*
- * wire_sum() - the check described above
- *
- * A trailing part of a block counts as if padded with zeros; the length is
- * in the header.
- */
-static uint64_t wire_sum(const uint8_t *p, size_t len)
+static bool wire_data_ok(const VPPacket *pkt, const uint8_t *payload,
+                         const VPPayloadKey *key)
 {
-    return len < VP_SUM_BLOCK ? sum_words(p, len) : sum_blocks(p, len);
+    return pkt->data_check == wire_data_check(key, payload, pkt->bytes);
 }
 
-/* wire_key() - differs for the two directions: an echo of ours won't check */
-static uint64_t wire_key(uint64_t sender_token, uint64_t receiver_token,
-                         const VPKey *key)
+/* header_check() - @digest: of all packets before the one it acks */
+static uint64_t header_check(const uint8_t *p, const VPHeaderKey *key,
+                             uint64_t digest)
+{
+    return key->word[4] + digest +
+           sum_words(key->word, p + 8, VP_PKT_HDR_LEN - 8);
+}
+
+/* wire_seed() - differs for the two directions: an echo of ours won't check */
+static uint64_t wire_seed(uint64_t sender_token, uint64_t receiver_token,
+                          const VPKey *key)
 {
     uint8_t tokens[16], proof[SHA256_LEN];
 
@@ -2076,8 +2082,9 @@ static uint64_t wire_key(uint64_t sender_token, uint64_t receiver_token,
     return get64(proof);
 }
 
-/* wire_put() - write the header of a packet whose payload is at p + 32 */
-static void wire_put(uint8_t *p, const VPPacket *pkt, uint64_t key)
+/* wire_put() - write the header of a packet whose payload is behind it */
+static void wire_put(uint8_t *p, const VPPacket *pkt, const VPHeaderKey *key,
+                     uint64_t digest)
 {
     put64(p + 8, pkt->data_check);
     p[16] = pkt->type;
@@ -2086,13 +2093,16 @@ static void wire_put(uint8_t *p, const VPPacket *pkt, uint64_t key)
     put32(p + 20, pkt->conn);
     put32(p + 24, pkt->seq);
     put32(p + VP_PKT_ACK_AT, pkt->ack);
-    put64(p, wire_sum(p + 8, VP_PKT_HDR_LEN - 8) + key);
+    put32(p + 32, pkt->time);
+    put32(p + 36, pkt->delay);
+    put64(p, header_check(p, key, digest));
 }
 
 /* wire_get() - read a header; false if its check is wrong */
-static bool wire_get(const uint8_t *p, VPPacket *pkt, uint64_t key)
+static bool wire_get(const uint8_t *p, VPPacket *pkt, const VPHeaderKey *key,
+                     uint64_t digest)
 {
-    if (get64(p) != wire_sum(p + 8, VP_PKT_HDR_LEN - 8) + key) {
+    if (get64(p) != header_check(p, key, digest)) {
         return false;
     }
     pkt->data_check = get64(p + 8);
@@ -2102,12 +2112,18 @@ static bool wire_get(const uint8_t *p, VPPacket *pkt, uint64_t key)
     pkt->conn = get32(p + 20);
     pkt->seq = get32(p + 24);
     pkt->ack = get32(p + VP_PKT_ACK_AT);
+    pkt->time = get32(p + 32);
+    pkt->delay = get32(p + 36);
     return true;
 }
 
-static bool wire_data_ok(const VPPacket *pkt, const uint8_t *payload)
+/* hello_data_check() - of a HELLO's payload, which holds what seeds the key */
+static uint64_t hello_data_check(const uint8_t *d, size_t len)
 {
-    return pkt->data_check == wire_sum(payload, pkt->bytes);
+    VPPayloadKey key;
+
+    payload_key(&key, wire_seed(VP_MAGIC, get64(d + VP_HELLO_TOKEN_AT), NULL));
+    return wire_data_check(&key, d, len);
 }
 
 /*
@@ -2154,8 +2170,8 @@ static size_t wire_put_hello(uint8_t *p, const VPHello *h, const VPKey *key)
     if (key != NULL) {
         hello_prove(key, d, VP_HELLO_LEN, d + VP_HELLO_PROOF_AT);
     }
-    pkt.data_check = wire_sum(d, VP_HELLO_LEN);
-    wire_put(p, &pkt, VP_MAGIC);
+    pkt.data_check = hello_data_check(d, VP_HELLO_LEN);
+    wire_put(p, &pkt, &hello_key, 0);
     return VP_PKT_HDR_LEN + VP_HELLO_LEN;
 }
 
@@ -2198,14 +2214,14 @@ static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
     if (len < VP_PKT_HDR_LEN) {
         return 0;
     }
-    if (p[16] != VP_PKT_HELLO || !wire_get(p, &pkt, VP_MAGIC) ||
-        pkt.bytes < 4 || pkt.bytes > VP_HELLO_LEN_MAX) {
+    if (p[16] != VP_PKT_HELLO || !wire_get(p, &pkt, &hello_key, 0) ||
+        pkt.bytes < VP_HELLO_TOKEN_AT + 8 || pkt.bytes > VP_HELLO_LEN_MAX) {
         return -1;
     }
     if (len < (size_t)VP_PKT_HDR_LEN + pkt.bytes) {
         return 0;
     }
-    if (!wire_data_ok(&pkt, d)) {
+    if (pkt.data_check != hello_data_check(d, pkt.bytes)) {
         return -1;
     }
     memset(h, 0, sizeof(*h));
@@ -2909,8 +2925,10 @@ typedef struct VPLink {
     uint64_t peer_token; /* 0: not heard in this handshake */
     uint64_t epoch[2];   /* mine, the peer's; 0: no session */
     VPPeerState peer;
-    uint64_t tx_key;
-    uint64_t rx_key;
+    VPHeaderKey tx_key;  /* of this handshake */
+    VPHeaderKey rx_key;
+    VPPayloadKey tx_payload_key; /* of this session */
+    VPPayloadKey rx_payload_key;
     uint64_t hello_at;   /* when the handshake began */
     uint64_t hello_wait; /* until the next HELLO */
     uint64_t penalty_until; /* nothing is said or believed before that */
@@ -2936,6 +2954,7 @@ typedef struct VPLink {
     size_t rx_gap;       /* where in rx they went on after a silence */
     uint32_t rx_expect;  /* sequence number */
     uint64_t rx_digest;  /* of all packets before rx_expect */
+    uint32_t rx_delay;   /* the next header's "delay" */
     unsigned work;       /* done for the peer in this pass, VP_WORK_... */
     unsigned looks;      /* places where a header was looked for, ever */
 
@@ -3480,7 +3499,8 @@ static void link_add(VPLink *l, uint8_t type, uint8_t flags, uint32_t conn,
                                    l->loop->now),
         .bytes = (uint16_t)len,
         .conn = conn,
-        .data_check = wire_sum(store_payload(&l->store), len),
+        .data_check = wire_data_check(&l->tx_payload_key,
+                                      store_payload(&l->store), len),
     };
 
     store_add(&l->store, &pkt);
@@ -3501,10 +3521,19 @@ static bool link_carries_ack(VPLink *l)
            link_sendable(l, s->bytes_out, store_sent(s, s->unsent)->len);
 }
 
+/* link_put() - finish the header of a packet that now goes to the channel */
+static void link_put(const VPLink *l, uint8_t *p, VPPacket *pkt)
+{
+    pkt->ack = l->rx_expect;
+    pkt->time = (uint32_t)l->loop->now;
+    pkt->delay = l->rx_delay;
+    wire_put(p, pkt, &l->tx_key, l->rx_digest);
+}
+
 /* link_put_ctl() - unsequenced packets that are due; returns their length */
 static size_t link_put_ctl(VPLink *l)
 {
-    VPPacket pkt = { .seq = l->store.unsent, .ack = l->rx_expect };
+    VPPacket pkt = { .seq = l->store.unsent };
     size_t len = 0;
 
     if (l->due & LINK_DUE_HELLO) {
@@ -3524,7 +3553,7 @@ static size_t link_put_ctl(VPLink *l)
     if (pkt.type != 0) {
         l->due &= ~(unsigned)LINK_DUE_PING;
         link_acks(l);
-        wire_put(l->ctl + len, &pkt, l->tx_key + l->rx_digest);
+        link_put(l, l->ctl + len, &pkt);
         len += VP_PKT_HDR_LEN;
     }
     return len;
@@ -3571,8 +3600,7 @@ static int link_gather(VPLink *l, struct iovec *iov)
             }
             bytes_out += sent->len;
             sent->pkt.seq = seq;
-            sent->pkt.ack = l->rx_expect;
-            wire_put(p, &sent->pkt, l->tx_key + l->rx_digest);
+            link_put(l, p, &sent->pkt);
         }
         if (n > 0 && (uint8_t *)iov[n - 1].iov_base + iov[n - 1].iov_len == p) {
             iov[n - 1].iov_len += len;
@@ -3682,8 +3710,9 @@ static void link_up(VPLink *l, const VPHello *h, bool resumed)
     const char *what = resumed ? "session resumed" : "new session";
 
     link_set_state(l, LINK_UP, what);
-    l->tx_key = wire_key(l->hello.token, l->peer_token, l->key);
-    l->rx_key = wire_key(l->peer_token, l->hello.token, l->key);
+    header_key(&l->tx_key, wire_seed(l->hello.token, l->peer_token, l->key));
+    header_key(&l->rx_key, wire_seed(l->peer_token, l->hello.token, l->key));
+    l->rx_delay = 0;
     l->peer = h->flags & VP_HELLO_UP ? PEER_UP
               : resumed ? PEER_HOLDS : PEER_UNSURE;
     l->due |= LINK_DUE_HELLO;
@@ -3706,6 +3735,8 @@ static void link_begin(VPLink *l, uint64_t mine, uint64_t peers)
     link_forget(l);
     l->epoch[0] = mine;
     l->epoch[1] = peers;
+    payload_key(&l->tx_payload_key, wire_seed(mine, peers, l->key));
+    payload_key(&l->rx_payload_key, wire_seed(peers, mine, l->key));
     l->session_at = l->loop->now;
     l->rx_expect = VP_SEQ_FIRST;
     l->rx_digest = 0;
@@ -3886,7 +3917,7 @@ static bool link_get(VPLink *l, const uint8_t *p, VPPacket *pkt)
     uint32_t ack = get32(p + VP_PKT_ACK_AT);
 
     return ack - s->base <= s->unsent - s->base &&
-           wire_get(p, pkt, l->rx_key + store_digest(s, ack));
+           wire_get(p, pkt, &l->rx_key, store_digest(s, ack));
 }
 
 /* link_acked() - the peer expects @seq, as link_get() found */
@@ -3920,7 +3951,7 @@ static bool link_stalled(VPLink *l)
     VPPacket pkt;
 
     if (l->rx_gap > 0 && l->rx_gap + VP_PKT_HDR_LEN <= l->rx_len &&
-        wire_get(l->rx + l->rx_gap, &pkt, VP_MAGIC)) {
+        wire_get(l->rx + l->rx_gap, &pkt, &hello_key, 0)) {
         return true;
     }
     if (l->rx_at == 0 || l->loop->now - l->rx_at < VP_STALL_US) {
@@ -3942,6 +3973,7 @@ static void link_deliver(VPLink *l, const VPPacket *pkt, uint8_t *payload)
 
     l->asked_at = 0;
     l->peer = PEER_UP;
+    l->rx_delay = (uint32_t)l->rx_last_at - pkt->time;
     l->ack_asked |= (pkt->flags & VP_FLAG_ACK_NOW) || pkt->type == VP_PKT_PING;
     if (pkt->flags & VP_FLAG_PROBE) {
         flow_probe(&l->flow, l->loop->now);
@@ -4013,7 +4045,8 @@ static size_t link_parse_up(VPLink *l, uint8_t *p, size_t len)
             return 0;
         }
         wrong = "a packet breaks off";
-    } else if (pkt.bytes > 0 && !wire_data_ok(&pkt, p + VP_PKT_HDR_LEN)) {
+    } else if (pkt.bytes > 0 && !wire_data_ok(&pkt, p + VP_PKT_HDR_LEN,
+                                              &l->rx_payload_key)) {
         wrong = "a payload is damaged";
     }
     if (wrong != NULL) {

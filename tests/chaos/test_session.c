@@ -460,7 +460,7 @@ static uint64_t bulk(uint32_t rate, uint32_t latency, uint32_t bytes,
         world_step();
     }
     vp_channel_info(machine[0]->drv, &info);
-    *packet = (double)info.bytes[1] / (double)info.packets[1] + 32;
+    *packet = (double)info.bytes[1] / (double)info.packets[1] + 40;
     start = world.now - start;
     exchange_end();
     return start;

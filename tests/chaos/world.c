@@ -563,7 +563,7 @@ void world_idle(uint64_t after, uint64_t time)
     while (world.now < begin + time && world_step()) {
     }
     passes = machine[0]->passes + machine[1]->passes - before;
-    /* a packet of 32 bytes every 5 s, and its answer, even byte by byte */
+    /* a packet of 40 bytes every 5 s, and its answer, even byte by byte */
     if (passes > 20 + 20 * (world.one_byte ? 10u : 1u) * time / SECOND) {
         sim_fail("%u passes in %llu s of idleness", passes,
                  (unsigned long long)(time / SECOND));

@@ -290,7 +290,7 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
     static uint8_t buf[VP_PKT_HDR_LEN + UINT16_MAX];
     EngineLink l = engine_link(r->drv);
     uint32_t ack = wrong & OLD_ACK ? l.base : l.unsent;
-    uint64_t key = l.rx_key + engine_digest(r->drv, ack);
+    uint64_t digest = engine_digest(r->drv, ack);
     VPPacket pkt = {
         .type = (uint8_t)type,
         .flags = (uint8_t)flags,
@@ -298,7 +298,8 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
         .conn = id,
         .seq = l.expect + r->held_seqs + !!(wrong & WRONG_SEQ),
         .ack = wrong & WRONG_ACK ? l.next + 1 : ack,
-        .data_check = wire_sum(data, len) + !!(wrong & WRONG_DATA),
+        .data_check = wire_data_check(l.rx_payload_key, data, len) +
+                      !!(wrong & WRONG_DATA),
     };
     size_t total = VP_PKT_HDR_LEN + len;
 
@@ -311,7 +312,7 @@ static void peer_packet(Rig *r, unsigned type, unsigned flags, uint32_t id,
     if (len > 0) {
         memcpy(buf + VP_PKT_HDR_LEN, data, len);
     }
-    wire_put(buf, &pkt, key + !!(wrong & WRONG_CHECK));
+    wire_put(buf, &pkt, l.rx_key, digest + !!(wrong & WRONG_CHECK));
     r->held_seqs += r->holding > 0 && type < VP_PKT_HELLO;
     peer_write(r, buf, total);
 }
@@ -399,7 +400,7 @@ static uint64_t in_count(Input *in)
 static size_t in_len(Input *in)
 {
     static const uint16_t len[] = {
-        0, 1, 31, 32, 33, 736, 4096, 16383, 16384, 16385, 32736, 65503,
+        0, 1, 31, 32, 33, 736, 4096, 16383, 16384, 16385, 32728, 65495,
         VP_PKT_DATA_LEN,
     };
     uint8_t b = in8(in);
@@ -873,7 +874,7 @@ static void parser_free(Parser *p)
 }
 
 /* headers_mend() - give what looks like packets checks that are right */
-static void headers_mend(uint8_t *p, size_t len, uint64_t key)
+static void headers_mend(uint8_t *p, size_t len, const EngineLink *l)
 {
     uint32_t seq = VP_SEQ_FIRST;
 
@@ -886,16 +887,21 @@ static void headers_mend(uint8_t *p, size_t len, uint64_t key)
             .conn = get32(p + 20),
             .seq = p[0] & 2 ? get32(p + 24) : seq,
             .ack = p[0] & 4 ? get32(p + 28) : VP_SEQ_FIRST,
+            .time = get32(p + 32),
+            .delay = get32(p + 36),
             .data_check = get64(p + 8),
         };
         size_t total = VP_PKT_HDR_LEN + pkt.bytes;
 
         if (!(p[0] & 8) && len >= total) {
-            pkt.data_check = wire_sum(p + VP_PKT_HDR_LEN, pkt.bytes);
+            pkt.data_check = hello && pkt.bytes >= VP_HELLO_TOKEN_AT + 8
+                ? hello_data_check(p + VP_PKT_HDR_LEN, pkt.bytes)
+                : wire_data_check(l->rx_payload_key, p + VP_PKT_HDR_LEN,
+                                  pkt.bytes);
         }
         seq += pkt.type >= VP_PKT_CONTROL && pkt.type <= VP_PKT_SERVER;
         if (!(p[0] & 16)) {
-            wire_put(p, &pkt, hello ? VP_MAGIC : key);
+            wire_put(p, &pkt, hello ? &hello_key : l->rx_key, 0);
         }
         p += MIN(total, len);
         len -= MIN(total, len);
@@ -903,15 +909,15 @@ static void headers_mend(uint8_t *p, size_t len, uint64_t key)
 }
 
 /* headers_round() - what was read is what would have been written */
-static void headers_round(const uint8_t *p, size_t len, uint64_t key)
+static void headers_round(const uint8_t *p, size_t len, const VPHeaderKey *key)
 {
     uint8_t again[VP_PKT_HDR_LEN + VP_HELLO_LEN];
     VPPacket pkt;
     VPHello h;
     int n;
 
-    if (len >= VP_PKT_HDR_LEN && wire_get(p, &pkt, key)) {
-        wire_put(again, &pkt, key);
+    if (len >= VP_PKT_HDR_LEN && wire_get(p, &pkt, key, 0)) {
+        wire_put(again, &pkt, key, 0);
         box_require(memcmp(again, p, VP_PKT_HDR_LEN) == 0);
     }
     n = wire_get_hello(p, len, &h);
@@ -935,20 +941,19 @@ void fuzz_packet(const uint8_t *data, size_t len)
     size_t step = (size_t)(how >> 3) + 1;
     Parser whole, pieces;
     EngineLink a, b;
-    uint64_t key;
 
     world_new();
     box_reset(true);
     log_clear();
     parser_new(&whole, how & 1);
     parser_new(&pieces, how & 1);
-    key = engine_link(whole.drv).rx_key;
+    a = engine_link(whole.drv);
     len = len > 0 ? MIN(len - 1, sizeof(stream)) : 0;
     memcpy(stream, data + 1, len);
     if (how & 2) {
-        headers_mend(stream, len, key);
+        headers_mend(stream, len, &a);
     }
-    headers_round(stream, len, key);
+    headers_round(stream, len, a.rx_key);
     box_require(engine_take(whole.drv, stream, len));
     for (size_t at = 0; at < len; at += step) {
         box_require(engine_take(pieces.drv, stream + at,

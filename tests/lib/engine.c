@@ -35,8 +35,8 @@ EngineLink engine_link(const VPDriver *drv)
         .wfd = l->wfd,
         .token = { l->hello.token, l->peer_token },
         .epoch = { l->epoch[0], l->epoch[1] },
-        .rx_key = l->rx_key,
-        .tx_key = l->tx_key,
+        .rx_key = &l->rx_key,
+        .rx_payload_key = &l->rx_payload_key,
         .asked_at = l->asked_at,
         .penalty_until = l->penalty_until,
         .base = l->store.base,
@@ -55,6 +55,18 @@ EngineLink engine_link(const VPDriver *drv)
 void engine_set_instance(VPDriver *drv, uint64_t instance)
 {
     drv->link.instance = instance;
+}
+
+bool engine_keys_fit(const VPDriver *a, const VPDriver *b)
+{
+    const VPLink *l = &a->link, *m = &b->link;
+
+    return memcmp(&l->tx_key, &m->rx_key, sizeof(l->tx_key)) == 0 &&
+           memcmp(&l->rx_key, &m->tx_key, sizeof(l->rx_key)) == 0 &&
+           memcmp(&l->tx_payload_key, &m->rx_payload_key,
+                  sizeof(l->tx_payload_key)) == 0 &&
+           memcmp(&l->rx_payload_key, &m->tx_payload_key,
+                  sizeof(l->rx_payload_key)) == 0;
 }
 
 bool engine_up(const VPDriver *drv)

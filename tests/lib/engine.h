@@ -32,8 +32,8 @@ typedef struct EngineLink {
     int rfd, wfd;         /* -1: none */
     uint64_t token[2];    /* own, the peer's: of the last handshake */
     uint64_t epoch[2];    /* own, the peer's; 0: there is no session */
-    uint64_t rx_key;      /* seeds the checks of what comes */
-    uint64_t tx_key;      /* seeds the checks of what is sent */
+    const struct VPHeaderKey *rx_key;   /* of the checks of what comes */
+    const struct VPPayloadKey *rx_payload_key;
     uint64_t asked_at;    /* time of a PING without answer; 0: none */
     uint64_t penalty_until; /* time up to which the peer is not listened to */
     uint32_t base;        /* number of the oldest packet that is not acked */
@@ -52,6 +52,9 @@ EngineLink engine_link(const VPDriver *drv);
 
 /* engine_set_instance() - as if it were in a process of its own */
 void engine_set_instance(VPDriver *drv, uint64_t instance);
+
+/* engine_keys_fit() - has each the other's keys of the checks? */
+bool engine_keys_fit(const VPDriver *a, const VPDriver *b);
 
 bool engine_up(const VPDriver *drv);
 bool engine_has_session(const VPDriver *drv);

@@ -22,12 +22,15 @@ typedef struct Peer {
     const VPKey *key;   /* secret that the HELLOs prove; NULL: none */
     VPHello heard;      /* HELLO that came last; zeros: none */
     int hellos;         /* HELLOs that have come */
-    uint64_t tx_key;    /* seed of the checks of packets sent */
-    uint64_t rx_key;    /* seed of the checks of packets that come */
+    VPHeaderKey tx_key; /* of the checks of headers sent */
+    VPHeaderKey rx_key; /* of the checks of headers that come */
+    VPPayloadKey tx_payload_key;
+    VPPayloadKey rx_payload_key;
     uint32_t next;      /* number of the next packet to send */
     uint32_t expect;    /* number of the next packet to come */
     uint32_t ack;       /* ack field of the packet that came last */
     uint64_t digest;    /* digest of the packets that came before "expect" */
+    uint32_t time;      /* "time" of the packets sent */
     uint64_t sent[PEER_SENT]; /* at N % PEER_SENT: of packets sent before N */
     uint8_t in[4 * VP_PKT_LEN_MAX]; /* bytes that came and are not taken yet */
     size_t len;         /* bytes in "in" */
@@ -51,18 +54,28 @@ static inline void peer_setup(Peer *p)
     };
 }
 
-/* peer_keys() - derive tx_key and rx_key from both tokens and the key */
+/* peer_keys() - derive the headers' keys from both tokens and the key */
 static inline void peer_keys(Peer *p)
 {
-    p->tx_key = wire_key(p->hello.token, p->heard.token, p->key);
-    p->rx_key = wire_key(p->heard.token, p->hello.token, p->key);
+    header_key(&p->tx_key, wire_seed(p->hello.token, p->heard.token, p->key));
+    header_key(&p->rx_key, wire_seed(p->heard.token, p->hello.token, p->key));
 }
 
-/* peer_begin() - set numbers and digests to those of a new session */
-static inline void peer_begin(Peer *p)
+/* peer_rewind() - set numbers and digests to those of a session's begin */
+static inline void peer_rewind(Peer *p)
 {
     p->next = p->expect = p->ack = VP_SEQ_FIRST;
     p->digest = p->sent[VP_SEQ_FIRST % PEER_SENT] = 0;
+}
+
+/* peer_begin() - begin a new session, which the handshake's tokens name */
+static inline void peer_begin(Peer *p)
+{
+    payload_key(&p->tx_payload_key,
+                wire_seed(p->hello.token, p->heard.token, p->key));
+    payload_key(&p->rx_payload_key,
+                wire_seed(p->heard.token, p->hello.token, p->key));
+    peer_rewind(p);
 }
 
 /* peer_claim() - make p->hello tell what the peer has sent and received */
@@ -96,13 +109,14 @@ static inline size_t peer_put(Peer *p, uint8_t *buf, int type, int flags,
         .conn = conn,
         .seq = p->next,
         .ack = p->expect,
-        .data_check = wire_sum(data, len),
+        .time = p->time,
+        .data_check = wire_data_check(&p->tx_payload_key, data, len),
     };
 
     if (len > 0) {
         memcpy(buf + VP_PKT_HDR_LEN, data, len);
     }
-    wire_put(buf, &pkt, p->tx_key + p->digest);
+    wire_put(buf, &pkt, &p->tx_key, p->digest);
     if (type < VP_PKT_HELLO) {
         uint64_t before = p->sent[p->next % PEER_SENT];
 
@@ -149,7 +163,7 @@ static inline bool peer_get(const Peer *p, const uint8_t *at, VPPacket *pkt)
 {
     uint32_t ack = get32(at + VP_PKT_ACK_AT);
 
-    return wire_get(at, pkt, p->rx_key + p->sent[ack % PEER_SENT]);
+    return wire_get(at, pkt, &p->rx_key, p->sent[ack % PEER_SENT]);
 }
 
 /*

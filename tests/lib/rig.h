@@ -210,7 +210,8 @@ static inline int peer_next(Rig *r)
     }
     if (p->pkt.type != VP_PKT_HELLO) {
         ck_assert_uint_eq(p->pkt.seq, expect);
-        ck_assert(p->pkt.bytes == 0 || wire_data_ok(&p->pkt, p->data));
+        ck_assert(p->pkt.bytes == 0 ||
+                  wire_data_ok(&p->pkt, p->data, &p->rx_payload_key));
     }
     peer_drop(p, (size_t)n);
     return p->pkt.type;

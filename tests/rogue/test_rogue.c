@@ -566,7 +566,7 @@ static void header(Rogue *r, uint16_t bytes)
 
     if (rogue_flush(r, 500)) {
         pkt.ack = r->peer.expect;
-        wire_put(r->out, &pkt, r->peer.tx_key + r->peer.digest);
+        wire_put(r->out, &pkt, &r->peer.tx_key, r->peer.digest);
         r->out_len = VP_PKT_HDR_LEN;
         rogue_flush(r, 500);
     }

@@ -521,7 +521,7 @@ START_TEST(old_session_packets)
     peer_write(&s.r, s.t.data, s.t.len);
     ck_assert_str_eq(engine_link(s.r.drv).state, "hello");
     ck_assert(!engine_has_conn(s.r.drv, 5, false));
-    peer_begin(p);
+    peer_rewind(p);
     scene_resume(&s);
     scene_check(&s);
     ck_assert_int_eq(fd_state(s.listener) == FD_OPEN, false);
@@ -821,7 +821,7 @@ START_TEST(hello_breaks_off)
     VPPacket pkt = { .type = VP_PKT_HELLO, .bytes = VP_HELLO_LEN_MAX };
 
     rig_new(&r, &rig_config);
-    wire_put(buf, &pkt, VP_MAGIC);
+    wire_put(buf, &pkt, &hello_key, 0);
     peer_write(&r, buf, sizeof(buf));
     peer_drain(&r);
     peer_say(&r, 77, 0);
@@ -953,6 +953,7 @@ START_TEST(ack_makes_no_sense)
     };
 
     for (int i = 0; i < COUNT_OF(acks); i++) {
+        const uint32_t len = VP_PKT_HDR_LEN + 11;
         static Rig r;
         int client[3];
 
@@ -965,7 +966,7 @@ START_TEST(ack_makes_no_sense)
         client[1] = rig_client(&r, "b");
         client[2] = rig_client(&r, "c");
         peer_drain(&r);
-        ck_assert_uint_eq(engine_unacked(r.drv), 2 * (32 + 11));
+        ck_assert_uint_eq(engine_unacked(r.drv), 2 * len);
         peer_expects(&r, VP_SEQ_FIRST + 1 + (uint32_t)acks[i].off);
         r.peer.digest += acks[i].other;
         peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
@@ -973,10 +974,10 @@ START_TEST(ack_makes_no_sense)
                          acks[i].good ? "up" : "hello");
         if (acks[i].good) {
             ck_assert_uint_eq(engine_unacked(r.drv),
-                              (uint32_t)(2 - acks[i].off) * (32 + 11));
+                              (uint32_t)(2 - acks[i].off) * len);
         } else {
             log_expect("no packet where one should begin", 1);
-            ck_assert_uint_eq(engine_unacked(r.drv), 2 * (32 + 11));
+            ck_assert_uint_eq(engine_unacked(r.drv), 2 * len);
         }
         for (int k = 0; k < 3; k++) {
             close(client[k]);
@@ -1103,6 +1104,73 @@ START_TEST(ack_of_half_a_packet)
     peer_send(&s.r, VP_PKT_ACK, 0, 0, NULL, 0);
     log_expect("no packet where one should begin", 1);
     sender_free(&s);
+}
+END_TEST
+
+/* close_to() - is @a, a time in us, @b or a little more? */
+static bool close_to(uint32_t a, uint64_t b)
+{
+    return a - (uint32_t)b < MS;
+}
+
+/* A header tells when it was sent, and how long what came before it took. */
+START_TEST(times)
+{
+    static const uint32_t aheads[] = { 0, 1000000000, INT32_MAX, UINT32_MAX };
+    static Rig r;
+    int client;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    client = rig_client(&r, "a");
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    ck_assert(close_to((uint32_t)box.now, r.peer.pkt.time));
+    ck_assert_uint_eq(r.peer.pkt.delay, 0); /* nothing came but HELLOs */
+    for (int i = 0; i < COUNT_OF(aheads); i++) { /* the peer's clock is */
+        uint64_t delay = 20 * MS - aheads[i];
+
+        r.peer.time = (uint32_t)(box.now - 30 * MS + aheads[i]);
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        r.peer.time += 10 * MS; /* the newest counts */
+        peer_send(&r, VP_PKT_PING, 0, 0, NULL, 0);
+        ck_assert_int_eq(peer_next(&r), VP_PKT_ACK);
+        ck_assert(close_to((uint32_t)box.now, r.peer.pkt.time));
+        ck_assert(close_to(r.peer.pkt.delay, delay));
+        box_run(r.loop, 3 * MS);
+        rig_client(&r, "b"); /* and when it came */
+        ck_assert_int_eq(peer_next(&r), VP_PKT_CONTROL);
+        ck_assert(close_to((uint32_t)box.now, r.peer.pkt.time));
+        ck_assert(close_to(r.peer.pkt.delay, delay));
+    }
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* What is sent again has the time of that. */
+START_TEST(times_sent_again)
+{
+    static Rig r;
+    int client;
+    uint32_t first;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    client = rig_client(&r, "a");
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    first = r.peer.pkt.time;
+    rig_unplug(&r);
+    box_run(r.loop, SECOND);
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    r.peer.expect = VP_SEQ_FIRST;
+    r.peer.digest = 0;
+    peer_claim(&r.peer);
+    ck_assert(peer_shake(&r));
+    peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
+    ck_assert_uint_ge(r.peer.pkt.time - first, SECOND);
+    ck_assert_uint_eq(r.peer.pkt.delay, 0);
+    close(client);
+    rig_free(&r);
 }
 END_TEST
 
@@ -1376,7 +1444,7 @@ END_TEST
 /* However much the peer asks, there is one answer at a time. */
 START_TEST(ping_flood)
 {
-    static uint8_t buf[32 * 1000];
+    static uint8_t buf[VP_PKT_HDR_LEN * 1000];
     static Rig r;
     size_t len = 0;
 
@@ -1798,6 +1866,8 @@ int main(void)
     SUITE_ADD(s, hello_while_blocked);
     SUITE_ADD(s, cut_while_blocked);
     SUITE_ADD(s, ack_of_half_a_packet);
+    SUITE_ADD(s, times);
+    SUITE_ADD(s, times_sent_again);
     SUITE_ADD(s, virtio_writes);
     SUITE_ADD(s, ack_in_time);
     SUITE_ADD(s, ack_ahead);

@@ -742,15 +742,17 @@ START_TEST(late_echo)
 {
     const char *service = late_echoes[_i].service;
     bool same = late_echoes[_i].same;
-    uint64_t digest;
+    static uint8_t data[VP_PKT_LEN_MAX];
     static Rig r;
+    VPPacket sent;
     int client;
 
     rig_new(&r, &rig_config); /* the abandoned time */
     peer_session(&r);
     client = rig_client(&r, "old");
     peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
-    digest = r.peer.digest;
+    sent = r.peer.pkt;
+    memcpy(data, r.peer.data, sent.bytes);
     close(client);
     rig_free(&r);
 
@@ -763,7 +765,9 @@ START_TEST(late_echo)
     }
     log_clear();
     r.peer.expect = VP_SEQ_FIRST + 1;
-    r.peer.digest = digest;
+    /* with the tokens of this session, which are the abandoned time's, too */
+    sent.data_check = wire_data_check(&r.peer.rx_payload_key, data, sent.bytes);
+    r.peer.digest = digest_add(0, &sent);
     peer_credit(&r, 0, VP_CONN_FIRST, VP_MSG_CONNECT_ACK, 1 << 20);
     if (service != NULL) {
         ck_assert_uint_eq(rig_conn(&r, VP_CONN_FIRST, true).tx_limit,
@@ -810,7 +814,8 @@ START_TEST(key_fits)
     peer_init(&r, 1, "none", 0);
     peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
     /* the tokens alone, which anybody can read, are no key to the packets */
-    r.peer.tx_key = wire_key(r.peer.hello.token, r.peer.heard.token, NULL);
+    header_key(&r.peer.tx_key, wire_seed(r.peer.hello.token,
+                                         r.peer.heard.token, NULL));
     peer_init(&r, 2, "none", 0);
     log_expect("out of step", 1);
     r.peer.next--; /* it was not taken */
@@ -1309,7 +1314,7 @@ START_TEST(offer_during_resync)
 
     held_new(&h, &rig_config);
     fd = offer(&h.r);
-    peer_write(&h.r, "noise noise noise noise noise noise", 35);
+    peer_write(&h.r, "noise noise noise noise noise noise noise", 41);
     ck_assert_str_eq(engine_link(h.r.drv).state, "hello");
     truth = h.r.peer.hello;
     h.r.peer.hello.my_epoch = h.r.peer.hello.peer_epoch = 0;
