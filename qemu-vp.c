@@ -47,6 +47,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -1543,15 +1544,30 @@ static void settings_print(Text *out, const Settings *s)
 /* Room for an address in words; the longest is that of a unix socket. */
 #define ADDR_NAME_SIZE 160
 
+/* path_is_abstract() - is it the name of a unix socket that has no file? */
+static bool path_is_abstract(const char *path)
+{
+#ifdef __linux__
+    return path[0] == '@';
+#else
+    (void)path;
+    return false;
+#endif
+}
+
 static void addr_unix(const char *path, VPAddr *addr)
 {
     struct sockaddr_un *sun = (void *)&addr->ss;
+    size_t len = strlen(path) + 1;
 
     memset(addr, 0, sizeof(*addr));
     sun->sun_family = AF_UNIX;
-    memcpy(sun->sun_path, path, strlen(path) + 1);
-    addr->len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
-                            strlen(path) + 1);
+    memcpy(sun->sun_path, path, len);
+    if (path_is_abstract(path)) {
+        sun->sun_path[0] = '\0';
+        len--; /* a NUL at its end would be part of the name */
+    }
+    addr->len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len);
 }
 
 /*
@@ -1775,16 +1791,9 @@ static int spec_lookup(const Spec *spec, VPAddr *addrs, Error *err)
  * listeners
  * ====================================================================== */
 
-/*
- * A listener whose queue is full answers on the BSDs as one that has gone does:
- * look so often, so far apart.
- */
-#ifdef __linux__
-#define STALE_TRIES 1
-#else
-#define STALE_TRIES 10
-#endif
-#define STALE_WAIT (10 * MS)
+/* The folder of a stale socket is tried to be locked so often, so far apart. */
+#define LOCK_TRIES 50
+#define LOCK_STEP (20 * MS)
 
 /* The file of a unix socket, to be removed at the end if it is still ours. */
 typedef struct SocketFile {
@@ -1802,7 +1811,7 @@ static void socket_file_keep(const char *path)
     SocketFile *f = calloc(1, sizeof(*f));
     struct stat st;
 
-    if (f != NULL && lstat(path, &st) == 0) {
+    if (f != NULL && !path_is_abstract(path) && lstat(path, &st) == 0) {
         snprintf(f->path, sizeof(f->path), "%s", path);
         f->dev = st.st_dev;
         f->ino = st.st_ino;
@@ -1836,13 +1845,60 @@ static void socket_files_remove(const char *path)
 }
 
 /*
- * clear_stale() - remove a socket at @path that nobody listens on
+ * folder_lock() - keep other qemu-vps from removing sockets beside @path
+ *
+ * Returns a descriptor to be closed, or -1: whoever else locks folders for long
+ * isn't waited for.
+ */
+static int folder_lock(const char *path)
+{
+#ifdef LOCK_EX
+    char folder[sizeof(((struct sockaddr_un *)0)->sun_path) + 1];
+    const char *slash = strrchr(path, '/');
+    int fd;
+
+    snprintf(folder, sizeof(folder), "%.*s",
+             slash != NULL ? (int)(slash - path) + 1 : 1,
+             slash != NULL ? path : ".");
+    fd = open(folder, O_RDONLY | O_DIRECTORY);
+    for (int i = 0; fd >= 0 && i < LOCK_TRIES &&
+         flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
+        poll(NULL, 0, LOCK_STEP / MS);
+    }
+    return fd;
+#else
+    (void)path;
+    return -1;
+#endif
+}
+
+/* socket_is_stale() - is @addr that of a file without a socket? */
+static bool socket_is_stale(const VPAddr *addr)
+{
+    /* a datagram socket can't connect to one of ours, but tells if it is there,
+       and who owns that notices nothing */
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    bool stale = fd >= 0 && connect(fd, (const struct sockaddr *)&addr->ss,
+                                    addr->len) < 0 && errno == ECONNREFUSED;
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return stale;
+}
+
+/*
+ * clear_stale() - remove the file at @path of a socket that is gone
+ *
+ * Who else wants @path may have looked at it before we removed the file, and
+ * would then remove ours: so one looks and removes at a time.
  *
  * Returns 0, or the errno value of why @path can't be bound.
  */
 static int clear_stale(const VPAddr *addr, const char *path)
 {
     struct stat st;
+    int lock, rc;
 
     if (lstat(path, &st) < 0) {
         return 0; /* because bind() will say what is wrong, if anything */
@@ -1850,24 +1906,12 @@ static int clear_stale(const VPAddr *addr, const char *path)
     if (!S_ISSOCK(st.st_mode)) {
         return EEXIST;
     }
-    for (int try = 0; try < STALE_TRIES; try++) {
-        int fd = socket(AF_UNIX, SOCK_STREAM, 0), rc = 0;
-
-        if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
-            rc = errno;
-        } else if (connect(fd, (const struct sockaddr *)&addr->ss,
-                           addr->len) == 0 || errno != ECONNREFUSED) {
-            rc = EADDRINUSE;
-        }
-        if (fd >= 0) {
-            close(fd);
-        }
-        if (rc != 0) {
-            return rc;
-        }
-        poll(NULL, 0, try < STALE_TRIES - 1 ? STALE_WAIT / MS : 0);
+    lock = folder_lock(path);
+    rc = !socket_is_stale(addr) ? EADDRINUSE : unlink(path) < 0 ? errno : 0;
+    if (lock >= 0) {
+        close(lock);
     }
-    return unlink(path) < 0 ? errno : 0;
+    return rc;
 }
 
 /* addr_port() - where the port of an inet address is; network order */
@@ -2783,7 +2827,8 @@ static void channel_warn_open(const Channel *ch)
         VPAddr addr;
 
         addr_bound(ch->listeners[i].fd, &addr);
-        if (addr.len == 0 || vp_addr_is_local(&addr)) {
+        if (addr.len == 0 || (vp_addr_is_local(&addr) &&
+                              addr_name(&addr)[0] != '@')) {
             continue;
         }
         log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "
@@ -3150,19 +3195,13 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
 static void notify(const char *state)
 {
     const char *path = getenv("NOTIFY_SOCKET");
-    struct sockaddr_un *sun;
     VPAddr addr;
     int fd;
 
-    if (path == NULL || strlen(path) >= sizeof(sun->sun_path)) {
+    if (path == NULL || strlen(path) > SOCKET_PATH_MAX) {
         return;
     }
     addr_unix(path, &addr);
-    if (path[0] == '@') {
-        sun = (void *)&addr.ss;
-        sun->sun_path[0] = '\0'; /* Linux's abstract names */
-        addr.len--;
-    }
     fd = socket(AF_UNIX, SOCK_DGRAM, 0);
     if (fd >= 0) {
         /* non-blocking, because nobody may read it */
@@ -3372,9 +3411,10 @@ static void reload(void)
  *
  * A client is greeted with a prompt, says a line, and is answered: people with
  * a prompt after each command and, after "batch", programs without, so that
- * each answer ends with a line "ok" or "error: TEXT".  The next command of a client waits until its
- * last answer has been taken.  So what is held for a client is bounded by one
- * answer, and a client that doesn't read holds up nobody but itself.
+ * each answer ends with a line "ok" or "error: TEXT".  The next command of a
+ * client waits until its last answer has been taken.  So what is held for a
+ * client is bounded by one answer, and a client that doesn't read holds up
+ * nobody but itself.
  * ====================================================================== */
 
 /* ---- info -------------------------------------------------------------
@@ -3641,7 +3681,8 @@ static void show_channel(Show *s, const Channel *ch)
     show_number(s, "in_flight", NULL, i.in_flight, NULL);
     show_number(s, "limit", NULL, i.limit, NULL);
     show_number(s, "resyncs", "RESYNCS", i.resyncs, NULL);
-    show_number(s, "reconnects", "REOPENED", i.attaches - (i.attaches > 0), NULL);
+    show_number(s, "reconnects", "REOPENED", i.attaches - (i.attaches > 0),
+                NULL);
     show_text(s, "last_error", NULL, i.last_error, LEFT);
     show_time(s, "last_error_us", NULL, i.last_error_age, true);
     row_end(s);
@@ -4264,12 +4305,37 @@ static void mon_ready(void *opaque, int fd, int events)
     mon_continue(mon);
 }
 
+/*
+ * mon_may() - may the client at @fd give orders?
+ *
+ * The mode of the socket's file says who may; an abstract one has none.
+ */
+static bool mon_may(int fd)
+{
+#ifdef SO_PEERCRED
+    struct { pid_t pid; uid_t uid; gid_t gid; } who; /* Linux's struct ucred */
+    socklen_t len = sizeof(who);
+
+    if (path_is_abstract(settings.monitor)) {
+        return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) == 0 &&
+               (who.uid == 0 || who.uid == geteuid());
+    }
+#else
+    (void)fd;
+#endif
+    return true;
+}
+
 static void mon_accepted(void *opaque, int fd, const VPAddr *peer)
 {
     Mon *mon = monitors;
 
     (void)opaque;
     (void)peer;
+    if (!mon_may(fd)) {
+        close(fd);
+        return;
+    }
     if (nmonitors == MON_CLIENTS ||
         (nmonitors > 0 && vp_fd_is_kept(loop, fd))) {
         for (Mon *m = monitors; m != NULL; m = m->next) {

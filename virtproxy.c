@@ -297,9 +297,12 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
     } else if (addr->ss.ss_family == AF_UNIX) {
         const struct sockaddr_un *sun = (const void *)&addr->ss;
 
-        if (addr->len <= offsetof(struct sockaddr_un, sun_path) ||
-            sun->sun_path[0] == '\0') {
+        if (addr->len <= offsetof(struct sockaddr_un, sun_path) + 1) {
             snprintf(buf, size, "a unix socket");
+        } else if (sun->sun_path[0] == '\0') {
+            snprintf(buf, size, "@%.*s",
+                     (int)(addr->len - offsetof(struct sockaddr_un, sun_path) -
+                           1), sun->sun_path + 1);
         } else {
             snprintf(buf, size, "%.*s",
                      (int)(addr->len - offsetof(struct sockaddr_un, sun_path)),

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,23 +21,15 @@ static char *answered;          /* by monitor_ask() */
 
 int monitor_dial(const char *path)
 {
-    struct sockaddr_un un = { .sun_family = AF_UNIX };
     int64_t end = now_ms() + WAIT_MS;
-    int fd;
+    int fd, err;
 
-    text_format(un.sun_path, sizeof(un.sun_path), "%s", path);
-    for (;;) {
-        fd = socket(AF_UNIX, SOCK_STREAM, 0);
-        ck_assert(fd >= 0);
-        if (connect(fd, (struct sockaddr *)&un, sizeof(un)) == 0) {
-            break;
-        }
-        ck_assert_msg(now_ms() < end, "monitor %s: %s", path, strerror(errno));
+    while ((err = dial_errno(path, true, &fd)) != 0) {
+        ck_assert_msg(now_ms() < end, "monitor %s: %s", path, strerror(err));
         close(fd);
         sleep_ms(10);
     }
-    close(fd);
-    return dial(path, true);
+    return fd;
 }
 
 int monitor_batch(const char *path)

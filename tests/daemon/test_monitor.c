@@ -1851,6 +1851,53 @@ START_TEST(monitor_socket)
 }
 END_TEST
 
+/* Abstract names, which are Linux's, stand wherever a unix socket's path may. */
+START_TEST(abstract_names)
+{
+    char name[5][40], prefix[24];
+    int listener, status;
+    Daemon *a;
+    pid_t pid;
+
+    text_format(prefix, sizeof(prefix), "@vp-test-%ld", (long)getpid());
+    for (int i = 0; i < 5; i++) {
+        text_format(name[i], sizeof(name[i]), "%s-%d", prefix, i);
+    }
+#ifndef __linux__
+    PASS_OVER("Linux");
+#endif
+    ck_assert(chdir(vp_dir) == 0);
+    listener = listen_on(name[0], 5);
+    a = daemon_start("a", "-c unix-listen:%s:- -i s:%s:- -m %s", name[1],
+                     name[0], name[2]);
+    daemon_wait(a, "listening on %s$", name[1]);
+    daemon_wait(a, " warn ch0: whoever reaches %s is the other end", name[1]);
+    daemon_start("b", "-c unix-connect:%s:- -o s:%s:- -m %s", name[1], name[3],
+                 name[4]);
+    close(monitor_batch(name[4]));
+    check_works(name[3], listener);
+    ck_assert_int_eq(execute(name[4], "info oforwards -k"), 0);
+    ck_assert_str_eq(value(executed(1), "listening"), name[3]);
+    for (int i = 0; i < 5; i++) {
+        ck_assert_msg(access(name[i], F_OK) < 0, "%s has a file", name[i]);
+    }
+    if (geteuid() != 0) {
+        PASS_OVER("root");
+    }
+    pid = fork();                       /* a stranger gets no prompt */
+    ck_assert(pid >= 0);
+    if (pid == 0) {
+        char c;
+
+        _exit(setuid(65534) == 0 && read(dial(name[2], true), &c, 1) == 0);
+    }
+    child_add(pid);
+    status = child_wait(pid);
+    ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    close(listener);
+}
+END_TEST
+
 /* With a monitor alone it starts: all else can come later. */
 START_TEST(from_nothing)
 {
@@ -1920,6 +1967,7 @@ int main(void)
     SUITE_ADD(s, executes);
     SUITE_ADD(s, unanswered);
     SUITE_ADD(s, monitor_socket);
+    SUITE_ADD(s, abstract_names);
     SUITE_ADD(s, from_nothing);
     return harness_run(s);
 }

@@ -14,8 +14,10 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "tests/lib/harness.h"
@@ -521,7 +523,61 @@ START_TEST(address_in_use)
     expect_taken(args, path, EADDRINUSE);
     text_format(args, sizeof(args), "-c unix-listen:%s:-", path);
     expect_taken(args, path, EADDRINUSE);
+    set_nonblocking(fd);
+    ck_assert_msg(accept(fd, NULL, NULL) < 0 && errno == EAGAIN,
+                  "who listens at %s got a connection", path);
     close(dial(path, true));            /* it is still there */
+    close(fd);
+}
+END_TEST
+
+/* A socket that is bound, and doesn't listen yet, is no stale one. */
+START_TEST(address_bound)
+{
+    static const char *const options[][2] = {
+        { "-c " CHANNEL " -o http:", ":-" }, { "-c unix-listen:", ":-" },
+        { "-m ", "" },
+    };
+    char path[PATH_LEN], args[2 * TEXT_LEN];
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    file_path(path, "bound");
+    text_format(un.sun_path, sizeof(un.sun_path), "%s", path);
+    ck_assert(bind(fd, (struct sockaddr *)&un, sizeof(un)) == 0);
+    text_format(args, sizeof(args), "%s%s%s", options[_i][0], path,
+                options[_i][1]);
+    expect_taken(args, path, EADDRINUSE);
+    ck_assert(access(path, F_OK) == 0);
+    close(fd);
+}
+END_TEST
+
+/*
+ * Of two that start over one stale socket, the second one looks at it only
+ * once the first one has removed it.
+ */
+START_TEST(stale_twice)
+{
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    int lock = open(vp_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int stale = socket(AF_UNIX, SOCK_STREAM, 0), fd;
+    char path[PATH_LEN];
+    Daemon *d;
+
+    file_path(path, "stale");
+    text_format(un.sun_path, sizeof(un.sun_path), "%s", path);
+    ck_assert(bind(stale, (struct sockaddr *)&un, sizeof(un)) == 0);
+    close(stale);
+    ck_assert(flock(lock, LOCK_EX) == 0);
+    d = daemon_start("second", "-m %s", path);
+    sleep_ms(200);
+    ck_assert(unlink(path) == 0);
+    fd = listen_on(path, 5);
+    close(lock);
+    ck_assert_int_eq(daemon_exit(d), 1);
+    ck_assert(says(d, strerror(EADDRINUSE)));
+    close(dial(path, true));
     close(fd);
 }
 END_TEST
@@ -634,6 +690,8 @@ int main(void)
     SUITE_LOOP(s, help, 2);
     SUITE_LOOP(s, version, 2);
     SUITE_ADD(s, address_in_use);
+    SUITE_LOOP(s, address_bound, 3);
+    SUITE_ADD(s, stale_twice);
     SUITE_ADD(s, address_not_here);
     SUITE_ADD(s, not_a_socket);
     SUITE_ADD(s, nothing_left);

@@ -869,6 +869,14 @@ static void address_parse(Address *a, const char *where)
         a->len = sizeof(*un);
         return;
     }
+    if (where[0] == '@') {
+        un->sun_family = AF_UNIX;
+        text_format(un->sun_path + 1, sizeof(un->sun_path) - 1, "%s",
+                    where + 1);
+        a->len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+                             strlen(where));
+        return;
+    }
     text_format(host, sizeof(host), "%s", where);
     colon = strrchr(host, ':');
     ck_assert_msg(colon != NULL, "no port in %s", where);
@@ -968,8 +976,7 @@ static void set_bounds(int fd)
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
 }
 
-/* dial_errno() - connect to @where by a new socket, @fd; returns errno or 0 */
-static int dial_errno(const char *where, bool block, int *fd)
+int dial_errno(const char *where, bool block, int *fd)
 {
     Address a;
     int one = 1;

@@ -193,8 +193,8 @@ void child_fds(const int *keep, size_t n);
 /* --- sockets ------------------------------------------------------------ */
 
 /*
- * An address is "/path" for a unix socket, else "HOST:PORT" with a numeric
- * HOST, in brackets for IPv6.  All sockets made here are close-on-exec.
+ * An address is "/path" or, on Linux, "@name" for a unix socket, else
+ * "HOST:PORT" with a numeric HOST, in brackets for IPv6.  All sockets made here are close-on-exec.
  */
 int listen_on(const char *where, int backlog);  /* port 0: any free one */
 int listen_any(char *where);    /* on 127.0.0.1; its address goes to where */
@@ -204,6 +204,8 @@ int free_port(void);            /* a port nobody uses, < 30000 */
 /* dial() - connect; returns the socket; calls block WAIT_MS at most if block */
 int dial(const char *where, bool block);
 void dial_reset(const char *where); /* is reset, perhaps within connect() */
+/* dial_errno() - 0 or an errno value; the new socket is at fd in any case */
+int dial_errno(const char *where, bool block, int *fd);
 int accept_one(int listener);   /* blocks for WAIT_MS at most */
 
 void send_all(int fd, const void *data, size_t len);
