@@ -59,6 +59,7 @@
  *             ack_timer         an ack is due (10 ms)
  *             ping_timer        a tail may be lost (20 ms on); we live (5 s)
  *             away_timer        AWAY: look again; DUMB: give up
+ *             rest_timer        read on, after much that was no packet
  *             trim_timer        give memory back (2 s)
  *   conn      sweep_timer       resets of sockets that nobody reads (1 s)
  *             end_timer         ENDING: all is delivered, or its time is over
@@ -1785,6 +1786,7 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
 #define VP_MAGIC 0x71656d752d767031ull /* "qemu-vp1" */
 
 #define VP_PKT_HDR_LEN 40
+#define VP_PKT_TYPE_AT 16
 #define VP_PKT_ACK_AT 28
 #define VP_PKT_LEN_MAX 65536
 #define VP_PKT_DATA_LEN (VP_PKT_LEN_MAX - VP_PKT_HDR_LEN)
@@ -2090,7 +2092,7 @@ static void wire_put(uint8_t *p, const VPPacket *pkt, const VPHeaderKey *key,
                      uint64_t digest)
 {
     put64(p + 8, pkt->data_check);
-    p[16] = pkt->type;
+    p[VP_PKT_TYPE_AT] = pkt->type;
     p[17] = pkt->flags;
     put16(p + 18, pkt->bytes);
     put32(p + 20, pkt->conn);
@@ -2109,7 +2111,7 @@ static bool wire_get(const uint8_t *p, VPPacket *pkt, const VPHeaderKey *key,
         return false;
     }
     pkt->data_check = get64(p + 8);
-    pkt->type = p[16];
+    pkt->type = p[VP_PKT_TYPE_AT];
     pkt->flags = p[17];
     pkt->bytes = get16(p + 18);
     pkt->conn = get32(p + 20);
@@ -2217,7 +2219,8 @@ static int wire_get_hello(const uint8_t *p, size_t len, VPHello *h)
     if (len < VP_PKT_HDR_LEN) {
         return 0;
     }
-    if (p[16] != VP_PKT_HELLO || !wire_get(p, &pkt, &hello_key, 0) ||
+    if (p[VP_PKT_TYPE_AT] != VP_PKT_HELLO ||
+        !wire_get(p, &pkt, &hello_key, 0) ||
         pkt.bytes < VP_HELLO_TOKEN_AT + 8 || pkt.bytes > VP_HELLO_LEN_MAX) {
         return -1;
     }
@@ -2849,6 +2852,14 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 #define VP_WORK_CONNECT 32
 /* So many places where a header was looked for are a unit of work. */
 #define VP_WORK_LOOKS 8
+/* Skipping so many bytes, with reading them, costs as much as such a look. */
+#define VP_LOOK_BYTES 64
+/*
+ * What looks for a HELLO may be a flood, and nobody waits for what it skips: it
+ * has one part in so many of the time.  It rests when it owes so much work.
+ */
+#define VP_REST_PARTS 16
+#define VP_REST_WORK 64
 
 typedef enum VPLinkState {
     LINK_DOWN,
@@ -2959,7 +2970,9 @@ typedef struct VPLink {
     uint64_t rx_digest;  /* of all packets before rx_expect */
     uint32_t rx_delay;   /* the next header's "delay" */
     unsigned work;       /* done for the peer in this pass, VP_WORK_... */
-    unsigned looks;      /* places where a header was looked for, ever */
+    unsigned looks;      /* for headers, that are no unit of work yet */
+    unsigned owed;       /* work done for a peer without a session */
+    VPTimer rest_timer;  /* while nothing is read because of that */
 
     /* acks and life */
     bool ack_asked;      /* the peer waits for one */
@@ -3005,6 +3018,12 @@ static bool link_has_session(const VPLink *l)
     return l->epoch[0] != 0;
 }
 
+/* link_goes_on() - is there more to take of what was read? */
+static bool link_goes_on(const VPLink *l)
+{
+    return l->rx_more && !timer_running(&l->rest_timer);
+}
+
 /* link_may_send() - do connections' packets go out? */
 static bool link_may_send(const VPLink *l)
 {
@@ -3015,7 +3034,7 @@ static bool link_may_send(const VPLink *l)
 static void link_interest(VPLink *l)
 {
     bool away = l->state == LINK_AWAY;
-    int r = away ? 0 : VP_READ, w = 0;
+    int r = away || timer_running(&l->rest_timer) ? 0 : VP_READ, w = 0;
 
     if (!link_has_fd(l)) {
         return;
@@ -3207,6 +3226,8 @@ static void link_down(VPLink *l, VPLinkState to, const char *reason)
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&l->ping_timer);
     vp_timer_stop(&l->away_timer);
+    vp_timer_stop(&l->rest_timer);
+    l->owed = 0;
     link_trim_later(l);
     link_set_state(l, to, reason);
 }
@@ -3852,10 +3873,12 @@ static bool link_hello_again(VPLink *l, const VPHello *h)
     return false;
 }
 
-/* link_looked() - a header was looked for at a place: that is work as well */
-static void link_looked(VPLink *l)
+/* link_looked() - a header was looked for among @bytes: that is work as well */
+static void link_looked(VPLink *l, size_t bytes)
 {
-    l->work += ++l->looks % VP_WORK_LOOKS == 0;
+    l->looks += 1 + (unsigned)(bytes / VP_LOOK_BYTES);
+    l->work += l->looks / VP_WORK_LOOKS;
+    l->looks %= VP_WORK_LOOKS;
 }
 
 /* link_handle_hello() - @h was read from @p */
@@ -3961,7 +3984,7 @@ static bool link_stalled(VPLink *l)
         return false;
     }
     for (; l->rx_scanned + VP_PKT_HDR_LEN <= l->rx_len; l->rx_scanned++) {
-        link_looked(l);
+        link_looked(l, 1);
         if (link_get(l, l->rx + l->rx_scanned, &pkt)) {
             return true;
         }
@@ -4060,6 +4083,18 @@ static size_t link_parse_up(VPLink *l, uint8_t *p, size_t len)
     return total;
 }
 
+/* hello_next() - where after @from a HELLO may begin; @len if nowhere */
+static size_t hello_next(const uint8_t *p, size_t from, size_t len)
+{
+    const uint8_t *type = NULL;
+
+    if (from + VP_PKT_TYPE_AT < len) {
+        type = memchr(p + from + VP_PKT_TYPE_AT, VP_PKT_HELLO,
+                      len - from - VP_PKT_TYPE_AT);
+    }
+    return type != NULL ? (size_t)(type - p) - VP_PKT_TYPE_AT : len;
+}
+
 /* link_parse_hello() - skip to the next HELLO; returns like link_parse_up() */
 static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
 {
@@ -4067,26 +4102,53 @@ static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
     int n = wire_get_hello(p, len, &hello);
     size_t skip = 1;
 
-    link_looked(l);
     if (n > 0) {
+        link_looked(l, 1);
         link_handle_hello(l, &hello, p);
         return (size_t)n;
     }
     if (n == 0) {
+        link_looked(l, 1);
         /* if this one breaks off, a whole one may follow */
         while (wire_get_hello(p + skip, len - skip, &hello) <= 0) {
-            link_looked(l);
-            if (++skip >= len) {
+            link_looked(l, 1);
+            skip = hello_next(p, skip + 1, len);
+            if (skip >= len) {
                 return 0;
             }
         }
     } else {
-        while (skip + 16 < len && p[skip + 16] != VP_PKT_HELLO) {
-            skip++;
+        if (p[VP_PKT_TYPE_AT] == VP_PKT_HELLO) {
+            l->work++; /* the check of a payload takes so long */
         }
+        skip = MIN(hello_next(p, 1, len), len - VP_PKT_TYPE_AT);
+        link_looked(l, skip);
     }
     l->garbage += skip;
     return skip;
+}
+
+static void link_rested(void *opaque)
+{
+    link_interest(opaque); /* driver_run() goes on with what is there */
+}
+
+/* link_owes() - @work was done; let others have their time if it was much */
+static void link_owes(VPLink *l, unsigned work)
+{
+    if (l->state != LINK_HELLO) {
+        l->owed = 0;
+        return;
+    }
+    l->owed += work;
+    if (l->owed >= VP_REST_WORK) {
+        /* a unit takes half a microsecond */
+        vp_timer_start(l->loop, &l->rest_timer,
+                       (uint64_t)l->owed * (VP_REST_PARTS - 1) / 2,
+                       link_rested, l);
+        l->owed = 0;
+        link_interest(l);
+    }
 }
 
 /*
@@ -4098,6 +4160,7 @@ static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
 static void link_process(VPLink *l)
 {
     unsigned most = loop_shared(l->loop) ? VP_WORK_SHARED : VP_WORK_ALONE;
+    unsigned before = l->work;
     size_t pos = 0;
 
     l->rx_more = false;
@@ -4115,6 +4178,7 @@ static void link_process(VPLink *l)
         pos += used;
     }
     l->ops->flush(l->up);
+    link_owes(l, l->work - before);
     l->rx_len -= pos;
     l->rx_gap -= MIN(pos, l->rx_gap);
     memmove(l->rx, l->rx + pos, l->rx_len);
@@ -4260,6 +4324,7 @@ static void link_end(VPLink *l)
     vp_timer_stop(&l->ping_timer);
     vp_timer_stop(&l->ack_timer);
     vp_timer_stop(&l->away_timer);
+    vp_timer_stop(&l->rest_timer);
     vp_timer_stop(&l->trim_timer);
     store_trim(&l->store);
     free(l->rx);
@@ -6454,7 +6519,7 @@ static bool driver_run(void *opaque)
     bool more = false;
 
     l->work = 0;
-    if (l->rx_more) {
+    if (link_goes_on(l)) {
         link_process(l);
     }
     for (int i = 0; i < VP_RUN_ROUNDS; i++) {
@@ -6466,7 +6531,7 @@ static bool driver_run(void *opaque)
     }
     conns_reap(&drv->conns);
     driver_grace(drv);
-    return l->rx_more || (more && link_may_send(l));
+    return link_goes_on(l) || (more && link_may_send(l));
 }
 
 /* driver_configure() - have the parts use what drv->config says */
