@@ -26,10 +26,12 @@
  *   daemon     pid file, user, readiness, signals, start and end
  *
  * Whatever is wrong with the command line or the init file is found before
- * anything is opened: exit status 2.  What can't be opened at start ends the
- * program with status 1, because a user who asked for it must know.  Once the
- * program runs, the same errors are an answer of the monitor or a line in the
- * log, and everything stays as it was.
+ * anything is opened: exit status 2.  What is wrong for good at start, such as
+ * a port in use, ends the program with status 1, because a user who asked for
+ * it must know.  What can heal by itself, such as an address that isn't there
+ * yet or a name server that doesn't answer, is logged and tried again.  Once
+ * the program runs, errors are an answer of the monitor or a line in the log,
+ * and everything stays as it was.
  */
 #include "virtproxy.h"
 
@@ -523,8 +525,9 @@ typedef struct Spec {
     const char *port;        /* NULL: '-' was given */
     unsigned channel_id;
     unsigned line;           /* line of the init file; 0: the command line */
-    int naddrs;              /* what addr_lookup() gave; 0: not called yet */
-    VPAddr *addrs;           /* that many, if "naddrs" is positive */
+    bool both;               /* [::] serves IPv4 as well */
+    int naddrs;              /* how many of its addresses are known */
+    VPAddr *addrs;           /* these */
 } Spec;
 
 /* spec_error() - say what is wrong with @spec; returns false */
@@ -1534,8 +1537,14 @@ static void settings_print(Text *out, const Settings *s)
  * addresses
  *
  * A name server may take its time, and nothing may block the loop.  So a child
- * waits for its answer (see "lookups"), except at start, when nobody is served
- * yet.  Numeric addresses and paths need no name server.
+ * waits for its answer, whoever wants to know: LOOKUPS_MAX of them at a time,
+ * the other lookups wait for their turn.  Numeric addresses and paths need no
+ * name server; an address with a scope is treated as a name, because its
+ * interface may come later, or be made anew.
+ *
+ * Answers are kept with the spec.  One that is older than a minute, or all of
+ * whose addresses have failed, serves until there is a new one, which is asked
+ * for when an address is needed.
  * ====================================================================== */
 
 /* Addresses of a host that are tried; a round-robin name has fewer. */
@@ -1636,6 +1645,55 @@ static const char *addr_name(const VPAddr *addr)
     return vp_addr_str(addr, buf, sizeof(buf));
 }
 
+/* spec_keep() - @n addresses of @spec, of which it has a copy from now on */
+static bool spec_keep(Spec *spec, const VPAddr *addrs, int n)
+{
+    size_t size = (size_t)n * sizeof(*addrs);
+    VPAddr *copy = malloc(size);
+
+    if (copy == NULL) {
+        return false;
+    }
+    memcpy(copy, addrs, size);
+    free(spec->addrs);
+    spec->addrs = copy;
+    spec->naddrs = n;
+    return true;
+}
+
+/* spec_is_name() - does it take a name server to know the addresses? */
+static bool spec_is_name(const Spec *spec)
+{
+    VPAddr addrs[MAX_ADDRS];
+
+    return spec->port != NULL &&
+           (strchr(spec->addr, '%') != NULL ||
+            addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0);
+}
+
+/* spec_adds_name() - the same; of a channel that connects it is no matter */
+static bool spec_adds_name(const Spec *spec)
+{
+    return (spec->option != 'c' || spec->method == TCP_LISTEN) &&
+           spec_is_name(spec);
+}
+
+/* spec_known() - are the addresses known, now, without a name server? */
+static bool spec_known(Spec *spec)
+{
+    VPAddr addrs[MAX_ADDRS];
+    int n;
+
+    if (spec->naddrs > 0) {
+        return true;
+    }
+    if (spec_is_name(spec)) {
+        return false;
+    }
+    n = addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs);
+    return n > 0 && spec_keep(spec, addrs, n);
+}
+
 /* ---- lookups ---------------------------------------------------------- */
 
 static VPLoop *loop; /* the program's only one */
@@ -1646,19 +1704,44 @@ typedef struct Answer {
     VPAddr addrs[MAX_ADDRS];
 } Answer;
 
-/* A child that waits for a name server. */
+/* Children at a time; each costs the loop the time of a fork(). */
+#define LOOKUPS_MAX 16
+
+/* Names are asked again once what is known of them is so old, us. */
+#define NAME_OLD (60 * SECOND)
+/* The same if none of the addresses would do. */
+#define NAME_FAILED (1 * SECOND)
+
+/* The wish to know a spec's addresses. */
 typedef struct Lookup {
-    pid_t pid; /* 0: no lookup is under way */
-    int fd;    /* the child writes its Answer to the other end */
-    void (*done)(void *opaque, const Answer *answer);
+    struct Lookup *next; /* that waits for its turn as well */
+    bool waits;          /* for its turn */
+    pid_t pid;           /* of the child; 0: there is none */
+    int fd;              /* the child writes its Answer to the other end */
+    uint64_t at;         /* when it was begun, us */
+    Spec *spec;          /* keeps the addresses */
+    bool changed;        /* the last answer was another than the one before */
+    /* the spec has new addresses; or not, then @err is an EAI_ value < 0 */
+    void (*done)(void *opaque, int err);
     void *opaque;
 } Lookup;
 
+static Lookup *lookups;                   /* that wait for their turn */
+static Lookup **lookups_end = &lookups;   /* where the next one goes */
+static int lookups_out;                   /* children */
+static VPTimer lookups_timer;             /* to begin those that may */
+static VPOnce lookups_said;               /* why there was no child */
+
 /* lookup_child() - the child: write what the name server says, and end */
-static void lookup_child(const char *host, const char *port, int fd)
+static void lookup_child(const Spec *spec, int fd)
 {
     Answer answer;
 
+    /* else it would tell the parent of a signal that both got */
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGHUP, SIG_IGN);
+    signal(SIGUSR1, SIG_IGN);
     /* else a connection that the parent closes would stay open here */
     for (int i = STDERR_FILENO + 1; i < vp_loop_nfds(loop); i++) {
         if (i != fd) {
@@ -1666,8 +1749,16 @@ static void lookup_child(const char *host, const char *port, int fd)
         }
     }
     memset(&answer, 0, sizeof(answer));
-    answer.naddrs = addr_lookup(host, port, 0, answer.addrs);
+    answer.naddrs = addr_lookup(spec->addr, spec->port, 0, answer.addrs);
     _exit(write(fd, &answer, sizeof(answer)) < 0);
+}
+
+static void lookups_begin(void *opaque);
+
+/* lookup_busy() - will there be an answer? */
+static bool lookup_busy(const Lookup *l)
+{
+    return l->waits || l->pid > 0;
 }
 
 static void lookup_cancel(Lookup *l)
@@ -1678,7 +1769,36 @@ static void lookup_cancel(Lookup *l)
         kill(l->pid, SIGKILL);
         waitpid(l->pid, NULL, 0);
         l->pid = 0;
+        lookups_out--;
+        vp_timer_start(loop, &lookups_timer, 0, lookups_begin, NULL);
     }
+    if (l->waits) {
+        Lookup **at = &lookups;
+
+        while (*at != l) {
+            at = &(*at)->next;
+        }
+        *at = l->next;
+        lookups_end = l->next == NULL ? at : lookups_end;
+        l->waits = false;
+    }
+}
+
+/* lookup_keep() - what the child found out; returns what "done" gets */
+static int lookup_keep(Lookup *l, const Answer *answer)
+{
+    Spec *spec = l->spec;
+
+    if (answer->naddrs < 0) {
+        return answer->naddrs;
+    }
+    l->changed = spec->naddrs != answer->naddrs;
+    for (int i = 0; i < answer->naddrs && !l->changed; i++) {
+        l->changed = memcmp(&spec->addrs[i], &answer->addrs[i],
+                            sizeof(answer->addrs[i])) != 0;
+    }
+    return spec_keep(spec, answer->addrs, answer->naddrs) ? 0
+                                                          : -abs(EAI_MEMORY);
 }
 
 static void lookup_ready(void *opaque, int fd, int events)
@@ -1696,18 +1816,11 @@ static void lookup_ready(void *opaque, int fd, int events)
         answer.naddrs = -abs(EAI_FAIL);
     }
     lookup_cancel(l);
-    l->done(l->opaque, &answer);
+    l->done(l->opaque, lookup_keep(l, &answer));
 }
 
-/*
- * lookup_start() - have a child look up @host and @port
- * @done:  called from the loop with its answer
- *
- * Returns 0, or the errno value of why there is no child.
- */
-static int lookup_start(Lookup *l, const char *host, const char *port,
-                        void (*done)(void *opaque, const Answer *answer),
-                        void *opaque)
+/* lookup_fork() - returns 0, or the errno value of why there is no child */
+static int lookup_fork(Lookup *l)
 {
     int fds[2], err;
 
@@ -1719,7 +1832,7 @@ static int lookup_start(Lookup *l, const char *host, const char *port,
     if (err == 0) {
         l->pid = fork();
         if (l->pid == 0) {
-            lookup_child(host, port, fds[1]);
+            lookup_child(l->spec, fds[1]);
         }
         if (l->pid < 0) {
             err = errno;
@@ -1733,62 +1846,117 @@ static int lookup_start(Lookup *l, const char *host, const char *port,
         return err;
     }
     l->fd = fds[0];
-    l->done = done;
-    l->opaque = opaque;
     vp_watch_set(loop, l->fd, VP_READ);
     return 0;
 }
 
-/* spec_is_name() - has a name server to be asked before @spec can be added? */
-static bool spec_is_name(const Spec *spec)
+/* lookups_begin() - as many of those that wait as may */
+static void lookups_begin(void *opaque)
 {
-    VPAddr addrs[MAX_ADDRS];
+    (void)opaque;
+    while (lookups != NULL && lookups_out < LOOKUPS_MAX) {
+        Lookup *l = lookups;
+        int err = lookup_fork(l);
 
-    return (spec->option != 'c' || spec->method == TCP_LISTEN) &&
-           addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0;
-}
-
-/* spec_looked_up() - keep @answer, which spec_lookup() will give from now on */
-static void spec_looked_up(Spec *spec, const Answer *answer)
-{
-    size_t size = sizeof(answer->addrs);
-
-    spec->naddrs = answer->naddrs;
-    if (answer->naddrs > 0) {
-        spec->addrs = malloc(size);
-        if (spec->addrs == NULL) {
-            spec->naddrs = -abs(EAI_MEMORY);
-        } else {
-            memcpy(spec->addrs, answer->addrs, size);
+        lookups = l->next;
+        lookups_end = lookups == NULL ? &lookups : lookups_end;
+        l->waits = false;
+        if (err == 0) {
+            lookups_said = (VPOnce){ .said = false };
+            lookups_out++;
+            continue;
         }
+        if (vp_once(&lookups_said, (uintptr_t)err, vp_loop_now(loop), 0)) {
+            log_at(VP_LOG_WARN, VP_NO_CHANNEL, "cannot look up names: %s",
+                   strerror(err));
+        }
+        l->done(l->opaque, -abs(EAI_AGAIN));
     }
 }
 
 /*
- * spec_lookup() - the addresses of a forward or a listener
+ * lookup_start() - have a child look up l->spec
  *
- * Waits for a name server, unless spec_looked_up() has its answer already.
- * Returns the number of addresses; 0: see @err.
+ * l->done() is called from the loop.  Under way already, it goes on.
  */
-static int spec_lookup(const Spec *spec, VPAddr *addrs, Error *err)
+static void lookup_start(Lookup *l)
 {
-    int n = spec->naddrs;
+    if (lookup_busy(l)) {
+        return;
+    }
+    l->at = vp_loop_now(loop);
+    l->waits = true;
+    l->next = NULL;
+    *lookups_end = l;
+    lookups_end = &l->next;
+    vp_timer_start(loop, &lookups_timer, 0, lookups_begin, NULL);
+}
 
-    if (n == 0) {
-        n = addr_lookup(spec->addr, spec->port, 0, addrs);
-    } else if (n > 0) {
-        memcpy(addrs, spec->addrs, (size_t)n * sizeof(*addrs));
+/*
+ * lookup_again() - an address is needed: is what is known of them too old?
+ * @failed:  all of them have failed just now
+ */
+static void lookup_again(Lookup *l, bool failed)
+{
+    if (vp_loop_now(loop) - l->at >= (failed ? NAME_FAILED : NAME_OLD)) {
+        lookup_start(l);
     }
-    if (n < 0) {
-        error_set(err, "-%c '%.128s': cannot look up '%.128s': %s",
-                  spec->option, spec->text, spec->addr, lookup_error(n));
-        return 0;
-    }
-    return n;
+}
+
+/* ---- trying again ----------------------------------------------------- */
+
+/* Between tries; the first one hurries, as a VM may just be starting. */
+#define RETRY_MIN (100 * MS)
+#define RETRY_MAX (5 * SECOND)
+
+/* What is tried until it succeeds; a zeroed one was never tried. */
+typedef struct Retry {
+    VPTimer timer;
+    uint64_t wait; /* from a failure to the next try, us; 0: the least */
+    VPOnce said;   /* the failure that was logged last */
+} Retry;
+
+/* retry_later() - longer each time, until retry_over() */
+static void retry_later(Retry *r, void (*try)(void *opaque), void *opaque)
+{
+    r->wait = r->wait == 0 ? RETRY_MIN
+              : r->wait * 2 < RETRY_MAX ? r->wait * 2 : RETRY_MAX;
+    vp_timer_start(loop, &r->timer, r->wait, try, opaque);
+}
+
+/* retry_is_news() - is @err another failure than the one that was logged? */
+static bool retry_is_news(Retry *r, int err)
+{
+    return vp_once(&r->said, (uintptr_t)err, vp_loop_now(loop), 0);
+}
+
+/* retry_over() - it has succeeded */
+static void retry_over(Retry *r)
+{
+    r->wait = 0;
+    r->said = (VPOnce){ .said = false };
+}
+
+/* name_error() - that @spec could not be looked up */
+static void name_error(const Spec *spec, int rc, Error *err)
+{
+    error_set(err, "-%c '%.128s': cannot look up '%.128s': %s", spec->option,
+              spec->text, spec->addr, lookup_error(rc));
 }
 
 /* ======================================================================
  * listeners
+ *
+ * A Listening is what a spec listens on: a socket for each of its addresses.
+ * Its owner, a channel or an oforward, gets each socket once it is bound.
+ *
+ *   state        waits for                  and then
+ *   looking up   the child                  listening, or missing
+ *   missing      its timer, 0.1 s to 5 s    looking up if a name, or listening
+ *   listening    the timer, while some of its addresses are missing
+ *
+ * What is wrong for good is an error for whoever asked, if he still waits: the
+ * start, a reload, a client of the monitor.  Later it counts as missing.
  * ====================================================================== */
 
 /* The folder of a stale socket is tried to be locked so often, so far apart. */
@@ -1935,12 +2103,12 @@ static void v6_only(int fd, int only)
 
 /*
  * listen_at() - a listening socket
- * @addr:   becomes the address bound, with the port that was picked
- * @alone:  it is the only address of its spec
+ * @addr:  becomes the address bound, with the port that was picked
+ * @both:  if it is IPv6's [::], IPv4 is served as well
  *
  * Returns the socket, or a negative errno value.
  */
-static int listen_at(VPAddr *addr, bool alone)
+static int listen_at(VPAddr *addr, bool both)
 {
     const char *path = ((struct sockaddr_un *)&addr->ss)->sun_path;
     int family = addr->ss.ss_family, one = 1, rc = 0;
@@ -1955,7 +2123,7 @@ static int listen_at(VPAddr *addr, bool alone)
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     }
     if (family == AF_INET6) {
-        v6_only(fd, !alone);
+        v6_only(fd, !both);
     }
     if (rc == 0 &&
         (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
@@ -1979,53 +2147,267 @@ static const char *listen_error(int rc)
     return rc == -EEXIST ? "the file is not a socket" : strerror(-rc);
 }
 
-/*
- * listen_spec() - listen at every address of a spec
- * @fds:  room for MAX_ADDRS
- *
- * A family this machine doesn't have is left out, unless it is the only one.
- * Returns the number of sockets; 0: see @err.
- */
-static int listen_spec(const Spec *spec, int *fds, Error *err)
-{
-    VPAddr addrs[MAX_ADDRS];
-    int naddrs = spec_lookup(spec, addrs, err);
-    int n = 0, i = 0, fd = 0;
-    in_port_t port = 0;
+/* Tries to find a port that is free in both families. */
+#define PORT_TRIES 100
 
-    for (; i < naddrs; i++) {
-        if (spec->port != NULL && *addr_port(&addrs[i]) == 0) {
-            *addr_port(&addrs[i]) = port; /* one free port for all */
-        }
-        fd = listen_at(&addrs[i], naddrs == 1);
-        if (fd < 0) {
-            if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) {
-                continue;
+/* Where a spec listens: a socket for each of its addresses. */
+typedef struct Listening {
+    Spec *spec;
+    /*
+     * @fd listens at one of the addresses; it is the owner's, also on failure.
+     * Returns 0 or a negative errno value.
+     */
+    int (*take)(void *opaque, int fd);
+    void *opaque;
+    int fds[MAX_ADDRS]; /* by address; -1: it can't be listened on yet */
+    bool starting;      /* the start waits for the first answer */
+    Lookup lookup;
+    Retry retry;
+} Listening;
+
+/* The start, as far as it waits for names to listen on. */
+static struct {
+    bool waits;
+    int names;   /* that have not been looked up for the first time */
+    bool failed; /* "err" says why it can't be */
+    Error err;
+} starting = { .waits = true };
+
+/* starting_less() - the start waits for this name no more */
+static void starting_less(Listening *l)
+{
+    if (!l->starting) {
+        return;
+    }
+    l->starting = false;
+    starting.names--;
+    if (starting.waits && (starting.names == 0 || starting.failed)) {
+        vp_loop_stop(loop);
+    }
+}
+
+/* listen_later() - is @rc of listen_at() over once the address is there? */
+static bool listen_later(int rc)
+{
+    return rc == -EADDRNOTAVAIL || rc == -ENODEV;
+}
+
+/*
+ * listening_try() - bind what isn't bound
+ * @fds:  gets, by address, a socket or a negative errno value
+ *
+ * Returns the index of an address that is wrong for good, or -1.
+ */
+static int listening_try(const Listening *l, int *fds)
+{
+    const Spec *spec = l->spec;
+    in_port_t port = 0;
+    int wrong = -1;
+
+    for (int i = 0; i < spec->naddrs; i++) {
+        VPAddr at = spec->addrs[i];
+
+        fds[i] = l->fds[i];
+        if (fds[i] >= 0) {
+            addr_bound(fds[i], &at);
+        } else {
+            if (spec->port != NULL && *addr_port(&at) == 0) {
+                *addr_port(&at) = port; /* one free port for all */
             }
-            break;
+            fds[i] = listen_at(&at, spec->both);
         }
+        if (fds[i] >= 0) {
+            port = spec->port != NULL ? *addr_port(&at) : 0;
+        } else if (wrong < 0 && !listen_later(fds[i]) &&
+                   (fds[i] != -EAFNOSUPPORT || spec->naddrs == 1)) {
+            wrong = i;
+        }
+    }
+    return wrong;
+}
+
+/* listening_drop() - close what listening_try() has bound */
+static void listening_drop(const Listening *l, const int *fds)
+{
+    for (int i = 0; i < l->spec->naddrs; i++) {
+        if (fds[i] >= 0 && l->fds[i] < 0) {
+            close(fds[i]);
+        }
+    }
+}
+
+/* listening_take() - give the owner what listening_try() has bound */
+static int listening_take(Listening *l, const int *fds, Error *err)
+{
+    const Spec *spec = l->spec;
+    int rc = 0;
+
+    for (int i = 0; i < spec->naddrs; i++) {
+        VPAddr at;
+
+        if (fds[i] < 0 || l->fds[i] >= 0) {
+            continue;
+        }
+        if (rc < 0) {
+            close(fds[i]);
+            continue;
+        }
+        addr_bound(fds[i], &at);
         if (spec->port == NULL) {
             socket_file_keep(spec->addr);
-        } else {
-            port = *addr_port(&addrs[i]);
         }
-        log_at(VP_LOG_INFO, (int)spec->channel_id, "%s %s: listening on %s",
+        rc = l->take(l->opaque, fds[i]);
+        if (rc < 0) {
+            error_set(err, "-%c '%.128s': %s", spec->option, spec->text,
+                      strerror(-rc));
+            continue;
+        }
+        l->fds[i] = fds[i];
+        log_at(VP_LOG_INFO, (int)spec->channel_id, "%s %s: listening on %s%s",
                spec_name(spec),
                spec->option == 'o' ? spec->service_id
                                    : method_name[spec->method],
-               addr_name(&addrs[i]));
-        fds[n++] = fd;
+               addr_name(&at), spec->both ? ", for IPv4 as well" : "");
     }
-    if (naddrs > 0 && (n == 0 || i < naddrs)) {
-        i = i < naddrs ? i : naddrs - 1;
+    return rc;
+}
+
+static void listening_retry(void *opaque);
+
+/*
+ * listening_bind() - listen at every address that isn't listened on
+ * @patient:  be content with none of them, as yet
+ *
+ * An address that isn't there yet is logged, and tried again.  One of a family
+ * that this machine doesn't have is only logged, if there are others.
+ * Returns 0, or a negative errno value: see @err.
+ */
+static int listening_bind(Listening *l, bool patient, Error *err)
+{
+    const Spec *spec = l->spec;
+    bool free_port = spec->port != NULL && *addr_port(&spec->addrs[0]) == 0;
+    int fds[MAX_ADDRS], wrong = listening_try(l, fds), n = 0, missing = -1;
+    bool later = false;
+
+    for (int i = 0; i < PORT_TRIES && wrong >= 0 && free_port &&
+         fds[wrong] == -EADDRINUSE; i++) {
+        listening_drop(l, fds);
+        wrong = listening_try(l, fds);
+    }
+    for (int i = 0; i < spec->naddrs; i++) {
+        n += fds[i] >= 0;
+        missing = fds[i] < 0 ? i : missing;
+        later |= listen_later(fds[i]);
+    }
+    if (wrong >= 0 || (n == 0 && !(patient && later))) {
+        missing = wrong >= 0 ? wrong : missing;
         error_set(err, "-%c '%.128s': cannot listen on %.160s: %s",
-                  spec->option, spec->text, addr_name(&addrs[i]),
-                  listen_error(fd));
-        while (n > 0) {
-            close(fds[--n]);
-        }
+                  spec->option, spec->text, addr_name(&spec->addrs[missing]),
+                  listen_error(fds[missing]));
+        listening_drop(l, fds);
+        return fds[missing];
     }
-    return n;
+    if (missing < 0) {
+        retry_over(&l->retry);
+    } else if (retry_is_news(&l->retry, fds[missing])) {
+        log_at(VP_LOG_WARN, (int)spec->channel_id, "%s %.128s: cannot listen "
+               "on %.160s: %s%s", spec_name(spec), spec->text,
+               addr_name(&spec->addrs[missing]), strerror(-fds[missing]),
+               later ? ": trying again" : "");
+    }
+    if (later) {
+        retry_later(&l->retry, listening_retry, l);
+    }
+    return listening_take(l, fds, err);
+}
+
+/* listening_go_on() - nobody waits for this but, perhaps, the start */
+static void listening_go_on(Listening *l)
+{
+    Error err;
+    int rc = listening_bind(l, true, &err);
+
+    if (rc == 0) {
+        return;
+    }
+    if (l->starting) {
+        starting.failed = true;
+        starting.err = err;
+        return;
+    }
+    if (retry_is_news(&l->retry, rc)) {
+        log_at(VP_LOG_ERROR, (int)l->spec->channel_id, "%s: trying again",
+               err.text);
+    }
+    retry_later(&l->retry, listening_retry, l);
+}
+
+static void listening_retry(void *opaque)
+{
+    Listening *l = opaque;
+    bool any = false;
+
+    for (int i = 0; i < MAX_ADDRS; i++) {
+        any |= l->fds[i] >= 0;
+    }
+    if (!spec_known(l->spec) || (!any && spec_is_name(l->spec))) {
+        lookup_start(&l->lookup);
+    } else {
+        listening_go_on(l);
+    }
+}
+
+/* listening_looked_up() - Lookup.done() */
+static void listening_looked_up(void *opaque, int rc)
+{
+    Listening *l = opaque;
+    Error err;
+
+    if (rc == 0) {
+        listening_go_on(l);
+    } else {
+        if (retry_is_news(&l->retry, rc)) {
+            name_error(l->spec, rc, &err);
+            log_at(VP_LOG_WARN, (int)l->spec->channel_id, "%s: trying again",
+                   err.text);
+        }
+        retry_later(&l->retry, listening_retry, l);
+    }
+    starting_less(l);
+}
+
+/*
+ * listening_start() - listen for the owner of @l, who has set "spec" and "take"
+ * @patient:  see listening_bind()
+ *
+ * A name is looked up first.
+ */
+static bool listening_start(Listening *l, bool patient, Error *err)
+{
+    for (int i = 0; i < MAX_ADDRS; i++) {
+        l->fds[i] = -1;
+    }
+    l->lookup.spec = l->spec;
+    l->lookup.done = listening_looked_up;
+    l->lookup.opaque = l;
+    if (spec_known(l->spec)) {
+        return listening_bind(l, patient, err) == 0;
+    }
+    l->starting = starting.waits;
+    starting.names += l->starting;
+    lookup_start(&l->lookup);
+    return true;
+}
+
+/* listening_stop() - try no more; the sockets are the owner's to close */
+static void listening_stop(Listening *l)
+{
+    lookup_cancel(&l->lookup);
+    vp_timer_stop(&l->retry.timer);
+    starting_less(l);
+    if (l->spec != NULL && l->spec->port == NULL) {
+        socket_files_remove(l->spec->addr);
+    }
 }
 
 /* ======================================================================
@@ -2264,29 +2646,27 @@ static bool tty_restore(const Tty *tty)
 
 /* ---- opening ---------------------------------------------------------- */
 
-/* Between tries; the first one hurries, as a VM may just be starting. */
-#define RETRY_MIN (100 * MS)
-#define RETRY_MAX (5 * SECOND)
-
 typedef struct Channel {
     struct Channel *next;
     Spec spec;
     VPDriver *drv;
     void (*opener)(struct Channel *ch); /* NULL: opened once, or listening */
-    VPTimer timer;      /* to try again */
-    uint64_t wait;      /* from a failure to the next try, us */
-    VPOnce said;        /* the failure that was logged last */
+    Retry retry;        /* to open it */
     bool ended;         /* an inherited descriptor that was closed */
     Lookup lookup;      /* of the host to connect to */
+    bool looking_up;    /* no address is known, so it waits for that */
+    bool connecting;    /* it waits for the dialler */
+    bool refused;       /* the dialler has found no address that would do */
     VPDialer dialer;
     VPTarget target;    /* what it connects to */
-    VPAddr addrs[MAX_ADDRS];
     VPOnce rate_said;   /* the driver's rate, if it isn't the one asked for */
     VPTimer line_timer; /* runs while "tty" is in use, to look at it */
     VPOnce line_said;   /* that somebody has changed it */
     dev_t device;       /* open now; 0: none */
     int fifo;           /* PATH.in, while PATH.out can't be opened; or -1 */
     Tty *tty;           /* NULL: it is no serial line, or not open */
+    Listening listening;
+    bool keyless;       /* whoever comes is the other end */
     char name[32];      /* what the listeners are called in the log */
     VPListener listeners[MAX_ADDRS];
     int nlisteners;
@@ -2294,7 +2674,14 @@ typedef struct Channel {
 
 static Channel *channels;
 static bool quitting;   /* the daemon was told to end, and flushes */
+static bool stopped;    /* the daemon ends now */
 static int exit_status; /* of the daemon */
+
+static void stop(void)
+{
+    stopped = true;
+    vp_loop_stop(loop);
+}
 
 static Channel *channel_find(unsigned id)
 {
@@ -2316,8 +2703,7 @@ static void channel_try(void *opaque)
 /* channel_wait() - try later; longer each time, until a session came up */
 static void channel_wait(Channel *ch)
 {
-    vp_timer_start(loop, &ch->timer, ch->wait, channel_try, ch);
-    ch->wait = ch->wait * 2 < RETRY_MAX ? ch->wait * 2 : RETRY_MAX;
+    retry_later(&ch->retry, channel_try, ch);
 }
 
 /*
@@ -2331,7 +2717,7 @@ static void channel_retry(Channel *ch, const char *what, int err)
 
     snprintf(text, sizeof(text), "%.90s: %s", what, why);
     vp_note_error(ch->drv, text);
-    if (vp_once(&ch->said, (uintptr_t)err, vp_loop_now(loop), 0)) {
+    if (retry_is_news(&ch->retry, err)) {
         log_at(VP_LOG_INFO, (int)ch->spec.channel_id, "channel %s: %s: %s: "
                "trying again", method_name[ch->spec.method], what, why);
     }
@@ -2428,7 +2814,7 @@ static int channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
     if (rc == 0) {
         log_at(VP_LOG_DEBUG, (int)ch->spec.channel_id, "channel %s: open",
                method_name[ch->spec.method]);
-        ch->said = (VPOnce){ .said = false };
+        ch->retry.said = (VPOnce){ .said = false };
         if (ch->tty != NULL) {
             vp_timer_start(loop, &ch->line_timer, LINE_LOOK, line_look, ch);
         }
@@ -2557,6 +2943,8 @@ static void connect_done(void *opaque, int fd, int err)
     Channel *ch = opaque;
     char where[ADDR_NAME_SIZE];
 
+    ch->connecting = false;
+    ch->refused = fd < 0;
     if (fd < 0) {
         channel_retry(ch, spec_where(&ch->spec, where, sizeof(where)), err);
     } else {
@@ -2564,46 +2952,55 @@ static void connect_done(void *opaque, int fd, int err)
     }
 }
 
-/* connect_start() - connect to the first of ch->addrs that accepts */
-static void connect_start(Channel *ch, int naddrs)
+/* connect_start() - connect to the first of the known addresses that accepts */
+static void connect_start(Channel *ch)
 {
-    if (vp_target_set(&ch->target, loop, ch->addrs, (size_t)naddrs) < 0) {
-        channel_retry(ch, ch->spec.addr, ENOMEM);
+    const Spec *spec = &ch->spec;
+
+    if (vp_target_set(&ch->target, loop, spec->addrs,
+                      (size_t)spec->naddrs) < 0) {
+        channel_retry(ch, spec->addr, ENOMEM);
         return;
     }
     ch->dialer.failed = connect_failed;
     ch->dialer.done = connect_done;
     ch->dialer.opaque = ch;
+    ch->connecting = true;
     vp_dialer_start(&ch->dialer, loop, &ch->target);
 }
 
-static void connect_looked_up(void *opaque, const Answer *answer)
+/* connect_looked_up() - Lookup.done() */
+static void connect_looked_up(void *opaque, int rc)
 {
     Channel *ch = opaque;
+    bool waited = ch->looking_up;
 
-    if (answer->naddrs < 0) {
-        channel_retry(ch, ch->spec.addr, answer->naddrs);
-        return;
+    ch->looking_up = false;
+    if (rc != 0 && waited) {
+        channel_retry(ch, ch->spec.addr, rc);
+    } else if (rc == 0 && (waited || (ch->connecting && ch->lookup.changed))) {
+        vp_dialer_stop(&ch->dialer); /* it tries what is out of date */
+        connect_start(ch);
     }
-    memcpy(ch->addrs, answer->addrs, sizeof(ch->addrs));
-    connect_start(ch, answer->naddrs);
 }
 
 static void open_socket(Channel *ch)
 {
-    const Spec *spec = &ch->spec;
-    int n = addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, ch->addrs);
-    int err;
+    Spec *spec = &ch->spec;
+    Lookup *l = &ch->lookup;
 
-    if (n > 0) {
-        connect_start(ch, n);
+    l->spec = spec;
+    l->done = connect_looked_up;
+    l->opaque = ch;
+    ch->looking_up = !spec_known(spec);
+    if (ch->looking_up) {
+        lookup_start(l);
         return;
     }
-    err = lookup_start(&ch->lookup, spec->addr, spec->port, connect_looked_up,
-                       ch);
-    if (err != 0) {
-        channel_retry(ch, spec->addr, err);
+    if (spec_is_name(spec)) {
+        lookup_again(l, ch->refused);
     }
+    connect_start(ch);
 }
 
 /* ---- listening -------------------------------------------------------- */
@@ -2616,29 +3013,49 @@ static void channel_accepted(void *opaque, int fd, const VPAddr *peer)
     vp_offer(ch->drv, fd);
 }
 
-/* channel_listen() - take over @n listening sockets, also on failure */
-static bool channel_listen(Channel *ch, const int *fds, int n, Error *err)
+/* channel_warn_open() - without a key: can others than this machine come? */
+static void channel_warn_open(const Channel *ch, int fd)
 {
-    int rc = 0;
+    VPAddr addr;
+
+    addr_bound(fd, &addr);
+    if (ch->keyless && addr.len > 0 &&
+        (!vp_addr_is_local(&addr) || addr_name(&addr)[0] == '@')) {
+        log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "
+               "the other end: -k keeps others out", addr_name(&addr));
+    }
+}
+
+/* channel_set_key() - has it a key, from now on? */
+static void channel_set_key(Channel *ch, const VPConfig *config)
+{
+    bool keyless = config->key.len == 0, news = keyless && !ch->keyless;
+
+    ch->keyless = keyless;
+    for (int i = 0; news && i < ch->nlisteners; i++) {
+        channel_warn_open(ch, ch->listeners[i].fd);
+    }
+}
+
+/* channel_listen() - Listening.take() */
+static int channel_listen(void *opaque, int fd)
+{
+    Channel *ch = opaque;
+    VPListener *l = &ch->listeners[ch->nlisteners];
+    int rc;
 
     snprintf(ch->name, sizeof(ch->name), "channel %s",
              method_name[ch->spec.method]);
-    for (int i = 0; i < n; i++) {
-        VPListener *l = &ch->listeners[ch->nlisteners];
-
-        if (rc < 0) {
-            close(fds[i]);
-            continue;
-        }
-        l->channel = (int)ch->spec.channel_id;
-        l->name = ch->name;
-        l->accepted = channel_accepted;
-        l->opaque = ch;
-        rc = vp_listener_start(l, loop, fds[i]);
-        ch->nlisteners += rc == 0;
+    l->channel = (int)ch->spec.channel_id;
+    l->name = ch->name;
+    l->accepted = channel_accepted;
+    l->opaque = ch;
+    rc = vp_listener_start(l, loop, fd);
+    if (rc == 0) {
+        ch->nlisteners++;
+        channel_warn_open(ch, fd);
     }
-    return rc == 0 || error_set(err, "-c '%.128s': %s", ch->spec.text,
-                                strerror(-rc));
+    return rc;
 }
 
 /* ---- inherited descriptors -------------------------------------------- */
@@ -2754,11 +3171,9 @@ static bool channel_inherit(Channel *ch, Error *err)
             close(fd);
         }
     }
-    if (wrong == NULL && listening) {
-        return channel_listen(ch, &fd, 1, err);
-    }
     if (wrong == NULL) {
-        int rc = channel_attach(ch, fd, fd, kind);
+        int rc = listening ? channel_listen(ch, fd)
+                           : channel_attach(ch, fd, fd, kind);
 
         wrong = rc < 0 ? strerror(-rc) : NULL;
     }
@@ -2780,7 +3195,7 @@ static void inherited_lost(Channel *lost, const char *reason)
         }
     }
     exit_status = !quitting;
-    vp_loop_stop(loop);
+    stop();
 }
 
 /* ---- adding and removing ---------------------------------------------- */
@@ -2792,7 +3207,7 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
 
     tty_close(channel_unline(ch));
     if (ch->opener != NULL) {
-        ch->wait = was_up ? RETRY_MIN : ch->wait;
+        ch->retry.wait = was_up ? 0 : ch->retry.wait;
         channel_wait(ch);
     } else if (ch->nlisteners == 0) {
         inherited_lost(ch, reason);
@@ -2803,14 +3218,14 @@ static void channel_free(Channel *ch)
 {
     vp_free(ch->drv);
     tty_leave(channel_unline(ch));
-    vp_timer_stop(&ch->timer);
+    vp_timer_stop(&ch->retry.timer);
     vp_dialer_stop(&ch->dialer);
     vp_target_clear(&ch->target);
     for (int i = 0; i < ch->nlisteners; i++) {
         vp_listener_stop(&ch->listeners[i]);
     }
-    if (ch->nlisteners > 0 && ch->spec.method == UNIX_LISTEN) {
-        socket_files_remove(ch->spec.addr);
+    if (ch->listening.spec != NULL) {
+        listening_stop(&ch->listening);
     }
     if (ch->fifo >= 0) {
         close(ch->fifo);
@@ -2820,24 +3235,12 @@ static void channel_free(Channel *ch)
     free(ch);
 }
 
-/* channel_warn_open() - without a key: can others than this machine come? */
-static void channel_warn_open(const Channel *ch)
-{
-    for (int i = 0; i < ch->nlisteners; i++) {
-        VPAddr addr;
-
-        addr_bound(ch->listeners[i].fd, &addr);
-        if (addr.len == 0 || (vp_addr_is_local(&addr) &&
-                              addr_name(&addr)[0] != '@')) {
-            continue;
-        }
-        log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "whoever reaches %s is "
-               "the other end: -k keeps others out", addr_name(&addr));
-    }
-}
-
-/* channel_add() - start a channel; @spec is taken over on success */
-static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
+/*
+ * channel_add() - start a channel; @spec is taken over on success
+ * @patient:  be content if what it listens on isn't there yet
+ */
+static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
+                        Error *err)
 {
     static void (*const openers[])(Channel *ch) = {
         [UNIX_CONNECT] = open_socket,
@@ -2849,7 +3252,6 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
         [INHERITED_FD] = NULL,
     };
     Channel *ch = calloc(1, sizeof(*ch)), **at = &channels;
-    int fds[MAX_ADDRS], n = 0;
     bool ok = true;
 
     if (ch == NULL) {
@@ -2857,29 +3259,25 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
     }
     ch->spec = *spec;
     ch->opener = openers[spec->method];
-    ch->wait = RETRY_MIN;
     ch->fifo = -1;
     ch->drv = vp_new(loop, (int)spec->channel_id, config, channel_lost, ch);
     if (ch->drv == NULL) {
         free(ch);
         return error_memory(err);
     }
+    channel_set_key(ch, config);
     if (spec->method == INHERITED_FD) {
         ok = channel_inherit(ch, err);
     } else if (ch->opener == NULL) {
-        n = listen_spec(spec, fds, err);
-        ok = n > 0 && channel_listen(ch, fds, n, err);
+        ch->listening.spec = &ch->spec;
+        ch->listening.take = channel_listen;
+        ch->listening.opaque = ch;
+        ok = listening_start(&ch->listening, patient, err);
     }
     if (!ok) {
-        if (n > 0 && spec->method == UNIX_LISTEN) {
-            socket_files_remove(spec->addr);
-        }
-        ch->spec = (Spec){ .text = NULL };
+        *spec = (Spec){ .option = 'c' };
         channel_free(ch);
         return false;
-    }
-    if (config->key.len == 0) {
-        channel_warn_open(ch);
     }
     while (*at != NULL) {
         at = &(*at)->next;
@@ -2899,59 +3297,129 @@ static bool channel_add(Spec *spec, const VPConfig *config, Error *err)
 typedef struct Forward {
     struct Forward *next;
     Spec spec;
-    Channel *channel;   /* that it belongs to; outlives it */
-    int fds[MAX_ADDRS]; /* an oforward's listening sockets, the engine's */
-    int nfds;
+    Channel *channel;    /* that it belongs to; outlives it */
+    Listening listening; /* of an oforward; the sockets are the engine's */
+    Lookup lookup;       /* of an iforward's name */
+    Retry retry;         /* while no address of it is known */
 } Forward;
 
 static Forward *forwards;
 
+/* forward_listen() - Listening.take() */
+static int forward_listen(void *opaque, int fd)
+{
+    Forward *f = opaque;
+
+    return vp_set_oforward(f->channel->drv, fd, f->spec.service_id);
+}
+
 static void forward_unlisten(Forward *f)
 {
-    for (int i = 0; i < f->nfds; i++) {
-        vp_del_oforward(f->channel->drv, f->fds[i]);
-    }
-    if (f->spec.option == 'o' && f->spec.port == NULL) {
-        socket_files_remove(f->spec.addr);
-    }
-}
-
-/* forward_listen() - returns 0, or a negative errno value; 1: see @err */
-static int forward_listen(Forward *f, Error *err)
-{
-    int n = listen_spec(&f->spec, f->fds, err), rc = n == 0;
-
-    for (int i = 0; i < n; i++) {
-        if (rc < 0) {
-            close(f->fds[i]);
-            continue;
+    for (int i = 0; i < MAX_ADDRS; i++) {
+        if (f->listening.fds[i] >= 0) {
+            vp_del_oforward(f->channel->drv, f->listening.fds[i]);
         }
-        rc = vp_set_oforward(f->channel->drv, f->fds[i], f->spec.service_id);
-        f->nfds += rc == 0;
     }
-    if (rc < 0) {
-        forward_unlisten(f);
-    }
-    return rc;
+    listening_stop(&f->listening);
 }
 
-/* forward_connect() - returns as forward_listen() does */
-static int forward_connect(const Forward *f, Error *err)
+/* forward_connect() - have the engine connect to what addresses are known */
+static bool forward_connect(Forward *f, Error *err)
 {
-    VPAddr addrs[MAX_ADDRS];
-    int n = spec_lookup(&f->spec, addrs, err);
+    const Spec *spec = &f->spec;
+    int rc = vp_set_iforward(f->channel->drv, spec->service_id, spec->addrs,
+                             (size_t)spec->naddrs);
 
-    return n == 0 ? 1 : vp_set_iforward(f->channel->drv, f->spec.service_id,
-                                        addrs, (size_t)n);
+    return rc == 0 || error_set(err, "-i '%.128s': %s", spec->text,
+                                strerror(-rc));
 }
 
-/* forward_add() - start a forward; @spec is taken over on success */
-static bool forward_add(Spec *spec, Error *err)
+static void forward_look_up(void *opaque)
+{
+    Forward *f = opaque;
+
+    lookup_start(&f->lookup);
+}
+
+/* forward_looked_up() - Lookup.done() */
+static void forward_looked_up(void *opaque, int rc)
+{
+    Forward *f = opaque;
+    Spec *spec = &f->spec;
+    bool said = f->retry.said.said;
+    Error err;
+
+    if (rc != 0) {
+        if (retry_is_news(&f->retry, rc)) {
+            name_error(spec, rc, &err);
+            log_at(VP_LOG_WARN, (int)spec->channel_id, "%s: %s", err.text,
+                   spec->naddrs > 0 ? "the address it had serves"
+                                    : "trying again");
+        }
+        if (spec->naddrs == 0) {
+            retry_later(&f->retry, forward_look_up, f);
+        }
+    } else {
+        retry_over(&f->retry);
+        log_at(said ? VP_LOG_INFO : VP_LOG_DEBUG, (int)spec->channel_id,
+               "iforward %s: %.128s is %s", spec->service_id, spec->addr,
+               addr_name(&spec->addrs[0]));
+    }
+    if (!forward_connect(f, &err)) {
+        log_at(VP_LOG_ERROR, (int)spec->channel_id, "%s", err.text);
+    }
+}
+
+/* forward_used() - VPUsedHandler, of a name's */
+static void forward_used(void *opaque, bool failed)
+{
+    Forward *f = opaque;
+
+    if (f->spec.naddrs > 0) {
+        lookup_again(&f->lookup, failed);
+    }
+}
+
+/* forward_start() - listen, or connect; names are looked up the while */
+static bool forward_start(Forward *f, bool patient, Error *err)
+{
+    bool known;
+
+    if (f->spec.option == 'o') {
+        f->listening.spec = &f->spec;
+        f->listening.take = forward_listen;
+        f->listening.opaque = f;
+        if (!listening_start(&f->listening, patient, err)) {
+            forward_unlisten(f);
+            return false;
+        }
+        return true;
+    }
+    known = spec_known(&f->spec);
+    if (!forward_connect(f, err)) {
+        return false;
+    }
+    if (spec_is_name(&f->spec)) {
+        f->lookup.spec = &f->spec;
+        f->lookup.done = forward_looked_up;
+        f->lookup.opaque = f;
+        vp_iforward_used(f->channel->drv, f->spec.service_id, forward_used, f);
+    }
+    if (!known) {
+        lookup_start(&f->lookup);
+    }
+    return true;
+}
+
+/*
+ * forward_add() - start a forward; @spec is taken over on success
+ * @patient:  be content if what it listens on isn't there yet
+ */
+static bool forward_add(Spec *spec, bool patient, Error *err)
 {
     Channel *ch = channel_find(spec->channel_id);
     Forward *f, **at = &forwards;
     char where[ADDR_NAME_SIZE];
-    int rc;
 
     if (ch == NULL) {
         return spec_error(spec, err, "there is no such channel");
@@ -2961,15 +3429,13 @@ static bool forward_add(Spec *spec, Error *err)
         return error_memory(err);
     }
     f->spec = *spec;
+    *spec = (Spec){ .option = spec->option };
     f->channel = ch;
-    rc = spec->option == 'o' ? forward_listen(f, err)
-                             : forward_connect(f, err);
-    if (rc != 0) {
+    if (!forward_start(f, patient, err)) {
+        spec_free(&f->spec);
         free(f);
-        return rc < 0 && error_set(err, "-%c '%.128s': %s", spec->option,
-                                   spec->text, strerror(-rc));
+        return false;
     }
-    *spec = (Spec){ .text = NULL };
     if (f->spec.option == 'i') {
         log_at(VP_LOG_INFO, (int)f->spec.channel_id, "iforward %s: to %s",
                f->spec.service_id, spec_where(&f->spec, where, sizeof(where)));
@@ -2987,9 +3453,12 @@ static void forward_del(Forward *f)
     Forward **at = &forwards;
 
     if (f->spec.option == 'i') {
+        lookup_cancel(&f->lookup);
+        vp_timer_stop(&f->retry.timer);
         vp_del_iforward(f->channel->drv, f->spec.service_id);
+    } else {
+        forward_unlisten(f);
     }
-    forward_unlisten(f);
     while (*at != f) {
         at = &(*at)->next;
     }
@@ -3068,6 +3537,60 @@ static const char *running_clash(const Spec *spec)
     return clash;
 }
 
+/* spec_port() - the number of the port that @spec listens on; -1: of none */
+static int spec_port(const Spec *spec)
+{
+    const struct servent *service;
+    unsigned long number;
+
+    if (spec->port == NULL || spec->option == 'i' ||
+        (spec->option == 'c' && spec->method != TCP_LISTEN)) {
+        return -1;
+    }
+    if (parse_number(spec->port, 0, 65535, &number)) {
+        return (int)number;
+    }
+    service = getservbyname(spec->port, "tcp");
+    return service != NULL ? ntohs((in_port_t)service->s_port) : -1;
+}
+
+/* spec_clashes_v4() - may @spec listen on IPv4's @port? */
+static bool spec_clashes_v4(const Spec *spec, int port)
+{
+    return strchr(spec->addr, ':') == NULL && spec_port(spec) == port;
+}
+
+/*
+ * spec_both() - is @spec a [::] that serves IPv4 as well?
+ * @asked:  what will be there beside it, and what runs
+ *
+ * It does if nothing else has its port there.
+ */
+static bool spec_both(const Spec *spec, const Settings *asked)
+{
+    int port = spec_port(spec);
+    struct in6_addr in6;
+    bool alone = true;
+
+    if (port < 0 || inet_pton(AF_INET6, spec->addr, &in6) != 1 ||
+        !IN6_IS_ADDR_UNSPECIFIED(&in6)) {
+        return false;
+    }
+    if (port == 0) {
+        return true; /* any that is free in both */
+    }
+    for (size_t i = 0; i < asked->nspecs && alone; i++) {
+        alone = !spec_clashes_v4(&asked->specs[i], port);
+    }
+    for (Channel *ch = channels; ch != NULL && alone; ch = ch->next) {
+        alone = !spec_clashes_v4(&ch->spec, port);
+    }
+    for (Forward *f = forwards; f != NULL && alone; f = f->next) {
+        alone = !spec_clashes_v4(&f->spec, port);
+    }
+    return alone;
+}
+
 /* log_change() - log that @who, NULL for the start, has changed what runs */
 static void log_change(const char *who, const char *what, char option,
                        const char *text)
@@ -3080,10 +3603,12 @@ static void log_change(const char *who, const char *what, char option,
 
 /*
  * running_add() - add what @spec asks for; @spec is taken over, also on failure
- * @who:  for log_change()
+ * @asked:    what command line and init file ask for
+ * @who:      for log_change()
+ * @patient:  be content if what it listens on isn't there yet
  */
-static bool running_add(Spec *spec, const VPConfig *config, const char *who,
-                        Error *err)
+static bool running_add(Spec *spec, const Settings *asked, const char *who,
+                        bool patient, Error *err)
 {
     const char *clash = quitting ? "the daemon is ending"
                                  : running_clash(spec);
@@ -3093,8 +3618,9 @@ static bool running_add(Spec *spec, const VPConfig *config, const char *who,
     if (clash != NULL) {
         ok = spec_error(spec, err, "%s", clash);
     } else {
-        ok = option == 'c' ? channel_add(spec, config, err)
-                           : forward_add(spec, err);
+        spec->both = spec_both(spec, asked);
+        ok = option == 'c' ? channel_add(spec, &asked->config, patient, err)
+                           : forward_add(spec, patient, err);
     }
     if (ok) {
         log_change(who, "added", option, text);
@@ -3149,8 +3675,26 @@ static bool apply_spec(const Settings *now, Spec *spec, const char *who,
     copy.addrs = spec->addrs;
     copy.naddrs = spec->naddrs;
     spec->addrs = NULL;
-    return running_add(&copy, &now->config, who, err) ||
+    spec->naddrs = 0;
+    return running_add(&copy, now, who, true, err) ||
            line_error(now, spec->line, err);
+}
+
+/*
+ * keep_addresses() - the forwards that @now asks for keep their addresses
+ *
+ * They go with their channel, whose line has changed, and come with it again.
+ */
+static void keep_addresses(const Settings *now)
+{
+    for (size_t i = 0; i < now->nspecs; i++) {
+        Spec *spec = &now->specs[i];
+        const Forward *f = forward_same(spec);
+
+        if (f != NULL && f->spec.naddrs > 0) {
+            spec_keep(spec, f->spec.addrs, f->spec.naddrs);
+        }
+    }
 }
 
 /*
@@ -3166,6 +3710,9 @@ static bool apply(const Settings *before, const Settings *now, Error *err)
     const char *who = before != NULL ? "reload" : NULL;
     bool ok = true;
 
+    if (before != NULL) {
+        keep_addresses(now);
+    }
     for (size_t i = 0; before != NULL && i < before->nspecs; i++) {
         const Spec *spec = &before->specs[i];
 
@@ -3238,7 +3785,7 @@ static void quit_step(void *opaque)
     }
     if (!busy || vp_loop_now(loop) >= quit_at) {
         if (quit_resetting) {
-            vp_loop_stop(loop);
+            stop();
             return;
         }
         for (Channel *ch = channels; ch != NULL; ch = ch->next) {
@@ -3250,31 +3797,13 @@ static void quit_step(void *opaque)
     vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
 }
 
-/* A reload, while the names in it are looked up. */
-static struct {
-    bool under_way;
-    Settings now;
-    size_t next;   /* index of the spec to look at next */
-    Lookup lookup; /* of that one */
-} reloading;
-
-static void reload_cancel(void)
-{
-    if (reloading.under_way) {
-        lookup_cancel(&reloading.lookup);
-        settings_free(&reloading.now);
-        reloading.under_way = false;
-    }
-}
-
 /* quit_start() - end in order; if told twice, at once */
 static void quit_start(void)
 {
     if (quitting) {
-        vp_loop_stop(loop);
+        stop();
         return;
     }
-    reload_cancel();
     notify("STOPPING=1");
     while (forwards != NULL) {
         forward_del(forwards);
@@ -3316,10 +3845,9 @@ static void reload_keep(Settings *now, const Settings *was)
     }
 }
 
-/* reload_end() - all names are known: make the change */
-static void reload_end(void)
+/* reload_apply() - change what runs, and what is in force, to @now */
+static void reload_apply(Settings *now)
 {
-    Settings *now = &reloading.now;
     Error err;
 
     if (now->key_kept) {
@@ -3329,8 +3857,11 @@ static void reload_end(void)
     reload_keep(now, &settings);
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_set_config(ch->drv, &now->config);
-        if (settings.config.key.len > 0 && now->config.key.len == 0) {
-            channel_warn_open(ch);
+        channel_set_key(ch, &now->config);
+    }
+    for (Forward *f = forwards; f != NULL; f = f->next) {
+        if (f->lookup.spec != NULL) {
+            lookup_start(&f->lookup);
         }
     }
     if (!apply(&settings, now, &err)) {
@@ -3344,39 +3875,6 @@ static void reload_end(void)
     }
     settings_free(&settings);
     settings = *now;
-    reloading.under_way = false;
-}
-
-static void reload_looked_up(void *opaque, const Answer *answer);
-
-/* reload_step() - look up the next name of what is new, or reload_end() */
-static void reload_step(void)
-{
-    for (; reloading.next < reloading.now.nspecs; reloading.next++) {
-        const Spec *spec = &reloading.now.specs[reloading.next];
-        int rc;
-
-        if (running_has(spec) || !spec_is_name(spec)) {
-            continue;
-        }
-        rc = lookup_start(&reloading.lookup, spec->addr, spec->port,
-                          reload_looked_up, NULL);
-        if (rc == 0) {
-            return;
-        }
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: cannot look "
-               "up '%.128s': %s", spec->addr, strerror(rc));
-        reload_cancel();
-        return;
-    }
-    reload_end();
-}
-
-static void reload_looked_up(void *opaque, const Answer *answer)
-{
-    (void)opaque;
-    spec_looked_up(&reloading.now.specs[reloading.next++], answer);
-    reload_step();
 }
 
 /* reload() - read it all again; nothing changes if any of it is wrong */
@@ -3389,21 +3887,17 @@ static void reload(void)
     if (quitting) {
         return;
     }
-    reload_cancel(); /* because this one includes it */
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
     }
-    if (!ok) {
+    if (ok) {
+        reload_apply(&now);
+    } else {
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
                wrong.text);
         settings_free(&now);
-        return;
     }
-    reloading.now = now;
-    reloading.next = 0;
-    reloading.under_way = true;
-    reload_step();
 }
 
 /* ======================================================================
@@ -3723,11 +4217,14 @@ static void show_forward(Show *s, const Forward *f)
     show_number(s, "channel", "CHANNEL", spec->channel_id, NULL);
     show_text(s, "service", "SERVICE", spec->service_id, LEFT);
     show_text(s, "spec", NULL, spec->text, LEFT);
-    for (int i = 0; i < f->nfds; i++) {
+    for (int i = 0; i < MAX_ADDRS; i++) {
         VPAddr addr;
 
-        addr_bound(f->fds[i], &addr);
-        show_wide(s, "listening", "ADDRESS", addr_name(&addr), " ");
+        if (s->head ? i == 0
+                    : spec->option == 'o' && f->listening.fds[i] >= 0) {
+            addr_bound(f->listening.fds[i], &addr);
+            show_wide(s, "listening", "ADDRESS", addr_name(&addr), " ");
+        }
     }
     if (spec->option == 'i') {
         show_wide(s, NULL, "ADDRESS",
@@ -3815,7 +4312,7 @@ static void info_show(const Info *info, Text *out, bool keys)
 {
     /* stand where a thing would, in the row with the names of the columns */
     const Channel no_channel = { .next = channels };
-    const Forward no_forward = { .next = forwards, .fds = { -1 }, .nfds = 1 };
+    const Forward no_forward = { .next = forwards };
     const Channel *ch = keys ? channels : &no_channel;
     const Forward *f = keys ? forwards : &no_forward;
     Text rows = { .data = NULL };
@@ -3921,28 +4418,24 @@ static bool run_info(Mon *mon, char *args, Error *err)
     return true;
 }
 
-static void mon_looked_up(void *opaque, const Answer *answer);
+static void mon_looked_up(void *opaque, int rc);
 
 /* run_add() - if a name has to be looked up, mon_looked_up() will answer */
 static bool run_add(Mon *mon, char *args, Error *err)
 {
     Spec *spec = &mon->adding;
-    int rc;
 
     if (!spec_parse(spec, mon->command->option, args, err)) {
         return false;
     }
-    if (!spec_is_name(spec)) {
-        return running_add(spec, &settings.config, "monitor", err);
+    if (spec_adds_name(spec)) {
+        mon->lookup.spec = spec;
+        mon->lookup.done = mon_looked_up;
+        mon->lookup.opaque = mon;
+        lookup_start(&mon->lookup);
+        return true;
     }
-    rc = lookup_start(&mon->lookup, spec->addr, spec->port, mon_looked_up,
-                      mon);
-    if (rc != 0) {
-        spec_error(spec, err, "cannot look up '%s': %s", spec->addr,
-                   strerror(rc));
-        spec_free(spec);
-    }
-    return rc == 0;
+    return running_add(spec, &settings, "monitor", false, err);
 }
 
 /*
@@ -4156,7 +4649,7 @@ static void mon_execute(Mon *mon, char *line)
     Error err;
     bool ok = name[0] == '\0' || command_run(mon, name, args, &err);
 
-    if (mon->lookup.pid == 0 && !mon->unanswered) {
+    if (!lookup_busy(&mon->lookup) && !mon->unanswered) {
         mon_answer(mon, ok, &err);
     }
     mon->unanswered = false;
@@ -4235,7 +4728,7 @@ static void mon_run(Mon *mon)
         mon->len = mon->left ? used : mon->len;
         mon->len -= used;
         memmove(mon->line, mon->line + used, mon->len);
-        if (mon->lookup.pid > 0) {
+        if (lookup_busy(&mon->lookup)) {
             vp_watch_set(loop, mon->fd, 0);
             return;
         }
@@ -4258,19 +4751,25 @@ static void mon_continue(Mon *mon)
         mon_run(mon);
     }
     if (mon->broken ||
-        (mon->eof && mon->out.len == 0 && mon->lookup.pid == 0)) {
+        (mon->eof && mon->out.len == 0 && !lookup_busy(&mon->lookup))) {
         mon_close(mon);
     }
 }
 
-static void mon_looked_up(void *opaque, const Answer *answer)
+/* mon_looked_up() - Lookup.done() */
+static void mon_looked_up(void *opaque, int rc)
 {
     Mon *mon = opaque;
     Error err;
-    bool ok;
+    bool ok = rc == 0;
 
-    spec_looked_up(&mon->adding, answer);
-    ok = running_add(&mon->adding, &settings.config, "monitor", &err);
+    if (ok) {
+        ok = running_add(&mon->adding, &settings, "monitor", false,
+                         &err);
+    } else {
+        name_error(&mon->adding, rc, &err);
+        spec_free(&mon->adding);
+    }
     mon_answer(mon, ok, &err);
     mon_continue(mon);
 }
@@ -4758,6 +5257,35 @@ static bool start_option(int opt, const char *value,
            option_error(&settings, opt, err);
 }
 
+/* How long the start waits for names to listen on. */
+#define START_TIME (10 * SECOND)
+
+static void start_late(void *opaque)
+{
+    (void)opaque;
+    vp_loop_stop(loop);
+}
+
+/*
+ * start_names() - serve while the names to listen on are looked up
+ *
+ * That takes START_TIME at most.  So whoever waits for the start hears of a
+ * port that is in use, and what needs privileges is done before they go.
+ */
+static bool start_names(Error *err)
+{
+    VPTimer timer = { .link = NULL };
+
+    if (starting.names > 0) {
+        vp_timer_start(loop, &timer, START_TIME, start_late, NULL);
+        vp_loop_run(loop);
+        vp_timer_stop(&timer);
+    }
+    starting.waits = false;
+    *err = starting.err;
+    return !starting.failed;
+}
+
 /* start() - open everything; false if anything can't be opened */
 static bool start(Error *err)
 {
@@ -4776,7 +5304,13 @@ static bool start(Error *err)
         !start_option('f', s->pidfile, pidfile_take, err) ||
         !apply(NULL, s, err) ||
         !start_option('m', s->monitor, monitor_start, err) ||
-        !descriptors_check(err) ||
+        !start_names(err)) {
+        return false;
+    }
+    if (stopped) {
+        return true; /* somebody has told us to */
+    }
+    if (!descriptors_check(err) ||
         !start_option('u', s->user, user_become, err)) {
         return false;
     }
@@ -4845,7 +5379,7 @@ int main(int argc, char **argv)
         end_all();
         fail(1, &err);
     }
-    rc = vp_loop_run(loop);
+    rc = stopped ? 0 : vp_loop_run(loop);
     if (rc < 0) {
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "select: %s", strerror(-rc));
         exit_status = 1;

@@ -289,10 +289,29 @@ bool vp_addr_is_local(const VPAddr *addr)
     }
 }
 
+/* addr_unmap() - make an IPv4 client of an IPv6 socket one of IPv4 */
+static void addr_unmap(VPAddr *addr)
+{
+    const struct sockaddr_in6 in6 = *(const struct sockaddr_in6 *)&addr->ss;
+    struct sockaddr_in *in = (void *)&addr->ss;
+
+    if (addr->ss.ss_family == AF_INET6 &&
+        IN6_IS_ADDR_V4MAPPED(&in6.sin6_addr)) {
+        memset(addr, 0, sizeof(*addr));
+        addr->len = sizeof(*in);
+        in->sin_family = AF_INET;
+        in->sin_port = in6.sin6_port;
+        memcpy(&in->sin_addr, &in6.sin6_addr.s6_addr[12], 4);
+    }
+}
+
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 {
+    VPAddr plain = *addr;
     char host[INET6_ADDRSTRLEN + 20], port[8];
 
+    addr_unmap(&plain);
+    addr = &plain;
     if (addr->len == 0) {
         snprintf(buf, size, "a closed socket");
     } else if (addr->ss.ss_family == AF_UNIX) {

@@ -254,8 +254,8 @@ typedef struct VPDialer {
      */
     void (*failed)(void *opaque, const VPAddr *addr, int err);
     /*
-     * over: @fd is connected, non-blocking, the owner's; or -1, errno @err.  The
-     * call may free the dialler.
+     * over: @fd is connected, non-blocking, the owner's; or -1, errno @err.
+     * The call may free the dialler.
      */
     void (*done)(void *opaque, int fd, int err);
     void *opaque;

@@ -1170,19 +1170,18 @@ START_TEST(slow_names)
     daemon_wait(d, "monitor: added -i gone:later.test:80");
     names_hang(names);
 
-    /* A further reload takes the place of the one that waits */
+    /* What a reload takes away again isn't waited for any more */
     file_write("conf", "oforward first:later.test:0\n", 28);
     kill(d->pid, SIGHUP);
+    daemon_wait(d, "info reloaded");
     talk(fds);
     file_write("conf", "oforward second:later.test:0\n", 29);
     kill(d->pid, SIGHUP);
+    daemon_wait(d, "reload: removed -o first");
     talk(fds);
-    ck_assert_uint_eq(line_count(monitor_ask(mon[1], "info oforwards -k"),
-                                 "oforward"), 2);
     names = names_answer(server);
-    daemon_wait(d, "info reloaded");
     daemon_listens(d, "second");
-    ck_assert_int_eq(daemon_count(d, "first"), 0);
+    ck_assert_int_eq(daemon_count(d, "first: listening"), 0);
 
     /* Not there: no harm is done */
     monitor_refuses(mon[0], "iforward_add n:nowhere.test:80",

@@ -585,8 +585,14 @@ END_TEST
 START_TEST(address_not_here)
 {
     /* 192.0.2.1 is for documentation: no machine has it; nothing is sent */
-    expect_taken("-c " CHANNEL " -o http:192.0.2.1:8080", "192.0.2.1:8080",
-                 EADDRNOTAVAIL);
+    Daemon *d = daemon_start("later", "-c " CHANNEL " -o http:192.0.2.1:8080 "
+                             "-o plain:127.0.0.1:0");
+
+    daemon_listens(d, "plain");
+    ck_assert(daemon_saw(d, "oforward http:192.0.2.1:8080: cannot listen on "
+                         "192.0.2.1:8080: Cannot assign requested address: "
+                         "trying again"));
+    daemon_stop(d);
     expect_taken("-c " CHANNEL " -o http:/nonexistent/dir/socket:-",
                  "/nonexistent/dir/socket", ENOENT);
     expect_taken("-c unix-listen:/nonexistent/dir/socket:-",

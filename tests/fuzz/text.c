@@ -274,7 +274,10 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
     }
     if (loop != NULL && apply(&nothing, &settings, &err)) {
         box_run(loop, SECOND);
-        if (monitor != NULL) {
+        if (settings.monitor == NULL) {
+            settings.monitor = text_strdup("/monitor"); /* it has clients */
+        }
+        if (monitor != NULL && settings.monitor != NULL) {
             try_monitor(monitor);
         }
         if (again != NULL) {
@@ -297,6 +300,7 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
     while (channels != NULL) {
         channel_del(channels);
     }
+    vp_timer_stop(&lookups_timer);
     socket_files_remove(NULL);
     if (loop != NULL) {
         vp_unwatch(loop, key_fd);
