@@ -80,8 +80,9 @@ ifeq ($(HAVE_CHECK),yes)
 check: check-needs all $(suites)
 	@STRIDE=$${STRIDE-7} SEEDS=$${SEEDS-500} tests/check.sh $(suites)
 
-check-chaos: all $(filter build/tests/chaos/%,$(suites))
-	tests/check.sh $(filter build/tests/chaos/%,$(suites))
+damage = $(filter build/tests/chaos/% build/tests/unit/test_wire,$(suites))
+check-chaos: all $(damage)
+	tests/check.sh $(damage)
 
 chaos: build/tests/chaos/test_chaos
 	$<

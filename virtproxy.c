@@ -1788,10 +1788,11 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  *
  * Why damage passes with a chance of 2^-32, whatever its pattern: of two words
  * that differ, the products differ by a given number with one key word in
- * 2^32, because for each value of one half of it there is no more than one of
- * the other for which they do.  A block that differs makes x differ from then
- * on, as mix64() is a bijection, unless a later block makes up for just that;
- * and blocks that changed places differ as well.
+ * 2^32, because for each value of one factor there is no more than one of the
+ * other for which they do (each has 2^32, and a product is less than 2^64).  A
+ * block that differs makes x differ from then on, as mix64() is a bijection,
+ * unless a later block makes up for just that; and blocks that changed places
+ * differ as well.
  *
  * The key's words are mix64() of its seed plus multiples of VP_CHECK_STEP.
  * The key of headers is made in each handshake, so what was sent before never
@@ -2005,38 +2006,53 @@ static uint64_t sum_words(const uint64_t *key, const uint8_t *p, size_t len)
 }
 
 #ifdef __x86_64__
-#define VP_SUM_STEP 32 /* bytes that the two functions below take at a time */
+#define VP_SUM_STEP 64 /* bytes that sum_sse2() and sum_avx2() take at a time */
+
+typedef uint64_t VPWords2 __attribute__((vector_size(16)));
+typedef uint64_t VPWords4 __attribute__((vector_size(32)));
+
+/* products_sse2() - of two words; an array of vectors would go through memory */
+static VPWords2 products_sse2(const uint64_t *key, const uint8_t *p)
+{
+    VPWords2 x, k;
+
+    memcpy(&x, p, sizeof(x));
+    memcpy(&k, key, sizeof(k));
+    x += k;
+    return (VPWords2)_mm_mul_epu32((__m128i)x, (__m128i)(x >> 32));
+}
 
 /* sum_sse2() - the sum of @len bytes, a multiple of VP_SUM_STEP, by vectors */
 static uint64_t sum_sse2(const uint64_t *key, const uint8_t *p, size_t len)
 {
-    typedef uint64_t Half __attribute__((vector_size(VP_SUM_STEP / 2)));
-    Half sum[2] = { { 0 } }, x[2], k[2];
+    VPWords2 sum = { 0 };
 
-    for (; len > 0; len -= VP_SUM_STEP, p += sizeof(x), key += 4) {
-        memcpy(x, p, sizeof(x));
-        memcpy(k, key, sizeof(k));
-        for (int i = 0; i < 2; i++) {
-            x[i] += k[i];
-            sum[i] += (Half)_mm_mul_epu32((__m128i)x[i], (__m128i)(x[i] >> 32));
-        }
+    for (const uint8_t *end = p + len; p < end; p += VP_SUM_STEP, key += 8) {
+        sum += products_sse2(key, p) + products_sse2(key + 2, p + 16);
+        sum += products_sse2(key + 4, p + 32) + products_sse2(key + 6, p + 48);
     }
-    sum[0] += sum[1];
-    return sum[0][0] + sum[0][1];
+    return sum[0] + sum[1];
+}
+
+__attribute__((target("avx2")))
+static VPWords4 products_avx2(const uint64_t *key, const uint8_t *p)
+{
+    VPWords4 x, k;
+
+    memcpy(&x, p, sizeof(x));
+    memcpy(&k, key, sizeof(k));
+    x += k;
+    return (VPWords4)_mm256_mul_epu32((__m256i)x, (__m256i)(x >> 32));
 }
 
 /* sum_avx2() - the same in half as many instructions */
 __attribute__((target("avx2")))
 static uint64_t sum_avx2(const uint64_t *key, const uint8_t *p, size_t len)
 {
-    typedef uint64_t Step __attribute__((vector_size(VP_SUM_STEP)));
-    Step sum = { 0 }, x, k;
+    VPWords4 sum = { 0 };
 
-    for (; len > 0; len -= VP_SUM_STEP, p += sizeof(x), key += 4) {
-        memcpy(&x, p, sizeof(x));
-        memcpy(&k, key, sizeof(k));
-        x += k;
-        sum += (Step)_mm256_mul_epu32((__m256i)x, (__m256i)(x >> 32));
+    for (const uint8_t *end = p + len; p < end; p += VP_SUM_STEP, key += 8) {
+        sum += products_avx2(key, p) + products_avx2(key + 4, p + 32);
     }
     return sum[0] + sum[1] + sum[2] + sum[3];
 }

@@ -291,6 +291,205 @@ START_TEST(damage_two_bits)
 }
 END_TEST
 
+/*
+ * Damage of a kind, with a new key each time; what the check doesn't find is
+ * counted
+ */
+typedef struct Trial {
+    uint8_t was[VP_PKT_DATA_LEN];
+    uint8_t is[VP_PKT_DATA_LEN];
+    size_t len;
+    VPPayloadKey key;
+    uint64_t check;   /* of "was" */
+    uint64_t keys;    /* used so far */
+    uint64_t damaged; /* times "is" differed */
+    uint64_t passed;  /* times the check didn't */
+} Trial;
+
+/* trial_key() - to be called before each damage of t->is */
+static void trial_key(Trial *t)
+{
+    payload_key(&t->key, mix64(++t->keys));
+    t->check = wire_data_check(&t->key, t->was, t->len);
+    memcpy(t->is, t->was, t->len);
+}
+
+static void trial_count(Trial *t)
+{
+    if (memcmp(t->is, t->was, t->len) != 0) {
+        t->damaged++;
+        t->passed += wire_data_check(&t->key, t->is, t->len) == t->check;
+    }
+}
+
+/* trial_stride() - so many bytes from one change to the next: 1 to 8192 */
+static size_t trial_stride(int which)
+{
+    size_t most = (size_t)1 << which / 2;
+
+    return which % 2 == 0 ? most : 1 + rnd((uint32_t)most);
+}
+
+enum { STRIDES = 2 * 14 };
+
+/* The same bit of 1 to 16 bytes that are equally far apart, as buses do it */
+START_TEST(damage_flips)
+{
+    static Trial t;
+    size_t flips = (size_t)_i + 1;
+
+    for (int which = 0; which < CONTENTS; which++) {
+        contents(t.was, sizeof(t.was), which);
+        for (int i = 0; i < 40 * STRIDES; i++) {
+            size_t stride = trial_stride(i % STRIDES), bit, at;
+
+            t.len = 1 + rnd(VP_PKT_DATA_LEN);
+            trial_key(&t);
+            bit = rnd(8);
+            at = rnd((uint32_t)MIN(t.len, stride));
+            for (size_t n = 0; n < flips && at < t.len; n++) {
+                flip(t.is, 8 * at + bit);
+                at += stride;
+            }
+            trial_count(&t);
+        }
+    }
+    ck_assert_uint_eq(t.passed, 0);
+    ck_assert_uint_eq(t.damaged, 40 * STRIDES * CONTENTS);
+}
+END_TEST
+
+/* A data line that is stuck, for a while or all the time */
+START_TEST(damage_stuck)
+{
+    static Trial t;
+
+    for (int which = 0; which < CONTENTS; which++) {
+        contents(t.was, sizeof(t.was), which);
+        for (int i = 0; i < 100 * STRIDES; i++) {
+            size_t stride = trial_stride(i % STRIDES), begin, end;
+            uint8_t bit = (uint8_t)(1u << rnd(8));
+            bool high = rnd(2);
+
+            t.len = 1 + rnd(VP_PKT_DATA_LEN);
+            trial_key(&t);
+            begin = rnd((uint32_t)t.len);
+            end = i % 3 == 0 ? t.len : begin + rnd((uint32_t)(t.len - begin));
+            for (size_t at = begin; at <= end && at < t.len; at += stride) {
+                t.is[at] = (uint8_t)(high ? t.is[at] | bit
+                                          : t.is[at] & ~bit);
+            }
+            trial_count(&t);
+        }
+    }
+    ck_assert_uint_eq(t.passed, 0);
+    ck_assert_uint_gt(t.damaged, 100 * STRIDES);
+}
+END_TEST
+
+/* What becomes of a block of bytes */
+enum { SWAPPED, ZEROED, SET, DOUBLED, SHIFTED, BLOCK_DAMAGES };
+
+/* block_damage() - to that of @size at @p; another one is at @other */
+static void block_damage(uint8_t *p, uint8_t *other, size_t size, int how)
+{
+    size_t by = 1 + rnd((uint32_t)size / 2 + 1);
+
+    switch (how) {
+    case SWAPPED:
+        for (size_t i = 0; i < size; i++) {
+            uint8_t byte = p[i];
+
+            p[i] = other[i];
+            other[i] = byte;
+        }
+        break;
+    case ZEROED:
+    case SET:
+        memset(p, how == ZEROED ? 0 : 0xff, size);
+        break;
+    case DOUBLED:
+        memmove(p, other, size);
+        break;
+    case SHIFTED: /* the first bytes come twice */
+        memmove(p + by, p, size - by);
+        break;
+    }
+}
+
+/* contents_alike() - each 32 bytes have the same words, in some order */
+static void contents_alike(uint8_t *p, size_t len)
+{
+    contents(p, len, MIXED);
+    for (size_t i = 32; i < len; i++) {
+        p[i] = p[(i + 4 * mix64(i / 32)) % 32];
+    }
+}
+
+START_TEST(damage_blocks)
+{
+    static Trial t;
+
+    contents(t.was, sizeof(t.was), MIXED);
+    for (size_t i = 0; i < 4000; i++) {
+        size_t size = (size_t)16 << i % 9, blocks, a, b;
+        uint8_t *at;
+
+        if (i == 2000) {
+            contents_alike(t.was, sizeof(t.was));
+        }
+        t.len = 2 * size + rnd((uint32_t)(VP_PKT_DATA_LEN - 2 * size));
+        trial_key(&t);
+        blocks = t.len / size;
+        a = rnd((uint32_t)blocks - 1);
+        b = a + 1;
+        if (i % 2 == 0) { /* not the next one but any other */
+            b = (b + rnd((uint32_t)blocks - 1)) % blocks;
+        }
+        at = t.is + i % 7 % (t.len % size + 1); /* aligned, or not */
+        block_damage(at + a * size, at + b * size, size, _i);
+        trial_count(&t);
+    }
+    ck_assert_uint_eq(t.passed, 0);
+    ck_assert_uint_gt(t.damaged, 3800);
+}
+END_TEST
+
+/*
+ * One damaged word with 10^8 keys
+ *
+ * One key of 2^32 doesn't tell, so none of these should.  That the keys are as
+ * good as any others is seen where the chance is larger: if a word grows by one
+ * the product grows by its upper factor, the lower 16 bits of which are 0 with
+ * one key of 2^16.
+ */
+START_TEST(damage_any_key)
+{
+    const char *stride = getenv("STRIDE");
+    uint64_t keys = 100000000 / (stride != NULL ? strtoul(stride, NULL, 10)
+                                                : 1);
+    uint64_t passed = 0, nearly = 0, expected = keys >> 16;
+
+    for (uint64_t i = 0; i < keys; i++) {
+        uint64_t key = mix64(i + 1), x = 2 * i, damage = mix64(~i) | 1, sum;
+        uint8_t p[8];
+
+        memcpy(p, &x, sizeof(p));
+        sum = sum_words(&key, p, sizeof(p));
+        p[0] ^= 1;
+        nearly += (uint16_t)(sum - sum_words(&key, p, sizeof(p))) == 0;
+        passed += sum == sum_words(&key, p, sizeof(p));
+        damage ^= x;
+        memcpy(p, &damage, sizeof(p));
+        passed += sum == sum_words(&key, p, sizeof(p));
+    }
+    ck_assert_uint_eq(passed, 0);
+    /* five times the standard deviation is 5 * sqrt(expected) */
+    ck_assert_uint_le((nearly - expected) * (nearly - expected),
+                      25 * expected);
+}
+END_TEST
+
 /* ---- headers ---------------------------------------------------------- */
 
 START_TEST(header_layout)
@@ -384,6 +583,9 @@ static bool accepted(const uint8_t *p, const VPPacket *was)
     if (!wire_get(p, &pkt, &head_key, 0)) {
         return false;
     }
+    if (pkt.bytes != was->bytes) {
+        return true;
+    }
     if (pkt.bytes > 0) {
         return wire_data_ok(&pkt, p + VP_PKT_HDR_LEN, &data_key);
     }
@@ -434,6 +636,72 @@ START_TEST(packet_damage)
                 burst(p, a, mask);
                 check_that(!accepted(p, &pkt), "burst %x at %zu", mask, a);
                 burst(p, a, mask);
+            }
+        }
+    }
+}
+END_TEST
+
+/* Header and payload together: what becomes of blocks, in all positions */
+START_TEST(packet_blocks)
+{
+    size_t total = VP_PKT_HDR_LEN + damaged_lens[_i];
+    uint8_t p[VP_PKT_HDR_LEN + 64], was[sizeof(p)];
+    VPPacket pkt;
+    int tried = 0;
+
+    memset(p, 0x77, sizeof(p));
+    pkt = make_packet(p, damaged_lens[_i], VP_SEQ_FIRST);
+    memcpy(was, p, sizeof(p));
+    for (size_t size = 1; size < total; size++) {
+        for (size_t at = 0; at + size <= total; at++) {
+            for (size_t other = 0; other + size <= total; other++) {
+                for (int how = 0; how < BLOCK_DAMAGES; how++) {
+                    block_damage(p + at, p + other, size, how);
+                    if (memcmp(p, was, sizeof(p)) != 0) {
+                        check_that(!accepted(p, &pkt), "damage %d of %zu bytes "
+                                   "at %zu and %zu", how, size, at, other);
+                        memcpy(p, was, sizeof(p));
+                        tried++;
+                    }
+                }
+            }
+        }
+    }
+    ck_assert_int_gt(tried, 10000);
+}
+END_TEST
+
+/* ... and bits that are equally far apart: flipped, or stuck */
+START_TEST(packet_strides)
+{
+    size_t bits = 8 * (VP_PKT_HDR_LEN + damaged_lens[_i]);
+    uint8_t p[VP_PKT_HDR_LEN + 64], stuck[2][sizeof(p)];
+    VPPacket pkt;
+
+    memset(p, 0x77, sizeof(p));
+    pkt = make_packet(p, damaged_lens[_i], VP_SEQ_FIRST);
+    for (size_t stride = 1; stride < bits; stride++) {
+        for (size_t begin = 0; begin < bits; begin++) {
+            uint8_t flipped[sizeof(p)];
+
+            memcpy(flipped, p, sizeof(p));
+            memcpy(stuck[0], p, sizeof(p));
+            memcpy(stuck[1], p, sizeof(p));
+            for (size_t bit = begin; bit < bits; bit += stride) {
+                uint8_t mask = (uint8_t)(1u << bit % 8);
+
+                stuck[0][bit / 8] &= (uint8_t)~mask;
+                stuck[1][bit / 8] |= mask;
+                flipped[bit / 8] ^= mask;
+                check_that(bit >= begin + 16 * stride ||
+                           !accepted(flipped, &pkt), "bits from %zu to %zu, "
+                           "%zu apart, flipped", begin, bit, stride);
+            }
+            for (int high = 0; high < 2; high++) {
+                check_that(memcmp(stuck[high], p, sizeof(p)) == 0 ||
+                           !accepted(stuck[high], &pkt), "bits from %zu on, "
+                           "%zu apart, stuck at %d", begin, stride, high);
             }
         }
     }
@@ -1040,9 +1308,15 @@ int main(void)
     SUITE_ADD(s, damage_one_bit);
     SUITE_LOOP(s, damage_burst, CONTENTS);
     SUITE_LOOP(s, damage_two_bits, CONTENTS);
+    SUITE_LOOP(s, damage_flips, 16);
+    SUITE_ADD(s, damage_stuck);
+    SUITE_LOOP(s, damage_blocks, BLOCK_DAMAGES);
+    SUITE_ADD(s, damage_any_key);
     SUITE_ADD(s, header_layout);
     SUITE_ADD(s, header_fields);
     SUITE_ROWS(s, packet_damage, damaged_lens);
+    SUITE_ROWS(s, packet_blocks, damaged_lens);
+    SUITE_ROWS(s, packet_strides, damaged_lens);
     SUITE_ADD(s, packet_truncated);
     SUITE_ADD(s, packet_lengths);
     SUITE_ADD(s, hello_layout);
