@@ -431,8 +431,9 @@ static void fail(int status, const Error *err)
  * specs
  *
  * The value of -c, -o and -i is METHOD or SERVICE_ID, ADDR, PORT and
- * CHANNEL_ID with colons between.  A spec has been checked as far as it can be
- * without opening anything and without asking a name server.
+ * CHANNEL_ID with colons between, and properties behind that, ",NAME=VALUE"
+ * each; -m has them behind its PATH.  A spec has been checked as far as it can
+ * be without opening anything and without asking a name server.
  * ====================================================================== */
 
 typedef enum Method {
@@ -514,6 +515,12 @@ static const struct {
 #endif
 };
 
+/* The properties; -1 each if not given. */
+typedef struct Props {
+    long mode;  /* of the file of a unix socket that is listened on */
+    long group; /* its group */
+} Props;
+
 /* One -c, -o or -i. */
 typedef struct Spec {
     char *text;              /* the value as it was given */
@@ -524,6 +531,7 @@ typedef struct Spec {
     const char *addr;
     const char *port;        /* NULL: '-' was given */
     unsigned channel_id;
+    Props props;
     unsigned line;           /* line of the init file; 0: the command line */
     bool both;               /* [::] serves IPv4 as well */
     int naddrs;              /* how many of its addresses are known */
@@ -540,9 +548,82 @@ static bool spec_error(const Spec *spec, Error *err, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(why, sizeof(why), fmt, ap);
     va_end(ap);
-    return error_set(err, "-%c '%.128s': %s (expected "
-                     "%s:ADDR:PORT[:CHANNEL_ID])", spec->option, spec->text,
-                     why, spec->option == 'c' ? "METHOD" : "SERVICE_ID");
+    return error_set(err, "-%c '%.128s': %s (expected %s)", spec->option,
+                     spec->text, why,
+                     spec->option == 'c' ? "METHOD:ADDR:PORT[:CHANNEL_ID]"
+                     : spec->option == 'm' ? "PATH"
+                     : "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]");
+}
+
+/* prop_mode() - take @value over if it is octal, as chmod(1) has it */
+static bool prop_mode(Props *props, const char *value)
+{
+    char *end;
+
+    props->mode = strtol(value, &end, 8);
+    return value[0] >= '0' && value[0] <= '7' && *end == '\0' &&
+           props->mode <= 0777;
+}
+
+static bool prop_group(Props *props, const char *value)
+{
+    const struct group *gr = getgrnam(value);
+    unsigned long number;
+
+    if (gr == NULL && !parse_number(value, 0, UINT_MAX - 1ul, &number)) {
+        return false;
+    }
+    props->group = gr != NULL ? (long)gr->gr_gid : (long)number;
+    return true;
+}
+
+/* props_read() - take over all in @text, which is cut; false: see @why */
+static bool props_read(Props *props, char *text, Error *why)
+{
+    static const struct {
+        const char *name;
+        bool (*take)(Props *props, const char *value);
+        const char *expected;
+    } known[] = {
+        { "mode", prop_mode, "a mode from 0 to 0777" },
+        { "group", prop_group, "the name or the number of a group" },
+    };
+
+    for (char *next; text != NULL; text = next) {
+        size_t len, i = 0;
+
+        next = strchr(text, ',');
+        if (next != NULL) {
+            *next++ = '\0';
+        }
+        len = strcspn(text, "=");
+        while (i < COUNT(known) && (text[len] == '\0' ||
+                                    strlen(known[i].name) != len ||
+                                    memcmp(known[i].name, text, len) != 0)) {
+            i++;
+        }
+        if (i == COUNT(known)) {
+            return error_set(why, "',%.64s' is neither ',mode=MODE' nor "
+                             "',group=GROUP'", text);
+        }
+        if (!known[i].take(props, text + len + 1)) {
+            return error_set(why, "%s '%.64s' is not %s", known[i].name,
+                             text + len + 1, known[i].expected);
+        }
+    }
+    return true;
+}
+
+/* props_cut() - take over what stands behind the first comma of @text */
+static bool props_cut(Props *props, char *text, Error *why)
+{
+    char *comma = strchr(text, ',');
+
+    *props = (Props){ -1, -1 };
+    if (comma != NULL) {
+        *comma++ = '\0';
+    }
+    return props_read(props, comma, why);
 }
 
 /*
@@ -564,7 +645,7 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
         }
         end = at + strcspn(at, ":");
         if (i == 1 && at[0] == '[') {
-            end = strchr(at, ']');
+            end = strrchr(at, ']');
             if (end == NULL) {
                 return spec_error(spec, err, "'[' without ']'");
             }
@@ -578,7 +659,9 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
         at = *end == ':' ? end + 1 : NULL;
         *end = '\0';
     }
-    return at == NULL || spec_error(spec, err, "'%s' after the CHANNEL_ID", at);
+    return at == NULL ||
+           spec_error(spec, err, "'%s' after the CHANNEL_ID; an ADDR with "
+                      "colons stands in brackets, [ADDR]", at);
 }
 
 /* check_host() - a bare number is an address only to inet_aton() */
@@ -626,8 +709,9 @@ static bool check_path(const Spec *spec, Error *err)
 {
     struct in6_addr addr;
 
-    if (inet_pton(AF_INET, spec->addr, &addr) == 1 ||
-        inet_pton(AF_INET6, spec->addr, &addr) == 1) {
+    if (spec->option != 'm' &&
+        (inet_pton(AF_INET, spec->addr, &addr) == 1 ||
+         inet_pton(AF_INET6, spec->addr, &addr) == 1)) {
         return spec_error(spec, err, "PORT '-' makes ADDR '%s' the path of a "
                           "unix socket; ./%s is one", spec->addr, spec->addr);
     }
@@ -711,20 +795,50 @@ static void spec_free(Spec *spec)
     *spec = (Spec){ .text = NULL };
 }
 
+/* check_monitor() - PATH, in brackets if it has a comma, and its properties */
+static bool check_monitor(Spec *spec, Error *err)
+{
+    char *rest = spec->fields, *end = strrchr(rest, ']');
+    Error why;
+
+    spec->addr = rest;
+    if (rest[0] == '[' && end != NULL) {
+        spec->addr = rest + 1;
+        *end = '\0';
+        rest = end + 1;
+    }
+    if (!props_cut(&spec->props, rest, &why)) {
+        return spec_error(spec, err, "%s", why.text);
+    }
+    if (rest > spec->addr && rest[0] != '\0') {
+        return spec_error(spec, err, "'%s' after ']'", rest);
+    }
+    return check_path(spec, err);
+}
+
 static bool spec_check(Spec *spec, Error *err)
 {
     const char *wrong = value_wrong(spec->text);
     unsigned long number = 0;
     char *field[4];
+    Error why;
 
     if (wrong != NULL) {
         return spec_error(spec, err, "%s", wrong);
+    }
+    if (spec->option == 'm') {
+        return check_monitor(spec, err);
     }
     if (!split_fields(spec, field, err)) {
         return false;
     }
     spec->addr = field[1];
     spec->port = field[2];
+    if (spec->port != NULL &&
+        !props_cut(&spec->props, field[3] != NULL ? field[3] : field[2],
+                   &why)) {
+        return spec_error(spec, err, "%s", why.text);
+    }
     if (spec->port == NULL) {
         return spec_error(spec, err, "%s is missing",
                           spec->addr == NULL ? "ADDR" : "PORT");
@@ -757,6 +871,29 @@ static bool spec_check(Spec *spec, Error *err)
            check_order(spec, err);
 }
 
+/* path_is_abstract() - is it the name of a unix socket that has no file? */
+static bool path_is_abstract(const char *path)
+{
+#ifdef __linux__
+    return path[0] == '@';
+#else
+    (void)path;
+    return false;
+#endif
+}
+
+/* check_props() - have they a file to apply to? */
+static bool check_props(const Spec *spec, Error *err)
+{
+    bool listens = spec->option == 'o' || spec->option == 'm' ||
+                   (spec->option == 'c' && spec->method == UNIX_LISTEN);
+
+    return (spec->props.mode < 0 && spec->props.group < 0) ||
+           (listens && spec->port == NULL && !path_is_abstract(spec->addr)) ||
+           spec_error(spec, err, "mode and group are for the file of a unix "
+                      "socket to listen on");
+}
+
 /* spec_parse() - @spec has to be freed with spec_free() if this succeeds */
 static bool spec_parse(Spec *spec, char option, const char *text, Error *err)
 {
@@ -767,7 +904,7 @@ static bool spec_parse(Spec *spec, char option, const char *text, Error *err)
         spec_free(spec);
         return error_memory(err);
     }
-    if (!spec_check(spec, err)) {
+    if (!spec_check(spec, err) || !check_props(spec, err)) {
         spec_free(spec);
         return false;
     }
@@ -795,6 +932,8 @@ static bool spec_same(const Spec *a, const Spec *b)
 {
     return a->option == b->option && a->channel_id == b->channel_id &&
            strcmp(a->addr, b->addr) == 0 &&
+           a->props.mode == b->props.mode &&
+           a->props.group == b->props.group &&
            (a->port == NULL) == (b->port == NULL) &&
            (a->port == NULL || strcmp(a->port, b->port) == 0) &&
            (a->option == 'c' ? a->method == b->method
@@ -845,7 +984,7 @@ typedef enum OptionKind { SPEC, STRING, NUMBER, FLAG, STEP } OptionKind;
 enum {
     NOT_IN_FILE = 1,   /* it makes sense on a command line only */
     NEEDS_RESTART = 2, /* a reload leaves it as it was */
-    SOCKET_PATH = 4,   /* its value is the path of a unix socket */
+    SOCKET_PATH = 4,   /* its value is a spec, with nothing but a PATH */
 };
 
 typedef struct Option {
@@ -909,7 +1048,8 @@ static const Option options[] = {
     { "iforward", 'i', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
       .help = "connect the other side's SERVICE_ID to ADDR:PORT\n"
       "        PORT '-': ADDR is the path of a unix socket; [::1] for IPv6;\n"
-      "        -o with PORT 0 picks a free port, the log names it" },
+      "        -o with PORT 0 picks a free port, the log names it\n"
+      "        -o ...,mode=0660,group=kvm: of a unix socket's file" },
     { "grace", 0, NUMBER, AT(grace), .value = "SECONDS", .min = 0,
       .max = 1000000, .standard = 30,
       .help = "connections wait so long without a channel" },
@@ -938,8 +1078,8 @@ static const Option options[] = {
     { "user", 'u', STRING, AT(user), NEEDS_RESTART, .value = "USER",
       .help = "drop privileges once all is open" },
     { "monitor", 'm', STRING, AT(monitor),
-      NEEDS_RESTART | SOCKET_PATH, .value = "PATH",
-      .help = "serve the monitor on a unix socket" },
+      NEEDS_RESTART | SOCKET_PATH, .value = "PATH[,mode=MODE][,group=GROUP]",
+      .help = "serve the monitor on a unix socket [mode=0600]" },
     { "execute", 'x', STRING, AT(execute), NOT_IN_FILE, .value = "COMMAND",
       .help = "send COMMAND to the monitor at -m PATH" },
     { "dump-config", 0, FLAG, AT(dump_config), NOT_IN_FILE,
@@ -1026,14 +1166,18 @@ static bool string_check(const Option *o, const char *value, Error *err)
 {
     const char *wrong = value[0] == '\0' ? "expected a value"
                         : o->rules & NOT_IN_FILE ? NULL : value_wrong(value);
+    Spec spec;
 
     if (wrong != NULL) {
         return error_set(err, "--%s '%.128s': %s", o->name, value, wrong);
     }
-    return !(o->rules & SOCKET_PATH) || strlen(value) <= SOCKET_PATH_MAX ||
-           error_set(err, "-%c '%.128s': the path has %zu bytes, a unix "
-                     "socket's at most %zu", o->letter, value, strlen(value),
-                     SOCKET_PATH_MAX);
+    if (o->rules & SOCKET_PATH) {
+        if (!spec_parse(&spec, o->letter, value, err)) {
+            return false;
+        }
+        spec_free(&spec);
+    }
+    return true;
 }
 
 /*
@@ -1552,17 +1696,6 @@ static void settings_print(Text *out, const Settings *s)
 
 /* Room for an address in words; the longest is that of a unix socket. */
 #define ADDR_NAME_SIZE 160
-
-/* path_is_abstract() - is it the name of a unix socket that has no file? */
-static bool path_is_abstract(const char *path)
-{
-#ifdef __linux__
-    return path[0] == '@';
-#else
-    (void)path;
-    return false;
-#endif
-}
 
 static void addr_unix(const char *path, VPAddr *addr)
 {
@@ -2101,14 +2234,31 @@ static void v6_only(int fd, int only)
 #endif
 }
 
+/* Who is to own the files: USER of -u, from the start on.  -1: who we are. */
+static uid_t files_uid = (uid_t)-1;
+static gid_t files_gid = (gid_t)-1;
+
+/* file_rights() - give the socket at @path its owner, group and mode */
+static int file_rights(const char *path, const Props *props)
+{
+    gid_t gid = props->group >= 0 ? (gid_t)props->group : files_gid;
+
+    if ((files_uid != (uid_t)-1 || gid != (gid_t)-1) &&
+        lchown(path, files_uid, gid) < 0) {
+        return -1;
+    }
+    return props->mode >= 0 ? chmod(path, (mode_t)props->mode) : 0;
+}
+
 /*
  * listen_at() - a listening socket
  * @addr:  becomes the address bound, with the port that was picked
  * @both:  if it is IPv6's [::], IPv4 is served as well
+ * @props: of a unix socket's file
  *
  * Returns the socket, or a negative errno value.
  */
-static int listen_at(VPAddr *addr, bool both)
+static int listen_at(VPAddr *addr, bool both, const Props *props)
 {
     const char *path = ((struct sockaddr_un *)&addr->ss)->sun_path;
     int family = addr->ss.ss_family, one = 1, rc = 0;
@@ -2127,9 +2277,16 @@ static int listen_at(VPAddr *addr, bool both)
     }
     if (rc == 0 &&
         (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
-         bind(fd, (struct sockaddr *)&addr->ss, addr->len) < 0 ||
-         listen(fd, SOMAXCONN) < 0)) {
+         bind(fd, (struct sockaddr *)&addr->ss, addr->len) < 0)) {
         rc = errno;
+    } else if (rc == 0 &&
+               /* before it listens nobody can connect */
+               ((family == AF_UNIX && path[0] != '\0' &&
+                 file_rights(path, props) < 0) || listen(fd, SOMAXCONN) < 0)) {
+        rc = errno;
+        if (family == AF_UNIX) {
+            unlink(path);
+        }
     }
     if (rc != 0) {
         close(fd);
@@ -2214,7 +2371,7 @@ static int listening_try(const Listening *l, int *fds)
             if (spec->port != NULL && *addr_port(&at) == 0) {
                 *addr_port(&at) = port; /* one free port for all */
             }
-            fds[i] = listen_at(&at, spec->both);
+            fds[i] = listen_at(&at, spec->both, &spec->props);
         }
         if (fds[i] >= 0) {
             port = spec->port != NULL ? *addr_port(&at) : 0;
@@ -4664,6 +4821,7 @@ static void mon_execute(Mon *mon, char *line)
  */
 #define MON_CLIENTS 128
 
+static Spec monitor_spec; /* of -m */
 static VPListener monitor_listener;
 static Mon *monitors;
 static size_t nmonitors;
@@ -4815,7 +4973,7 @@ static bool mon_may(int fd)
     struct { pid_t pid; uid_t uid; gid_t gid; } who; /* Linux's struct ucred */
     socklen_t len = sizeof(who);
 
-    if (path_is_abstract(settings.monitor)) {
+    if (path_is_abstract(monitor_spec.addr)) {
         return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) == 0 &&
                (who.uid == 0 || who.uid == geteuid());
     }
@@ -4857,27 +5015,30 @@ static void mon_accepted(void *opaque, int fd, const VPAddr *peer)
     mon_continue(mon);
 }
 
-static bool monitor_start(const char *path, Error *err)
+static bool monitor_start(const char *text, Error *err)
 {
     VPAddr addr;
-    mode_t mask;
     int fd, rc;
 
-    addr_unix(path, &addr);
-    mask = umask(0177);
-    fd = listen_at(&addr, true);
-    umask(mask);
+    if (!spec_parse(&monitor_spec, 'm', text, err)) {
+        return false;
+    }
+    if (monitor_spec.props.mode < 0) {
+        monitor_spec.props.mode = S_IRUSR | S_IWUSR;
+    }
+    addr_unix(monitor_spec.addr, &addr);
+    fd = listen_at(&addr, true, &monitor_spec.props);
     if (fd >= 0) {
-        socket_file_keep(path);
+        socket_file_keep(monitor_spec.addr);
     }
     monitor_listener.channel = VP_NO_CHANNEL;
     monitor_listener.name = "monitor";
     monitor_listener.accepted = mon_accepted;
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
     if (fd >= 0 && rc < 0) {
-        socket_files_remove(path);
+        socket_files_remove(monitor_spec.addr);
     }
-    return rc == 0 || error_set(err, "-m '%s': cannot listen: %s%s", path,
+    return rc == 0 || error_set(err, "-m '%s': cannot listen: %s%s", text,
                                 listen_error(rc), rc == -EADDRINUSE
                                 ? "; -x COMMAND talks to who does" : "");
 }
@@ -4906,9 +5067,14 @@ static int monitor_client(const char *path, const char *command)
     char line[sizeof(Error) + 16], last[sizeof(line)] = ""; /* fits one */
     const struct timeval most = { .tv_sec = ANSWER_TIME };
     VPAddr addr;
+    Error err;
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
-    addr_unix(path, &addr);
+    if (!spec_parse(&monitor_spec, 'm', path, &err)) {
+        fprintf(stderr, "qemu-vp: %s\n", err.text);
+        return 1;
+    }
+    addr_unix(monitor_spec.addr, &addr);
     if (fd < 0 ||
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof(most)) < 0 ||
         setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &most, sizeof(most)) < 0 ||
@@ -5112,13 +5278,29 @@ static int groups_take(const User *u)
 #endif
 }
 
-static bool user_become(const char *name, Error *err)
+/* user_prepare() - USER is to own what is made before we are USER */
+static bool user_prepare(const char *name, Error *err)
 {
     User u;
 
     if (!user_find(name, &u)) {
         return error_set(err, "--user '%s': expected the name of a user, or "
                          "a number", name);
+    }
+    if (geteuid() == 0) { /* else we can't give anything away */
+        files_uid = u.uid;
+        files_gid = u.gid;
+    }
+    return true;
+}
+
+static bool user_become(const char *name, Error *err)
+{
+    User u;
+
+    if (!user_find(name, &u)) {
+        return error_set(err, "--user '%s': there is none of that name any "
+                         "more", name);
     }
     if (groups_take(&u) < 0 || setgid(u.gid) < 0 || setuid(u.uid) < 0) {
         return error_set(err, "--user '%s': %s", name, strerror(errno));
@@ -5302,6 +5484,7 @@ static bool start(Error *err)
     if (!start_option('l', settings_log(s), log_open, err) ||
         !signals_start(err) ||
         !start_option('f', s->pidfile, pidfile_take, err) ||
+        !start_option('u', s->user, user_prepare, err) ||
         !apply(NULL, s, err) ||
         !start_option('m', s->monitor, monitor_start, err) ||
         !start_names(err)) {

@@ -1703,6 +1703,73 @@ static void reload(Daemon *d, const char *fmt, ...)
     daemon_wait(d, " (info|error) (reloaded|nothing reloaded)");
 }
 
+/* rights() - is the socket NAME of vp_dir a user's, a group's, of that mode? */
+static void rights(const char *name, uid_t uid, gid_t gid, mode_t mode)
+{
+    char path[PATH_LEN];
+    struct stat st;
+
+    file_path(path, name);
+    ck_assert_msg(stat(path, &st) == 0, "%s: %s", path, strerror(errno));
+    ck_assert_msg(st.st_uid == uid && st.st_gid == gid &&
+                  (st.st_mode & 07777) == mode, "%s: %ld:%ld %o", path,
+                  (long)st.st_uid, (long)st.st_gid, (unsigned)st.st_mode);
+}
+
+/* What listens on a unix socket has the mode and the group that were asked. */
+START_TEST(socket_rights)
+{
+    uid_t uid = geteuid();
+    gid_t gid = uid == 0 ? 4242 : getegid();
+    char conf[4 * TEXT_LEN], path[PATH_LEN];
+    Daemon *d;
+    int mon;
+
+    umask(0022);
+    text_format(conf, sizeof(conf), "channel unix-listen:%s/c:-,mode=0660\n"
+                "oforward s:%s/s:-,group=%ld,mode=0620\noforward t:%s/t:-\n"
+                "monitor %s/m,group=%ld\n", vp_dir, vp_dir, (long)gid, vp_dir,
+                vp_dir, (long)gid);
+    write_file("conf", "%s", conf);
+    d = daemon_start("host", "-C %s/conf", vp_dir);
+    file_path(path, "m");
+    mon = monitor_batch(path);
+    rights("c", uid, getegid(), 0660);
+    rights("s", uid, gid, 0620);
+    rights("t", uid, getegid(), 0755);
+    rights("m", uid, gid, 0600);
+    ck_assert(strstr(monitor_ask(mon, "info config"), ":-,mode=0660\n"));
+    monitor_ask(mon, "oforward_add u:%s/u:-,mode=0600", vp_dir);
+    rights("u", uid, getegid(), 0600);
+    monitor_ask(mon, "oforward_del u:%s/u:-,mode=0600", vp_dir);
+    reload(d, "%s#\n", conf);
+    ck_assert_int_eq(daemon_count(d, "listening on"), 0);
+    *strstr(conf, "0620") = '\0';
+    reload(d, "%s0666\nmonitor %s/m,group=%ld\n", conf, vp_dir, (long)gid);
+    rights("s", uid, gid, 0666);
+    close(mon);
+}
+END_TEST
+
+/* With -u they are USER's from the start on. */
+START_TEST(socket_owner)
+{
+    char path[PATH_LEN];
+
+    if (geteuid() != 0) {
+        PASS_OVER("root, who can become another user");
+    }
+    umask(0022);
+    daemon_start("host", "-u nobody -m %s/m,mode=0660 -c unix-listen:%s/c:- "
+                 "-o s:%s/s:-,group=4242", vp_dir, vp_dir, vp_dir);
+    file_path(path, "m");
+    close(monitor_batch(path));
+    rights("c", NOBODY, NOBODY, 0755);
+    rights("s", NOBODY, 4242, 0755);
+    rights("m", NOBODY, NOBODY, 0660);
+}
+END_TEST
+
 /* What didn't change isn't touched, under traffic. */
 START_TEST(reload_changes)
 {
@@ -2301,6 +2368,8 @@ int main(void)
     SUITE_LOOP(s, inherited_stdio, 3);
     SUITE_ADD(s, inherited_end);
     SUITE_LOOP(s, open_to_others, 2);
+    SUITE_ADD(s, socket_rights);
+    SUITE_ADD(s, socket_owner);
     SUITE_ADD(s, log_file);
     SUITE_ADD(s, log_moves);
     SUITE_ADD(s, log_fifo);

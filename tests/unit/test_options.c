@@ -176,6 +176,11 @@ static const char *const good[] = {
     "-c fd:3:- --max-conns 1 --max-half-open 1 --max-opens 1",
     "-c fd:3:- --max-memory 16",
     "-m /tmp/monitor",
+    "-m /tmp/monitor,mode=0660,group=0",
+    "-m [/tmp/a,b],mode=7",
+    "-c fd:3:- -o x:/a,b:-,mode=0,group=root",
+    "-c fd:3:- -o x:/a:-:0,group=65534",
+    "-c unix-listen:[/a:]b]:-,mode=777",
 };
 
 START_TEST(good_lines)
@@ -260,6 +265,9 @@ static const struct {
     { "x:h:1", 'o', UNIX_CONNECT, "x", "h", "1", 0 },
     { "x:[::1]:1:2", 'i', UNIX_CONNECT, "x", "::1", "1", 2 },
     { "x:/p:-:3", 'i', UNIX_CONNECT, "x", "/p", NULL, 3 },
+    { "x:/p,q:-:3,mode=1", 'o', UNIX_CONNECT, "x", "/p,q", NULL, 3 },
+    { "x:[/p]q]:-,mode=1", 'o', UNIX_CONNECT, "x", "/p]q", NULL, 0 },
+    { "[/a,b],mode=1", 'm', UNIX_CONNECT, NULL, "/a,b", NULL, 0 },
 };
 
 static bool same_text(const char *a, const char *b)
