@@ -4359,6 +4359,8 @@ static void show_stats(Show *s, const Channel *ch)
     show_number(s, "max_conns", "MAX_CONNS", i.max_conns, NULL);
     show_bytes(s, "memory", "MEMORY", i.memory);
     show_bytes(s, "max_memory", "AT_MOST", i.memory_max);
+    show_bytes(s, "kernel_memory", "KERNEL",
+               s->head ? 0 : vp_kernel_memory(ch->drv));
     row_end(s);
 }
 

@@ -416,6 +416,16 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_KEEPALIVE_PROBES 4
 #define VP_KEEPALIVE_INTERVAL 15
 
+/*
+ * The kernel takes several MiB for a tcp socket whose other end reads nothing,
+ * and nobody's limit counts them.  So it gets no more than this ahead of what
+ * the other end's window lets it send; what is under way doesn't count, or a
+ * long way would be slow.
+ */
+#define VP_UNSENT_MAX (128 << 10)
+/* Of what a client within the machine sends and we may not take: half of it. */
+#define VP_RCVBUF_NEAR (256 << 10)
+
 /* Lines that a peer or a client can provoke: so many per span, then none. */
 #define VP_LOG_LINES 50
 #define VP_LOG_SPAN (10 * SECOND)
@@ -1587,6 +1597,23 @@ static void tcp_setup(int fd, const VPAddr *addr)
 #endif
 }
 
+/* socket_held() - bytes of memory that the kernel holds for @fd; 0: not known */
+static size_t socket_held(int fd)
+{
+#ifdef SO_MEMINFO
+    /* sk_get_meminfo() in net/core/sock.c has them in this order */
+    enum { RECEIVED = 0, SENT = 2, QUEUED = 5, FIELDS = 9 };
+    uint32_t mem[FIELDS] = { 0 };
+    socklen_t len = sizeof(mem);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, mem, &len) == 0) {
+        return (size_t)mem[RECEIVED] + MAX(mem[SENT], mem[QUEUED]);
+    }
+#endif
+    (void)fd;
+    return 0;
+}
+
 /*
  * socket_setup() - what every proxied socket needs; @peer is its other end
  *
@@ -1595,9 +1622,18 @@ static void tcp_setup(int fd, const VPAddr *addr)
  */
 static void socket_setup(int fd, const VPAddr *peer)
 {
+    const int unsent = VP_UNSENT_MAX, room = VP_RCVBUF_NEAR;
+
     reset_on_close(fd);
-    if (peer->ss.ss_family != AF_UNIX) {
-        tcp_setup(fd, peer);
+    if (peer->ss.ss_family == AF_UNIX) {
+        return;
+    }
+    tcp_setup(fd, peer);
+#ifdef TCP_NOTSENT_LOWAT
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
+#endif
+    if (vp_addr_is_local(peer)) {
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
     }
 }
 
@@ -6867,6 +6903,19 @@ static size_t driver_memory(const VPDriver *drv)
     }
     for (VPNode *c = cs->all.next; c != &cs->all; c = c->next) {
         n += container_of(c, VPConn, all)->buf_cap;
+    }
+    return n;
+}
+
+size_t vp_kernel_memory(const VPDriver *drv)
+{
+    const VPNode *ring = &drv->conns.all;
+    size_t n = 0;
+
+    for (VPNode *at = ring->next; at != ring; at = at->next) {
+        const VPConn *c = container_of(at, VPConn, all);
+
+        n += c->fd >= 0 ? socket_held(c->fd) : 0;
     }
     return n;
 }

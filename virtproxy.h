@@ -443,6 +443,13 @@ typedef struct VPChannelInfo {
 
 void vp_channel_info(const VPDriver *drv, VPChannelInfo *info);
 
+/*
+ * vp_kernel_memory() - bytes that the kernel holds for the connections' sockets
+ *
+ * A system call for each; 0 where the kernel doesn't tell.
+ */
+size_t vp_kernel_memory(const VPDriver *drv);
+
 /* What there is to know of a connection. */
 typedef struct VPConnInfo {
     uint32_t id;              /* unique together with "client" */

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "tests/lib/channel.h"
+#include "monitor.h"
 #include "traffic.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -775,6 +776,33 @@ static void stuck_flows(Traffic *t, const char *where, int deaf)
     }
 }
 
+/* Nor does the kernel hold MiBs for each of those that aren't read. */
+START_TEST(stuck_kernel)
+{
+    char options[2][TEXT_LEN];
+    Traffic t;
+    Pair pair;
+
+    traffic_init(&t);
+    text_format(options[0], TEXT_LEN, "-o s:127.0.0.1:0 -m %s/0", vp_dir);
+    text_format(options[1], TEXT_LEN, "-i s:%s -m %s/1", traffic_listen(&t),
+                vp_dir);
+    pair_start(&pair, CHANNEL_UNIX, options[0], options[1]);
+    stuck_flows(&t, daemon_listens(pair.host, "s"), 1);
+    for (int i = 0; i < 2; i++) {
+        char path[PATH_LEN];
+        unsigned long long kib;
+
+        file_path(path, i == 0 ? "0" : "1");
+        ck_assert_int_eq(execute(path, "info stats -k"), 0);
+        ck_assert_uint_eq(number(executed(1), "conns"), 8);
+        kib = number(executed(1), "kernel_memory") / 8 / 1024;
+        ck_assert_msg(kib < (i == 0 ? 600 : 300), "%d: %llu KiB each", i, kib);
+    }
+    traffic_free(&t);
+}
+END_TEST
+
 /*
  * Clients that never read fill what they may fill; another one runs on at no
  * higher cost, in the best of some rounds, and when all is still, so are the
@@ -924,6 +952,7 @@ int main(void)
     SUITE_ADD(s, idle_ones);
     SUITE_ADD(s, churn);
     SUITE_ROWS(s, bulk_both_ways, bulk_kinds);
+    SUITE_ADD(s, stuck_kernel);
     SUITE_ADD(s, stuck_clients);
     SUITE_ADD(s, stuck_servers);
     SUITE_ROWS(s, stalled_channel, stalls);

@@ -159,7 +159,8 @@ static const struct {
     { "iforwards", "iforward channel service spec" },
     { "conns", "conn id service from to in out age_us idle_us sent_bytes "
       "received_bytes credit waiting" },
-    { "stats", "stats channel conns max_conns memory max_memory" },
+    { "stats", "stats channel conns max_conns memory max_memory "
+      "kernel_memory" },
 };
 
 /* check_keys() - each line has the words, maybe more after them */
