@@ -38,6 +38,7 @@
 #include <unistd.h>
 
 #include "harness.h"
+#include "manual.h"
 
 #define MAX_DAEMONS 256        /* in one test, each restart counted */
 #define MAX_CHILDREN 64
@@ -758,6 +759,7 @@ static void test_end(void)
         } else if (d->pid) {
             daemon_stop(d);
         }
+        manual_check(d->log);
     }
     for (size_t i = 0; i < n_children; i++) {
         kill(children[i], SIGKILL);
