@@ -2351,17 +2351,19 @@ static bool listen_later(int rc)
 
 /*
  * listening_try() - bind what isn't bound
- * @fds:  gets, by address, a socket or a negative errno value
+ * @fds:    gets, by address, a socket or a negative errno value
+ * @first:  number of the address that chooses the port if any will do
  *
  * Returns the index of an address that is wrong for good, or -1.
  */
-static int listening_try(const Listening *l, int *fds)
+static int listening_try(const Listening *l, int *fds, int first)
 {
     const Spec *spec = l->spec;
     in_port_t port = 0;
     int wrong = -1;
 
-    for (int i = 0; i < spec->naddrs; i++) {
+    for (int n = 0; n < spec->naddrs; n++) {
+        int i = (first + n) % spec->naddrs;
         VPAddr at = spec->addrs[i];
 
         fds[i] = l->fds[i];
@@ -2443,13 +2445,14 @@ static int listening_bind(Listening *l, bool patient, Error *err)
 {
     const Spec *spec = l->spec;
     bool free_port = spec->port != NULL && *addr_port(&spec->addrs[0]) == 0;
-    int fds[MAX_ADDRS], wrong = listening_try(l, fds), n = 0, missing = -1;
+    int fds[MAX_ADDRS], wrong = listening_try(l, fds, 0), n = 0, missing = -1;
     bool later = false;
 
-    for (int i = 0; i < PORT_TRIES && wrong >= 0 && free_port &&
+    /* each in turn chooses, because the kernel may have a taste for some */
+    for (int i = 1; i < PORT_TRIES && wrong >= 0 && free_port &&
          fds[wrong] == -EADDRINUSE; i++) {
         listening_drop(l, fds);
-        wrong = listening_try(l, fds);
+        wrong = listening_try(l, fds, i);
     }
     for (int i = 0; i < spec->naddrs; i++) {
         n += fds[i] >= 0;

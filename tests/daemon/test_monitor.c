@@ -22,6 +22,7 @@
 
 #include "tests/lib/channel.h"
 #include "monitor.h"
+#include "names.h"
 #include "talk.h"
 #include "traffic.h"
 
@@ -1037,77 +1038,6 @@ START_TEST(change_channels)
 }
 END_TEST
 
-/* name_reply() - A of "later" is 127.0.0.1, nothing else is known (RFC 1035) */
-static size_t name_reply(unsigned char *msg, size_t len, size_t room)
-{
-    static const unsigned char answer[] = {
-        0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1,
-    };
-    size_t end = 12;
-
-    while (end < len && msg[end] != 0) {
-        end += msg[end] + 1u;
-    }
-    end += 5;                   /* the name's end, its type and class */
-    ck_assert(end <= len && end + sizeof(answer) <= room);
-    msg[2] |= 0x80;             /* a response */
-    memset(msg + 6, 0, 6);      /* with a question alone */
-    if (memcmp(msg + 12, "\5later", 6) != 0) {
-        msg[3] |= 3;            /* NXDOMAIN */
-    } else if (msg[end - 3] == 1) {
-        msg[7] = 1;
-        memcpy(msg + end, answer, sizeof(answer));
-        end += sizeof(answer);
-    }
-    return end;
-}
-
-/* names_answer() - fork a name server; until it is killed there is one */
-static pid_t names_answer(int server)
-{
-    pid_t pid = fork();
-
-    ck_assert(pid >= 0);
-    while (pid == 0) {
-        struct sockaddr_in from;
-        socklen_t size = sizeof(from);
-        unsigned char msg[1024];
-        ssize_t n = recvfrom(server, msg, sizeof(msg) / 2, 0,
-                             (struct sockaddr *)&from, &size);
-
-        if (n > 12) {
-            sendto(server, msg, name_reply(msg, (size_t)n, sizeof(msg)), 0,
-                   (struct sockaddr *)&from, size);
-        }
-    }
-    child_add(pid);
-    return pid;
-}
-
-/* names_hang() - what is asked from here on gets no answer */
-static void names_hang(pid_t pid)
-{
-    kill(pid, SIGKILL);
-    child_wait(pid);
-}
-
-/* names_server() - a name server's socket; -1: nobody lets us have one */
-static int names_server(void)
-{
-    struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(53) };
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-
-    in.sin_addr.s_addr = htonl(0x7f000000 + ((uint32_t)getpid() & 0xffff) + 2);
-    if (bind(fd, (struct sockaddr *)&in, sizeof(in)) < 0) {
-        ck_assert_msg(errno == EACCES, "port 53: %s", strerror(errno));
-        close(fd);
-        return -1;
-    }
-    dprintf(open("resolv", O_WRONLY | O_CREAT | O_CLOEXEC, 0644),
-            "nameserver %s\n", inet_ntoa(in.sin_addr));
-    return fd;
-}
-
 /* ask() - give a command whose answer will not come at once */
 static void ask(int mon, const char *commands)
 {
@@ -1120,7 +1050,7 @@ static void ask(int mon, const char *commands)
  */
 START_TEST(slow_names)
 {
-    StartOptions o = { .setup = "mount -n --bind resolv /etc/resolv.conf" };
+    StartOptions o = { .setup = NAMES_SETUP };
     char target[TEXT_LEN], path[PATH_LEN], where[TEXT_LEN], *answer;
     int fds[2], mon[3], listener = listen_any(target), server;
     pid_t names;
@@ -1132,7 +1062,7 @@ START_TEST(slow_names)
     ck_assert(chdir(vp_dir) == 0);
     server = names_server();
     if (server < 0) {
-        PASS_OVER("port 53, which root may have");
+        PASS_OVER(MAY_SERVE_NAMES);
     }
     file_write("conf", "", 0);
     file_path(path, "monitor");

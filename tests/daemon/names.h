@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * names.h - a name server for daemons, which knows one name
+ */
+#ifndef NAMES_H
+#define NAMES_H
+
+#include "tests/lib/harness.h"
+
+/* What gives a daemon that server, in vp_dir, for StartOptions.setup */
+#define NAMES_SETUP "mount -n --bind resolv /etc/resolv.conf"
+
+/*
+ * names_server() - a name server's socket, which nobody reads; -1: nobody lets
+ * us have one
+ *
+ * The file resolv, in the working directory, names it.
+ */
+int names_server(void);
+#define MAY_SERVE_NAMES "port 53, which root may have"
+
+/*
+ * names_answer() - fork a process that answers until names_hang()
+ *
+ * later.test is 127.0.0.1, and there is no other name.
+ */
+pid_t names_answer(int server);
+
+/* names_hang() - what is asked from here on gets no answer */
+void names_hang(pid_t pid);
+
+#endif

@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_names.c - names and addresses that come later, change, or never come
+ */
+#define _GNU_SOURCE
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "monitor.h"
+#include "names.h"
+#include "talk.h"
+
+/* What puts vp_dir's file "hosts" over /etc/hosts for a daemon alone */
+#define HOSTS_SETUP "mount -n --bind hosts /etc/hosts"
+
+/* hosts() - what it says from now on; the file stays the same one */
+static void hosts(const char *text)
+{
+    file_write("hosts", text, strlen(text));
+}
+
+/*
+ * own_network() - have a network of our own, with nothing but the loopback
+ *
+ * The daemons share it.  False if nobody lets us.
+ */
+static bool own_network(void)
+{
+    struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+    char map[64];
+    uid_t uid = geteuid();
+    int fd;
+
+    if (unshare(CLONE_NEWNET | (uid != 0 ? CLONE_NEWUSER : 0)) < 0) {
+        return false;
+    }
+    if (uid != 0) {
+        text_format(map, sizeof(map), "0 %u 1", (unsigned)uid);
+        file_write("/proc/self/uid_map", map, strlen(map));
+    }
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    ck_assert(ioctl(fd, SIOCSIFFLAGS, &lo) == 0);
+    close(fd);
+    return true;
+}
+#define OWN_NETWORK "a network of its own (CAP_SYS_ADMIN or user namespaces)"
+
+/* address_add() - give the loopback a further address */
+static void address_add(const char *address)
+{
+    struct ifreq lo = { .ifr_name = "lo:1" };
+    struct sockaddr_in *in = (void *)&lo.ifr_addr;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    in->sin_family = AF_INET;
+    ck_assert(inet_pton(AF_INET, address, &in->sin_addr) == 1);
+    ck_assert_msg(ioctl(fd, SIOCSIFADDR, &lo) == 0, "%s", strerror(errno));
+    close(fd);
+}
+
+/* reaches() - have connections to where arrived at listener, before long */
+static void reaches(const char *where, int listener)
+{
+    struct pollfd pfd = { .fd = listener, .events = POLLIN };
+    int64_t end = now_ms() + WAIT_MS;
+    int fd;
+
+    do {
+        ck_assert_msg(now_ms() < end, "nobody comes");
+        fd = dial(where, true);
+        poll(&pfd, 1, 100);
+        close(fd);
+    } while (!(pfd.revents & POLLIN));
+    close(accept_one(listener));
+}
+
+/*
+ * A name that moves is followed at SIGHUP, and when it is used and none of its
+ * addresses will do; who connects meanwhile is refused, not held up.
+ */
+START_TEST(name_moves)
+{
+    StartOptions o = { .setup = HOSTS_SETUP };
+    char path[PATH_LEN], where[TEXT_LEN];
+    int port = free_port(), listener[2];
+    const char *service;
+    Daemon *host, *guest;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    for (int i = 0; i < 2; i++) {
+        text_format(where, sizeof(where), "127.0.0.%d:%d", 2 + i, port);
+        listener[i] = listen_on(where, 5);
+    }
+    hosts("127.0.0.1 localhost\n127.0.0.2 db.test\n");
+    file_path(path, "channel");
+    host = daemon_start("host", "-c unix-listen:%s:- -o s:127.0.0.1:0", path);
+    guest = daemon_start_with(&o, "guest", "-c unix-connect:%s:- "
+                              "-i s:db.test:%d", path, port);
+    daemon_up(guest);
+    service = daemon_listens(host, "s");
+    check_works(service, listener[0]);
+
+    hosts("127.0.0.1 localhost\n127.0.0.3 db.test\n");
+    check_works(service, listener[0]); /* what is known still serves */
+    kill(guest->pid, SIGHUP);
+    daemon_wait(guest, "info reloaded");
+    reaches(service, listener[1]);
+
+    close(listener[0]);
+    close(listener[1]);
+    hosts("127.0.0.1 localhost\n127.0.0.4 db.test\n");
+    text_format(where, sizeof(where), "127.0.0.4:%d", port);
+    listener[0] = listen_on(where, 5);
+    reaches(service, listener[0]);
+    close(listener[0]);
+}
+END_TEST
+
+/*
+ * The name server comes up after the daemons: what needs no name works from the
+ * start, what does is there in the end, and who came for it has waited.
+ */
+START_TEST(server_later)
+{
+    StartOptions o = { .setup = NAMES_SETUP };
+    int listener[2], server, early, fd, port = free_port();
+    char path[PATH_LEN], target[2][TEXT_LEN], where[TEXT_LEN];
+    Daemon *host, *guest;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    server = names_server();
+    if (server < 0) {
+        PASS_OVER(MAY_SERVE_NAMES);
+    }
+    listener[0] = listen_any(target[0]);
+    listener[1] = listen_any(target[1]);
+    file_path(path, "channel");
+    host = daemon_start_with(&o, "host", "-c unix-listen:%s:- "
+                             "-c tcp-listen:later.test:%d:1 "
+                             "-o plain:127.0.0.1:0 -o named:127.0.0.1:0 "
+                             "-o at:later.test:0", path, port);
+    guest = daemon_start_with(&o, "guest", "-c unix-connect:%s:- "
+                              "-c tcp-connect:later.test:%d:1 "
+                              "-i plain:%s -i named:later.test:%d -i at:%s",
+                              path, port, target[0], port_of(target[1]),
+                              target[0]);
+    daemon_wait(guest, "ch0: channel up");
+    check_works(daemon_listens(host, "plain"), listener[0]);
+    early = dial(daemon_listens(host, "named"), true);
+    names_answer(server);
+    fd = accept_one(listener[1]);
+    send_all(early, "early", 5);
+    expect_bytes(fd, "early");
+    daemon_wait(guest, "ch1: channel up");
+    check_works(daemon_listens(host, "at"), listener[0]);
+
+    /* A name that isn't there: said once, and nobody hangs for it */
+    text_format(where, sizeof(where), "%s/m", vp_dir);
+    guest = daemon_start_with(&o, "none", "-c unix-connect:%s/no:- "
+                              "-i x:nowhere.test:80 -o y:nowhere.test:80 -m %s",
+                              vp_dir, where);
+    daemon_wait(guest, "warn ch0: -i 'x:nowhere.test:80': cannot look up "
+                "'nowhere.test': .*: trying again");
+    daemon_wait(guest, "warn ch0: -o 'y:nowhere.test:80': cannot look up "
+                "'nowhere.test': .*: trying again");
+    sleep_ms(1000); /* a few more tries */
+    ck_assert_int_eq(daemon_count(guest, "cannot look up"), 2);
+    daemon_stop(guest);
+    close(early);
+    close(fd);
+    close(listener[0]);
+    close(listener[1]);
+    close(server);
+}
+END_TEST
+
+/* A daemon that was told to end doesn't wait for names, at its start either. */
+START_TEST(end_while_starting)
+{
+    StartOptions o = { .setup = NAMES_SETUP };
+    Daemon *d[1];
+    int64_t start;
+    int server;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    server = names_server();
+    if (server < 0) {
+        PASS_OVER(MAY_SERVE_NAMES);
+    }
+    d[0] = daemon_start_with(&o, "starts", "-c tcp-listen:later.test:0 "
+                             "-c unix-listen:%s/ch:-:1 -i i:later.test:80 "
+                             "-o o:later.test:0 -o plain:127.0.0.1:0", vp_dir);
+    daemon_listens(d[0], "plain");
+    sleep_ms(200); /* the names are asked for by now, most likely */
+    start = undelayed_ms(d, 1);
+    kill(d[0]->pid, SIGTERM);
+    ck_assert_int_eq(daemon_exit(d[0]), 0);
+    ck_assert_int_lt(undelayed_ms(d, 0) - start, 4000);
+    close(server);
+}
+END_TEST
+
+/* What is wrong for good still ends the start, name or not. */
+START_TEST(name_in_use)
+{
+    char where[TEXT_LEN];
+    int fd = listen_any(where);
+    Daemon *d;
+
+    if (!has_localhost()) {
+        PASS_OVER(HAS_LOCALHOST);
+    }
+    d = daemon_start("taken", "-c unix-listen:%s/ch:- -o s:localhost:%d",
+                     vp_dir, port_of(where));
+    ck_assert_int_eq(daemon_exit(d), 1);
+    ck_assert(daemon_saw(d, "cannot listen on .*: Address already in use"));
+    close(fd);
+}
+END_TEST
+
+/* An address that comes later is listened on then; one of two is no secret. */
+START_TEST(address_later)
+{
+    StartOptions o = { .setup = HOSTS_SETUP };
+    char target[TEXT_LEN];
+    int port = free_port(), channel = free_port(), listener;
+    Daemon *host, *guest;
+
+    if (!own_network()) {
+        PASS_OVER(OWN_NETWORK);
+    }
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    hosts("127.0.0.1 two.test\n10.9.9.1 two.test\n");
+    listener = listen_any(target);
+    host = daemon_start_with(&o, "host", "-c tcp-listen:10.9.9.1:%d "
+                             "-o s:10.9.9.1:0 -o two:two.test:%d", channel,
+                             port);
+    daemon_wait(host, "channel tcp-listen:.*: cannot listen on 10.9.9.1:%d: "
+                "Cannot assign requested address: trying again", channel);
+    daemon_wait(host, "oforward s:10.9.9.1:0: cannot listen on 10.9.9.1:0: "
+                "Cannot assign requested address: trying again");
+    daemon_wait(host, "oforward two:.*: cannot listen on 10.9.9.1:%d: "
+                "Cannot assign requested address: trying again", port);
+    daemon_wait(host, "oforward two: listening on 127.0.0.1:%d", port);
+    guest = daemon_start("guest", "-c tcp-connect:10.9.9.1:%d -i s:%s",
+                         channel, target);
+    address_add("10.9.9.1");
+    daemon_up(guest);
+    check_works(daemon_listens(host, "s"), listener);
+    daemon_wait(host, "oforward two: listening on 10.9.9.1:%d", port);
+    ck_assert_int_eq(daemon_count(host, "trying again"), 3);
+    close(listener);
+}
+END_TEST
+
+/* A name of both families gets a port that is free in both. */
+START_TEST(port_of_two)
+{
+    static const char range[] = "/proc/sys/net/ipv4/ip_local_port_range";
+    static const char *const taken[] = {
+        "127.0.0.1:40000", "127.0.0.1:40001", "[::1]:40002",
+    };
+    StartOptions o = { .setup = HOSTS_SETUP };
+    Daemon *d;
+
+    if (!own_network()) {
+        PASS_OVER(OWN_NETWORK);
+    }
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    if (!has_ipv6()) {
+        PASS_OVER(HAS_IPV6);
+    }
+    if (access(range, W_OK) < 0) {
+        PASS_OVER("a /proc/sys that can be written");
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    hosts("127.0.0.1 two.test\n::1 two.test\n");
+    file_write(range, "40000 40003", 11);
+    for (int i = 0; i < COUNT_OF(taken); i++) {
+        listen_on(taken[i], 1);
+    }
+    d = daemon_start_with(&o, "two", "-c unix-listen:%s/ch:- -o s:two.test:0",
+                          vp_dir);
+    daemon_wait(d, "oforward s: listening on 127.0.0.1:40003");
+    daemon_wait(d, "oforward s: listening on .::1.:40003");
+}
+END_TEST
+
+/*
+ * [::] leaves IPv4 to whoever else asks for that port there, whoever comes
+ * first; alone it serves both, and shows a client of IPv4 as one.
+ */
+START_TEST(both_families)
+{
+    char where[TEXT_LEN], path[PATH_LEN], other[TEXT_LEN];
+    int port = free_port(), mon, client;
+    Daemon *d;
+
+    if (!has_ipv6()) {
+        PASS_OVER(HAS_IPV6);
+    }
+    for (int i = 0; i < 2; i++) {
+        d = daemon_start(i ? "six-last" : "six-first",
+                         "-c unix-listen:%s/ch:- -o a:%s:%d -o b:%s:%d",
+                         vp_dir, i ? "0.0.0.0" : "[::]", port,
+                         i ? "[::]" : "0.0.0.0", port);
+        daemon_wait(d, "oforward b: listening on");
+        ck_assert_int_eq(daemon_count(d, "for IPv4 as well"), 0);
+        daemon_stop(d);
+    }
+    file_path(path, "monitor");
+    d = daemon_start("alone", "-c unix-listen:%s/ch:- -o s:[::]:%d -m %s",
+                     vp_dir, port, path);
+    daemon_wait(d, "oforward s: listening on .*:%d, for IPv4 as well", port);
+    text_format(where, sizeof(where), "127.0.0.1:%d", port);
+    mon = monitor_batch(path);
+    client = dial(where, true);
+    for (int64_t end = now_ms() + WAIT_MS; now_ms() < end; sleep_ms(10)) {
+        if (line_count(monitor_ask(mon, "info conns -k"), "conn") == 1) {
+            break;
+        }
+    }
+    text_format(other, sizeof(other), "%s",
+                value(line_find(monitor_ask(mon, "info conns -k"), "conn", 0),
+                      "from"));
+    ck_assert_msg(strncmp(other, "127.0.0.1:", 10) == 0, "from %s", other);
+    close(client);
+    close(mon);
+}
+END_TEST
+
+/*
+ * A channel's line changes while no name server answers: its forwards keep the
+ * addresses they had, and nobody else waits.
+ */
+START_TEST(reload_without_server)
+{
+    StartOptions o = { .setup = HOSTS_SETUP " && " NAMES_SETUP };
+    char conf[4 * TEXT_LEN], target[2][TEXT_LEN];
+    int listener[2], fds[2], server;
+    Daemon *d, *other, *again;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    server = names_server();
+    if (server < 0) {
+        PASS_OVER(MAY_SERVE_NAMES);
+    }
+    listener[0] = listen_any(target[0]);
+    listener[1] = listen_any(target[1]);
+    hosts("127.0.0.1 localhost\n127.0.0.1 a.test\n127.0.0.1 b.test\n");
+    text_format(conf, sizeof(conf), "channel unix-listen:%s/one:-:0\n"
+                "iforward a:a.test:%d:0\niforward b:b.test:80:0\n"
+                "channel unix-listen:%s/two:-:1\niforward e:%s:1\n", vp_dir,
+                port_of(target[0]), vp_dir, target[1]);
+    file_write("conf", conf, strlen(conf));
+    d = daemon_start_with(&o, "changes", "-C conf");
+    other = daemon_start("other", "-c unix-connect:%s/two:- -o e:127.0.0.1:0",
+                         vp_dir);
+    again = daemon_start("again", "-c unix-connect:%s/one:- -o a:127.0.0.1:0",
+                         vp_dir);
+    daemon_up(other);
+    daemon_up(again);
+    through(daemon_listens(other, "e"), listener[1], fds);
+    check_works(daemon_listens(again, "a"), listener[0]);
+
+    hosts("127.0.0.1 localhost\n");
+    memcpy(strstr(conf, "/one:"), "/new:", 5);
+    file_write("conf", conf, strlen(conf));
+    daemon_stop(again);
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "info reloaded");
+    talk(fds);
+    again = daemon_start("anew", "-c unix-connect:%s/new:- -o a:127.0.0.1:0",
+                         vp_dir);
+    daemon_up(again);
+    check_works(daemon_listens(again, "a"), listener[0]);
+    talk(fds);
+    daemon_stop(d);
+    for (int i = 0; i < 2; i++) {
+        close(fds[i]);
+        close(listener[i]);
+    }
+    close(server);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = harness_suite("names");
+
+    SUITE_ADD(s, name_moves);
+    SUITE_ADD(s, server_later);
+    SUITE_ADD(s, end_while_starting);
+    SUITE_ADD(s, name_in_use);
+    SUITE_ADD(s, address_later);
+    SUITE_ADD(s, port_of_two);
+    SUITE_ADD(s, both_families);
+    SUITE_ADD(s, reload_without_server);
+    return harness_run(s);
+}
