@@ -3965,6 +3965,9 @@ static void quit_start(void)
         return;
     }
     notify("STOPPING=1");
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        vp_refuse(ch->drv);
+    }
     while (forwards != NULL) {
         forward_del(forwards);
     }

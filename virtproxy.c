@@ -1622,9 +1622,11 @@ static size_t socket_held(int fd)
  */
 static void socket_setup(int fd, const VPAddr *peer)
 {
-    const int unsent = VP_UNSENT_MAX, room = VP_RCVBUF_NEAR;
+    const int unsent = VP_UNSENT_MAX, room = VP_RCVBUF_NEAR, one = 1;
 
     reset_on_close(fd);
+    /* else the urgent byte would be missing among the others */
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one));
     if (peer->ss.ss_family == AF_UNIX) {
         return;
     }
@@ -4322,7 +4324,10 @@ static void link_read(VPLink *l)
         return;
     }
     link_name_stranger(l, true);
-    link_lost(l, n < 0 ? strerror((int)-n) : "closed by the other end");
+    link_lost(l, n < 0 ? strerror((int)-n)
+                 : l->heard && l->state == LINK_HELLO && !l->was_up
+                 ? "turned away: the other end's log says why"
+                 : "closed by the other end");
 }
 
 static void link_away_timer(void *opaque)
@@ -6148,6 +6153,7 @@ typedef struct VPForwards {
     VPNode iforwards;
     VPNode dials;
     size_t ndials;
+    bool ending;       /* the daemon is: all that the peer opens is refused */
     double opens;      /* connections that the peer may open now */
     uint64_t opens_at; /* when that was so */
 } VPForwards;
@@ -6273,6 +6279,12 @@ static void forwards_wanted(void *up, VPConn *c)
     size_t most = fs->conns->link->hello.max_conns;
     VPReason reason;
 
+    if (fs->ending) {
+        log_provoked(fs->log, VP_LOG_INFO, "%s: connection refused: this "
+                     "daemon ends", c->service_id);
+        conn_refuse(c, VP_REASON_ENDING);
+        return;
+    }
     if (forwards_too_fast(fs) || fs->ndials >= fs->config->max_half_open ||
         conns_count(fs->conns, false, LIFE_OPEN, LIFE_ENDING) > most) {
         reason = VP_REASON_LIMIT;
@@ -6286,7 +6298,8 @@ static void forwards_wanted(void *up, VPConn *c)
     }
     log_provoked(fs->log,
                  reason == VP_REASON_UNKNOWN_SERVICE ? VP_LOG_INFO
-                                                     : VP_LOG_WARN, "%s: connection refused: %s", c->service_id,
+                                                     : VP_LOG_WARN,
+                 "%s: connection refused: %s", c->service_id,
                  reason_str(reason));
     conn_refuse(c, reason);
 }
@@ -6336,7 +6349,8 @@ static void iforward_free(VPForwards *fs, VPIForward *f)
 
         n = n->next;
         if (d->iforward == f) {
-            conn_refuse(d->conn, VP_REASON_UNKNOWN_SERVICE);
+            conn_refuse(d->conn, fs->ending ? VP_REASON_ENDING
+                                            : VP_REASON_UNKNOWN_SERVICE);
         }
     }
     node_remove(&f->node);
@@ -6531,7 +6545,9 @@ static void grace_expired(void *opaque)
         drv->grace_used = grace; /* but the channel came back just now */
         return;
     }
-    snprintf(why, sizeof(why), "no channel for %u s", drv->config.grace);
+    snprintf(why, sizeof(why),
+             grace > 0 ? "no channel for %u s" : "no session, and --grace %u",
+             drv->config.grace);
     if (link_has_session(&drv->link)) {
         log_provoked(&drv->log, VP_LOG_WARN, "%s: session ended", why);
         link_forget(&drv->link);
@@ -7016,6 +7032,11 @@ bool vp_busy(const VPDriver *drv)
         }
     }
     return false;
+}
+
+void vp_refuse(VPDriver *drv)
+{
+    drv->forwards.ending = true;
 }
 
 void vp_reset_all(VPDriver *drv)

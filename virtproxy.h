@@ -411,6 +411,9 @@ void vp_del_iforward(VPDriver *drv, const char *service_id);
  */
 bool vp_busy(const VPDriver *drv);
 
+/* vp_refuse() - what the peer opens from here on is refused: the daemon ends */
+void vp_refuse(VPDriver *drv);
+
 /*
  * vp_reset_all() - reset every connection, here and at the peer
  *

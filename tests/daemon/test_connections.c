@@ -196,6 +196,36 @@ START_TEST(verbose_log)
 }
 END_TEST
 
+/* --- urgent data -------------------------------------------------------- */
+
+/* The urgent byte comes in its place among the others, as an ordinary one. */
+START_TEST(urgent_byte)
+{
+    int fds[2];
+    Wire w;
+
+    wire_start(&w);
+    for (int from = 0; from < 2; from++) {
+        fds[0] = dial(w.where, true);
+        fds[1] = accept_one(w.listener);
+        for (int k = 0; k < 100; k++) {
+            send_all(fds[from], "ab", 2);
+            ck_assert_int_eq(send(fds[from], "!", 1, MSG_OOB), 1);
+            if (k == 50) {
+                sleep_ms(50);           /* and it is read by itself */
+            }
+            send_all(fds[from], "cd", 2);
+        }
+        for (int k = 0; k < 100; k++) {
+            expect_bytes(fds[!from], "ab!cd");
+        }
+        close(fds[0]);
+        close(fds[1]);
+    }
+    close(w.listener);
+}
+END_TEST
+
 /* --- ends and resets ---------------------------------------------------- */
 
 /* The one that ends its direction first gets an answer half a second later. */
@@ -933,6 +963,7 @@ int main(void)
     Suite *s = harness_suite("connections");
 
     SUITE_ADD(s, debug_log);
+    SUITE_ADD(s, urgent_byte);
     SUITE_LOOP(s, verbose_log, 2);
     SUITE_LOOP(s, half_close_tcp, 2);
     SUITE_LOOP(s, half_close_unix, 2);

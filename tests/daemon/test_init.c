@@ -1462,7 +1462,8 @@ START_TEST(refused_at_end)
         daemon_wait(c.daemon[1], "ending on signal");
         late = dial(c.where, true);
         ck_assert_int_eq(daemon_exit(c.daemon[1]), 0);
-        refused = daemon_saw(c.daemon[0], "s: connection from .* refused");
+        refused = daemon_saw(c.daemon[0], "s: connection from .* refused: the "
+                             "other side's daemon ends");
         ck_assert_msg(poll(&(struct pollfd){ .fd = c.listener,
                                              .events = POLLIN }, 1, 0) == 0,
                       "the target gets a connection at the end");

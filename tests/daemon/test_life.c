@@ -445,6 +445,19 @@ START_TEST(unreadable)
 }
 END_TEST
 
+/* Without grace a client is told at once, and the log why. */
+START_TEST(no_grace)
+{
+    Daemon *d = daemon_start("host", "-c unix-connect:%s/none:- --grace 0 "
+                             "-o s:127.0.0.1:0", vp_dir);
+    int fd = dial(daemon_listens(d, "s"), true);
+
+    expect_reset(fd);
+    daemon_wait(d, "s: connection reset: no session, and --grace 0$");
+    close(fd);
+}
+END_TEST
+
 /* --- serial lines ------------------------------------------------------- */
 
 static int open_line(const RelayEnd *end)
@@ -824,6 +837,8 @@ START_TEST(second_peer)
     ck_assert_int_eq(daemon_count(host, "channel up"), 1);
     ck_assert_int_eq(daemon_count(host, "channel down"), 0);
     ck_assert_int_eq(daemon_count(other, "channel (up|down)"), 0);
+    ck_assert_int_eq(daemon_count(other, "no channel yet: turned away: the "
+                                  "other end's log says why"), 1);
     ck_assert_int_eq(daemon_count(other, "no channel yet"), 1);
     ck_assert_int_le(daemon_count(host, "."), 2 * FEW_LINES);
 
@@ -1106,6 +1121,7 @@ int main(void)
     SUITE_ADD(s, cut);
     SUITE_LOOP(s, grace, 2);
     SUITE_LOOP(s, alone, 2);
+    SUITE_ADD(s, no_grace);
     SUITE_ADD(s, host_away);
     SUITE_ADD(s, device_appears);
     SUITE_ADD(s, wrong_thing);
