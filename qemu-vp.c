@@ -256,6 +256,7 @@ static const char *const level_name[] = {
 };
 static VPLogLevel log_level = VP_LOG_INFO; /* lines beyond it are left out */
 static int log_fd = STDERR_FILENO;         /* -1: syslog */
+static bool log_journal;                   /* log_fd is a journal's stream */
 
 /*
  * log_connect() - a socket that is connected to syslogd, or -1
@@ -361,8 +362,13 @@ static void log_line(VPLogLevel level, int channel, const char *text)
         log_send(line, (size_t)len);
         return;
     }
-    len = snprintf(line, sizeof(line), "%s %s %s%.*s\n", date,
-                   level_name[level], where, LOG_TEXT_MAX, text);
+    if (log_journal) {
+        len = snprintf(line, sizeof(line), "<%d>%s%.*s\n", priority[level],
+                       where, LOG_TEXT_MAX, text);
+    } else {
+        len = snprintf(line, sizeof(line), "%s %s %s%.*s\n", date,
+                       level_name[level], where, LOG_TEXT_MAX, text);
+    }
     if (poll(&pfd, 1, 0) > 0) {
         ssize_t n = write(log_fd, line, (size_t)len);
 
@@ -394,6 +400,24 @@ static void log_engine(VPLogLevel level, int channel, const char *text)
     errno = saved;
 }
 
+/*
+ * stderr_is_journal() - is stderr a stream of systemd's journal?
+ *
+ * JOURNAL_STREAM has its device and inode (systemd.exec(5)).  The journal notes
+ * the time itself, and a line's priority if that stands before it as <N>
+ * (sd-daemon(3)).
+ */
+static bool stderr_is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    unsigned long long dev, ino;
+    struct stat st;
+
+    return stream != NULL && sscanf(stream, "%llu:%llu", &dev, &ino) == 2 &&
+           fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev &&
+           st.st_ino == ino;
+}
+
 /* log_open() - log to @path, "syslog", or NULL: stderr, from now on */
 static bool log_open(const char *path, Error *err)
 {
@@ -414,6 +438,7 @@ static bool log_open(const char *path, Error *err)
         close(log_fd);
     }
     log_fd = fd;
+    log_journal = fd == STDERR_FILENO && stderr_is_journal();
     return true;
 }
 
@@ -5489,7 +5514,7 @@ static bool start(Error *err)
     }
     descriptors_raise();
     started_at = vp_loop_now(loop);
-    if (!start_option('l', settings_log(s), log_open, err) ||
+    if ((!log_open(settings_log(s), err) && !option_error(s, 'l', err)) ||
         !signals_start(err) ||
         !start_option('f', s->pidfile, pidfile_take, err) ||
         !start_option('u', s->user, user_prepare, err) ||

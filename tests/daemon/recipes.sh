@@ -186,8 +186,9 @@ recipe_sysv() {
     check_init /etc/init.d/qemu-vp
     not /etc/init.d/qemu-vp start-me 2>/dev/null || fail 'a wrong word is fine'
     /etc/init.d/qemu-vp start
-    not /etc/init.d/qemu-vp start 2>/run/second || fail 'started twice'
-    grep "process $(cat /run/qemu-vp.pid) holds it" /run/second
+    pid=$(cat /run/qemu-vp.pid)
+    /etc/init.d/qemu-vp start || fail 'a second start is an error'
+    [ "$(cat /run/qemu-vp.pid)" = "$pid" ] || fail 'started twice'
     /etc/init.d/qemu-vp stop
     check_crash /etc/init.d/qemu-vp
 }
@@ -281,8 +282,12 @@ recipe_systemd() {
     until_ok grep -q READY=1 /run/notices
     until_ok echoes 9022
     echo oforward ssh:127.0.0.1:9023 >>/etc/qemu-vp/vm1.conf
-    eval "$(sed -n 's/^ExecReload=//p' $host)"
+    reload=$(sed -n -e 's/%i/vm1/g' -e 's/^ExecReload=//p' $host)
+    eval "set -e; $reload"
     until_ok echoes 9023
+    echo nonsense >>/etc/qemu-vp/vm1.conf
+    not sh -ec "$reload" 2>/dev/null || fail 'a wrong init file is reloaded'
+    sed -i '/^nonsense/d' /etc/qemu-vp/vm1.conf
     kill $MAINPID
     wait $MAINPID
     until_ok grep -q STOPPING=1 /run/notices

@@ -876,6 +876,23 @@ static const char *dev_with_log(void)
     return setup;
 }
 
+/* To systemd's journal, and to a stderr that it isn't. */
+START_TEST(log_journal)
+{
+    StartOptions o = {
+        .setup = _i ? "export JOURNAL_STREAM=1:2"
+                    : "export JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2)",
+    };
+    Daemon *d = daemon_start_with(&o, "host", "-c unix-connect:%s/none:-",
+                                  vp_dir);
+
+    daemon_wait(d, _i ? "^20[^ ]* [^ ]* info ch0: channel unix-connect: "
+                      : "^<6>ch0: channel unix-connect: ");
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, _i ? "^20[^ ]* [^ ]* info reloaded$" : "^<6>reloaded$");
+}
+END_TEST
+
 /* To syslog, which goes and comes back; with -d without being told to. */
 START_TEST(log_syslog)
 {
@@ -2377,6 +2394,7 @@ int main(void)
     SUITE_ROWS(s, log_nowhere, no_logs);
     SUITE_LOOP(s, log_limit, 2);
     SUITE_LOOP(s, pid_file_limit, 2);
+    SUITE_LOOP(s, log_journal, 2);
     SUITE_LOOP(s, log_syslog, 2);
     SUITE_ADD(s, log_syslog_hangs);
     SUITE_ADD(s, log_syslog_stream);
