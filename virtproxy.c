@@ -64,7 +64,7 @@
  *   conn      sweep_timer       resets of sockets that nobody reads (1 s)
  *             end_timer         ENDING: all is delivered, or its time is over
  *   driver    grace_timer       connections without a channel are reset
- *             candidate.timer   a further peer's hello, the present one's PING
+ *             candidate timer   a further peer's hello, the present one's PING
  *
  * Words used here:
  *
@@ -6462,7 +6462,7 @@ static void forwards_end(VPForwards *fs)
  * closes again at once, for ever, it is given back only when the peer is heard
  * or the descriptor has been there for long.
  *
- * A further peer on a listening channel (the candidate) gets a HELLO of its
+ * A further peer on a listening channel (a candidate) gets a HELLO of its
  * own, and takes the present one's place only after it has echoed that; see
  * vp_offer().
  *
@@ -6484,6 +6484,8 @@ static void forwards_end(VPForwards *fs)
 
 /* Reads and writes in a pass: other channels have their turn after that. */
 #define VP_RUN_ROUNDS 4
+/* Candidates at a time, while there are descriptors for more than one. */
+#define VP_CANDIDATES 4
 /* For a candidate's hello; then how often the present peer is looked at. */
 #define VP_CANDIDATE_US (5 * SECOND)
 #define VP_CANDIDATE_STEP (50 * MS)
@@ -6496,10 +6498,13 @@ static void forwards_end(VPForwards *fs)
 
 /* A peer that came to a listening channel in use; see vp_offer(). */
 typedef struct VPCandidate {
-    int fd;         /* -1: none */
-    uint64_t token; /* that it has to echo */
-    bool proved;    /* it echoed that, and waits for the present peer's PING */
-    size_t len;     /* bytes in buf */
+    VPDriver *drv;
+    int fd;          /* -1: none */
+    uint64_t number; /* how many had come when it came */
+    uint64_t token;  /* that it has to echo */
+    bool knows;      /* it said a HELLO that one with the key might have said */
+    bool proved;     /* it echoed that, and waits for the present peer's PING */
+    size_t len;      /* bytes in buf */
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
     VPTimer timer;
 } VPCandidate;
@@ -6513,7 +6518,8 @@ struct VPDriver {
     VPLink link;
     VPConns conns;
     VPForwards forwards;
-    VPCandidate candidate;
+    VPCandidate candidates[VP_CANDIDATES];
+    uint64_t offers;     /* further peers that have come so far */
 
     VPTimer grace_timer;  /* runs while grace_runs() */
     uint64_t down_at;     /* time when grace began, less grace_used then */
@@ -6641,7 +6647,10 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     }
     drv->loop = loop;
     drv->config = *config;
-    drv->candidate.fd = -1;
+    for (int i = 0; i < VP_CANDIDATES; i++) {
+        drv->candidates[i].fd = -1;
+        drv->candidates[i].drv = drv;
+    }
     drv->log.loop = loop;
     drv->log.channel = channel_id;
 
@@ -6722,9 +6731,9 @@ void vp_del_iforward(VPDriver *drv, const char *service_id)
 /* ---- offer ------------------------------------------------------------ */
 
 /* candidate_close() - @why: NULL if nothing is to be said */
-static void candidate_close(VPDriver *drv, const char *why)
+static void candidate_close(VPCandidate *k, const char *why)
 {
-    VPCandidate *k = &drv->candidate;
+    VPDriver *drv = k->drv;
     VPLink *l = &drv->link;
 
     /* it will try again, for ever */
@@ -6739,6 +6748,7 @@ static void candidate_close(VPDriver *drv, const char *why)
         close(k->fd);
         k->fd = -1;
     }
+    k->proved = k->knows = false;
 }
 
 static void candidate_timer(void *opaque)
@@ -6747,14 +6757,20 @@ static void candidate_timer(void *opaque)
 }
 
 /* candidate_take() - it is the peer from here on, and says hello anew */
-static void candidate_take(VPDriver *drv)
+static void candidate_take(VPCandidate *k)
 {
-    VPCandidate *k = &drv->candidate;
+    VPDriver *drv = k->drv;
     int fd = k->fd;
 
     vp_timer_stop(&k->timer);
     vp_unwatch(drv->loop, fd);
     k->fd = -1;
+    k->proved = k->knows = false;
+    for (int i = 0; i < VP_CANDIDATES; i++) {
+        if (drv->candidates[i].proved) {
+            candidate_close(&drv->candidates[i], "the channel is in use");
+        }
+    }
     if (link_has_fd(&drv->link)) {
         link_detach(&drv->link, "replaced by a new connection");
     }
@@ -6766,40 +6782,39 @@ static void candidate_take(VPDriver *drv)
 /* candidate_wait() - does the present peer answer, or is it dead? */
 static void candidate_wait(void *opaque)
 {
-    VPDriver *drv = opaque;
-    VPLink *l = &drv->link;
+    VPCandidate *k = opaque;
+    VPLink *l = &k->drv->link;
 
     if (!link_in_use(l)) {
-        candidate_take(drv);
+        candidate_take(k);
     } else if (l->state == LINK_UP && l->asked_at == 0) {
-        candidate_close(drv, "the channel is in use");
+        candidate_close(k, "the channel is in use");
     } else {
-        vp_timer_start(drv->loop, &drv->candidate.timer, VP_CANDIDATE_STEP,
-                       candidate_wait, drv);
+        vp_timer_start(l->loop, &k->timer, VP_CANDIDATE_STEP, candidate_wait,
+                       k);
     }
 }
 
 /* candidate_proved() - it is alive, and has the key if there is one */
-static void candidate_proved(VPDriver *drv, const VPHello *h)
+static void candidate_proved(VPCandidate *k, const VPHello *h)
 {
-    VPLink *l = &drv->link;
+    VPLink *l = &k->drv->link;
 
     if (link_names_session(l, h) || !link_in_use(l)) {
-        candidate_take(drv);
+        candidate_take(k);
         return;
     }
     if (l->state == LINK_UP && l->asked_at == 0) {
         link_ask(l);
     }
-    drv->candidate.proved = true;
-    vp_timer_start(drv->loop, &drv->candidate.timer, VP_CANDIDATE_STEP,
-                   candidate_wait, drv);
+    k->proved = true;
+    vp_timer_start(l->loop, &k->timer, VP_CANDIDATE_STEP, candidate_wait, k);
 }
 
 /* candidate_hello() - the next one in its buffer; false: more is needed */
-static bool candidate_hello(VPDriver *drv)
+static bool candidate_hello(VPCandidate *k)
 {
-    VPCandidate *k = &drv->candidate;
+    VPDriver *drv = k->drv;
     const char *wrong;
     char text[128];
     VPHello h;
@@ -6810,17 +6825,16 @@ static bool candidate_hello(VPDriver *drv)
     }
     wrong = len < 0 ? "it is not qemu-vp"
                     : link_unfit(&drv->link, &h, text, sizeof(text));
+    if (wrong == NULL) {
+        wrong = link_distrust(&drv->link, &h, k->buf, VP_HELLO_LISTENER);
+    }
     if (wrong != NULL) {
-        candidate_close(drv, wrong);
+        candidate_close(k, wrong);
         return false;
     }
+    k->knows = true;
     if (h.echo == k->token) {
-        wrong = link_distrust(&drv->link, &h, k->buf, VP_HELLO_LISTENER);
-        if (wrong != NULL) {
-            candidate_close(drv, wrong);
-        } else {
-            candidate_proved(drv, &h);
-        }
+        candidate_proved(k, &h);
         return false;
     }
     k->len -= (size_t)len;
@@ -6831,8 +6845,7 @@ static bool candidate_hello(VPDriver *drv)
 /* candidate_ready() - its words decide whether it takes over */
 static void candidate_ready(void *opaque, int fd, int events)
 {
-    VPDriver *drv = opaque;
-    VPCandidate *k = &drv->candidate;
+    VPCandidate *k = opaque;
     ssize_t n;
 
     (void)events;
@@ -6844,29 +6857,60 @@ static void candidate_ready(void *opaque, int fd, int events)
         return;
     }
     if (n <= 0) {
-        candidate_close(drv, "it left");
+        candidate_close(k, "it left");
         return;
     }
     k->len += (size_t)n;
-    while (!k->proved && k->fd >= 0 && candidate_hello(drv)) {
+    while (!k->proved && k->fd >= 0 && candidate_hello(k)) {
     }
 }
 
 /* candidate_greet() - what it says after this is no echo of old times */
-static bool candidate_greet(VPDriver *drv)
+static bool candidate_greet(VPCandidate *k)
 {
-    VPCandidate *k = &drv->candidate;
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
     size_t len;
 
     k->token = random64();
-    len = link_compose(&drv->link, buf, k->token, 0, VP_HELLO_LISTENER);
+    len = link_compose(&k->drv->link, buf, k->token, 0, VP_HELLO_LISTENER);
     return write(k->fd, buf, len) == (ssize_t)len;
+}
+
+/*
+ * candidate_place() - a place for one that came with @fd
+ *
+ * Who says nothing goes first, the oldest of them; and those who have said a
+ * right HELLO only for each other.  So nobody without the key, who may come as
+ * often as he likes, can keep its owner from being heard.
+ */
+static VPCandidate *candidate_place(VPDriver *drv, int fd)
+{
+    bool may_add = !vp_fd_is_kept(drv->loop, fd);
+    VPCandidate *unused = NULL, *oldest = NULL;
+
+    for (int i = 0; i < VP_CANDIDATES; i++) {
+        VPCandidate *k = &drv->candidates[i];
+
+        if (k->fd >= 0 && !k->knows) {
+            candidate_ready(k, k->fd, VP_READ); /* it may have said so just now */
+        }
+        if (k->fd < 0) {
+            unused = k;
+        } else if (oldest == NULL || k->knows < oldest->knows ||
+                   (k->knows == oldest->knows && k->number < oldest->number)) {
+            oldest = k;
+        }
+    }
+    if (unused != NULL && (may_add || oldest == NULL)) {
+        return unused;
+    }
+    candidate_close(oldest, "a newer one came");
+    return oldest;
 }
 
 void vp_offer(VPDriver *drv, int fd)
 {
-    VPCandidate *k = &drv->candidate;
+    VPCandidate *k = link_has_fd(&drv->link) ? candidate_place(drv, fd) : NULL;
 
     if (!link_has_fd(&drv->link)) {
         if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
@@ -6875,23 +6919,19 @@ void vp_offer(VPDriver *drv, int fd)
         }
         return;
     }
-    if (k->fd >= 0) {
-        candidate_close(drv, "a newer one came");
-    }
-    if (vp_watch(drv->loop, fd, candidate_ready, drv) < 0) {
+    if (vp_watch(drv->loop, fd, candidate_ready, k) < 0) {
         close(fd);
         return;
     }
     k->fd = fd;
     k->len = 0;
-    k->proved = false;
-    if (!candidate_greet(drv)) {
-        candidate_close(drv, "it takes no hello");
+    k->number = ++drv->offers;
+    if (!candidate_greet(k)) {
+        candidate_close(k, "it takes no hello");
         return;
     }
     vp_watch_set(drv->loop, fd, VP_READ);
-    vp_timer_start(drv->loop, &k->timer, VP_CANDIDATE_US, candidate_timer,
-                   drv);
+    vp_timer_start(drv->loop, &k->timer, VP_CANDIDATE_US, candidate_timer, k);
 }
 
 /* ---- info ------------------------------------------------------------- */
@@ -7057,7 +7097,9 @@ void vp_free(VPDriver *drv)
     link_bye(&drv->link);
     conns_end(&drv->conns);
     forwards_end(&drv->forwards);
-    candidate_close(drv, NULL);
+    for (int i = 0; i < VP_CANDIDATES; i++) {
+        candidate_close(&drv->candidates[i], NULL);
+    }
     link_end(&drv->link);
     vp_timer_stop(&drv->grace_timer);
     loop_del_task(drv->loop, &drv->task);

@@ -222,12 +222,28 @@ void engine_accept(VPDriver *drv, const char *service, int fd)
 
 /* ---- a driver as a whole ------------------------------------------------ */
 
+/* candidates() - how many there are; @newest: the one that came last */
+static size_t candidates(const VPDriver *drv, const VPCandidate **newest)
+{
+    size_t n = 0;
+
+    *newest = &drv->candidates[0];
+    for (int i = 0; i < VP_CANDIDATES; i++) {
+        const VPCandidate *k = &drv->candidates[i];
+
+        n += k->fd >= 0;
+        *newest = k->number > (*newest)->number ? k : *newest;
+    }
+    return n;
+}
+
 /* fds_of() - descriptors of the channel, listeners and connections */
 static size_t fds_of(const VPDriver *drv)
 {
+    const VPCandidate *newest;
     const VPLink *l = &drv->link;
     size_t n = (size_t)(l->rfd >= 0) + (l->wfd != l->rfd) +
-               (drv->candidate.fd >= 0);
+               candidates(drv, &newest);
     const VPNode *ring = &drv->forwards.oforwards;
 
     for (VPNode *node = ring->next; node != ring; node = node->next) {
@@ -250,6 +266,8 @@ static size_t fds_of(const VPDriver *drv)
 EngineCounts engine_counts(const VPDriver *drv)
 {
     const VPConns *cs = &drv->conns;
+    const VPCandidate *newest;
+    size_t waiting = candidates(drv, &newest);
 
     return (EngineCounts){
         .conns = conns_held(cs),
@@ -263,8 +281,8 @@ EngineCounts engine_counts(const VPDriver *drv)
                   node_linked(&cs->dead) || node_linked(&cs->ending) ||
                   node_linked(&drv->forwards.dials),
         .listens = node_linked(&drv->forwards.oforwards),
-        .candidate = drv->candidate.fd >= 0,
-        .candidate_token = drv->candidate.token,
+        .candidate = waiting > 0,
+        .candidate_token = newest->token,
         .fds = fds_of(drv),
         .grown = cs->window_grown,
         .next_id = cs->next_id,

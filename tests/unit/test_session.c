@@ -1180,7 +1180,7 @@ START_TEST(offer_stranger)
     Peer *p = &h.r.peer;
     VPHello truth;
     char noise[200];
-    int fd, other;
+    int fd, other[VP_CANDIDATES];
 
     held_new(&h, &rig_config);
     memset(noise, 'n', sizeof(noise));
@@ -1213,9 +1213,15 @@ START_TEST(offer_stranger)
         present_answers(&h.r);
         break;
     case 6:
-        other = offer(&h.r);
-        ck_assert_int_eq(fd_state(other), FD_OPEN);
-        close(other);
+        for (int i = 0; i < VP_CANDIDATES; i++) {
+            ck_assert_int_eq(fd_state(fd), FD_OPEN);
+            other[i] = offer(&h.r);
+        }
+        ck_assert_int_ne(fd_state(fd), FD_OPEN);
+        for (int i = 0; i < VP_CANDIDATES; i++) {
+            ck_assert_int_eq(fd_state(other[i]), FD_OPEN);
+            close(other[i]);
+        }
         box_settle(h.r.loop);
         break;
     case 7: /* in the middle of a word */
@@ -1365,6 +1371,47 @@ START_TEST(offer_with_key)
     ck_assert_int_eq(fd_state(client), FD_OPEN);
     close(client);
     close(fd);
+    rig_free(&r);
+}
+END_TEST
+
+/*
+ * Whoever has the key is heard, however many come between its first HELLO and
+ * its echo that say nothing.
+ */
+START_TEST(offer_beside_silent)
+{
+    enum { SILENT = 50 };
+    static Rig r;
+    int fd, client, silent[SILENT], n = 0;
+    uint64_t token;
+
+    keyed_new(&r, &key, &key);
+    peer_session(&r);
+    client = rig_client(&r, "c");
+    peer_drain(&r);
+    peer_claim(&r.peer);
+    for (; n < SILENT / 2; n++) {
+        silent[n] = offer(&r);
+    }
+    fd = offer(&r);
+    token = offered;
+    offered = 0; /* it has not heard the daemon's yet */
+    offer_hello(&r, fd, 777, HELLO_TOTAL);
+    for (; n < SILENT; n++) {
+        silent[n] = offer(&r);
+    }
+    ck_assert_int_eq(fd_state(fd), FD_OPEN);
+    offered = token;
+    offer_hello(&r, fd, 777, HELLO_TOTAL);
+    log_expect("replaced by a new connection", 1);
+    ck_assert_int_eq(fd_state(client), FD_OPEN);
+    for (n = 0; n < SILENT; n++) {
+        close(silent[n]);
+    }
+    close(client);
+    close(fd);
+    box_settle(r.loop);
     rig_free(&r);
 }
 END_TEST
@@ -1639,6 +1686,7 @@ int main(void)
     SUITE_ADD(s, offer_during_resync);
     SUITE_ADD(s, offer_and_free);
     SUITE_ROWS(s, offer_with_key, keyed_offers);
+    SUITE_ADD(s, offer_beside_silent);
     SUITE_ROWS(s, bye, byes);
     SUITE_LOOP(s, bye_said, 2);
     SUITE_LOOP(s, grace_flapping, 2);
