@@ -99,6 +99,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/epoll.h>
+#endif
 #include <sys/ioctl.h>
 #ifdef __linux__
 #include <sys/random.h>
@@ -350,13 +353,21 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  *
  * What is wanted of each descriptor lives in bit maps that change when a
  * state changes and are copied for each select().  Its cost follows the
- * number of bits set, 0.1 us each, so while something is going on only "hot"
- * descriptors are watched, which were active lately, or whose owner was given
- * something; and all of them every VP_SCAN_US, or less often where that would
- * take more than an eighth of the time.  When nothing has gone on for so long
- * all are watched, and the loop sleeps.  (A shorter time would cost more than
- * the scans do: the kernel has to set a clock for each select() that is to end
- * before its next tick.)
+ * number of bits set: some 0.1 us each, and three times that if it sleeps.  So
+ * where there are many, select() itself watches only the hot ones: those that
+ * were active lately, or whose state has changed.  The others are cold, and
+ * there are two ways to learn of them:
+ *
+ *   epoll   They are in an epoll descriptor, which is one bit for select().
+ *           What it reports is hot from then on.  A descriptor that epoll
+ *           refuses, as that of a file, stays hot.
+ *   looks   Without epoll, select() looks at all of them now and then, which
+ *           takes a few thousandths of the time, and sleeps on the hot ones
+ *           meanwhile.  When none is hot any more it sleeps on all.
+ *
+ * A descriptor becomes cold when it was not active between one round of
+ * loop_cool() and the next.  The rounds with epoll are short, since it costs
+ * little to be cold; they are no reason to wake up.
  *
  * The maps are our own and grow past FD_SETSIZE, which POSIX allows a system
  * to refuse but Linux and the BSDs take; FD_SET() itself must not be used,
@@ -384,11 +395,16 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 
 #define WORD_BITS (sizeof(unsigned long) * CHAR_BIT)
 
-/* Up to so many descriptors a full pass costs next to nothing. */
-#define VP_SCAN_ALWAYS 64
-#define VP_SCAN_US 4000
-/* So long a descriptor stays hot, unless there are more of them than that. */
-#define VP_HOT_US SECOND
+/* Up to so many descriptors none becomes cold. */
+#define VP_HOT_ALWAYS 64
+/* With epoll: from one round of loop_cool() to the next. */
+#define VP_COOL_US (4 * MS)
+/* Without: the same, unless more than VP_HOT_ALWAYS are hot. */
+#define VP_HOT_US (5 * SECOND)
+/* Without: from one look at all to the next, for each of them. */
+#define VP_LOOK_US 100
+/* Cold descriptors that are taken note of in one pass. */
+#define VP_COLD_BATCH 64
 
 /* Accepted in a row: other descriptors have their turn after that. */
 #define VP_ACCEPT_BATCH 64
@@ -464,11 +480,11 @@ struct VPLoop {
     VPWatch *watch;  /* by descriptor */
     unsigned long *want[2];
     unsigned long *ready[2];
-    unsigned long *hot[2]; /* [0]: active since hot_at; [1]: before that */
-    uint64_t hot_at;
-
-    bool quiet;         /* the last pass found nothing going on */
-    uint64_t next_full; /* when all descriptors are due again */
+    unsigned long *hot;    /* select() itself watches for what is wanted */
+    unsigned long *active; /* something happened since the last loop_cool() */
+    uint64_t cooled_at;    /* when loop_cool() was done last */
+    uint64_t look_at;      /* when it, or a look at all, is due again */
+    int cold_fd;           /* epoll descriptor that has the others; -1: none */
 
     VPNode dialers;     /* that wait for an answer */
     VPTimer dial_timer;
@@ -590,7 +606,7 @@ VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
     if (loop != NULL) {
         loop->now = clock_us();
         loop->instance = random64();
-        loop->quiet = true;
+        loop->cold_fd = -1;
         loop->log = log;
         loop->log_level = level;
         node_init(&loop->tasks);
@@ -599,8 +615,11 @@ VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
     return loop;
 }
 
+static void cold_close(VPLoop *loop);
+
 void vp_loop_free(VPLoop *loop)
 {
+    cold_close(loop);
     free(loop->watch);
     free(loop->want[R]);
     free(loop);
@@ -627,7 +646,7 @@ static int loop_grow(VPLoop *loop, int fd)
     size_t words = MAX(loop->words, FD_SETSIZE / WORD_BITS);
     unsigned long **map[] = {
         &loop->want[R], &loop->want[W], &loop->ready[R],
-        &loop->ready[W], &loop->hot[0], &loop->hot[1],
+        &loop->ready[W], &loop->hot, &loop->active,
     };
     size_t nmaps = sizeof(map) / sizeof(map[0]);
     unsigned long *old = loop->want[R], *bits;
@@ -693,13 +712,66 @@ int vp_watch(VPLoop *loop, int fd, VPFdHandler *handler, void *opaque)
     for (int i = 0; i < 2; i++) {
         bit_clear(loop->want[i], fd);
         bit_clear(loop->ready[i], fd); /* of a former owner of the number */
-        bit_clear(loop->hot[i], fd);
     }
     return 0;
 }
 
+/* watch_wanted() - VP_READ, VP_WRITE or both, or 0 */
+static int watch_wanted(const VPLoop *loop, int fd)
+{
+    return (bit_test(loop->want[R], fd) ? VP_READ : 0) |
+           (bit_test(loop->want[W], fd) ? VP_WRITE : 0);
+}
+
+/* watch_cold() - is something wanted of it that select() isn't asked for? */
+static bool watch_cold(const VPLoop *loop, int fd)
+{
+    return watch_wanted(loop, fd) != 0 && !bit_test(loop->hot, fd);
+}
+
+#ifdef __linux__
+/* cold_ctl() - put @fd into the epoll descriptor, or take it out */
+static bool cold_ctl(const VPLoop *loop, int fd, bool put)
+{
+    int wanted = watch_wanted(loop, fd);
+    struct epoll_event event = {
+        .events = (wanted & VP_READ ? EPOLLIN : 0u) |
+                  (wanted & VP_WRITE ? EPOLLOUT : 0u),
+        .data.fd = fd,
+    };
+
+    return epoll_ctl(loop->cold_fd, put ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, fd,
+                     &event) == 0;
+}
+#else
+static bool cold_ctl(const VPLoop *loop, int fd, bool put)
+{
+    (void)loop, (void)fd, (void)put;
+    return false;
+}
+#endif
+
+/* watch_heat() - have select() itself watch @fd for now */
+static void watch_heat(VPLoop *loop, int fd)
+{
+    if (loop->cold_fd >= 0 && watch_cold(loop, fd)) {
+        cold_ctl(loop, fd, false);
+    }
+    bit_set(loop->hot, fd);
+    bit_set(loop->active, fd);
+}
+
+/* watch_expect() - @fd's owner was given something: an answer may come soon */
+static void watch_expect(VPLoop *loop, int fd)
+{
+    if (loop->cold_fd < 0) {
+        watch_heat(loop, fd); /* else the answer would wait for a look */
+    }
+}
+
 void vp_watch_set(VPLoop *loop, int fd, int events)
 {
+    watch_heat(loop, fd);
     if (events & VP_READ) {
         bit_set(loop->want[R], fd);
     } else {
@@ -710,15 +782,6 @@ void vp_watch_set(VPLoop *loop, int fd, int events)
     } else {
         bit_clear(loop->want[W], fd);
     }
-    if (events != 0) {
-        bit_set(loop->hot[0], fd);
-    }
-}
-
-/* watch_heat() - @fd's owner was given something: an answer may come soon */
-static void watch_heat(VPLoop *loop, int fd)
-{
-    bit_set(loop->hot[0], fd);
 }
 
 /* loop_fds_kept() - descriptors that are never a connection's */
@@ -828,6 +891,129 @@ static void loop_timers(VPLoop *loop)
     }
 }
 
+/* loop_words() - of each map, how many are in use? */
+static size_t loop_words(const VPLoop *loop)
+{
+    return ((size_t)loop->nfds + WORD_BITS - 1) / WORD_BITS;
+}
+
+/* ---- cold descriptors -------------------------------------------------- */
+
+static void loop_heat_all(VPLoop *loop)
+{
+    memset(loop->hot, 0xff, loop->words * sizeof(*loop->hot));
+}
+
+static void cold_close(VPLoop *loop)
+{
+    if (loop->cold_fd >= 0) {
+        loop_heat_all(loop);
+        vp_unwatch(loop, loop->cold_fd);
+        close(loop->cold_fd);
+        loop->cold_fd = -1;
+    }
+}
+
+#ifdef __linux__
+/*
+ * cold_ready() - something happened to cold descriptors: they are hot now
+ *
+ * What select() calls ready for reading and for writing is the same here; the
+ * end of both directions, which epoll reports unasked, is ready for reading.
+ */
+static void cold_ready(void *opaque, int cold_fd, int events)
+{
+    VPLoop *loop = opaque;
+    struct epoll_event event[VP_COLD_BATCH];
+    int n = epoll_wait(cold_fd, event, VP_COLD_BATCH, 0);
+
+    for (int i = 0; i < n; i++) {
+        int fd = event[i].data.fd;
+
+        if (watch_cold(loop, fd)) {
+            events = event[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)
+                   ? VP_READ : 0;
+            events |= event[i].events & (EPOLLOUT | EPOLLERR) ? VP_WRITE : 0;
+            events &= watch_wanted(loop, fd);
+            watch_heat(loop, fd);
+            if (events != 0) {
+                loop->watch[fd].handler(loop->watch[fd].opaque, fd, events);
+            }
+        } else if (i == 0) {
+            /*
+             * No handler has changed it just now.  It was closed behind our
+             * back and lives on in another process: only so we get rid of it.
+             */
+            cold_close(loop);
+            return;
+        }
+    }
+}
+
+/* cold_open() - have an epoll descriptor, if we can; all are hot then */
+static void cold_open(VPLoop *loop)
+{
+    int fd = epoll_create1(EPOLL_CLOEXEC);
+
+    if (fd < 0) {
+        return;
+    }
+    if (vp_watch(loop, fd, cold_ready, loop) < 0) {
+        close(fd);
+        return;
+    }
+    vp_watch_set(loop, fd, VP_READ);
+    loop_heat_all(loop);
+    loop->cold_fd = fd;
+}
+#else
+static void cold_open(VPLoop *loop)
+{
+    (void)loop;
+}
+#endif
+
+/* loop_nhot() - how many are hot, of those of which something is wanted? */
+static size_t loop_nhot(const VPLoop *loop)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < loop_words(loop); i++) {
+        unsigned long bits = loop->hot[i] &
+                             (loop->want[R][i] | loop->want[W][i]);
+
+        for (; bits != 0; bits &= bits - 1) {
+            n++;
+        }
+    }
+    return n;
+}
+
+/* loop_cool() - what was not active since the last time is cold */
+static void loop_cool(VPLoop *loop)
+{
+    if (loop->cold_fd < 0) {
+        cold_open(loop);
+    }
+    if (loop->cold_fd < 0 && loop->now - loop->cooled_at < VP_HOT_US &&
+        loop_nhot(loop) <= VP_HOT_ALWAYS) {
+        return;
+    }
+    loop->cooled_at = loop->now;
+    for (size_t i = 0; i < loop_words(loop); i++) {
+        unsigned long idle = loop->hot[i] & ~loop->active[i];
+
+        for (int fd = (int)(i * WORD_BITS); idle != 0; fd++, idle >>= 1) {
+            if (idle & 1 && fd != loop->cold_fd &&
+                (loop->cold_fd < 0 || watch_wanted(loop, fd) == 0 ||
+                 cold_ctl(loop, fd, true))) {
+                bit_clear(loop->hot, fd);
+            }
+        }
+        loop->active[i] = 0;
+    }
+}
+
 /* ---- a pass ----------------------------------------------------------- */
 
 /* loop_drop_bad() - a descriptor closed behind our back must not end us */
@@ -842,27 +1028,24 @@ static void loop_drop_bad(VPLoop *loop)
     }
 }
 
-/* loop_cool() - what was not active lately is not hot any more */
-static void loop_cool(VPLoop *loop)
+/*
+ * loop_ask() - have in "ready" what select() is to look for
+ * @all:  of the cold ones, too
+ *
+ * Returns false if that is nothing.
+ */
+static bool loop_ask(VPLoop *loop, bool all)
 {
-    size_t words = ((size_t)loop->nfds + WORD_BITS - 1) / WORD_BITS;
-    int hot = 0;
+    unsigned long any = 0;
 
-    for (size_t i = 0; i < words; i++) {
-        unsigned long bits = loop->hot[0][i] | loop->hot[1][i];
+    for (size_t i = 0; i < loop_words(loop); i++) {
+        unsigned long mask = all ? ~0ul : loop->hot[i];
 
-        for (; bits != 0; bits &= bits - 1) {
-            hot++;
-        }
+        loop->ready[R][i] = loop->want[R][i] & mask;
+        loop->ready[W][i] = loop->want[W][i] & mask;
+        any |= loop->ready[R][i] | loop->ready[W][i];
     }
-    if (hot <= VP_SCAN_ALWAYS && loop->now - loop->hot_at < VP_HOT_US) {
-        return;
-    }
-    for (size_t i = 0; i < words; i++) {
-        loop->hot[1][i] = loop->hot[0][i];
-        loop->hot[0][i] = 0;
-    }
-    loop->hot_at = loop->now;
+    return any != 0;
 }
 
 /*
@@ -872,20 +1055,24 @@ static void loop_cool(VPLoop *loop)
  */
 static int loop_select(VPLoop *loop, uint64_t timeout)
 {
-    size_t words = ((size_t)loop->nfds + WORD_BITS - 1) / WORD_BITS;
-    bool full = loop->nwatched <= VP_SCAN_ALWAYS || loop->quiet ||
-                loop->now >= loop->next_full;
+    bool many = loop->nwatched > VP_HOT_ALWAYS;
+    bool due = many && loop->now >= loop->look_at;
+    bool looks, hot;
     struct timeval tv;
     int n;
 
-    if (!full) {
-        timeout = MIN(timeout, VP_SCAN_US);
+    if (due) {
+        loop_cool(loop);
     }
-    for (size_t i = 0; i < words; i++) {
-        unsigned long hot = full ? ~0ul : loop->hot[0][i] | loop->hot[1][i];
-
-        loop->ready[R][i] = loop->want[R][i] & hot;
-        loop->ready[W][i] = loop->want[W][i] & hot;
+    looks = loop->cold_fd < 0;
+    hot = loop_ask(loop, looks && !many);
+    if (looks && many) {
+        if (hot) {
+            timeout = due ? 0 : MIN(timeout, loop->look_at - loop->now);
+        }
+        if (due || !hot) {
+            loop_ask(loop, true);
+        }
     }
     tv.tv_sec = (time_t)MIN(timeout / SECOND, 3600);
     tv.tv_usec = (suseconds_t)(timeout % SECOND);
@@ -895,7 +1082,7 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     if (n < 0) {
         int err = errno;
 
-        for (size_t i = 0; i < words; i++) {
+        for (size_t i = 0; i < loop_words(loop); i++) {
             loop->ready[R][i] = loop->ready[W][i] = 0;
         }
         if (err == EBADF) {
@@ -905,21 +1092,16 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
         return err == EINTR || err == EBADF ? 0 : -err;
     }
     loop->now = clock_us();
-    if (full) {
-        uint64_t cost = loop->nwatched / 10;
-
-        loop_cool(loop);
-        loop->next_full = loop->now + MAX(VP_SCAN_US, 8 * cost);
+    if (due || !hot) {
+        loop->look_at = loop->now + (looks ? loop->nwatched * VP_LOOK_US
+                                           : VP_COOL_US);
     }
-    loop->quiet = n == 0 && timeout != 0;
     return n;
 }
 
 static void loop_dispatch(VPLoop *loop, int n)
 {
-    size_t words = ((size_t)loop->nfds + WORD_BITS - 1) / WORD_BITS;
-
-    for (size_t i = 0; i < words && n > 0; i++) {
+    for (size_t i = 0; i < loop_words(loop) && n > 0; i++) {
         for (;;) {
             unsigned long bits = loop->ready[R][i] | loop->ready[W][i];
             int fd = (int)(i * WORD_BITS), events = 0;
@@ -942,7 +1124,7 @@ static void loop_dispatch(VPLoop *loop, int n)
                 bit_clear(loop->ready[W], fd);
                 n--;
             }
-            bit_set(loop->hot[0], fd);
+            watch_heat(loop, fd);
             loop->watch[fd].handler(loop->watch[fd].opaque, fd, events);
         }
     }
@@ -5385,7 +5567,7 @@ static ssize_t conn_push(VPConn *c, struct iovec *iov, int n)
                              : writev(c->fd, iov + 1, n);
     } while (len < 0 && errno == EINTR);
     if (len >= 0) {
-        watch_heat(c->conns->loop, c->fd);
+        watch_expect(c->conns->loop, c->fd);
         return len;
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK) {

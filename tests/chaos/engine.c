@@ -12,6 +12,9 @@
 #include <netdb.h>
 #include <poll.h>
 #include <stdlib.h>
+#ifdef __linux__
+#include <sys/epoll.h>
+#endif
 #include <sys/random.h>
 #include <sys/select.h>
 #include <sys/socket.h>
@@ -47,6 +50,7 @@
 #define getpeername(fd, addr, len) sim_getsockname(fd, addr, len)
 #define poll(fds, n, timeout) sim_poll(fds, n, timeout)
 #define select(n, r, w, e, timeout) sim_select(n, r, w, e, timeout)
+#define epoll_create1(flags) (-1) /* a simulated machine has none */
 
 #include "tests/lib/engine.c"
 

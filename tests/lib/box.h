@@ -52,6 +52,7 @@ typedef struct Box {
     unsigned long passes;  /* calls of select() since box_reset() */
     unsigned long bits;    /* descriptors asked for in all calls of select() */
     int select_max;        /* largest nfds that select() takes; 0: no limit */
+    bool no_epoll;         /* there is none, as elsewhere than on Linux */
 
     unsigned calls;        /* CALL_... bits that box_fail() was given */
     unsigned after;        /* of these calls, how many succeed first */

@@ -12,6 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <poll.h>
+#ifdef __linux__
+#include <sys/epoll.h>
+#endif
 #include <sys/random.h>
 #include <sys/select.h>
 #include <sys/socket.h>
@@ -23,6 +26,7 @@
 
 #define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
 #define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
+#define epoll_create1(flags) (box.no_epoll ? -1 : epoll_create1(flags))
 #define getpid() (box.repeats ? 1 : getpid())
 #define getrandom(buf, len, flags) box_getrandom(buf, len, flags)
 #define open(path, flags) box_open(path, flags)
@@ -44,6 +48,7 @@
 
 #undef clock_gettime
 #undef select
+#undef epoll_create1
 #undef getpid
 #undef getrandom
 #undef open
