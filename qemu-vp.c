@@ -1625,6 +1625,7 @@ static bool settings_config(Settings *s, Error *err)
                                                : s->max_conns;
     s->config.max_half_open = s->max_half_open;
     s->config.max_opens = s->max_opens;
+    s->config.program = VERSION;
     return settings_key(s, err);
 }
 
@@ -4346,8 +4347,12 @@ static VPChannelInfo channel_info(const Show *s, const Channel *ch)
 static void show_channel(Show *s, const Channel *ch)
 {
     const VPChannelInfo i = channel_info(s, ch);
+    VPPeerInfo peer = { .program = "" };
     char buf[16];
 
+    if (!s->head) {
+        vp_peer_info(ch->drv, &peer);
+    }
     row_begin(s);
     show_number(s, "id", "ID", ch->spec.channel_id, NULL);
     show_text(s, "state", "STATE", i.state, LEFT);
@@ -4367,7 +4372,13 @@ static void show_channel(Show *s, const Channel *ch)
                 NULL);
     show_text(s, "last_error", NULL, i.last_error, LEFT);
     show_time(s, "last_error_us", NULL, i.last_error_age, true);
+    show_number(s, "protocol", NULL, peer.version, NULL);
+    show_text(s, "peer", NULL, peer.program, LEFT);
     row_end(s);
+    if (!s->keys && peer.program[0] != '\0') {
+        text_add(s->out, "     the other side: qemu-vp %s, protocol %u\n",
+                 peer.program, peer.version);
+    }
     if (!s->keys && (i.in_flight > 0 || strcmp(i.state, "up") == 0)) {
         text_add(s->out, "     in flight: %u of %u bytes; packets: %llu in, "
                  "%llu out\n", i.in_flight, i.limit,
@@ -4395,6 +4406,19 @@ static void show_stats(Show *s, const Channel *ch)
     row_end(s);
 }
 
+/* offered() - has the oforward @f somebody to answer it? */
+static const char *offered(const Forward *f)
+{
+    static const char *const text[] = {
+        [VP_OFFER_UNKNOWN] = "unknown",
+        [VP_OFFERED] = "yes",
+        [VP_NOT_OFFERED] = "no",
+    };
+    const Channel *ch = channel_find(f->spec.channel_id);
+
+    return text[vp_offered(ch->drv, f->spec.service_id)];
+}
+
 static void show_forward(Show *s, const Forward *f)
 {
     const Spec *spec = &f->spec;
@@ -4407,6 +4431,9 @@ static void show_forward(Show *s, const Forward *f)
     show_number(s, "channel", "CHANNEL", spec->channel_id, NULL);
     show_text(s, "service", "SERVICE", spec->service_id, LEFT);
     show_text(s, "spec", NULL, spec->text, LEFT);
+    if (strcmp(s->word, "oforward") == 0) {
+        show_text(s, "offered", "OFFERED", s->head ? "" : offered(f), LEFT);
+    }
     for (int i = 0; i < MAX_ADDRS; i++) {
         VPAddr addr;
 
@@ -4468,6 +4495,38 @@ static void show_conns(Show *s, const Channel *ch)
     }
 }
 
+/* show_service() - that the other side offers, or that it doesn't */
+static void show_service(Show *s, const char *service_id, const char *offer)
+{
+    row_begin(s);
+    show_number(s, "channel", "CHANNEL", s->channel_id, NULL);
+    show_text(s, "service", "SERVICE", service_id, LEFT);
+    show_text(s, "offered", "OFFERED", offer, LEFT);
+    row_end(s);
+}
+
+static void show_offered(const char *service_id, void *opaque)
+{
+    show_service(opaque, service_id, "yes");
+}
+
+/* show_services() - what the other side offers, and what is missing there */
+static void show_services(Show *s, const Channel *ch)
+{
+    s->channel_id = ch->spec.channel_id;
+    if (s->head) {
+        show_service(s, "", "");
+        return;
+    }
+    vp_services(ch->drv, show_offered, s);
+    for (const Forward *f = forwards; f != NULL; f = f->next) {
+        if (f->spec.option == 'o' && f->spec.channel_id == s->channel_id &&
+            vp_offered(ch->drv, f->spec.service_id) != VP_OFFERED) {
+            show_service(s, f->spec.service_id, offered(f));
+        }
+    }
+}
+
 /* What "info" can show.  One of the functions is set, the others are NULL. */
 typedef struct Info {
     const char *name; /* what stands after "info" */
@@ -4482,6 +4541,7 @@ static const Info infos[] = {
     { "channels", "channel", .channel = show_channel },
     { "oforwards", "oforward", .forward = show_forward },
     { "iforwards", "iforward", .forward = show_forward },
+    { "services", "service", .channel = show_services },
     { "conns", "conn", .channel = show_conns },
     { "stats", "stats", .channel = show_stats },
     { "config", NULL, .text = show_config },
@@ -4757,7 +4817,7 @@ static bool run_help(Mon *mon, char *args, Error *err);
 
 static const Command commands[] = {
     { "help", "[COMMAND]", "show the commands, or one of them", run_help, 0 },
-    { "info", "status|channels|oforwards|iforwards|conns|stats [-k] | config",
+    { "info", "status|channels|oforwards|iforwards|services|conns|stats [-k] | config",
       "show what is there; -k: as key=value, for programs", run_info, 0 },
     { "channel_add", "METHOD:ADDR:PORT[:CHANNEL_ID]", "add a channel, as -c",
       run_add, 'c' },

@@ -63,6 +63,7 @@
  *             trim_timer        give memory back (2 s)
  *   conn      sweep_timer       resets of sockets that nobody reads (1 s)
  *             end_timer         ENDING: all is delivered, or its time is over
+ *   forwards  offer_timer       is what oforwards ask for offered? (1 s)
  *   driver    grace_timer       connections without a channel are reset
  *             candidate timer   a further peer's hello, the present one's PING
  *
@@ -2046,17 +2047,47 @@ enum {
     VP_FLAG_PROBE = 4,   /* it holds back to see the round-trip time */
 };
 
-/* Control messages: the first byte of a VP_PKT_CONTROL payload. */
+/*
+ * Control messages: the first byte of a VP_PKT_CONTROL payload.  Who doesn't
+ * know one of them ends the session, but for those from VP_MSG_OPTIONAL on,
+ * which are about the session, not a connection: these he ignores.
+ */
 enum {
-    VP_MSG_CONNECT_INIT = 1, /* credit 64, length 8, service id */
+    VP_MSG_CONNECT_INIT = 1, /* credit 64, length 8, service id, VPOrigin */
     VP_MSG_CONNECT_ACK,      /* credit 64 */
     VP_MSG_CONNECT_REFUSED,  /* reason 8 */
     VP_MSG_WINDOW,           /* 64: bytes the peer may have sent by now */
     VP_MSG_CLOSE,            /* end of this direction */
     VP_MSG_RESET,            /* reason 8 */
+    VP_MSG_OPTIONAL = 128,
+    VP_MSG_SERVICES = VP_MSG_OPTIONAL, /* flags 8, then length 8, id; ... */
+    VP_MSG_PROGRAM,          /* text: the version of the program */
 };
 
-#define VP_CONTROL_LEN_MAX (1 + 8 + 1 + VP_SERVICE_ID_LEN)
+enum {
+    VP_SERVICES_BEGIN = 1, /* what was named before doesn't count any more */
+    VP_SERVICES_END = 2,   /* there are no others than those named so far */
+};
+
+/*
+ * Where a client comes from, as CONNECT_INIT says: kind 8 and, of the last two
+ * kinds, its address and the one that it connected to, 4 or 16 bytes each, and
+ * their ports, 16 each.
+ */
+typedef enum VPOriginKind {
+    VP_ORIGIN_UNKNOWN = 0,
+    VP_ORIGIN_UNIX = 1,
+    VP_ORIGIN_IPV4 = 4,
+    VP_ORIGIN_IPV6 = 6,
+} VPOriginKind;
+
+#define VP_ORIGIN_LEN_MAX (1 + 2 * (16 + 2))
+#define VP_CONTROL_LEN_MAX (1 + 8 + 1 + VP_SERVICE_ID_LEN + VP_ORIGIN_LEN_MAX)
+
+/* It is kept as it is on the wire. */
+typedef struct VPOrigin {
+    uint8_t bytes[VP_ORIGIN_LEN_MAX];
+} VPOrigin;
 
 typedef enum VPReason {
     VP_REASON_NONE,
@@ -2523,6 +2554,93 @@ static bool hello_proved(const VPHello *h, const uint8_t *p, const VPKey *key)
         diff |= (uint8_t)(proof[i] ^ h->proof[i]); /* in constant time */
     }
     return diff == 0;
+}
+
+/* origin_ip() - a part of an origin of a kind that has addresses; NULL: none */
+static const uint8_t *origin_ip(const VPAddr *addr, VPOriginKind *kind,
+                                uint16_t *port)
+{
+    const struct sockaddr_in *in = (const void *)&addr->ss;
+    const struct sockaddr_in6 *in6 = (const void *)&addr->ss;
+
+    if (addr->ss.ss_family == AF_INET) {
+        *kind = VP_ORIGIN_IPV4;
+        *port = ntohs(in->sin_port);
+        return (const uint8_t *)&in->sin_addr;
+    }
+    if (addr->ss.ss_family != AF_INET6) {
+        return NULL;
+    }
+    *port = ntohs(in6->sin6_port);
+    if (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr)) {
+        *kind = VP_ORIGIN_IPV4; /* a listener for both has it so */
+        return in6->sin6_addr.s6_addr + 12;
+    }
+    *kind = VP_ORIGIN_IPV6;
+    return in6->sin6_addr.s6_addr;
+}
+
+/* origin_put() - of a client at @from, whose socket here is @to's; its length */
+static size_t origin_put(uint8_t *p, const VPAddr *from, const VPAddr *to)
+{
+    VPOriginKind kind[2] = { VP_ORIGIN_UNKNOWN, VP_ORIGIN_UNKNOWN };
+    uint16_t port[2];
+    const uint8_t *ip[2] = {
+        origin_ip(from, &kind[0], &port[0]), origin_ip(to, &kind[1], &port[1]),
+    };
+    size_t len;
+
+    if (ip[0] == NULL || kind[0] != kind[1]) {
+        p[0] = to->ss.ss_family == AF_UNIX ? VP_ORIGIN_UNIX : VP_ORIGIN_UNKNOWN;
+        return 1;
+    }
+    p[0] = (uint8_t)kind[0];
+    len = kind[0] == VP_ORIGIN_IPV4 ? 4 : 16;
+    for (size_t i = 0; i < 2; i++) {
+        memcpy(p + 1 + i * len, ip[i], len);
+        put16(p + 1 + 2 * len + 2 * i, port[i]);
+    }
+    return 1 + 2 * (len + 2);
+}
+
+/* origin_get() - what isn't all there, or of another kind, is not known */
+static void origin_get(VPOrigin *o, const uint8_t *p, size_t len)
+{
+    VPOriginKind kind = len > 0 ? p[0] : VP_ORIGIN_UNKNOWN;
+    size_t want = kind == VP_ORIGIN_IPV4 ? 1 + 2 * (4 + 2)
+                  : kind == VP_ORIGIN_IPV6 ? VP_ORIGIN_LEN_MAX
+                  : kind == VP_ORIGIN_UNIX;
+
+    *o = (VPOrigin){ { VP_ORIGIN_UNKNOWN } };
+    if (want <= len) {
+        memcpy(o->bytes, p, want);
+    }
+}
+
+/* origin_str() - the client's address, "" if it is not known */
+static const char *origin_str(const VPOrigin *o, char *buf, size_t size)
+{
+    VPOriginKind kind = o->bytes[0];
+    VPAddr addr = { .len = sizeof(sa_family_t), .ss.ss_family = AF_UNIX };
+    struct sockaddr_in *in = (void *)&addr.ss;
+    struct sockaddr_in6 *in6 = (void *)&addr.ss;
+
+    if (kind == VP_ORIGIN_UNKNOWN) {
+        buf[0] = '\0';
+        return buf;
+    }
+    if (kind == VP_ORIGIN_IPV4) {
+        addr.len = sizeof(*in);
+        in->sin_family = AF_INET;
+        memcpy(&in->sin_addr, o->bytes + 1, 4);
+        in->sin_port = htons(get16(o->bytes + 9));
+    } else if (kind == VP_ORIGIN_IPV6) {
+        addr.len = sizeof(*in6);
+        in6->sin6_family = AF_INET6;
+        memcpy(&in6->sin6_addr, o->bytes + 1, 16);
+        in6->sin6_port = htons(get16(o->bytes + 33));
+    }
+    return vp_addr_str(&addr, buf, size);
 }
 
 /* seq_diff() - how far @a is ahead of @b; numbers wrap (RFC 1982) */
@@ -3108,6 +3226,8 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 #define VP_WORK_WRITE 2
 #define VP_WORK_HELLO 8
 #define VP_WORK_CONNECT 32
+/* So many bytes of names are a unit of work. */
+#define VP_WORK_TOLD 64
 /* So many places where a header was looked for are a unit of work. */
 #define VP_WORK_LOOKS 8
 /* Skipping so many bytes, with reading them, costs as much as such a look. */
@@ -3205,6 +3325,7 @@ typedef struct VPLink {
     uint64_t hello_wait; /* until the next HELLO */
     uint64_t penalty_until; /* nothing is said or believed before that */
     VPTimer hello_timer;
+    unsigned version;       /* that both use */
     uint32_t peer_window;   /* credit a new connection starts with */
     uint32_t peer_max_conns;
 
@@ -4046,6 +4167,7 @@ static bool link_can_resume(VPLink *l, const VPHello *h)
 /* link_agree() - the peer echoed my token: go on, or begin anew */
 static void link_agree(VPLink *l, const VPHello *h)
 {
+    l->version = hello_version(h);
     l->peer_window = h->window;
     l->peer_max_conns = h->max_conns;
     if (!link_names_session(l, h)) {
@@ -4901,9 +5023,13 @@ typedef struct VPConn {
 /* What the connections ask of the room above, whose @up is. */
 typedef struct VPConnOps {
     /* the peer opened @c: connect it, or refuse it */
-    void (*wanted)(void *up, VPConn *c);
+    void (*wanted)(void *up, VPConn *c, const VPOrigin *origin);
     /* @c is over before its target has answered; it has set c->dial */
     void (*unwanted)(void *up, VPConn *c);
+    /* a message about the session came: NULL, or what is wrong with it */
+    const char *(*told)(void *up, const uint8_t *msg, size_t len);
+    /* the session is over */
+    void (*over)(void *up);
 } VPConnOps;
 
 /* Packets' payloads for one connection, to be written in one call. */
@@ -5027,15 +5153,19 @@ static const char *conn_peer(const VPConn *c, char *buf, size_t size)
     return vp_addr_str(&addr, buf, size);
 }
 
-/* conn_log_begin() - who has come, or was reached: the local socket's owner */
-static void conn_log_begin(const VPConn *c)
+/*
+ * conn_log_begin() - who has come, or was reached: the local socket's owner
+ * @client:  whom the target was reached for; "": not known
+ */
+static void conn_log_begin(const VPConn *c, const char *client)
 {
     char name[128];
 
     if (*c->conns->loop->log_level >= VP_LOG_VERBOSE) {
-        log_provoked(c->conns->log, VP_LOG_VERBOSE, "%s: connection %u %s %s",
-                     c->service_id, c->id, c->client ? "from" : "to",
-                     conn_peer(c, name, sizeof(name)));
+        log_provoked(c->conns->log, VP_LOG_VERBOSE,
+                     "%s: connection %u %s %s%s%s", c->service_id, c->id,
+                     c->client ? "from" : "to", conn_peer(c, name, sizeof(name)),
+                     client[0] != '\0' ? " for " : "", client);
     }
 }
 
@@ -5814,18 +5944,32 @@ static bool conn_read(VPConn *c)
 
 /* ---- control messages: sending ---------------------------------------- */
 
-/* conn_send_control() - false if the store is full */
-static bool conn_send_control(VPConn *c, const uint8_t *msg, size_t len)
+/* conns_send_control() - false if the store is full */
+static bool conns_send_control(VPConns *cs, uint8_t flags, uint32_t id,
+                               const uint8_t *msg, size_t len)
 {
-    VPLink *l = c->conns->link;
+    VPLink *l = cs->link;
     uint32_t total = (uint32_t)(VP_PKT_HDR_LEN + len);
 
     if (store_room(&l->store, total, l->flow.limit) < total) {
         return false;
     }
     memcpy(store_payload(&l->store), msg, len);
-    link_add(l, VP_PKT_CONTROL, c->client ? VP_FLAG_CLIENT : 0, c->id, len);
+    link_add(l, VP_PKT_CONTROL, flags, id, len);
     return true;
+}
+
+/* conn_put_origin() - of the local socket's client; returns its length */
+static size_t conn_put_origin(const VPConn *c, uint8_t *p)
+{
+    VPAddr from = { .len = sizeof(from.ss) }, to = { .len = sizeof(to.ss) };
+
+    /* a client that is gone already has no address any more */
+    if (getpeername(c->fd, (struct sockaddr *)&from.ss, &from.len) < 0 ||
+        getsockname(c->fd, (struct sockaddr *)&to.ss, &to.len) < 0) {
+        from.ss.ss_family = to.ss.ss_family = AF_UNSPEC;
+    }
+    return origin_put(p, &from, &to);
 }
 
 /* conn_send_due() - the first due message; false if the store is full */
@@ -5842,6 +5986,7 @@ static bool conn_send_due(VPConn *c)
         msg[9] = (uint8_t)strlen(c->service_id);
         memcpy(msg + 10, c->service_id, msg[9]);
         len = 10u + msg[9];
+        len += conn_put_origin(c, msg + len);
         break;
     case DUE_ACK:
         msg[0] = VP_MSG_CONNECT_ACK;
@@ -5863,7 +6008,8 @@ static bool conn_send_due(VPConn *c)
         len = 2;
         break;
     }
-    if (!conn_send_control(c, msg, len)) {
+    if (!conns_send_control(c->conns, c->client ? VP_FLAG_CLIENT : 0, c->id,
+                            msg, len)) {
         return false;
     }
     c->due &= ~due;
@@ -5940,9 +6086,10 @@ static bool conns_fill(VPConns *cs)
 /* ---- the local socket ------------------------------------------------- */
 
 /* conn_connected() - the target has accepted; @fd is ours */
-static void conn_connected(VPConn *c, int fd)
+static void conn_connected(VPConn *c, int fd, const VPOrigin *origin)
 {
     static const char why[] = "the target has accepted";
+    char client[128];
     struct iovec iov[1];
 
     if (vp_watch(c->conns->loop, fd, conn_ready, c) < 0) {
@@ -5953,7 +6100,7 @@ static void conn_connected(VPConn *c, int fd)
     c->fd = fd;
     conn_set_in(c, IN_OPEN, why);
     conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN, why);
-    conn_log_begin(c);
+    conn_log_begin(c, origin_str(origin, client, sizeof(client)));
     conn_set_due(c, DUE_ACK);
     conn_write(c, iov, 0);
 }
@@ -6058,9 +6205,10 @@ static const char *conn_handle_init(VPConns *cs, const VPPacket *pkt,
     char service_id[VP_SERVICE_ID_LEN + 1];
     size_t len = pkt->bytes > 10 ? msg[9] : 0;
     size_t most = 2 * (size_t)cs->link->hello.max_conns;
+    VPOrigin origin;
     VPConn *c;
 
-    if (!(pkt->flags & VP_FLAG_CLIENT) || pkt->bytes != 10 + len ||
+    if (!(pkt->flags & VP_FLAG_CLIENT) || pkt->bytes < 10 + len ||
         !vp_service_id_ok((const char *)msg + 10, len)) {
         return "malformed CONNECT_INIT";
     }
@@ -6086,7 +6234,8 @@ static const char *conn_handle_init(VPConns *cs, const VPPacket *pkt,
         return "out of memory on this side";
     }
     c->tx_limit = get64(msg + 1);
-    cs->ops->wanted(cs->up, c);
+    origin_get(&origin, msg + 10 + len, pkt->bytes - 10 - len);
+    cs->ops->wanted(cs->up, c, &origin);
     return NULL;
 }
 
@@ -6177,7 +6326,9 @@ static const char *conn_handle_control(VPConns *cs, const VPPacket *pkt,
         }
         break;
     default:
-        return "unknown control message";
+        return pkt->bytes > 0 && msg[0] >= VP_MSG_OPTIONAL
+               ? cs->ops->told(cs->up, msg, pkt->bytes)
+               : "unknown control message";
     }
     if (c != NULL) {
         conn_handle_reset(c, msg);
@@ -6235,6 +6386,7 @@ static void conns_over(void *up)
             conn_reset(c, "the session is over");
         }
     }
+    cs->ops->over(cs->up);
 }
 
 /* conns_began() - the link is up: connections that waited may begin */
@@ -6302,12 +6454,44 @@ static void conns_end(VPConns *cs)
  * clients go to a service of the peer's; an iforward is a service of ours, a
  * target that the peer's connections are dialled to.  What the peer opens
  * beyond the limits of VPConfig is refused here.
+ *
+ * In each session a side names its services to the other one, and again when
+ * they change: in portions, so that nothing waits long behind them.  What the
+ * peer names only serves to tell who runs this side: whether an oforward has
+ * somebody to answer it is looked at once its list has stood for a second, so
+ * a peer whose list goes back and forth costs neither time nor lines.
  * ====================================================================== */
+
+/* That are kept of those which the peer names. */
+#define VP_OFFER_MAX 4096
+#define VP_OFFER_US SECOND
+/* Oforwards that are said to be in vain, each time that this is looked at. */
+#define VP_OFFER_LINES 4
+/* Names that one of these is compared with, to find the nearest. */
+#define VP_OFFER_NEAR 512
+/* Bytes of a portion, at most. */
+#define VP_TELL_LEN 1024
+/* Of the version of the peer's program. */
+#define VP_PROGRAM_LEN 64
+
+typedef char VPServiceId[VP_SERVICE_ID_LEN + 1];
+
+/* What the peer says that it offers. */
+typedef struct VPOffer {
+    VPServiceId *names;
+    size_t n;
+    size_t cap;
+    bool sorted;
+    bool ended;     /* it has named all */
+    bool cut;       /* some found no room */
+    char program[VP_PROGRAM_LEN + 1]; /* "": not told */
+} VPOffer;
 
 typedef struct VPOForward {
     VPNode node;
     struct VPForwards *fwds;
     VPListener listener;
+    bool missed;    /* that the peer doesn't offer it was said */
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPOForward;
 
@@ -6325,6 +6509,7 @@ typedef struct VPDial {
     struct VPForwards *fwds;
     VPIForward *iforward;
     VPConn *conn;
+    VPOrigin origin;
     VPDialer dialer;
 } VPDial;
 
@@ -6341,6 +6526,13 @@ typedef struct VPForwards {
     bool ending;       /* the daemon is: all that the peer opens is refused */
     double opens;      /* connections that the peer may open now */
     uint64_t opens_at; /* when that was so */
+
+    VPNode *tell;      /* iforward that the peer is told next, or the end of
+                          their ring; NULL: it knows all */
+    bool tell_begins;  /* with the first of them */
+    bool tell_program; /* its version is still to be told */
+    VPOffer offer;
+    VPTimer offer_timer; /* the offer is to be looked at */
 } VPForwards;
 
 /* ---- targets ---------------------------------------------------------- */
@@ -6401,11 +6593,12 @@ static void dial_over(void *opaque, int fd, int err)
 {
     VPDial *d = opaque;
     VPIForward *f = d->iforward;
+    VPOrigin origin = d->origin;
     VPConn *c = d->conn;
 
     dial_free(d);
     if (fd >= 0) {
-        conn_connected(c, fd);
+        conn_connected(c, fd, &origin);
         return;
     }
     conn_refuse(c, reason_from_errno(err));
@@ -6415,7 +6608,8 @@ static void dial_over(void *opaque, int fd, int err)
 }
 
 /* dial_start() - connect @c to @f, or refuse it */
-static void dial_start(VPForwards *fs, VPConn *c, VPIForward *f)
+static void dial_start(VPForwards *fs, VPConn *c, VPIForward *f,
+                       const VPOrigin *origin)
 {
     VPDial *d = calloc(1, sizeof(*d));
 
@@ -6425,6 +6619,7 @@ static void dial_start(VPForwards *fs, VPConn *c, VPIForward *f)
     }
     d->fwds = fs;
     d->conn = c;
+    d->origin = *origin;
     d->iforward = f;
     d->dialer.made = dial_made;
     d->dialer.failed = dial_log;
@@ -6456,7 +6651,7 @@ static bool forwards_too_fast(VPForwards *fs)
 }
 
 /* forwards_wanted() - VPConnOps.wanted() */
-static void forwards_wanted(void *up, VPConn *c)
+static void forwards_wanted(void *up, VPConn *c, const VPOrigin *origin)
 {
     VPForwards *fs = up;
     VPIForward *f = iforward_find(fs, c->service_id);
@@ -6478,7 +6673,7 @@ static void forwards_wanted(void *up, VPConn *c)
     } else if (!loop_fds_shared(fs->loop, conns_fds(fs->conns) - 1)) {
         reason = VP_REASON_RESOURCES;
     } else {
-        dial_start(fs, c, f);
+        dial_start(fs, c, f, origin);
         return;
     }
     log_provoked(fs->log,
@@ -6496,10 +6691,13 @@ static void forwards_unwanted(void *up, VPConn *c)
     dial_free(c->dial);
 }
 
-static const VPConnOps forwards_ops = {
-    .wanted = forwards_wanted,
-    .unwanted = forwards_unwanted,
-};
+
+/* forwards_tell_anew() - the peer doesn't know what is offered here now */
+static void forwards_tell_anew(VPForwards *fs)
+{
+    fs->tell = fs->config->program != NULL ? fs->iforwards.next : NULL;
+    fs->tell_begins = true;
+}
 
 static int iforward_set(VPForwards *fs, const char *service_id,
                         const VPAddr *addrs, size_t naddrs)
@@ -6521,6 +6719,7 @@ static int iforward_set(VPForwards *fs, const char *service_id,
     }
     snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
     node_append(&fs->iforwards, &f->node);
+    forwards_tell_anew(fs);
     return 0;
 }
 
@@ -6539,9 +6738,308 @@ static void iforward_free(VPForwards *fs, VPIForward *f)
         }
     }
     node_remove(&f->node);
+    forwards_tell_anew(fs);
     vp_target_clear(&f->target);
     free(f);
 }
+
+/* ---- what is offered -------------------------------------------------- */
+
+/* tell_services() - as many as fit into @msg; returns its length */
+static size_t tell_services(const VPForwards *fs, uint8_t *msg, size_t room,
+                            VPNode **next)
+{
+    VPNode *n = fs->tell;
+    size_t len = 2;
+
+    for (; n != &fs->iforwards; n = n->next) {
+        const VPIForward *f = container_of(n, VPIForward, node);
+        size_t id_len = strlen(f->service_id);
+
+        if (len + 1 + id_len > room) {
+            break;
+        }
+        msg[len] = (uint8_t)id_len;
+        memcpy(msg + len + 1, f->service_id, id_len);
+        len += 1 + id_len;
+    }
+    *next = n == &fs->iforwards ? NULL : n;
+    msg[0] = VP_MSG_SERVICES;
+    msg[1] = (uint8_t)((fs->tell_begins ? VP_SERVICES_BEGIN : 0) |
+                       (*next == NULL ? VP_SERVICES_END : 0));
+    return len;
+}
+
+/*
+ * forwards_tell() - tell the peer what it doesn't know, one portion
+ *
+ * Returns true if more could be told now.
+ */
+static bool forwards_tell(VPForwards *fs)
+{
+    VPLink *l = fs->conns->link;
+    size_t room = MIN(l->flow.pkt_len - VP_PKT_HDR_LEN, VP_TELL_LEN);
+    uint8_t msg[VP_TELL_LEN];
+    VPNode *next;
+    size_t len;
+
+    if ((!fs->tell_program && fs->tell == NULL) || link_room(l) == 0) {
+        return false;
+    }
+    if (fs->tell_program) {
+        len = MIN(strlen(fs->config->program), VP_PROGRAM_LEN);
+        msg[0] = VP_MSG_PROGRAM;
+        memcpy(msg + 1, fs->config->program, len);
+        fs->tell_program = !conns_send_control(fs->conns, 0, 0, msg, 1 + len);
+        return !fs->tell_program;
+    }
+    len = tell_services(fs, msg, room, &next);
+    if (!conns_send_control(fs->conns, 0, 0, msg, len)) {
+        return false;
+    }
+    fs->tell = next;
+    fs->tell_begins = false;
+    return next != NULL;
+}
+
+static int service_cmp(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+/* offer_sort() - and leave out what was named twice */
+static void offer_sort(VPOffer *o)
+{
+    size_t n = 0;
+
+    if (o->sorted) {
+        return;
+    }
+    if (o->n > 0) {
+        qsort(o->names, o->n, sizeof(*o->names), service_cmp);
+    }
+    for (size_t i = 0; i < o->n; i++) {
+        if (n == 0 || strcmp(o->names[n - 1], o->names[i]) != 0) {
+            memmove(o->names[n++], o->names[i], sizeof(*o->names));
+        }
+    }
+    o->n = n;
+    o->sorted = true;
+}
+
+static VPOffered offer_has(VPOffer *o, const char *service_id)
+{
+    offer_sort(o);
+    if (o->n > 0 && bsearch(service_id, o->names, o->n, sizeof(*o->names),
+                            service_cmp) != NULL) {
+        return VP_OFFERED;
+    }
+    return o->ended && !o->cut ? VP_NOT_OFFERED : VP_OFFER_UNKNOWN;
+}
+
+/*
+ * name_distance() - how many letters were mistaken, if @b was meant with @a
+ *
+ * One that is wrong, missing or too many, or two that changed places (optimal
+ * string alignment).
+ */
+static size_t name_distance(const char *a, const char *b)
+{
+    uint8_t rows[3][VP_SERVICE_ID_LEN + 1];
+    uint8_t *before = rows[0], *last = rows[1], *row = rows[2], *spare;
+    size_t len = strlen(b);
+
+    for (size_t j = 0; j <= len; j++) {
+        last[j] = (uint8_t)j;
+    }
+    for (size_t i = 1; a[i - 1] != '\0'; i++) {
+        row[0] = (uint8_t)i;
+        for (size_t j = 1; j <= len; j++) {
+            unsigned best = last[j - 1] + (a[i - 1] != b[j - 1] ? 1u : 0u);
+
+            best = MIN(best, last[j] + 1u);
+            best = MIN(best, row[j - 1] + 1u);
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] &&
+                a[i - 2] == b[j - 1]) {
+                best = MIN(best, before[j - 2] + 1u);
+            }
+            row[j] = (uint8_t)best;
+        }
+        spare = before;
+        before = last;
+        last = row;
+        row = spare;
+    }
+    return last[len];
+}
+
+/* offer_nearest() - what may have been meant with @service_id; NULL: none */
+static const char *offer_nearest(const VPOffer *o, const char *service_id)
+{
+    size_t len = strlen(service_id), best = (len + 1) / 3 + 1;
+    const char *nearest = NULL;
+    unsigned looks = 0;
+
+    for (size_t i = 0; i < o->n && looks < VP_OFFER_NEAR; i++) {
+        size_t other = strlen(o->names[i]), d;
+
+        if (MAX(len, other) - MIN(len, other) >= best) {
+            continue;
+        }
+        looks++;
+        d = name_distance(service_id, o->names[i]);
+        if (d < best) {
+            best = d;
+            nearest = o->names[i];
+        }
+    }
+    return nearest;
+}
+
+/* offer_timer() - have all oforwards somebody to answer them? */
+static void offer_timer(void *opaque)
+{
+    VPForwards *fs = opaque;
+    const char *nearest;
+    unsigned lines = 0;
+
+    for (VPNode *n = fs->oforwards.next; n != &fs->oforwards; n = n->next) {
+        VPOForward *f = container_of(n, VPOForward, node);
+        VPOffered offered = offer_has(&fs->offer, f->service_id);
+
+        if (offered == VP_OFFER_UNKNOWN ||
+            f->missed == (offered == VP_NOT_OFFERED)) {
+            continue;
+        }
+        f->missed = offered == VP_NOT_OFFERED;
+        if (++lines > VP_OFFER_LINES) {
+            continue;
+        }
+        if (!f->missed) {
+            log_provoked(fs->log, VP_LOG_INFO, "oforward %s: the other side "
+                         "offers it now", f->service_id);
+            continue;
+        }
+        nearest = offer_nearest(&fs->offer, f->service_id);
+        log_provoked(fs->log, VP_LOG_WARN, "oforward %s: the other side offers "
+                     "no such service%s%s%s", f->service_id,
+                     nearest != NULL ? "; is '" : "",
+                     nearest != NULL ? nearest : "",
+                     nearest != NULL ? "' meant?" : "");
+    }
+    if (lines > VP_OFFER_LINES) {
+        log_provoked(fs->log, VP_LOG_WARN, "so it is with %u more oforwards",
+                     lines - VP_OFFER_LINES);
+    }
+}
+
+/* offer_look_later() - there may be something to be said of the oforwards */
+static void offer_look_later(VPForwards *fs)
+{
+    if (fs->offer.ended) {
+        vp_timer_start(fs->loop, &fs->offer_timer, VP_OFFER_US, offer_timer,
+                       fs);
+    }
+}
+
+/* offer_add() - a name more, if there is room for it */
+static void offer_add(VPOffer *o, const uint8_t *id, size_t len)
+{
+    if (o->n == o->cap && o->cap < VP_OFFER_MAX) {
+        size_t cap = o->cap == 0 ? 16 : 2 * o->cap;
+        VPServiceId *names = realloc(o->names, cap * sizeof(*names));
+
+        if (names != NULL) {
+            o->names = names;
+            o->cap = cap;
+        }
+    }
+    if (o->n == o->cap) {
+        o->cut = true;
+        return;
+    }
+    memcpy(o->names[o->n], id, len);
+    o->names[o->n++][len] = '\0';
+    o->sorted = false;
+}
+
+/* offer_forget() - nothing is known of what the peer offers */
+static void offer_forget(VPOffer *o)
+{
+    free(o->names);
+    o->names = NULL;
+    o->n = o->cap = 0;
+    o->sorted = o->ended = o->cut = false;
+}
+
+/* told_services() - the peer names services; NULL, or what is wrong with it */
+static const char *told_services(VPForwards *fs, const uint8_t *msg, size_t len)
+{
+    VPOffer *o = &fs->offer;
+    size_t at = 2;
+
+    if (len < 2) {
+        return "malformed SERVICES";
+    }
+    if (msg[1] & VP_SERVICES_BEGIN) {
+        offer_forget(o);
+    }
+    for (; at < len; at += 1u + msg[at]) {
+        if (msg[at] >= len - at ||
+            !vp_service_id_ok((const char *)msg + at + 1, msg[at])) {
+            return "malformed SERVICES";
+        }
+        offer_add(o, msg + at + 1, msg[at]);
+    }
+    fs->conns->link->work += (unsigned)len / VP_WORK_TOLD;
+    o->ended = msg[1] & VP_SERVICES_END;
+    offer_look_later(fs);
+    return NULL;
+}
+
+/* forwards_told() - VPConnOps.told() */
+static const char *forwards_told(void *up, const uint8_t *msg, size_t len)
+{
+    VPForwards *fs = up;
+
+    switch (msg[0]) {
+    case VP_MSG_SERVICES:
+        return told_services(fs, msg, len);
+    case VP_MSG_PROGRAM:
+        if (len - 1 > VP_PROGRAM_LEN) {
+            return "malformed PROGRAM";
+        }
+        for (size_t i = 1; i < len; i++) {
+            if (msg[i] < ' ' || msg[i] > '~') {
+                return "malformed PROGRAM";
+            }
+        }
+        memcpy(fs->offer.program, msg + 1, len - 1);
+        fs->offer.program[len - 1] = '\0';
+        return NULL;
+    default:
+        return NULL; /* of a later version */
+    }
+}
+
+/* forwards_over() - VPConnOps.over() */
+static void forwards_over(void *up)
+{
+    VPForwards *fs = up;
+
+    offer_forget(&fs->offer);
+    fs->offer.program[0] = '\0';
+    vp_timer_stop(&fs->offer_timer);
+    fs->tell_program = fs->config->program != NULL;
+    forwards_tell_anew(fs);
+}
+
+static const VPConnOps forwards_ops = {
+    .wanted = forwards_wanted,
+    .unwanted = forwards_unwanted,
+    .told = forwards_told,
+    .over = forwards_over,
+};
 
 /* ---- listeners -------------------------------------------------------- */
 
@@ -6570,7 +7068,7 @@ static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
         close(fd);
         return;
     }
-    conn_log_begin(c);
+    conn_log_begin(c, "");
     c->tx_limit = link_has_session(cs->link) ? cs->link->peer_window : 0;
     conn_set_due(c, DUE_INIT);
     conn_interest(c);
@@ -6598,6 +7096,7 @@ static int oforward_add(VPForwards *fs, int channel, int fd,
         return rc;
     }
     node_append(&fs->oforwards, &f->node);
+    offer_look_later(fs);
     return 0;
 }
 
@@ -6617,6 +7116,8 @@ static void forwards_init(VPForwards *fs)
     node_init(&fs->oforwards);
     node_init(&fs->iforwards);
     node_init(&fs->dials);
+    fs->tell_program = fs->config->program != NULL;
+    forwards_tell_anew(fs);
 }
 
 static void forwards_end(VPForwards *fs)
@@ -6627,6 +7128,8 @@ static void forwards_end(VPForwards *fs)
     while (node_linked(&fs->iforwards)) {
         iforward_free(fs, container_of(fs->iforwards.next, VPIForward, node));
     }
+    offer_forget(&fs->offer);
+    vp_timer_stop(&fs->offer_timer);
 }
 
 /* ======================================================================
@@ -6653,6 +7156,7 @@ static void forwards_end(VPForwards *fs)
  *   VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent)       send store
  *   + VP_RX_LEN_MAX                                     receive buffer
  *   + VP_WINDOW_BUDGET                                  grown windows
+ *   + VP_OFFER_MAX * sizeof(VPServiceId)                the peer's services
  *   + max_conns * (3 * sizeof(VPConn) + sizeof(VPDial)
  *                  + 8 * sizeof(VPConn *)
  *                  + 2 * VP_WINDOW_INIT)                connections
@@ -6674,7 +7178,8 @@ static void forwards_end(VPForwards *fs)
 
 /* What a driver needs without connections, and for each of them. */
 #define VP_MEMORY_FIXED (VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) + \
-                         VP_RX_LEN_MAX + VP_WINDOW_BUDGET)
+                         VP_RX_LEN_MAX + VP_WINDOW_BUDGET + \
+                         VP_OFFER_MAX * sizeof(VPServiceId))
 #define VP_MEMORY_CONN (3 * sizeof(VPConn) + sizeof(VPDial) + \
                         8 * sizeof(VPConn *) + 2 * VP_WINDOW_INIT)
 
@@ -6802,6 +7307,7 @@ static bool driver_run(void *opaque)
     }
     for (int i = 0; i < VP_RUN_ROUNDS; i++) {
         more = link_may_send(l) && conns_fill(&drv->conns);
+        more |= link_may_send(l) && forwards_tell(&drv->forwards);
         link_flush(l);
         if (!more) {
             break;
@@ -7137,7 +7643,8 @@ static size_t driver_memory(const VPDriver *drv)
     const VPConns *cs = &drv->conns;
     size_t n = drv->link.rx_cap + conns_held(cs) * sizeof(VPConn) +
                drv->forwards.ndials * sizeof(VPDial) +
-               cs->hash_size * sizeof(*cs->hash);
+               cs->hash_size * sizeof(*cs->hash) +
+               drv->forwards.offer.cap * sizeof(VPServiceId);
 
     if (drv->link.store.ring != NULL) {
         n += VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent);
@@ -7193,6 +7700,34 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
         .memory_max = VP_MEMORY_FIXED +
                       drv->config.max_conns * VP_MEMORY_CONN,
     };
+}
+
+void vp_peer_info(const VPDriver *drv, VPPeerInfo *info)
+{
+    const VPOffer *o = &drv->forwards.offer;
+
+    *info = (VPPeerInfo){
+        .version = link_has_session(&drv->link) ? drv->link.version : 0,
+        .program = o->program,
+        .complete = o->ended && !o->cut,
+    };
+}
+
+void vp_services(VPDriver *drv,
+                 void (*each)(const char *service_id, void *opaque),
+                 void *opaque)
+{
+    VPOffer *o = &drv->forwards.offer;
+
+    offer_sort(o);
+    for (size_t i = 0; i < o->n; i++) {
+        each(o->names[i], opaque);
+    }
+}
+
+VPOffered vp_offered(VPDriver *drv, const char *service_id)
+{
+    return offer_has(&drv->forwards.offer, service_id);
 }
 
 void vp_conns(const VPDriver *drv,

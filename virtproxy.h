@@ -317,6 +317,11 @@ typedef struct VPConfig {
     /* Connections that the peer may open in a second. */
     unsigned max_opens;
     VPKey key;
+    /*
+     * Version of the program, printable ASCII, kept; the peer is told that and
+     * the services.  NULL: it is told neither.
+     */
+    const char *program;
 } VPConfig;
 
 /*
@@ -452,6 +457,29 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info);
  * A system call for each; 0 where the kernel doesn't tell.
  */
 size_t vp_kernel_memory(const VPDriver *drv);
+
+/* What the other side says of itself. */
+typedef struct VPPeerInfo {
+    unsigned version;    /* of the protocol, that both use; 0: no session */
+    const char *program; /* its version; "": not told */
+    bool complete;       /* are all services known that it offers? */
+} VPPeerInfo;
+
+void vp_peer_info(const VPDriver *drv, VPPeerInfo *info);
+
+/* vp_services() - call @each for every service that the other side offers */
+void vp_services(VPDriver *drv,
+                 void (*each)(const char *service_id, void *opaque),
+                 void *opaque);
+
+typedef enum VPOffered {
+    VP_OFFER_UNKNOWN, /* it has not told all, or there is no session */
+    VP_OFFERED,
+    VP_NOT_OFFERED,
+} VPOffered;
+
+/* vp_offered() - does the other side offer the service? */
+VPOffered vp_offered(VPDriver *drv, const char *service_id);
 
 /* What there is to know of a connection. */
 typedef struct VPConnInfo {

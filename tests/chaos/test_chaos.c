@@ -91,6 +91,7 @@ static void choose_programs(void)
     world.mix.rude = chance(300) ? rnd(500) : 0;
     world.mix.bad = chance(300) ? rnd(300) : 0;
     world.mix.empty = rnd(200);
+    world.config.program = "0.0 of the simulation";
     world.config.grace = chance(700) ? 30 : rnd(10);
     world.config.max_conns = chance(100) ? 1 + rnd(8) : 1000;
     if (chance(200)) {

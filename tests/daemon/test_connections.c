@@ -173,8 +173,8 @@ START_TEST(verbose_log)
     send_all(server, "answer", 6);
     expect_bytes(client, "answer");
     daemon_wait(pair.host, " verbose ch0: s: connection [0-9]+ from %s$", from);
-    daemon_wait(pair.guest, " verbose ch0: s: connection [0-9]+ to %s$",
-                w.target);
+    daemon_wait(pair.guest, " verbose ch0: s: connection [0-9]+ to %s for "
+                "%s$", w.target, from);
     if (_i) {
         close_reset(client);
         expect_reset(server);

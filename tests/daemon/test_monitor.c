@@ -155,9 +155,10 @@ static const struct {
     { "status", "status version pid age channels up forwards conns log" },
     { "channels", "channel id state spec session_us in_bytes out_bytes "
       "in_packets out_packets rtt_us rate in_flight limit resyncs reconnects "
-      "last_error last_error_us" },
-    { "oforwards", "oforward channel service spec listening" },
+      "last_error last_error_us protocol peer" },
+    { "oforwards", "oforward channel service spec offered listening" },
     { "iforwards", "iforward channel service spec" },
+    { "services", "service channel service offered" },
     { "conns", "conn id service from to in out age_us idle_us sent_bytes "
       "received_bytes credit waiting" },
     { "stats", "stats channel conns max_conns memory max_memory "
@@ -220,7 +221,8 @@ START_TEST(documented_keys)
     for (int i = 0; i < COUNT_OF(keys); i++) {
         for (int k = 0; k < 2; k++) {
             bool other = strcmp(keys[i].info, k ? "oforwards" :
-                                "iforwards") == 0;
+                                "iforwards") == 0 ||
+                         (k && strcmp(keys[i].info, "services") == 0);
 
             if (!other) {
                 flow(&s);
@@ -612,8 +614,9 @@ START_TEST(tables)
     expect_eof(fds[2][0]);
     for (int k = 0; k < 2; k++) {
         check_table(monitor_ask(s.mon[k], "info channels"), 10, 2);
-        check_table(monitor_ask(s.mon[k], "info oforwards"), 3, k ? 0 : 4);
+        check_table(monitor_ask(s.mon[k], "info oforwards"), 4, k ? 0 : 4);
         check_table(monitor_ask(s.mon[k], "info iforwards"), 3, k ? 4 : 0);
+        check_table(monitor_ask(s.mon[k], "info services"), 3, k ? 0 : 4);
         check_table(monitor_ask(s.mon[k], "info conns"), 10, 6);
         check_table(monitor_ask(s.mon[k], "info stats"), 3, 2);
         ck_assert(strchr(monitor_ask(s.mon[k], "info status"), '\n'));

@@ -168,6 +168,7 @@ static void rig_new(Rig *r, const uint8_t *data, size_t len)
         .max_conns = how & 2 ? 2 : MAX_CONNS,
         .max_half_open = how & 4 ? 1 : MAX_CONNS,
         .max_opens = how & 8 ? 3 : 1000,
+        .program = how & 32 ? "fuzz" : NULL,
     };
     if (how & 16) {
         memcpy(r->config.key.bytes, key, sizeof(key));

@@ -651,6 +651,60 @@ static void reads_nothing(Rogue *r)
     sleep_ms(20);
 }
 
+/* services() - queue a list of @n services, whose names are @seed's */
+static void services(Rogue *r, int flags, unsigned seed, int n)
+{
+    uint8_t msg[16384] = { VP_MSG_SERVICES, (uint8_t)flags };
+    size_t len = 2;
+
+    for (int i = 0; i < n && len + 33 <= sizeof(msg); i++) {
+        msg[len] = (uint8_t)snprintf((char *)msg + len + 1, 33, "ou-%u-%d",
+                                     seed, i);
+        len += 1u + msg[len];
+    }
+    rogue_put(r, VP_PKT_CONTROL, 0, 0, msg, len);
+}
+
+/* Services without end */
+static void endless_offer(Rogue *r)
+{
+    static unsigned seed;
+
+    services(r, 0, seed++, 1000);
+    rogue_flush(r, 100);
+}
+
+/* Whole lists, each unlike the one before */
+static void flapping_offer(Rogue *r)
+{
+    static unsigned seed;
+
+    for (int i = 0; i < 50; i++) {
+        services(r, VP_SERVICES_BEGIN | VP_SERVICES_END, seed++, i % 40);
+    }
+    rogue_flush(r, 100);
+}
+
+static void bad_offer(Rogue *r)
+{
+    static const uint8_t msg[] = { VP_MSG_SERVICES, 3, 4, 'a', '\n', 27, 'b' };
+
+    rogue_put(r, VP_PKT_CONTROL, 0, 0, msg, sizeof(msg));
+    rogue_flush(r, 100);
+}
+
+/* Messages of a later version, as long as can be */
+static void later_messages(Rogue *r)
+{
+    static uint8_t msg[VP_PKT_DATA_LEN];
+
+    for (int i = VP_MSG_PROGRAM + 1; i < 256; i++) {
+        msg[0] = (uint8_t)i;
+        rogue_put(r, VP_PKT_CONTROL, 0, id++, msg, sizeof(msg));
+        rogue_flush(r, 100);
+    }
+}
+
 /* More who say hello on the same channel */
 static void others(Rogue *r)
 {
@@ -712,6 +766,10 @@ static const struct {
     { "no credit", no_credit, GOES_ON, false },
     { "reads nothing", reads_nothing, REFUSED, true },
     { "others on the same channel", others, GOES_ON, false },
+    { "services without end", endless_offer, GOES_ON, false },
+    { "services that come and go", flapping_offer, GOES_ON, false },
+    { "a service with a bad name", bad_offer, ENDS, false },
+    { "messages of a later version", later_messages, GOES_ON, false },
 };
 
 #define ATTACKS (COUNT_OF(attacks))

@@ -757,7 +757,7 @@ START_TEST(late_echo)
     rig_free(&r);
 
     rig_new(&r, &rig_config);
-    r.tcp = true;
+    r.tcp = !same; /* what is sent names the client, too */
     peer_session(&r);
     if (service != NULL) {
         client = rig_client(&r, service);
