@@ -36,6 +36,7 @@
 #include "virtproxy.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -1065,7 +1066,7 @@ static const Option options[] = {
       .help = "the channel to the other qemu-vp; again for further ones\n"
       "          unix-connect:PATH:-       unix-listen:PATH:-\n"
       "          tcp-connect:HOST:PORT     tcp-listen:HOST:PORT\n"
-      "          virtserial-open:DEVICE:-  isaserial-open:DEVICE:BAUD ('-': "
+      "          virtserial-open:PORT:-  isaserial-open:DEVICE:BAUD ('-': "
       "115200)\n"
       "          fd:NUMBER:-               an inherited descriptor" },
     { "oforward", 'o', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
@@ -3064,20 +3065,20 @@ static void open_serial(Channel *ch)
  * The one to read is opened first and stays open, because the other can only
  * be opened once the other side reads.
  */
-static void open_fifos(Channel *ch)
+static void open_fifos(Channel *ch, const char *port)
 {
     char path[VALUE_MAX + 5];
     int wfd;
 
     if (ch->fifo < 0) {
-        snprintf(path, sizeof(path), "%s.in", ch->spec.addr);
+        snprintf(path, sizeof(path), "%s.in", port);
         ch->fifo = open(path, O_RDONLY | O_NONBLOCK);
         if (ch->fifo < 0) {
-            channel_retry(ch, ch->spec.addr, errno);
+            channel_retry(ch, port, errno);
             return;
         }
     }
-    snprintf(path, sizeof(path), "%s.out", ch->spec.addr);
+    snprintf(path, sizeof(path), "%s.out", port);
     wfd = open(path, O_WRONLY | O_NONBLOCK);
     if (wfd < 0) {
         channel_retry(ch, path, errno);
@@ -3087,17 +3088,64 @@ static void open_fifos(Channel *ch)
     ch->fifo = -1;
 }
 
+#define PORTS "/sys/class/virtio-ports"
+
 /*
- * open_port() - a virtio-serial port
+ * port_find() - the device of the virtio-serial port that QEMU names @name
+ *
+ * Only udev makes /dev/virtio-ports; the kernel tells the names without it.
+ * Returns 0 or an errno value.
+ */
+static int port_find(const char *name, char *path, size_t size)
+{
+    DIR *ports = opendir(PORTS);
+    const struct dirent *entry;
+    char file[sizeof(PORTS "//name") + NAME_MAX], line[VALUE_MAX + 2];
+    bool found = false;
+
+    while (ports != NULL && !found && (entry = readdir(ports)) != NULL) {
+        FILE *f;
+
+        snprintf(file, sizeof(file), PORTS "/%s/name", entry->d_name);
+        f = fopen(file, "r");
+        if (f == NULL) {
+            continue;
+        }
+        if (fgets(line, sizeof(line), f) != NULL) {
+            line[strcspn(line, "\n")] = '\0';
+            found = strcmp(line, name) == 0;
+            snprintf(path, size, "/dev/%s", entry->d_name);
+        }
+        fclose(f);
+    }
+    if (ports != NULL) {
+        closedir(ports);
+    }
+    return found ? 0 : ENODEV;
+}
+
+/*
+ * open_port() - a virtio-serial port, by its path or its name
  *
  * Some are ttys: a virtio console's, and on FreeBSD all of them.
  */
 static void open_port(Channel *ch)
 {
     const char *path = ch->spec.addr;
-    int fd = device_open(ch, path), err = fd < 0 ? errno : 0;
     VPChannelKind kind = VP_CHN_VIRTSERIAL;
+    char found[sizeof("/dev/") + NAME_MAX];
+    int fd, err;
 
+    if (strchr(path, '/') == NULL) {
+        err = port_find(path, found, sizeof(found));
+        if (err != 0) {
+            channel_retry(ch, path, err);
+            return;
+        }
+        path = found;
+    }
+    fd = device_open(ch, path);
+    err = fd < 0 ? errno : 0;
     if (err == 0 && isatty(fd)) {
         kind = VP_CHN_TTY;
         err = tty_take(fd, B0, &ch->tty);
@@ -3105,7 +3153,7 @@ static void open_port(Channel *ch)
     if (err == 0) {
         channel_opened(ch, fd, fd, kind);
     } else if (fd < 0 && err == ENOENT) {
-        open_fifos(ch);
+        open_fifos(ch, path);
     } else {
         device_close(ch, fd);
         channel_retry(ch, path, err);

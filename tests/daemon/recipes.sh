@@ -102,6 +102,15 @@ config() {
     echo oforward ssh:127.0.0.1:9022 >>"$1"
 }
 
+# ports() - the kernel's names of virtio-serial ports, and such a port
+ports() {
+    mount -n -t tmpfs world /sys/class
+    mkdir -p /sys/class/virtio-ports/vport0p1 /sys/class/virtio-ports/vport1p1
+    echo other >/sys/class/virtio-ports/vport0p1/name
+    echo qemu-vp.0 >/sys/class/virtio-ports/vport1p1/name
+    mkfifo /dev/vport1p1.in /dev/vport1p1.out
+}
+
 # qemu() - a script that plays QEMU: joins its chardev to the guest's device
 qemu() {
     cat >/usr/local/bin/qemu-system-x86_64 <<'END'
@@ -111,7 +120,9 @@ for arg; do
     case $arg in
     socket,* | pipe,*) chardev=$arg ;;
     virtserialport,*)
-        port=/dev/virtio-ports/$(option "$arg" name)
+        [ "$(cat /sys/class/virtio-ports/vport1p1/name)" = \
+            "$(option "$arg" name)" ] || exit 1
+        port=/dev/vport1p1
         device="OPEN:$port.out,rdonly!!OPEN:$port.in,wronly" ;;
     isa-serial,*)
         device=PTY,link=/dev/ttyS$(option "$arg" index),raw,echo=0,wait-slave ;;
@@ -128,8 +139,8 @@ pipe,*)
 esac
 END
     chmod 755 /usr/local/bin/qemu-system-x86_64
-    mkdir -p /run/vm1 /dev/virtio-ports
-    mkfifo /dev/virtio-ports/qemu-vp.0.in /dev/virtio-ports/qemu-vp.0.out
+    mkdir -p /run/vm1
+    ports
 }
 
 # check_init() - start, stop and the rest by an init script: "$@ start"
@@ -218,14 +229,14 @@ recipe_openrc() {
 # busybox init, as process 1 of a guest: it starts qemu-vp, and starts it again
 recipe_busybox() {
     put 'busybox init:' /etc/inittab
-    mkfifo /dev/vport1p1.in /dev/vport1p1.out
+    ports
     ln -s vport1p1.in /dev/host.out
     ln -s vport1p1.out /dev/host.in
     guest_service
     unshare -p -f --kill-child busybox init </dev/null &
     qemu-vp -c virtserial-open:/dev/host:- -o ssh:127.0.0.1:9022 &
     until_ok echoes 9022
-    pid=$(pgrep -f '^/usr/local/bin/qemu-vp -c virtserial-open:/dev/vport1p1')
+    pid=$(pgrep -f '^/usr/local/bin/qemu-vp -c virtserial-open:qemu-vp.0')
     kill -9 "$pid"
     until_ok echoes 9022
     not kill -0 "$pid" 2>/dev/null || fail 'it outlives SIGKILL'
@@ -346,7 +357,7 @@ recipe_virtio() {
     qemu
     guest_service
     start 'A virtio-serial channel'
-    start 'Guest (where udev'
+    start Guest:
     until_ok echoes 9022
 }
 
@@ -368,7 +379,7 @@ recipe_reconnect() {
     qemu
     guest_service
     start 'QEMU as the connecting side'
-    start 'Guest (where udev'
+    start Guest:
     until_ok echoes 9022
 }
 
@@ -404,7 +415,7 @@ recipe_ssh() {
     "$(PATH=$PATH:/usr/sbin:/sbin command -v sshd)" -D -e &
     qemu
     start 'A virtio-serial channel'
-    start 'Guest (where udev'
+    start Guest:
     until_ok ssh -o BatchMode=yes vm1 true
     status=0
     said=$(echo hello | ssh -o BatchMode=yes vm1 'cat; exit 3') || status=$?

@@ -194,7 +194,7 @@ channel() {
     host_channel=unix-connect:$D/$kind.sock:-
     case $kind in
     virtio)
-        guest_channel=virtserial-open:${device[virtio]}:-
+        guest_channel=virtserial-open:virtio:-
         big=67108864 mid=33554432 small=2000000
         ;;
     isa)
