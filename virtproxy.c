@@ -113,7 +113,8 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __x86_64__
+#if defined(__GNUC__) && defined(__x86_64__)
+#define VP_VECTORS /* gcc's and clang's, for the check */
 #include <immintrin.h>
 #endif
 
@@ -1991,9 +1992,9 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  *   36  delay       32  the sender's clock when the newest packet it received
  *                       came, less that packet's "time"; 0: none came yet
  *
- * "delay" is how long the other direction takes, plus the difference of the two
- * clocks, which stays as it is: so changes of it are true.  All of it is
- * modulo 2^32; HELLO has 0 for both.
+ * "delay" is how long a packet of the other direction took, plus the difference
+ * of the two clocks; as that stays the same, changes of "delay" are the other
+ * direction's.  Both fields are modulo 2^32, and 0 in HELLO.
  *
  * The check finds damage of any pattern, as it depends on a key that damage
  * doesn't know; it is of the kind of NH (in UMAC, RFC 4418).  A word is 8
@@ -2191,17 +2192,17 @@ enum {
 #define VP_CHECK_BLOCK (8u * VP_CHECK_WORDS)
 #define VP_CHECK_STEP 0x9e3779b97f4a7c15ull
 
-/* What the check of headers depends on: four words of them, and the check's */
+/* Key of the checks of headers: for each word covered one, and one to add */
 typedef struct VPHeaderKey {
     uint64_t word[5];
 } VPHeaderKey;
 
-/* What the check of payloads depends on */
+/* Key of the checks of payloads; its alignment spares sum_sse2() instructions */
 typedef struct VPPayloadKey {
-    _Alignas(16) uint64_t word[VP_CHECK_WORDS]; /* spares sum_sse2() loads */
+    _Alignas(16) uint64_t word[VP_CHECK_WORDS];
 } VPPayloadKey;
 
-/* Of HELLOs: the words that VP_MAGIC seeds, as header_key() has them */
+/* Of HELLOs: what header_key() makes of VP_MAGIC */
 static const VPHeaderKey hello_key = { {
     0xe1a9b9543ca4e072, 0xbb96f0cac18a143b, 0xc43c8d67fd4538c7,
     0x98dc65450c3c3203, 0x16fd57aa993c1dbc,
@@ -2256,7 +2257,7 @@ static uint64_t sum_words(const uint64_t *key, const uint8_t *p, size_t len)
     return sum;
 }
 
-#ifdef __x86_64__
+#ifdef VP_VECTORS
 #define VP_SUM_STEP 64 /* bytes that sum_sse2() and sum_avx2() take at a time */
 
 typedef uint64_t VPWords2 __attribute__((vector_size(16)));
@@ -2317,7 +2318,7 @@ static uint64_t sum_block(const uint64_t *key, const uint8_t *p, size_t len)
 {
     uint64_t sum = 0;
 
-#ifdef __x86_64__
+#ifdef VP_VECTORS
     size_t part = len - len % VP_SUM_STEP;
 
     if (part > 0) {

@@ -115,7 +115,8 @@ static void log_check(VPLogLevel level, const char *line, Machine *m)
          world.config.max_conns >= SIM_SOCKS)) {
         sim_fail("the engine says: %s", line);
     }
-    if (strstr(line, "no channel for")) {
+    if (strstr(line, "no channel for") ||
+        strstr(line, "no session, and --grace")) {
         if (world.kind[m->index] == VP_CHN_SOCKET &&
             strstr(line, "session ended") &&
             (m->channel >= 0 || m->down_before + machine_now(m) -

@@ -1122,11 +1122,11 @@ START_TEST(times)
 {
     static const uint32_t aheads[] = { 0, 1000000000, INT32_MAX, UINT32_MAX };
     static Rig r;
-    int client;
+    int client[1 + COUNT_OF(aheads)];
 
     rig_new(&r, &rig_config);
     peer_session(&r);
-    client = rig_client(&r, "a");
+    client[0] = rig_client(&r, "a");
     peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
     ck_assert(close_to((uint32_t)box.now, r.peer.pkt.time));
     ck_assert_uint_eq(r.peer.pkt.delay, 0); /* nothing came but HELLOs */
@@ -1141,12 +1141,14 @@ START_TEST(times)
         ck_assert(close_to((uint32_t)box.now, r.peer.pkt.time));
         ck_assert(close_to(r.peer.pkt.delay, delay));
         box_run(r.loop, 3 * MS);
-        rig_client(&r, "b"); /* and when it came */
+        client[i + 1] = rig_client(&r, "b"); /* and when it came */
         ck_assert_int_eq(peer_next(&r), VP_PKT_CONTROL);
         ck_assert(close_to((uint32_t)box.now, r.peer.pkt.time));
         ck_assert(close_to(r.peer.pkt.delay, delay));
     }
-    close(client);
+    for (int i = 0; i < COUNT_OF(client); i++) {
+        close(client[i]);
+    }
     rig_free(&r);
 }
 END_TEST
