@@ -398,8 +398,8 @@ static int app_write(Machine *m, Sock *s)
     } else if (left > room) {
         left = room > 0 ? room : 1; /* no more than can be taken is made up */
     }
-    branch_fill(a->number, b, a->sent, data, left);
-    n = sock_write(s, 1, data, left);
+    branch_fill(a->number, b, a->sent, data, (size_t)left);
+    n = sock_write(s, 1, data, (size_t)left);
     if (n == -EAGAIN) {
         return 0;
     }

@@ -85,7 +85,7 @@ void exchange_record(Exchange *x, Channel channel)
         x->length[d] = world.offset[d];
         ck_assert_uint_gt(x->length[d], 4096 + 1024);
         ck_assert_uint_le(x->length[d], world.history[d].len);
-        x->bytes[d] = malloc(x->length[d]);
+        x->bytes[d] = malloc((size_t)x->length[d]);
         ck_assert_ptr_nonnull(x->bytes[d]);
         buf_get(&world.history[d], x->bytes[d], (uint32_t)x->length[d]);
     }

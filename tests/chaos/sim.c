@@ -495,7 +495,7 @@ ssize_t sock_read(Sock *s, int end, void *data, size_t len)
     int err = s->err[end];
 
     if (s->rx[end].len > 0) {
-        return buf_get(&s->rx[end], data, (uint32_t)len);
+        return (ssize_t)buf_get(&s->rx[end], data, (uint32_t)len);
     }
     if (s->fin[end]) {
         return 0; /* even if a reset came after it */

@@ -362,7 +362,8 @@ ssize_t wire_read(const File *f, void *data, size_t len)
 
             len = len < most ? len : most;
         }
-        return buf_get(&l->in, data, world.one_byte ? 1 : (uint32_t)len);
+        return (ssize_t)buf_get(&l->in, data,
+                                world.one_byte ? 1 : (uint32_t)len);
     }
     err = w->err[f->end];
     w->err[f->end] = 0;

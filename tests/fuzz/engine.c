@@ -428,7 +428,7 @@ static void do_data(Rig *r)
     size_t len = in_len(&r->in);
 
     if (how & 2 && c.there) { /* all of its credit, or one more */
-        len = c.rx_limit - c.rx_count + !!(how & 4);
+        len = (size_t)(c.rx_limit - c.rx_count) + !!(how & 4);
     }
     peer_packet(r, how & 1 ? VP_PKT_SERVER : VP_PKT_CLIENT, VP_FLAG_ACK_NOW,
                 id, pattern, MIN(len, (size_t)VP_PKT_DATA_LEN), how & 64);

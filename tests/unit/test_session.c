@@ -276,9 +276,10 @@ enum { FLIP, DROP, DOUBLE, RECONNECT };
 /* line_damage() - once, at byte harm.at of one direction */
 static void line_damage(Pair *p, int from, uint8_t *data, size_t *len)
 {
-    uint64_t at = harm.at - p->end[from].moved;
+    uint64_t before = p->end[from].moved;
+    size_t at = (size_t)(harm.at - before);
 
-    if (from != harm.from || harm.at < p->end[from].moved || at >= *len) {
+    if (from != harm.from || harm.at < before || harm.at - before >= *len) {
         return;
     }
     switch (harm.how) {
