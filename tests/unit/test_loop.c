@@ -3,6 +3,7 @@
  * test_loop.c - descriptors and timers
  */
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include "tests/lib/rig.h"
 
@@ -272,6 +273,28 @@ START_TEST(wanted_events)
 END_TEST
 
 /* Numbers beyond FD_SETSIZE, and beyond what the maps had room for */
+/*
+ * takes_high() - does select() take descriptors beyond FD_SETSIZE?
+ *
+ * qemu-user dies of it, so a child asks.
+ */
+static bool takes_high(void)
+{
+    static unsigned long none[10000 / CHAR_BIT / sizeof(unsigned long) + 1];
+    struct timeval zero = { 0, 0 };
+    int status = 0;
+    pid_t pid = fork();
+
+    ck_assert(pid >= 0);
+    if (pid == 0) {
+        _exit(select(10000, (fd_set *)none, NULL, NULL, &zero) != 0);
+    }
+    ck_assert(waitpid(pid, &status, 0) == pid);
+    return status == 0;
+}
+
+#define TAKES_HIGH "select() beyond FD_SETSIZE"
+
 START_TEST(high_numbers)
 {
     static const int high[] = { 1023, 1024, 1025, 1500, 4095, 4096, 9000 };
@@ -280,6 +303,9 @@ START_TEST(high_numbers)
     struct rlimit lim;
     int fd[2], n = 0;
 
+    if (!takes_high()) {
+        PASS_OVER(TAKES_HIGH);
+    }
     getrlimit(RLIMIT_NOFILE, &lim);
     lim.rlim_cur = lim.rlim_max;
     setrlimit(RLIMIT_NOFILE, &lim);
@@ -448,6 +474,9 @@ START_TEST(maps_grow_in_handler)
     Calls c[2] = { { .then = watch_high }, { 0 } }, last = { 0 };
     int a[2], b[2];
 
+    if (high_fds[_i] >= FD_SETSIZE && !takes_high()) {
+        PASS_OVER(TAKES_HIGH);
+    }
     c[0].arg[0] = high_fds[_i];
     fd_pair(a);
     fd_pair(b);
