@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tests/lib/channel.h"
@@ -328,30 +329,36 @@ START_TEST(send_and_close)
 }
 END_TEST
 
+/* reset_one() - a connection that the server or the client resets */
+static void reset_one(const char *where, int listener, bool by_server,
+                      bool busy)
+{
+    char buf[1000] = "";
+    int fds[2];
+
+    fds[0] = dial(where, true);
+    fds[1] = accept_one(listener);
+    send_all(fds[0], "a", 1);
+    expect_bytes(fds[1], "a");
+    send_all(fds[1], "b", 1);
+    expect_bytes(fds[0], "b");
+    if (busy) {
+        send_all(fds[!by_server], buf, sizeof(buf));
+        send_all(fds[by_server], buf, sizeof(buf));
+    }
+    close_reset(fds[by_server]);
+    expect_reset(fds[!by_server]);
+    close(fds[!by_server]);
+}
+
 /* A reset by one side is a reset for the other, idle or with data behind. */
 START_TEST(reset)
 {
-    const bool by_server = _i & 1;
-    const bool busy = _i & 2;
     Wire w;
-    int fds[2];
-    char buf[1000] = "";
 
     wire_start(&w);
     for (int round = 0; round < 5; round++) {
-        fds[0] = dial(w.where, true);
-        fds[1] = accept_one(w.listener);
-        send_all(fds[0], "a", 1);
-        expect_bytes(fds[1], "a");
-        send_all(fds[1], "b", 1);
-        expect_bytes(fds[0], "b");
-        if (busy) {
-            send_all(fds[!by_server], buf, sizeof(buf));
-            send_all(fds[by_server], buf, sizeof(buf));
-        }
-        close_reset(fds[by_server]);
-        expect_reset(fds[!by_server]);
-        close(fds[!by_server]);
+        reset_one(w.where, w.listener, _i & 1, _i & 2);
     }
     check_works(&w);
 }
@@ -771,6 +778,50 @@ START_TEST(bulk_both_ways)
 }
 END_TEST
 
+static bool some_moved(const Traffic *t)
+{
+    return traffic_moved(t) > 4 * MIB;
+}
+
+/*
+ * What a channel is for, with a key, and with a cut in the middle.  The guest's
+ * program may be one of another machine (tests/cross).
+ */
+START_TEST(interop)
+{
+    char target[TEXT_LEN], option[2][2 * TEXT_LEN], path[PATH_LEN];
+    int listener = listen_any(target);
+    Traffic t;
+    Pair pair;
+    const char *where;
+
+    file_path(path, "key");
+    file_write(path, "key that both of them have", 26);
+    ck_assert(chmod(path, 0600) == 0);
+    traffic_init(&t);
+    text_format(option[0], sizeof(option[0]), "-k %s -o s:127.0.0.1:0 "
+                "-o t:127.0.0.1:0", path);
+    text_format(option[1], sizeof(option[1]), "-k %s -i s:%s -i t:%s", path,
+                target, traffic_listen(&t));
+    pair_start(&pair, CHANNEL_CABLE, option[0], option[1]);
+    where = daemon_listens(pair.host, "t");
+    for (uint64_t i = 0; i < 200; i++) {
+        traffic_add(&t, where, 0, i * 499, 100000 - i * 499);
+    }
+    traffic_add(&t, where, 0, 8 * MIB, 8 * MIB);
+    ck_assert(traffic_run(&t, some_moved, WAIT_MS));
+    relay_tell(&pair.channel.relay, RELAY_CUT);
+    finish(&t);
+    traffic_free(&t);
+    ck_assert(daemon_saw(pair.host, "session resumed"));
+    where = daemon_listens(pair.host, "s");
+    for (int i = 0; i < 2; i++) {
+        half_close(where, listener, i);
+        reset_one(where, listener, i, true);
+    }
+}
+END_TEST
+
 /* cost_of_flow() - the CPU time that both daemons use for one, us */
 static int64_t cost_of_flow(Traffic *t, const Pair *p, const char *where)
 {
@@ -984,6 +1035,7 @@ int main(void)
     SUITE_ADD(s, churn);
     SUITE_ROWS(s, bulk_both_ways, bulk_kinds);
     SUITE_ADD(s, stuck_kernel);
+    SUITE_ADD(s, interop);
     SUITE_ADD(s, stuck_clients);
     SUITE_ADD(s, stuck_servers);
     SUITE_ROWS(s, stalled_channel, stalls);

@@ -261,6 +261,7 @@ Daemon *daemon_start_args(const StartOptions *o, const char *name,
                           const char *const args[])
 {
     char *argv[MAX_ARGS] = { vp_program };
+    char *guests = getenv("QEMU_VP_GUEST");
     char copy[PATH_LEN];
     Daemon *d;
 
@@ -276,7 +277,9 @@ Daemon *daemon_start_args(const StartOptions *o, const char *name,
     }
 
     file_write(d->log, "", 0);
-    if (o->nobody) {            /* because nobody can't read the tree */
+    if (guests && strcmp(name, "guest") == 0) {
+        argv[0] = guests;
+    } else if (o->nobody) {     /* because nobody can't read the tree */
         file_path(copy, "qemu-vp");
         command_wait(command_start("copy", "cp %s %s", vp_program, copy));
         argv[0] = copy;
