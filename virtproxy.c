@@ -4265,7 +4265,7 @@ static void link_looked(VPLink *l, size_t bytes)
 /* link_handle_hello() - @h was read from @p */
 static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
 {
-    char text[128];
+    char text[160];
     const char *wrong = link_unfit(l, h, text, sizeof(text));
 
     if (wrong != NULL) {
@@ -7505,7 +7505,7 @@ static bool candidate_hello(VPCandidate *k)
 {
     VPDriver *drv = k->drv;
     const char *wrong;
-    char text[128];
+    char text[160];
     VPHello h;
     int len = wire_get_hello(k->buf, k->len, &h);
 
