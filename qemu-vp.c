@@ -1878,6 +1878,8 @@ typedef struct Lookup {
     bool waits;          /* for its turn */
     pid_t pid;           /* of the child; 0: there is none */
     int fd;              /* the child writes its Answer to the other end */
+    Answer *answer;      /* as much of it as came; NULL: there is no child */
+    size_t got;          /* bytes of that */
     uint64_t at;         /* when it was begun, us */
     Spec *spec;          /* keeps the addresses */
     bool changed;        /* the last answer was another than the one before */
@@ -1929,6 +1931,8 @@ static void lookup_cancel(Lookup *l)
         kill(l->pid, SIGKILL);
         waitpid(l->pid, NULL, 0);
         l->pid = 0;
+        free(l->answer);
+        l->answer = NULL;
         lookups_out--;
         vp_timer_start(loop, &lookups_timer, 0, lookups_begin, NULL);
     }
@@ -1965,14 +1969,19 @@ static void lookup_ready(void *opaque, int fd, int events)
 {
     Lookup *l = opaque;
     Answer answer;
-    /* it comes whole, because it is shorter than PIPE_BUF */
-    ssize_t n = read(fd, &answer, sizeof(answer));
+    ssize_t n = read(fd, (char *)l->answer + l->got, sizeof(answer) - l->got);
 
     (void)events;
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
         return;
     }
-    if (n != (ssize_t)sizeof(answer)) {
+    if (n > 0) {
+        l->got += (size_t)n;
+        if (l->got < sizeof(answer)) {
+            return; /* because a pipe may pass less at once */
+        }
+        answer = *l->answer;
+    } else {
         answer.naddrs = -abs(EAI_FAIL);
     }
     lookup_cancel(l);
@@ -1987,8 +1996,11 @@ static int lookup_fork(Lookup *l)
     if (pipe(fds) < 0) {
         return errno;
     }
-    err = fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0
-          ? errno : -vp_watch(loop, fds[0], lookup_ready, l);
+    l->got = 0;
+    l->answer = malloc(sizeof(*l->answer));
+    err = l->answer == NULL ? ENOMEM
+          : fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0 ? errno
+          : -vp_watch(loop, fds[0], lookup_ready, l);
     if (err == 0) {
         l->pid = fork();
         if (l->pid == 0) {
@@ -2002,6 +2014,8 @@ static int lookup_fork(Lookup *l)
     }
     close(fds[1]);
     if (err != 0) {
+        free(l->answer);
+        l->answer = NULL;
         close(fds[0]);
         return err;
     }

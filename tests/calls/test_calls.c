@@ -40,6 +40,15 @@ static int fails(const char *call)
     return 1;
 }
 
+/* read_part() - once "part" has failed each gives a byte, as a pipe may */
+static ssize_t read_part(int fd, void *buf, size_t len)
+{
+    static int part;
+
+    part |= fails("part");
+    return read(fd, buf, part ? 1 : len);
+}
+
 #define main program_main
 #define socket(...) (fails("socket") ? -1 : socket(__VA_ARGS__))
 #define bind(...) (fails("bind") ? -1 : bind(__VA_ARGS__))
@@ -47,7 +56,7 @@ static int fails(const char *call)
 #define fcntl(...) (fails("fcntl") ? -1 : fcntl(__VA_ARGS__))
 #define pipe(fds) (fails("pipe") ? -1 : pipe(fds))
 #define fork() (fails("fork") ? -1 : fork())
-#define read(...) (fails("read") ? -1 : read(__VA_ARGS__))
+#define read(...) (fails("read") ? -1 : read_part(__VA_ARGS__))
 #define write(...) (fails("write") ? -1 : write(__VA_ARGS__))
 #define malloc(size) (fails("memory") ? NULL : malloc(size))
 #define calloc(n, size) (fails("memory") ? NULL : calloc(n, size))
@@ -91,7 +100,7 @@ static const struct {
     { "socket", EMFILE, 4 }, { "bind", EADDRINUSE, 3 },
     { "listen", EADDRINUSE, 3 }, { "fcntl", ENOMEM, 10 },
     { "pipe", EMFILE, 2 }, { "fork", EAGAIN, 1 }, { "read", EINTR, 3 },
-    { "read", EIO, 3 }, { "write", EAGAIN, 3 }, { "write", EPIPE, 3 },
+    { "read", EIO, 3 }, { "part", 0, 1 }, { "write", EAGAIN, 3 }, { "write", EPIPE, 3 },
     { "memory", ENOMEM, 14 }, { "random", ENOENT, 1 },
 };
 
