@@ -104,7 +104,7 @@
 #include <sys/epoll.h>
 #endif
 #include <sys/ioctl.h>
-#ifdef __linux__
+#ifdef HAVE_GETRANDOM
 #include <sys/random.h>
 #endif
 #include <sys/select.h>
@@ -215,7 +215,7 @@ static bool random_draw(uint64_t *r)
 {
     static int fd = -1; /* kept: later there may be no descriptor left */
 
-#ifdef __linux__
+#ifdef HAVE_GETRANDOM
     /* early in a boot it may have to wait, which we never do */
     if (getrandom(r, sizeof(*r), GRND_NONBLOCK) == (ssize_t)sizeof(*r)) {
         return true;
