@@ -508,16 +508,18 @@ START_TEST(version)
 }
 END_TEST
 
-/* A listener's address that can't be had: status 1, address and reason. */
-static void expect_taken(const char *args, const char *where, int error)
+/*
+ * expect_taken() - a listener's address that can't be had: status 1
+ * @why:  ERE of what is said beside the address; NULL: anything
+ */
+static void expect_taken(const char *args, const char *where, const char *why)
 {
     Daemon *d = daemon_start("taken", "%s", args);
     int status = daemon_exit(d);
 
     ck_assert_msg(status == 1, "%s: exit status %d", args, status);
     ck_assert_msg(says(d, where), "%s: address not named", args);
-    ck_assert_msg(error == 0 || says(d, strerror(error)),
-                  "%s: no '%s'", args, strerror(error));
+    ck_assert_msg(why == NULL || daemon_saw(d, why), "%s: no '%s'", args, why);
 }
 
 START_TEST(address_in_use)
@@ -526,17 +528,17 @@ START_TEST(address_in_use)
     int fd = listen_any(where);
 
     text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s", where);
-    expect_taken(args, where, EADDRINUSE);
+    expect_taken(args, where, IN_USE);
     text_format(args, sizeof(args), "-c tcp-listen:%s", where);
-    expect_taken(args, where, EADDRINUSE);
+    expect_taken(args, where, IN_USE);
     close(fd);
 
     file_path(path, "live");
     fd = listen_on(path, 5);
     text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s:-", path);
-    expect_taken(args, path, EADDRINUSE);
+    expect_taken(args, path, IN_USE);
     text_format(args, sizeof(args), "-c unix-listen:%s:-", path);
-    expect_taken(args, path, EADDRINUSE);
+    expect_taken(args, path, IN_USE);
     set_nonblocking(fd);
     ck_assert_msg(accept(fd, NULL, NULL) < 0 && errno == EAGAIN,
                   "who listens at %s got a connection", path);
@@ -561,7 +563,7 @@ START_TEST(address_bound)
     ck_assert(bind(fd, (struct sockaddr *)&un, sizeof(un)) == 0);
     text_format(args, sizeof(args), "%s%s%s", options[_i][0], path,
                 options[_i][1]);
-    expect_taken(args, path, EADDRINUSE);
+    expect_taken(args, path, IN_USE);
     ck_assert(access(path, F_OK) == 0);
     close(fd);
 }
@@ -590,7 +592,7 @@ START_TEST(stale_twice)
     fd = listen_on(path, 5);
     close(lock);
     ck_assert_int_eq(daemon_exit(d), 1);
-    ck_assert(says(d, strerror(EADDRINUSE)));
+    ck_assert(daemon_saw(d, IN_USE));
     close(dial(path, true));
     close(fd);
 }
@@ -604,13 +606,12 @@ START_TEST(address_not_here)
 
     daemon_listens(d, "plain");
     ck_assert(daemon_saw(d, "oforward http:192.0.2.1:8080: cannot listen on "
-                         "192.0.2.1:8080: Cannot assign requested address: "
-                         "trying again"));
+                         "192.0.2.1:8080: " NOT_HERE ": trying again"));
     daemon_stop(d);
     expect_taken("-c " CHANNEL " -o http:/nonexistent/dir/socket:-",
-                 "/nonexistent/dir/socket", ENOENT);
+                 "/nonexistent/dir/socket", "No such file");
     expect_taken("-c unix-listen:/nonexistent/dir/socket:-",
-                 "/nonexistent/dir/socket", ENOENT);
+                 "/nonexistent/dir/socket", "No such file");
 }
 END_TEST
 
@@ -623,17 +624,17 @@ START_TEST(not_a_socket)
     file_path(path, "file");
     file_write(path, "mine", 4);
     text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s:-", path);
-    expect_taken(args, path, 0);
+    expect_taken(args, path, NULL);
     text_format(args, sizeof(args), "-c unix-listen:%s:-", path);
-    expect_taken(args, path, 0);
+    expect_taken(args, path, NULL);
     ck_assert(stat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == 4);
 
     file_path(path, "dir");
     ck_assert(mkdir(path, 0700) == 0);
     text_format(args, sizeof(args), "-c " CHANNEL " -o http:%s:-", path);
-    expect_taken(args, path, 0);
+    expect_taken(args, path, NULL);
     text_format(args, sizeof(args), "-c unix-listen:%s:-", path);
-    expect_taken(args, path, 0);
+    expect_taken(args, path, NULL);
     ck_assert(stat(path, &st) == 0 && S_ISDIR(st.st_mode));
 }
 END_TEST
@@ -647,7 +648,7 @@ START_TEST(nothing_left)
     file_path(path, "socket");
     text_format(args, sizeof(args), "-c " CHANNEL " -o a:%s:- -o b:%s", path,
                 where);
-    expect_taken(args, where, EADDRINUSE);
+    expect_taken(args, where, IN_USE);
     ck_assert_msg(access(path, F_OK) < 0, "%s was left", path);
     close(fd);
 }

@@ -109,6 +109,10 @@ Daemon *daemon_adopted(const char *name, pid_t pid, const char *log);
 void daemon_wait(Daemon *d, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* What the C libraries say of EADDRINUSE and of EADDRNOTAVAIL, as EREs */
+#define IN_USE "Address (already )?in use"
+#define NOT_HERE "(Cannot assign requested address|Address not available)"
+
 /* daemon_saw() - whether a line from d->mark on matches */
 bool daemon_saw(const Daemon *d, const char *regex);
 
