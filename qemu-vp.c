@@ -2133,6 +2133,9 @@ static void name_error(const Spec *spec, int rc, Error *err)
  * start, a reload, a client of the monitor.  Later it counts as missing.
  * ====================================================================== */
 
+/* Connections that may wait to be accepted; where less is allowed, less do. */
+#define LISTEN_QUEUE 4096
+
 /* The folder of a stale socket is tried to be locked so often, so far apart. */
 #define LOCK_TRIES 50
 #define LOCK_STEP (20 * MS)
@@ -2323,7 +2326,8 @@ static int listen_at(VPAddr *addr, bool both, const Props *props)
     } else if (rc == 0 &&
                /* before it listens nobody can connect */
                ((family == AF_UNIX && path[0] != '\0' &&
-                 file_rights(path, props) < 0) || listen(fd, SOMAXCONN) < 0)) {
+                 file_rights(path, props) < 0) ||
+                listen(fd, LISTEN_QUEUE) < 0)) {
         rc = errno;
         if (family == AF_UNIX) {
             unlink(path);
