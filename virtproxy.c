@@ -253,6 +253,20 @@ const char *vp_versions(unsigned oldest, unsigned newest, char *buf)
     return buf;
 }
 
+/* Beyond its share one may have so many times what is still free. */
+#define VP_SHARE_EAGER 4
+
+/*
+ * share_allows() - may one that has @has have another, of @room for @parts
+ * @used:  by all of them
+ */
+static bool share_allows(size_t has, size_t room, size_t parts, size_t used)
+{
+    size_t unused = room - MIN(used, room);
+
+    return has < room / MAX(parts, 1) || has < VP_SHARE_EAGER * unused;
+}
+
 bool vp_once(VPOnce *once, uintptr_t what, uint64_t now, uint64_t again)
 {
     bool news = !once->said || what != once->what ||
@@ -380,7 +394,7 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * gives the lowest free number, so a number among the highest tells that all
  * below are in use: these, as many as the program and the channels keep, are
  * never a connection's.  What is left is shared out: a channel may have its
- * equal share, and beyond that VP_FDS_EAGER times as many as are still free.
+ * equal share, and beyond that VP_SHARE_EAGER times as many as are still free.
  * So others use what a quiet channel leaves, never all of it, and give it back
  * as their connections end.
  *
@@ -414,8 +428,6 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 
 /* A channel has one; so has its lookup, a further peer, a FIFO, or a line. */
 #define VP_FDS_CHANNEL 2
-/* Beyond its share a channel may have so many times what is still free. */
-#define VP_FDS_EAGER 4
 
 /* For all addresses of a target. */
 #define VP_CONNECT_TIMEOUT (10 * SECOND)
@@ -804,11 +816,9 @@ static size_t loop_fds_room(const VPLoop *loop)
 /* loop_fds_shared() - may a channel that has @has connections have another? */
 static bool loop_fds_shared(const VPLoop *loop, size_t has)
 {
-    size_t room = loop_fds_room(loop);
-    size_t unused = room - MIN(loop->nconns, room);
-
-    return loop->fds_max == 0 || has < room / MAX(loop->nchannels, 1) ||
-           has < VP_FDS_EAGER * unused;
+    return loop->fds_max == 0 ||
+           share_allows(has, loop_fds_room(loop), loop->nchannels,
+                        loop->nconns);
 }
 
 bool vp_fd_is_kept(const VPLoop *loop, int fd)
@@ -6454,7 +6464,9 @@ static void conns_end(VPConns *cs)
  * Where connections come from and go to: an oforward is a listener whose
  * clients go to a service of the peer's; an iforward is a service of ours, a
  * target that the peer's connections are dialled to.  What the peer opens
- * beyond the limits of VPConfig is refused here.
+ * beyond the limits of VPConfig is refused here.  Of the connections whose
+ * target has not answered each service has its share, so that one whose target
+ * is dead doesn't keep the others from being opened.
  *
  * In each session a side names its services to the other one, and again when
  * they change: in portions, so that nothing waits long behind them.  What the
@@ -6499,6 +6511,7 @@ typedef struct VPOForward {
 typedef struct VPIForward {
     VPNode node;
     VPTarget target;
+    size_t ndials;   /* connections whose target has not answered yet */
     VPUsedHandler *used; /* NULL: the addresses stay what they are */
     void *opaque;
     char service_id[VP_SERVICE_ID_LEN + 1];
@@ -6524,6 +6537,7 @@ typedef struct VPForwards {
     VPNode iforwards;
     VPNode dials;
     size_t ndials;
+    size_t niforwards;
     bool ending;       /* the daemon is: all that the peer opens is refused */
     double opens;      /* connections that the peer may open now */
     uint64_t opens_at; /* when that was so */
@@ -6556,6 +6570,7 @@ static void dial_free(VPDial *d)
     vp_dialer_stop(&d->dialer);
     node_remove(&d->node);
     d->fwds->ndials--;
+    d->iforward->ndials--;
     d->conn->dial = NULL;
     free(d);
 }
@@ -6628,6 +6643,7 @@ static void dial_start(VPForwards *fs, VPConn *c, VPIForward *f,
     d->dialer.opaque = d;
     node_append(&fs->dials, &d->node);
     fs->ndials++;
+    f->ndials++;
     c->dial = d;
     if (f->used != NULL) {
         f->used(f->opaque, false);
@@ -6651,6 +6667,16 @@ static bool forwards_too_fast(VPForwards *fs)
     return false;
 }
 
+/* forwards_half_open() - do too many wait for their targets, or for @f's? */
+static bool forwards_half_open(const VPForwards *fs, const VPIForward *f)
+{
+    size_t most = fs->config->max_half_open;
+
+    return fs->ndials >= most ||
+           (f != NULL &&
+            !share_allows(f->ndials, most, fs->niforwards, fs->ndials));
+}
+
 /* forwards_wanted() - VPConnOps.wanted() */
 static void forwards_wanted(void *up, VPConn *c, const VPOrigin *origin)
 {
@@ -6666,7 +6692,7 @@ static void forwards_wanted(void *up, VPConn *c, const VPOrigin *origin)
         conn_refuse(c, VP_REASON_ENDING);
         return;
     }
-    if (forwards_too_fast(fs) || fs->ndials >= fs->config->max_half_open ||
+    if (forwards_too_fast(fs) || forwards_half_open(fs, f) ||
         conns_count(fs->conns, false, LIFE_OPEN, LIFE_ENDING) > most) {
         reason = VP_REASON_LIMIT;
     } else if (f == NULL) {
@@ -6721,6 +6747,7 @@ static int iforward_set(VPForwards *fs, const char *service_id,
     snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
     node_append(&fs->iforwards, &f->node);
     forwards_tell_anew(fs);
+    fs->niforwards++;
     return 0;
 }
 
@@ -6740,6 +6767,7 @@ static void iforward_free(VPForwards *fs, VPIForward *f)
     }
     node_remove(&f->node);
     forwards_tell_anew(fs);
+    fs->niforwards--;
     vp_target_clear(&f->target);
     free(f);
 }

@@ -1607,6 +1607,34 @@ START_TEST(limit_of_opens)
 }
 END_TEST
 
+/* Of two services one has a dead target: it doesn't take what both may have. */
+START_TEST(half_open_shared)
+{
+    VPConfig config = rig_config;
+    int listener, fd;
+    static Rig r;
+    Busy b;
+
+    config.max_half_open = 10;
+    rig_new(&r, &config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    listener = rig_target(&r, "svc");
+    for (uint32_t i = 0; i < 30; i++) {
+        peer_init(&r, i, "busy", 0);
+    }
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 8);
+    peer_init(&r, 100, "svc", 0);
+    fd = accept(listener, NULL, NULL);
+    ck_assert_int_ge(fd, 0);
+    busy_no_more(&b);
+    close(fd);
+    close(listener);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
 /* Open and reset in a loop, while nothing can be sent: all is bounded. */
 START_TEST(open_and_reset)
 {
@@ -2464,6 +2492,7 @@ int main(void)
     SUITE_LOOP(s, id_guessed, 6);
     SUITE_LOOP(s, limit_of_clients, 2);
     SUITE_LOOP(s, limit_of_opens, 2);
+    SUITE_ADD(s, half_open_shared);
     SUITE_ADD(s, open_and_reset);
     SUITE_LOOP(s, random_peer, 20);
     SUITE_ADD(s, memory_runs_out);
