@@ -443,6 +443,20 @@ static bool log_open(const char *path, Error *err)
     return true;
 }
 
+/* log_check() - say so, while somebody may be at stderr, if there's no log */
+static void log_check(void)
+{
+    int type = SOCK_DGRAM, fd = log_fd < 0 ? log_connect(&type) : -1;
+
+    if (fd >= 0) {
+        close(fd);
+    } else if (log_fd < 0) {
+        fprintf(stderr, "qemu-vp: no syslog at %s: %s: what would be logged is "
+                "lost until there is one; -l FILE logs to a file\n", _PATH_LOG,
+                strerror(errno));
+    }
+}
+
 /* fail() - end with a message on stderr, and in the log if that is another */
 static void fail(int status, const Error *err)
 {
@@ -3318,6 +3332,17 @@ static int channel_listen(void *opaque, int fd)
  */
 static bool inherited[1024];
 
+/* inherited_close() - what nobody uses: others may wait until it is closed */
+static void inherited_close(void)
+{
+    for (int fd = 0; fd < (int)COUNT(inherited); fd++) {
+        if (inherited[fd] && fd > STDERR_FILENO) {
+            close(fd);
+        }
+        inherited[fd] = false;
+    }
+}
+
 /* inherited_find() - before anything is opened */
 static void inherited_find(void)
 {
@@ -3326,10 +3351,18 @@ static void inherited_find(void)
     }
 }
 
-/* null_at() - make the descriptors from @fd to @last ones of /dev/null */
+/* null_open() - what takes a descriptor's number, and no byte of anybody's */
+static int null_open(void)
+{
+    int fd = open("/dev/null", O_RDWR);
+
+    return fd >= 0 ? fd : open("/", O_RDONLY);
+}
+
+/* null_at() - make the descriptors from @fd to @last ones of null_open() */
 static void null_at(int fd, int last)
 {
-    int null = open("/dev/null", O_RDWR);
+    int null = null_open();
 
     for (; null >= 0 && fd <= last; fd++) {
         dup2(null, fd);
@@ -5288,7 +5321,7 @@ static void standard_fds(void)
     int fd;
 
     do {
-        fd = open("/dev/null", O_RDWR);
+        fd = null_open();
     } while (fd >= 0 && fd <= STDERR_FILENO);
     if (fd >= 0) {
         close(fd);
@@ -5330,6 +5363,7 @@ static void daemon_ready(void)
     ssize_t n;
 
     null_at(STDIN_FILENO, STDERR_FILENO);
+    inherited_close();
     n = write(ready_fd, "", 1);
     (void)n; /* because nothing changes for us if the parent was killed */
     close(ready_fd);
@@ -5513,7 +5547,8 @@ static void signals_settle(void)
 static bool signals_start(Error *err)
 {
     static const int caught[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
-    struct sigaction sa = { .sa_handler = on_signal };
+    /* a wait for a child that was killed goes on, else it stays a zombie */
+    struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
     sigset_t none;
     int rc;
 
@@ -5533,6 +5568,50 @@ static bool signals_start(Error *err)
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     return true;
+}
+
+/* ---- as init ---------------------------------------------------------- */
+
+static pid_t init_child; /* the daemon, of which this process is the parent */
+
+static void init_signal(int sig)
+{
+    int saved = errno;
+
+    kill(init_child, sig);
+    errno = saved;
+}
+
+/*
+ * init_split() - as process 1 stay init, and let a child be the daemon
+ *
+ * Else nobody would wait for the orphans that become ours in a container.
+ * Returns in the child only.
+ */
+static void init_split(void)
+{
+    static const int passed[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
+    struct sigaction sa = { .sa_handler = init_signal };
+    sigset_t all, was;
+    int status = 0;
+    pid_t pid;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &was); /* until there is a child to tell */
+    init_child = fork();
+    if (init_child <= 0) {
+        sigprocmask(SIG_SETMASK, &was, NULL);
+        return; /* without a child it is all one */
+    }
+    for (size_t i = 0; i < COUNT(passed); i++) {
+        sigaction(passed[i], &sa, NULL);
+    }
+    sigemptyset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    do {
+        pid = waitpid(-1, &status, 0);
+    } while (pid != init_child && (pid >= 0 || errno == EINTR));
+    _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 }
 
 /* ---- start and end ---------------------------------------------------- */
@@ -5571,7 +5650,7 @@ static void descriptors_raise(void)
 static bool descriptors_check(Error *err)
 {
     VPDescriptors fds = vp_descriptors(loop);
-    int lowest = open("/dev/null", O_RDONLY); /* all below are in use */
+    int lowest = null_open(); /* all below are in use */
     size_t taken = fds.kept + (size_t)lowest, left;
 
     if (lowest >= 0) {
@@ -5640,8 +5719,11 @@ static bool start(Error *err)
     }
     descriptors_raise();
     started_at = vp_loop_now(loop);
-    if ((!log_open(settings_log(s), err) && !option_error(s, 'l', err)) ||
-        !signals_start(err) ||
+    if (!log_open(settings_log(s), err)) {
+        return option_error(s, 'l', err);
+    }
+    log_check();
+    if (!signals_start(err) ||
         !start_option('f', s->pidfile, pidfile_take, err) ||
         !start_option('u', s->user, user_prepare, err) ||
         !apply(NULL, s, err) ||
@@ -5700,6 +5782,9 @@ int main(int argc, char **argv)
     inherited_find();
     standard_fds();
     signals_settle();
+    if (getpid() == 1) {
+        init_split();
+    }
     saved_argc = argc;
     saved_argv = argv;
     if (!settings_read(&settings, argc, argv, &err)) {

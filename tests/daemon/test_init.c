@@ -489,6 +489,88 @@ static const char *const closed_fds[] = {
     "<&- >&- 2>&-", "<&-", ">&-", "2>&-",
 };
 
+/* Where there is no /dev/null, no line of the log goes to a client either. */
+START_TEST(no_dev_null)
+{
+    StartOptions o = { .setup = "mount -n -t tmpfs dev /dev && "
+                                "exec <&- >&- 2>&-" };
+    Couple c;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    couple_paths(&c);
+    file_path(c.where, "service");
+    c.daemon[0] = daemon_start_with(&o, "host", "-v -v -c unix-connect:%s:- "
+                                    "-o s:%s:- -m %s", c.channel, c.where,
+                                    c.monitor[0]);
+    close(monitor_batch(c.monitor[0]));
+    couple_guest(&c);
+    for (int i = 0; i < 10; i++) {
+        check_works(c.where, c.listener);
+    }
+}
+END_TEST
+
+/*
+ * Who waits until all that he gave the daemon is closed doesn't wait for ever:
+ * the reader of a pipe, or who wants a lock.
+ */
+START_TEST(starters_descriptors)
+{
+    char path[PATH_LEN], lock[PATH_LEN], log[PATH_LEN];
+
+    daemons_adopt();
+    file_path(path, "m");
+    file_path(lock, "lock");
+    file_path(log, "log");
+    command_wait(command_start("start", "exec 9>%s; flock 9; x=$(%s -d -f %s/p "
+                               "-l %s -m %s 7>&1 8>&1); exec 9>&-; "
+                               "timeout %d flock %s true", lock, vp_program,
+                               vp_dir, log, path, WAIT_MS / 1000, lock));
+    close(monitor_batch(path));
+    daemon_stop(daemon_adopted("host", pid_in("p"), log));
+}
+END_TEST
+
+/* As process 1 of a container it is init as well: orphans don't stay. */
+START_TEST(process_one)
+{
+    char path[PATH_LEN];
+    int status;
+    pid_t pid;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    file_path(path, "m");
+    pid = command_start("one", "unshare -pf --kill-child sh -c '(sleep 0.1; "
+                        "touch %s/gone)& exec %s -m %s'; echo ended $?",
+                        vp_dir, vp_program, path);
+    close(monitor_batch(path));
+    file_path(path, "gone");
+    for (int64_t end = now_ms() + WAIT_MS; access(path, F_OK) < 0;) {
+        ck_assert(now_ms() < end);
+        sleep_ms(10);
+    }
+    file_path(path, "m");
+    for (int64_t end = now_ms() + WAIT_MS;;) {
+        status = child_wait(command_start("ps", "ps -eo stat=,ppid= | "
+            "while read s p; do case $s in Z*) ! grep -qa %s /proc/$p/cmdline "
+            "|| exit 1; esac; done", path));
+        if (status == 0) {
+            break;
+        }
+        ck_assert_msg(now_ms() < end, "an orphan stays");
+        sleep_ms(50);
+    }
+    ck_assert_int_eq(execute(path, "quit"), 0);
+    status = child_wait(pid);
+    ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    file_wait("one.log", "ended 0");
+}
+END_TEST
+
 /* Some inits start their daemons without stdin, stdout and stderr. */
 START_TEST(closed_stdio)
 {
@@ -940,6 +1022,26 @@ START_TEST(log_syslog)
     close(fds[0]);
     close(fds[1]);
     close(mon);
+}
+END_TEST
+
+/* Where there is none, who starts it in the background is told. */
+START_TEST(log_no_syslog)
+{
+    StartOptions o = { .setup = dev_with_log() };
+    char path[PATH_LEN];
+    Daemon *d;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    daemons_adopt();
+    file_path(path, "m");
+    d = daemon_start_with(&o, "host", "-d -f %s/pid -m %s", vp_dir, path);
+    ck_assert_int_eq(daemon_exit(d), 0);
+    ck_assert(says(d, "no syslog at /dev/log: No such file or directory: "));
+    close(monitor_batch(path));
+    daemon_stop(daemon_adopted("host", pid_in("pid"), d->log));
 }
 END_TEST
 
@@ -2382,6 +2484,9 @@ int main(void)
     SUITE_ADD(s, pid_file);
     SUITE_ADD(s, pid_file_unseen);
     SUITE_ADD(s, pid_file_replaced);
+    SUITE_ADD(s, no_dev_null);
+    SUITE_ADD(s, starters_descriptors);
+    SUITE_ADD(s, process_one);
     SUITE_LOOP(s, closed_stdio, 2 * COUNT_OF(closed_fds));
     SUITE_LOOP(s, inherited_stdio, 3);
     SUITE_ADD(s, inherited_end);
@@ -2396,6 +2501,7 @@ int main(void)
     SUITE_LOOP(s, pid_file_limit, 2);
     SUITE_LOOP(s, log_journal, 2);
     SUITE_LOOP(s, log_syslog, 2);
+    SUITE_ADD(s, log_no_syslog);
     SUITE_ADD(s, log_syslog_hangs);
     SUITE_ADD(s, log_syslog_stream);
     SUITE_ROWS(s, drop_user, new_users);
