@@ -14,6 +14,8 @@
 #   check-chaos             the suites of damaged channels, nothing left out
 #   check-sanitize          every suite, with the sanitizers, in build/sanitize
 #   check-guest             in real guests, under QEMU (tests/guest)
+#   check-cross             other processors and C libraries, and POSIX alone
+#                           (tests/cross)
 #   demo [GUEST=1]          see it work, or see it work with a guest
 #                           (for guests APT=1 allows apt-get)
 #   bench                   how fast it is (tests/bench)
@@ -108,6 +110,9 @@ check-sanitize:
 
 check-guest:
 	tests/guest/run.sh
+
+check-cross:
+	tests/cross/run.sh
 
 demo: all
 	$(if $(GUEST),tests/guest/demo.sh,tests/demo/demo.sh)
@@ -220,7 +225,8 @@ install-openrc: install
 comma = ,
 
 .PHONY: all check test check-needs check-long check-chaos check-sanitize \
-    check-guest demo bench fuzz chaos lint lint-needs $(sources:%=lint-%) \
+    check-guest check-cross demo bench fuzz chaos lint lint-needs \
+    $(sources:%=lint-%) \
     lint-cppcheck lint-scripts install uninstall install-systemd \
     install-systemd-guest install-sysv install-openrc clean distclean help
 

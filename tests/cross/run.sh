@@ -1,0 +1,179 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# run.sh - other processors, other C libraries, and POSIX alone
+#
+# Usage: tests/cross/run.sh [JOB]...       (make check-cross does them all)
+#        tests/cross/run.sh --needs        name Debian's packages for that
+#
+#   posix    the program without anything beyond POSIX, under suites of whole
+#            daemons; and built without each of these things, one at a time
+#   musl     the program with musl, static, under the same suites
+#   i386     unit and daemon suites with 32 bits, and the year 2040
+#   s390x    unit suites, big endian, under qemu-user
+#   interop  programs of other machines, under qemu-user, as the guest's
+#
+# All is built in build/cross/JOB. libcheck for other machines is downloaded,
+# and unpacked in build/cross; it is not installed.
+
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+top=$PWD
+cross=$top/build/cross
+jobs=('posix' 'musl' 'i386' 's390x' 'interop')
+# of each machine: Debian's triplet, and qemu-user's name
+machines=('aarch64-linux-gnu aarch64' 'arm-linux-gnueabihf arm'
+    'riscv64-linux-gnu riscv64' 's390x-linux-gnu s390x')
+packages='gcc make check musl-tools python3-minimal qemu-user-static
+    gcc-i686-linux-gnu libc6-dev-i386-cross
+    gcc-s390x-linux-gnu libc6-dev-s390x-cross
+    gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+    gcc-riscv64-linux-gnu libc6-dev-riscv64-cross'
+
+step() { printf '\n=== %s\n' "$*"; }
+
+# build() - configure in directory build/cross/$1 with options $2..., and make
+build() {
+    local dir=$cross/$1
+    shift
+    step "${dir##*/}: ./configure $*"
+    mkdir -p "$dir"
+    (cd "$dir" && "$top/configure" CFLAGS=-Werror "$@" && make qemu-vp)
+}
+
+unit=(tests/unit/test_*.c)
+unit=("${unit[@]/#/build/}")
+unit=("${unit[@]/%.c/}")
+
+# natively() - this machine's suites $2... , with the program of build/cross/$1
+natively() {
+    local program=$cross/$1/qemu-vp
+    shift
+    make all "$@"
+    QEMU_VP=$program tests/check.sh "$@"
+}
+
+# libcheck() - unpack architecture $1's libcheck, for triplet $2; sets options
+libcheck() {
+    local dir=$cross/libcheck-$1 package lib
+    if [ ! -d "$dir/usr" ]; then
+        mkdir -p "$dir"/{lists,archives}/partial
+        local apt=(apt-get -q -o "Dir::State=$dir" -o "Dir::Cache=$dir"
+            -o Dir::State::status=/dev/null -o "APT::Architecture=$1"
+            -o "APT::Architectures=$1" -o APT::Sandbox::User=root)
+        # one of several sources may fail, and not be needed
+        "${apt[@]}" update || :
+        (cd "$dir" && "${apt[@]}" download check libsubunit-dev)
+        for package in "$dir"/*.deb; do
+            dpkg -x "$package" "$dir"
+        done
+    fi
+    lib=$dir/usr/lib/$2
+    options=("CHECK_CFLAGS=-I$dir/usr/include"
+        "CHECK_LIBS=$lib/libcheck.a $lib/libsubunit.a -pthread -lrt -lm")
+}
+
+# ---- jobs ------------------------------------------------------------------
+
+quick=(build/tests/daemon/test_{usage,connections})
+
+posix() {
+    local flags='-U_DEFAULT_SOURCE -D_POSIX_C_SOURCE=200809L -U__linux__'
+    local name source one=$cross/posix/one.h
+    flags="$flags -UHAVE_GETRANDOM -UHAVE_MALLOC_TRIM"
+    build posix CPPFLAGS="$flags -include tests/cross/posix.h"
+    # not test_usage, which needs locks of folders in one of its tests
+    natively posix build/tests/daemon/test_{connections,life}
+
+    step without each of these things
+    for name in $(sed -n 's/^#undef //p' tests/cross/posix.h) \
+        HAVE_GETRANDOM HAVE_INITGROUPS HAVE_MALLOC_TRIM __linux__; do
+        sed "/^#undef /{/ $name\$/!d}" tests/cross/posix.h >"$one"
+        for source in qemu-vp.c virtproxy.c; do
+            (cd "$cross/posix" &&
+                gcc -std=c11 -D_DEFAULT_SOURCE -DHAVE_GETRANDOM \
+                    -DHAVE_INITGROUPS -DHAVE_MALLOC_TRIM -Wall -Wextra -Werror -U"$name" \
+                    -include one.h -fsyntax-only "$source")
+        done
+        echo "without $name: both sources are taken"
+    done
+}
+
+musl() {
+    build musl CC=musl-gcc LDFLAGS=-static
+    natively musl "${quick[@]}"
+}
+
+i386() {
+    local options dir=$cross/i386 daemon
+    libcheck i386 i386-linux-gnu
+    build i386 --host=i686-linux-gnu LDFLAGS=-static "${options[@]}"
+    (cd "$dir" && make "${unit[@]}" &&
+        VP_TOP=$dir tests/check.sh "${unit[@]}")
+    natively i386 "${quick[@]}"
+
+    step 'a file and a socket of 2040'
+    echo 'a key of at least 16 bytes' >"$dir/key"
+    chmod 600 "$dir/key"
+    rm -f "$dir/socket"
+    python3 -c 'import socket, sys
+socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$dir/socket"
+    touch -d 2040-01-01 "$dir/key" "$dir/socket"
+    (cd "$dir" && exec ./qemu-vp -c unix-listen:socket:- -k key -f pid \
+        -l log) &
+    daemon=$!
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        grep -q 'listening on socket' "$dir/log" 2>/dev/null && break
+        sleep 0.5
+    done
+    kill "$daemon"
+    wait "$daemon"
+    grep -H 'listening on socket' "$dir/log"
+}
+
+s390x() {
+    local options dir=$cross/s390x suite failed=
+    libcheck s390x s390x-linux-gnu
+    build s390x --host=s390x-linux-gnu LDFLAGS=-static "${options[@]}"
+    (cd "$dir" && make "${unit[@]}")
+    for suite in "${unit[@]}"; do
+        step "$suite"
+        (cd "$dir" && VP_TOP=$dir qemu-s390x-static "$suite") ||
+            failed="$failed $suite"
+    done
+    [ -z "$failed" ] || { echo "failed:$failed"; return 1; }
+}
+
+interop() {
+    local machine triplet processor dir
+    make all build/tests/daemon/test_connections
+    for machine in "${machines[@]}"; do
+        read -r triplet processor <<<"$machine"
+        dir=$cross/$triplet
+        build "$triplet" --host="$triplet" LDFLAGS=-static
+        printf '#!/bin/sh\n: >%q\nexec qemu-%s-static %q "$@"\n' \
+            "$dir/used" "$processor" "$dir/qemu-vp" >"$dir/guest"
+        chmod 755 "$dir/guest"
+        rm -f "$dir/used"
+        QEMU_VP_GUEST=$dir/guest CK_RUN_CASE=interop \
+            tests/check.sh build/tests/daemon/test_connections
+        [ -e "$dir/used" ] || { echo "$dir/guest was not used"; return 1; }
+    done
+}
+
+# ---- all of it -------------------------------------------------------------
+
+if [ "${1-}" = --needs ]; then
+    # shellcheck disable=SC2086 # one line of them
+    echo $packages
+    exit
+fi
+[ $# -gt 0 ] || set -- "${jobs[@]}"
+for job; do
+    case " ${jobs[*]} " in
+    *" $job "*) "$job" ;;
+    *) echo "run.sh: there is no job '$job', but ${jobs[*]}" >&2; exit 2 ;;
+    esac
+done
+step "passed: $*"
