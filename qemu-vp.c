@@ -576,6 +576,9 @@ typedef struct Spec {
     bool both;               /* [::] serves IPv4 as well */
     int naddrs;              /* how many of its addresses are known */
     VPAddr *addrs;           /* these */
+    struct Spec *next;       /* in its chain of a SpecIndex */
+    uint32_t hash;           /* of what puts it there */
+    void *owner;             /* the Channel or Forward that it is of, or NULL */
 } Spec;
 
 /* spec_error() - say what is wrong with @spec; returns false */
@@ -1000,6 +1003,103 @@ static const char *spec_clash(const Spec *a, const Spec *b)
     return spec_same(a, b) ? "it is there already" : NULL;
 }
 
+/*
+ * Specs by what they are, because there may be thousands: those that are the
+ * same or clash are in the same chain.  The first chain has the channels.
+ */
+#define SPEC_CHAINS 4096
+
+typedef struct SpecIndex {
+    Spec *chain[SPEC_CHAINS];
+} SpecIndex;
+
+/* hash_text() - FNV-1a; @hash is that of what stands before @text */
+static uint32_t hash_text(uint32_t hash, const char *text)
+{
+    while (*text != '\0') {
+        hash = (hash ^ (unsigned char)*text++) * 16777619u;
+    }
+    return hash;
+}
+
+/* spec_hash() - the same for specs that are the same, or clash */
+static uint32_t spec_hash(const Spec *spec)
+{
+    uint32_t hash = 2166136261u + spec->channel_id;
+
+    if (spec->option == 'c') {
+        return 0;
+    }
+    hash = hash_text(hash, spec->service_id);
+    if (spec->option == 'o') {
+        hash = hash_text(hash_text(hash, spec->addr),
+                         spec->port != NULL ? spec->port : "-");
+    }
+    return hash;
+}
+
+/* index_chain() - where a spec with this hash is, if it is there */
+static Spec **index_chain(SpecIndex *index, uint32_t hash)
+{
+    return &index->chain[hash == 0 ? 0 : 1 + hash % (SPEC_CHAINS - 1)];
+}
+
+static void index_add(SpecIndex *index, Spec *spec)
+{
+    Spec **chain;
+
+    spec->hash = spec_hash(spec);
+    chain = index_chain(index, spec->hash);
+    spec->next = *chain;
+    *chain = spec;
+}
+
+static void index_del(SpecIndex *index, const Spec *spec)
+{
+    Spec **at = index_chain(index, spec->hash);
+
+    while (*at != spec) {
+        at = &(*at)->next;
+    }
+    *at = spec->next;
+}
+
+/* index_same() - what asks for the same thing, or NULL */
+static Spec *index_same(SpecIndex *index, const Spec *spec)
+{
+    uint32_t hash = spec_hash(spec);
+    Spec *other = *index_chain(index, hash);
+
+    while (other != NULL && (other->hash != hash || !spec_same(other, spec))) {
+        other = other->next;
+    }
+    return other;
+}
+
+/* index_clash() - why @spec can't be added, or NULL */
+static const char *index_clash(SpecIndex *index, const Spec *spec)
+{
+    uint32_t hash = spec_hash(spec);
+    const char *clash = NULL;
+
+    for (const Spec *other = *index_chain(index, hash);
+         other != NULL && clash == NULL; other = other->next) {
+        clash = other->hash == hash ? spec_clash(spec, other) : NULL;
+    }
+    return clash;
+}
+
+/* index_has_channel() - is there a channel with this CHANNEL_ID? */
+static bool index_has_channel(const SpecIndex *index, unsigned id)
+{
+    const Spec *channel = index->chain[0];
+
+    while (channel != NULL && channel->channel_id != id) {
+        channel = channel->next;
+    }
+    return channel != NULL;
+}
+
 /* ======================================================================
  * options
  *
@@ -1048,6 +1148,7 @@ typedef struct Option {
 typedef struct Settings {
     Spec *specs;
     size_t nspecs;
+    SpecIndex index;       /* of these, once they have been checked */
     unsigned grace;        /* seconds */
     unsigned max_conns;
     unsigned max_half_open;
@@ -1188,7 +1289,10 @@ static bool option_error(const Settings *s, int letter, Error *err)
 static bool settings_add(Settings *s, char option, const char *value,
                          unsigned line, Error *err)
 {
-    Spec *specs = realloc(s->specs, (s->nspecs + 1) * sizeof(*specs));
+    /* twice as many each time */
+    Spec *specs = (s->nspecs & (s->nspecs - 1)) != 0 ? s->specs
+                  : realloc(s->specs, (s->nspecs > 0 ? 2 * s->nspecs : 1) *
+                                      sizeof(*specs));
 
     if (specs == NULL) {
         return error_memory(err);
@@ -1645,39 +1749,33 @@ static bool settings_config(Settings *s, Error *err)
 }
 
 /* settings_check() - what only shows once all of it is known */
-static bool settings_check(const Settings *s, Error *err)
+static bool settings_check(Settings *s, Error *err)
 {
-    bool any = s->monitor != NULL;
+    const char *clash = NULL;
+    size_t clashes = 0;
 
     for (size_t i = 0; i < s->nspecs; i++) {
-        any |= s->specs[i].option == 'c';
+        if (clash == NULL) {
+            clash = index_clash(&s->index, &s->specs[i]);
+            clashes = i;
+        }
+        index_add(&s->index, &s->specs[i]);
     }
-    if (!any) {
+    if (s->index.chain[0] == NULL && s->monitor == NULL) {
         return error_set(err, "no channel: -c METHOD:ADDR:PORT[:CHANNEL_ID] is "
                          "needed");
     }
     for (size_t i = 0; i < s->nspecs; i++) {
         const Spec *spec = &s->specs[i];
-        const char *clash = NULL;
-        bool found = spec->option == 'c';
 
-        for (size_t j = 0; j < s->nspecs; j++) {
-            const Spec *other = &s->specs[j];
-
-            if (j < i && clash == NULL) {
-                clash = spec_clash(spec, other);
-            }
-            found |= other->option == 'c' &&
-                     other->channel_id == spec->channel_id;
-        }
-        if (clash != NULL) {
+        if (clash != NULL && i == clashes) {
             spec_error(spec, err, "%s", clash);
-        } else if (!found) {
+        } else if (!index_has_channel(&s->index, spec->channel_id)) {
             spec_error(spec, err, "there is no channel %u", spec->channel_id);
+        } else {
+            continue;
         }
-        if (clash != NULL || !found) {
-            return line_error(s, spec->line, err);
-        }
+        return line_error(s, spec->line, err);
     }
     return true;
 }
@@ -2157,6 +2255,7 @@ static void name_error(const Spec *spec, int rc, Error *err)
 /* The file of a unix socket, to be removed at the end if it is still ours. */
 typedef struct SocketFile {
     struct SocketFile *next;
+    struct SocketFile **link; /* what points at us */
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     dev_t dev;
     ino_t ino;
@@ -2164,42 +2263,56 @@ typedef struct SocketFile {
 
 static SocketFile *socket_files;
 
-/* socket_file_keep() - have it removed later; without memory it will stay */
-static void socket_file_keep(const char *path)
+/*
+ * socket_file_keep() - what socket_file_remove() needs for the file at @path
+ *
+ * NULL if there is none, or no memory: then it will stay.
+ */
+static SocketFile *socket_file_keep(const char *path)
 {
     SocketFile *f = calloc(1, sizeof(*f));
     struct stat st;
 
-    if (f != NULL && !path_is_abstract(path) && lstat(path, &st) == 0) {
-        snprintf(f->path, sizeof(f->path), "%s", path);
-        f->dev = st.st_dev;
-        f->ino = st.st_ino;
-        f->next = socket_files;
-        socket_files = f;
-    } else {
+    if (f == NULL || path_is_abstract(path) || lstat(path, &st) < 0) {
         free(f);
+        return NULL;
     }
+    snprintf(f->path, sizeof(f->path), "%s", path);
+    f->dev = st.st_dev;
+    f->ino = st.st_ino;
+    f->next = socket_files;
+    f->link = &socket_files;
+    if (f->next != NULL) {
+        f->next->link = &f->next;
+    }
+    socket_files = f;
+    return f;
 }
 
-/* socket_files_remove() - the one at @path; NULL: all of them */
-static void socket_files_remove(const char *path)
+/* socket_file_remove() - @f is freed, and may be NULL */
+static void socket_file_remove(SocketFile *f)
 {
-    SocketFile **at = &socket_files;
+    struct stat st;
 
-    while (*at != NULL) {
-        SocketFile *f = *at;
-        struct stat st;
+    if (f == NULL) {
+        return;
+    }
+    if (lstat(f->path, &st) == 0 && st.st_dev == f->dev &&
+        st.st_ino == f->ino) {
+        unlink(f->path);
+    }
+    *f->link = f->next;
+    if (f->next != NULL) {
+        f->next->link = f->link;
+    }
+    free(f);
+}
 
-        if (path != NULL && strcmp(path, f->path) != 0) {
-            at = &f->next;
-            continue;
-        }
-        if (lstat(f->path, &st) == 0 && st.st_dev == f->dev &&
-            st.st_ino == f->ino) {
-            unlink(f->path);
-        }
-        *at = f->next;
-        free(f);
+/* socket_files_remove() - all of them */
+static void socket_files_remove(void)
+{
+    while (socket_files != NULL) {
+        socket_file_remove(socket_files);
     }
 }
 
@@ -2376,6 +2489,7 @@ typedef struct Listening {
     int (*take)(void *opaque, int fd);
     void *opaque;
     int fds[MAX_ADDRS]; /* by address; -1: it can't be listened on yet */
+    SocketFile *file;   /* of a unix socket */
     bool starting;      /* the start waits for the first answer */
     Lookup lookup;
     Retry retry;
@@ -2472,7 +2586,7 @@ static int listening_take(Listening *l, const int *fds, Error *err)
         }
         addr_bound(fds[i], &at);
         if (spec->port == NULL) {
-            socket_file_keep(spec->addr);
+            l->file = socket_file_keep(spec->addr);
         }
         rc = l->take(l->opaque, fds[i]);
         if (rc < 0) {
@@ -2624,9 +2738,8 @@ static void listening_stop(Listening *l)
     lookup_cancel(&l->lookup);
     vp_timer_stop(&l->retry.timer);
     starting_less(l);
-    if (l->spec != NULL && l->spec->port == NULL) {
-        socket_files_remove(l->spec->addr);
-    }
+    socket_file_remove(l->file);
+    l->file = NULL;
 }
 
 /* ======================================================================
@@ -2892,6 +3005,7 @@ typedef struct Channel {
 } Channel;
 
 static Channel *channels;
+static SpecIndex running; /* of all channels and forwards */
 static bool quitting;   /* the daemon was told to end, and flushes */
 static bool stopped;    /* the daemon ends now */
 static int exit_status; /* of the daemon */
@@ -3568,6 +3682,8 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
         at = &(*at)->next;
     }
     *at = ch;
+    ch->spec.owner = ch;
+    index_add(&running, &ch->spec);
     *spec = (Spec){ .text = NULL };
     if (ch->opener != NULL) {
         ch->opener(ch);
@@ -3581,6 +3697,7 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
 
 typedef struct Forward {
     struct Forward *next;
+    struct Forward **link; /* what points at us */
     Spec spec;
     Channel *channel;    /* that it belongs to; outlives it */
     Listening listening; /* of an oforward; the sockets are the engine's */
@@ -3589,6 +3706,7 @@ typedef struct Forward {
 } Forward;
 
 static Forward *forwards;
+static Forward **last_forward = &forwards; /* where the next one goes */
 
 /* forward_listen() - Listening.take() */
 static int forward_listen(void *opaque, int fd)
@@ -3703,7 +3821,7 @@ static bool forward_start(Forward *f, bool patient, Error *err)
 static bool forward_add(Spec *spec, bool patient, Error *err)
 {
     Channel *ch = channel_find(spec->channel_id);
-    Forward *f, **at = &forwards;
+    Forward *f;
     char where[ADDR_NAME_SIZE];
 
     if (ch == NULL) {
@@ -3725,18 +3843,17 @@ static bool forward_add(Spec *spec, bool patient, Error *err)
         log_at(VP_LOG_INFO, (int)f->spec.channel_id, "iforward %s: to %s",
                f->spec.service_id, spec_where(&f->spec, where, sizeof(where)));
     }
-    while (*at != NULL) {
-        at = &(*at)->next;
-    }
-    *at = f;
+    f->spec.owner = f;
+    index_add(&running, &f->spec);
+    f->link = last_forward;
+    *f->link = f;
+    last_forward = &f->next;
     return true;
 }
 
 /* forward_del() - its connections go on */
 static void forward_del(Forward *f)
 {
-    Forward **at = &forwards;
-
     if (f->spec.option == 'i') {
         lookup_cancel(&f->lookup);
         vp_timer_stop(&f->retry.timer);
@@ -3744,10 +3861,13 @@ static void forward_del(Forward *f)
     } else {
         forward_unlisten(f);
     }
-    while (*at != f) {
-        at = &(*at)->next;
+    *f->link = f->next;
+    if (f->next != NULL) {
+        f->next->link = f->link;
+    } else {
+        last_forward = f->link;
     }
-    *at = f->next;
+    index_del(&running, &f->spec);
     spec_free(&f->spec);
     free(f);
 }
@@ -3767,6 +3887,7 @@ static void channel_del(Channel *ch)
         at = &(*at)->next;
     }
     *at = ch->next;
+    index_del(&running, &ch->spec);
     channel_free(ch);
 }
 
@@ -3783,43 +3904,9 @@ static void channel_del(Channel *ch)
 static char **saved_argv;
 static int saved_argc;
 
-static Channel *channel_same(const Spec *spec)
-{
-    Channel *ch = channels;
-
-    while (ch != NULL && !spec_same(&ch->spec, spec)) {
-        ch = ch->next;
-    }
-    return ch;
-}
-
-static Forward *forward_same(const Spec *spec)
-{
-    Forward *f = forwards;
-
-    while (f != NULL && !spec_same(&f->spec, spec)) {
-        f = f->next;
-    }
-    return f;
-}
-
 static bool running_has(const Spec *spec)
 {
-    return channel_same(spec) != NULL || forward_same(spec) != NULL;
-}
-
-/* running_clash() - why @spec can't be added to what runs, or NULL */
-static const char *running_clash(const Spec *spec)
-{
-    const char *clash = NULL;
-
-    for (Channel *ch = channels; ch != NULL && clash == NULL; ch = ch->next) {
-        clash = spec_clash(spec, &ch->spec);
-    }
-    for (Forward *f = forwards; f != NULL && clash == NULL; f = f->next) {
-        clash = spec_clash(spec, &f->spec);
-    }
-    return clash;
+    return index_same(&running, spec) != NULL;
 }
 
 /* spec_port() - the number of the port that @spec listens on; -1: of none */
@@ -3896,7 +3983,7 @@ static bool running_add(Spec *spec, const Settings *asked, const char *who,
                         bool patient, Error *err)
 {
     const char *clash = quitting ? "the daemon is ending"
-                                 : running_clash(spec);
+                                 : index_clash(&running, spec);
     const char option = spec->option, *text = spec->text; /* still there then */
     bool ok;
 
@@ -3917,17 +4004,18 @@ static bool running_add(Spec *spec, const Settings *asked, const char *who,
 /* running_del() - remove what is the same as @spec; @who for log_change() */
 static bool running_del(const Spec *spec, const char *who, Error *err)
 {
-    Channel *ch = channel_same(spec);
-    Forward *same = forward_same(spec);
+    const Spec *same = index_same(&running, spec);
+    Channel *ch;
 
-    if (ch == NULL && same == NULL) {
+    if (same == NULL) {
         return spec_error(spec, err, "it is not there");
     }
     log_change(who, "removed", spec->option, spec->text);
-    if (same != NULL) {
-        forward_del(same);
+    if (spec->option != 'c') {
+        forward_del(same->owner);
         return true;
     }
+    ch = same->owner;
     for (const Forward *f = forwards; f != NULL; f = f->next) {
         if (f->channel == ch) {
             log_change(who, "removed with its channel", f->spec.option,
@@ -3936,16 +4024,6 @@ static bool running_del(const Spec *spec, const char *who, Error *err)
     }
     channel_del(ch);
     return true;
-}
-
-static bool settings_has(const Settings *s, const Spec *spec)
-{
-    for (size_t i = 0; i < s->nspecs; i++) {
-        if (spec_same(&s->specs[i], spec)) {
-            return true;
-        }
-    }
-    return false;
 }
 
 /* apply_spec() - add what @spec of @now asks for; @who for log_change() */
@@ -3974,53 +4052,72 @@ static void keep_addresses(const Settings *now)
 {
     for (size_t i = 0; i < now->nspecs; i++) {
         Spec *spec = &now->specs[i];
-        const Forward *f = forward_same(spec);
+        const Spec *same = spec->option == 'c' ? NULL
+                                               : index_same(&running, spec);
 
-        if (f != NULL && f->spec.naddrs > 0) {
-            spec_keep(spec, f->spec.addrs, f->spec.naddrs);
+        if (same != NULL && same->naddrs > 0) {
+            spec_keep(spec, same->addrs, same->naddrs);
         }
     }
 }
 
+/* A change of what runs, spec by spec, because there may be thousands. */
+typedef struct Change {
+    const Settings *before; /* what was asked for; NULL at start */
+    Settings *now;          /* what is asked for */
+    size_t round;           /* 0: remove; then add those of each kind */
+    size_t at;              /* index of the round's next spec */
+    bool failed;            /* something could not be added */
+} Change;
+
 /*
- * apply() - add what @now asks for, and remove what only @before asked for
- * @before:  NULL at start
+ * change_next() - remove what only c->before asks for, add what c->now does
  *
- * Stops at the first error at start.  In a reload an error is logged, and the
- * rest is done; @err has the last one.
+ * Returns false once all of it is done; at start also after the first error.
+ * In a reload an error is logged, and the rest is done; @err has the last one.
  */
-static bool apply(const Settings *before, const Settings *now, Error *err)
+static bool change_next(Change *c, Error *err)
 {
     static const char order[] = { 'c', 'o', 'i' };
-    const char *who = before != NULL ? "reload" : NULL;
-    bool ok = true;
+    const Settings *from = c->round == 0 ? c->before : c->now;
+    const char *who = c->before != NULL ? "reload" : NULL;
+    Spec *spec;
 
-    if (before != NULL) {
-        keep_addresses(now);
+    if (from == NULL || c->at == from->nspecs) {
+        c->round++;
+        c->at = 0;
+        return c->round <= sizeof(order);
     }
-    for (size_t i = 0; before != NULL && i < before->nspecs; i++) {
-        const Spec *spec = &before->specs[i];
-
-        if (!settings_has(now, spec) && running_has(spec)) {
+    spec = &from->specs[c->at++];
+    if (c->round == 0) {
+        if (index_same(&c->now->index, spec) == NULL && running_has(spec)) {
+            if (spec->option == 'c') {
+                keep_addresses(c->now);
+            }
             running_del(spec, who, err);
         }
+        return true;
     }
-    for (size_t o = 0; o < sizeof(order); o++) {
-        for (size_t i = 0; i < now->nspecs; i++) {
-            Spec *spec = &now->specs[i];
+    if (spec->option != order[c->round - 1] || running_has(spec) ||
+        apply_spec(c->now, spec, who, err)) {
+        return true;
+    }
+    c->failed = true;
+    if (c->before != NULL) {
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "reload: %s", err->text);
+    }
+    return c->before != NULL;
+}
 
-            if (spec->option != order[o] || running_has(spec) ||
-                apply_spec(now, spec, who, err)) {
-                continue;
-            }
-            if (before == NULL) {
-                return false;
-            }
-            ok = false;
-            log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "reload: %s", err->text);
-        }
+/* apply() - all of a change at once; false: see @err */
+static bool apply(const Settings *before, Settings *now, Error *err)
+{
+    Change c = { .before = before, .now = now };
+
+    while (change_next(&c, err)) {
+        continue;
     }
-    return ok;
+    return !c.failed;
 }
 
 /* notify() - tell systemd our @state if it wants to know; see sd_notify(3) */
@@ -4082,6 +4179,26 @@ static void quit_step(void *opaque)
     vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
 }
 
+/* A reload goes on with so many specs each time, in between others. */
+#define RELOAD_SPECS 200
+#define RELOAD_STEP 1 /* us: in the next pass of the loop */
+
+static struct {
+    Change change;  /* "now" is NULL: there is none */
+    Settings now;
+    VPTimer timer;
+    bool again;     /* there was a further SIGHUP */
+} reloading;
+
+static void reload_cancel(void)
+{
+    vp_timer_stop(&reloading.timer);
+    if (reloading.change.now != NULL) {
+        settings_free(&reloading.now);
+        reloading.change.now = NULL;
+    }
+}
+
 /* quit_start() - end in order; if told twice, at once */
 static void quit_start(void)
 {
@@ -4089,6 +4206,7 @@ static void quit_start(void)
         stop();
         return;
     }
+    reload_cancel();
     notify("STOPPING=1");
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_refuse(ch->drv);
@@ -4133,26 +4251,15 @@ static void reload_keep(Settings *now, const Settings *was)
     }
 }
 
-/* reload_apply() - change what runs, and what is in force, to @now */
-static void reload_apply(Settings *now)
-{
-    Error err;
+static void reload(void);
 
-    if (now->key_kept) {
-        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
-               "in force", now->key_path, strerror(EACCES));
-    }
+/* reload_end() - what was read is in force */
+static void reload_end(void)
+{
+    Settings *now = &reloading.now;
+
     reload_keep(now, &settings);
-    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
-        vp_set_config(ch->drv, &now->config);
-        channel_set_key(ch, &now->config);
-    }
-    for (Forward *f = forwards; f != NULL; f = f->next) {
-        if (f->lookup.spec != NULL) {
-            lookup_start(&f->lookup);
-        }
-    }
-    if (!apply(&settings, now, &err)) {
+    if (reloading.change.failed) {
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "
                "what could not be added is missing, what was removed has gone");
     } else {
@@ -4163,16 +4270,58 @@ static void reload_apply(Settings *now)
     }
     settings_free(&settings);
     settings = *now;
+    reloading.change.now = NULL;
+    if (reloading.again) {
+        reload();
+    }
+}
+
+/* reload_step() - a portion of the change */
+static void reload_step(void *opaque)
+{
+    Error err;
+
+    (void)opaque;
+    for (int n = 0; n < RELOAD_SPECS; n++) {
+        if (!change_next(&reloading.change, &err)) {
+            reload_end();
+            return;
+        }
+    }
+    vp_timer_start(loop, &reloading.timer, RELOAD_STEP, reload_step, NULL);
+}
+
+/* reload_start() - change what runs, and what is in force, to what was read */
+static void reload_start(void)
+{
+    Settings *now = &reloading.now;
+
+    if (now->key_kept) {
+        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
+               "in force", now->key_path, strerror(EACCES));
+    }
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        vp_set_config(ch->drv, &now->config);
+        channel_set_key(ch, &now->config);
+    }
+    for (Forward *f = forwards; f != NULL; f = f->next) {
+        if (f->lookup.spec != NULL) {
+            lookup_start(&f->lookup);
+        }
+    }
+    reloading.change = (Change){ .before = &settings, .now = now };
+    reload_step(NULL);
 }
 
 /* reload() - read it all again; nothing changes if any of it is wrong */
 static void reload(void)
 {
-    Settings now;
     Error err, wrong;
+    Settings now;
     bool ok;
 
-    if (quitting) {
+    reloading.again = reloading.change.now != NULL;
+    if (quitting || reloading.again) {
         return;
     }
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
@@ -4180,7 +4329,8 @@ static void reload(void)
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
     }
     if (ok) {
-        reload_apply(&now);
+        reloading.now = now;
+        reload_start();
     } else {
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
                wrong.text);
@@ -5209,6 +5359,7 @@ static void mon_accepted(void *opaque, int fd, const VPAddr *peer)
 
 static bool monitor_start(const char *text, Error *err)
 {
+    SocketFile *file = NULL;
     VPAddr addr;
     int fd, rc;
 
@@ -5221,14 +5372,14 @@ static bool monitor_start(const char *text, Error *err)
     addr_unix(monitor_spec.addr, &addr);
     fd = listen_at(&addr, true, &monitor_spec.props);
     if (fd >= 0) {
-        socket_file_keep(monitor_spec.addr);
+        file = socket_file_keep(monitor_spec.addr);
     }
     monitor_listener.channel = VP_NO_CHANNEL;
     monitor_listener.name = "monitor";
     monitor_listener.accepted = mon_accepted;
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
-    if (fd >= 0 && rc < 0) {
-        socket_files_remove(monitor_spec.addr);
+    if (rc < 0) {
+        socket_file_remove(file);
     }
     return rc == 0 || error_set(err, "-m '%s': cannot listen: %s%s", text,
                                 listen_error(rc), rc == -EADDRINUSE
@@ -5709,7 +5860,7 @@ static bool start_names(Error *err)
 /* start() - open everything; false if anything can't be opened */
 static bool start(Error *err)
 {
-    const Settings *s = &settings;
+    Settings *s = &settings;
 
     loop = vp_loop_new(log_engine, &log_level);
     if (loop == NULL) {
@@ -5769,7 +5920,7 @@ static void end_all(void)
 /* clean_up() - the files that are ours; also when start() failed */
 static void clean_up(void)
 {
-    socket_files_remove(NULL);
+    socket_files_remove();
     pidfile_drop();
 }
 

@@ -6508,8 +6508,12 @@ typedef struct VPOForward {
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPOForward;
 
+/* There may be thousands of services. */
+#define VP_IFORWARD_CHAINS 64
+
 typedef struct VPIForward {
     VPNode node;
+    VPNode chained;      /* beside others of its hash */
     VPTarget target;
     size_t ndials;   /* connections whose target has not answered yet */
     VPUsedHandler *used; /* NULL: the addresses stay what they are */
@@ -6535,6 +6539,7 @@ typedef struct VPForwards {
     const VPConfig *config;
     VPNode oforwards;
     VPNode iforwards;
+    VPNode chain[VP_IFORWARD_CHAINS]; /* the same by hash of their names */
     VPNode dials;
     size_t ndials;
     size_t niforwards;
@@ -6552,10 +6557,23 @@ typedef struct VPForwards {
 
 /* ---- targets ---------------------------------------------------------- */
 
+/* iforward_chain() - where that service is, if it is there; FNV-1a */
+static VPNode *iforward_chain(VPForwards *fs, const char *service_id)
+{
+    uint32_t hash = 2166136261u;
+
+    while (*service_id != '\0') {
+        hash = (hash ^ (unsigned char)*service_id++) * 16777619u;
+    }
+    return &fs->chain[hash % VP_IFORWARD_CHAINS];
+}
+
 static VPIForward *iforward_find(VPForwards *fs, const char *service_id)
 {
-    for (VPNode *n = fs->iforwards.next; n != &fs->iforwards; n = n->next) {
-        VPIForward *f = container_of(n, VPIForward, node);
+    VPNode *chain = iforward_chain(fs, service_id);
+
+    for (VPNode *n = chain->next; n != chain; n = n->next) {
+        VPIForward *f = container_of(n, VPIForward, chained);
 
         if (strcmp(f->service_id, service_id) == 0) {
             return f;
@@ -6746,6 +6764,7 @@ static int iforward_set(VPForwards *fs, const char *service_id,
     }
     snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
     node_append(&fs->iforwards, &f->node);
+    node_append(iforward_chain(fs, service_id), &f->chained);
     forwards_tell_anew(fs);
     fs->niforwards++;
     return 0;
@@ -6766,6 +6785,7 @@ static void iforward_free(VPForwards *fs, VPIForward *f)
         }
     }
     node_remove(&f->node);
+    node_remove(&f->chained);
     forwards_tell_anew(fs);
     fs->niforwards--;
     vp_target_clear(&f->target);
@@ -7144,6 +7164,9 @@ static void forwards_init(VPForwards *fs)
     fs->opens = fs->config->max_opens;
     node_init(&fs->oforwards);
     node_init(&fs->iforwards);
+    for (int i = 0; i < VP_IFORWARD_CHAINS; i++) {
+        node_init(&fs->chain[i]);
+    }
     node_init(&fs->dials);
     fs->tell_program = fs->config->program != NULL;
     forwards_tell_anew(fs);

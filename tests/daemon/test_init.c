@@ -2205,6 +2205,65 @@ START_TEST(reload_nothing)
 }
 END_TEST
 
+/* thousands_write() - so many iforwards of a channel, and what else there is */
+static void thousands_write(int n, const char *more)
+{
+    char path[PATH_LEN];
+    FILE *f;
+
+    file_path(path, "conf");
+    f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    fprintf(f, "channel unix-listen:%s/ch:-\niforward e:%s/echo:-\n", vp_dir,
+            vp_dir);
+    for (int i = 0; i < n; i++) {
+        fprintf(f, "iforward t%d:/nowhere:-\n", i);
+    }
+    fputs(more, f);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+/*
+ * 10,000 forwards cost next to nothing at the start and at a reload that leaves
+ * them there; one that removes them all doesn't hold up who is connected.
+ */
+START_TEST(reload_thousands)
+{
+    char path[PATH_LEN], more[TEXT_LEN];
+    int listener, fds[2], talks = 0;
+    Daemon *d, *other;
+    int64_t cpu;
+
+    thousands_write(10000, "");
+    file_path(path, "echo");
+    listener = listen_on(path, 5);
+    d = daemon_start("many", "-C %s/conf", vp_dir);
+    daemon_wait(d, "listening on");
+    other = daemon_start("other", "-c unix-connect:%s/ch:- -o e:127.0.0.1:0",
+                         vp_dir);
+    daemon_up(other);
+    through(daemon_listens(other, "e"), listener, fds);
+    talk(fds);
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "info reloaded");
+    cpu = daemon_cpu_ms(d);
+    ck_assert_msg(cpu < 2000, "%lld ms", (long long)cpu);
+
+    text_format(more, sizeof(more), "oforward last:%s/last:-\n", vp_dir);
+    thousands_write(0, more);
+    file_path(path, "last");
+    kill(d->pid, SIGHUP);
+    while (access(path, F_OK) < 0) {
+        talk(fds);
+        talks++;
+    }
+    ck_assert_msg(talks > 10, "%d answers while 10,000 forwards went", talks);
+    close(fds[0]);
+    close(fds[1]);
+    close(listener);
+}
+END_TEST
+
 /* key_guest() - start the guest with that key; the channel is up or isn't */
 static void key_guest(Couple *c, const char *options, bool fits)
 {
@@ -2526,6 +2585,7 @@ int main(void)
     SUITE_ADD(s, reload_adds_key);
     SUITE_ADD(s, reload_channels);
     SUITE_ADD(s, reload_nothing);
+    SUITE_ADD(s, reload_thousands);
     SUITE_ADD(s, reload_key);
     SUITE_LOOP(s, reload_key_as_user, 2);
     SUITE_LOOP(s, reload_pid_file, 2);

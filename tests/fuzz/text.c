@@ -274,10 +274,8 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
     }
     if (loop != NULL && apply(&nothing, &settings, &err)) {
         box_run(loop, SECOND);
-        if (settings.monitor == NULL) {
-            settings.monitor = text_strdup("/monitor"); /* it has clients */
-        }
-        if (monitor != NULL && settings.monitor != NULL) {
+        if (monitor != NULL) {
+            monitor_spec.addr = "/monitor"; /* where its clients come to */
             try_monitor(monitor);
         }
         if (again != NULL) {
@@ -295,13 +293,14 @@ static void try_running(int argc, char **argv, char *monitor, char *again)
     }
     box.calls = 0;
     vp_timer_stop(&quit_timer);
+    reload_cancel();
     quitting = false;
     quit_resetting = false;
     while (channels != NULL) {
         channel_del(channels);
     }
     vp_timer_stop(&lookups_timer);
-    socket_files_remove(NULL);
+    socket_files_remove();
     if (loop != NULL) {
         vp_unwatch(loop, key_fd);
         vp_loop_free(loop);
