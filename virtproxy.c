@@ -2207,7 +2207,7 @@ typedef struct VPHeaderKey {
     uint64_t word[5];
 } VPHeaderKey;
 
-/* Key of the checks of payloads; its alignment spares sum_sse2() instructions */
+/* Key of the checks of payloads; aligned, since sum_sse2() is faster then */
 typedef struct VPPayloadKey {
     _Alignas(16) uint64_t word[VP_CHECK_WORDS];
 } VPPayloadKey;
@@ -2273,7 +2273,7 @@ static uint64_t sum_words(const uint64_t *key, const uint8_t *p, size_t len)
 typedef uint64_t VPWords2 __attribute__((vector_size(16)));
 typedef uint64_t VPWords4 __attribute__((vector_size(32)));
 
-/* products_sse2() - of two words; an array of vectors would go through memory */
+/* products_sse2() - of two words (gcc puts arrays of vectors on the stack) */
 static VPWords2 products_sse2(const uint64_t *key, const uint8_t *p)
 {
     VPWords2 x, k;

@@ -27,9 +27,9 @@
 
 /*
  * vp_versions() - versions from @oldest to @newest as text
- * @buf:  VP_VERSIONS_LEN bytes; returned
+ * @buf:  VP_VERSIONS_LEN bytes, for two numbers of 16 bits; returned
  */
-#define VP_VERSIONS_LEN 32
+#define VP_VERSIONS_LEN 16
 const char *vp_versions(unsigned oldest, unsigned newest, char *buf);
 
 /* Longest service id; ids are printable ASCII without ':' and blanks. */

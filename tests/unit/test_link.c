@@ -957,7 +957,7 @@ START_TEST(ack_makes_no_sense)
     };
 
     for (int i = 0; i < COUNT_OF(acks); i++) {
-        const uint32_t len = VP_PKT_HDR_LEN + 11;
+        const uint32_t len = VP_PKT_HDR_LEN + 12;
         static Rig r;
         int client[3];
 
