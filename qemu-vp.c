@@ -2990,6 +2990,7 @@ typedef struct Channel {
     bool connecting;    /* it waits for the dialler */
     bool refused;       /* the dialler has found no address that would do */
     VPDialer dialer;
+    VPDialer beside;    /* for a connection beside one that is stale */
     VPTarget target;    /* what it connects to */
     VPOnce rate_said;   /* the driver's rate, if it isn't the one asked for */
     VPTimer line_timer; /* runs while "tty" is in use, to look at it */
@@ -3364,6 +3365,34 @@ static void connect_looked_up(void *opaque, int rc)
     }
 }
 
+/* beside_done() - a further connection beside one that is stale */
+static void beside_done(void *opaque, int fd, int err)
+{
+    Channel *ch = opaque;
+
+    (void)err; /* because the present one is still there */
+    if (fd >= 0) {
+        vp_offer(ch->drv, fd, VP_CONNECTED);
+    }
+}
+
+/*
+ * channel_stale() - VPStaleHandler: connect anew beside what may be dead
+ *
+ * A router or firewall that has forgotten a connection drops what it carries in
+ * silence, for a quarter of an hour, while a new one gets through.
+ */
+static void channel_stale(void *opaque)
+{
+    Channel *ch = opaque;
+
+    vp_dialer_stop(&ch->beside); /* the last try has had its time */
+    ch->beside = (VPDialer){
+        .failed = connect_failed, .done = beside_done, .opaque = ch,
+    };
+    vp_dialer_start(&ch->beside, loop, &ch->target);
+}
+
 static void open_socket(Channel *ch)
 {
     Spec *spec = &ch->spec;
@@ -3390,7 +3419,7 @@ static void channel_accepted(void *opaque, int fd, const VPAddr *peer)
     Channel *ch = opaque;
 
     (void)peer;
-    vp_offer(ch->drv, fd);
+    vp_offer(ch->drv, fd, VP_ACCEPTED);
 }
 
 /* channel_warn_open() - without a key: can others than this machine come? */
@@ -3605,6 +3634,7 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
     Channel *ch = opaque;
 
     tty_close(channel_unline(ch));
+    vp_dialer_stop(&ch->beside);
     if (ch->opener != NULL) {
         ch->retry.wait = was_up ? 0 : ch->retry.wait;
         channel_wait(ch);
@@ -3619,6 +3649,7 @@ static void channel_free(Channel *ch)
     tty_leave(channel_unline(ch));
     vp_timer_stop(&ch->retry.timer);
     vp_dialer_stop(&ch->dialer);
+    vp_dialer_stop(&ch->beside);
     vp_target_clear(&ch->target);
     for (int i = 0; i < ch->nlisteners; i++) {
         vp_listener_stop(&ch->listeners[i]);
@@ -3665,6 +3696,9 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
         return error_memory(err);
     }
     channel_set_key(ch, config);
+    if (spec->method == TCP_CONNECT) {
+        vp_set_stale(ch->drv, channel_stale);
+    }
     if (spec->method == INHERITED_FD) {
         ok = channel_inherit(ch, err);
     } else if (ch->opener == NULL) {

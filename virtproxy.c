@@ -3212,6 +3212,8 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 #define VP_PING_IDLE (5 * SECOND)
 /* A PING that isn't answered for so long: the peer may be dead. */
 #define VP_DEAD_US (3 * SECOND)
+/* ... for so long: another connection may get through where this one doesn't. */
+#define VP_STALE_US (10 * SECOND)
 /*
  * A packet that takes longer to come may be the rest of a damaged one, and a
  * PING may have come behind that.
@@ -3301,6 +3303,7 @@ typedef struct VPLink {
     const VPLinkOps *ops;
     void *up;
     VPLostHandler *lost; /* of the program; @lost_opaque is its own */
+    VPStaleHandler *stale; /* the same; NULL: nothing is to be done then */
     void *lost_opaque;
     const VPKey *key;    /* NULL: none is needed */
     uint64_t instance;   /* of this process */
@@ -3848,6 +3851,13 @@ static void link_ask(VPLink *l)
     }
 }
 
+/* link_is_stale() - it may be that the descriptor gets nothing through */
+static bool link_is_stale(const VPLink *l)
+{
+    return l->state == LINK_UP && l->asked_at != 0 &&
+           l->loop->now - l->asked_at >= VP_STALE_US;
+}
+
 /*
  * link_ping_timer() - make a lost tail known, and that we live
  *
@@ -3863,6 +3873,9 @@ static void link_ping_timer(void *opaque)
     bool waiting = l->store.bytes > 0 || l->peer == PEER_UNSURE;
     uint64_t wait = VP_PING_IDLE;
 
+    if (l->stale != NULL && link_is_stale(l)) {
+        l->stale(l->lost_opaque);
+    }
     l->ping_waits = waiting;
     if (waiting && l->store.base != l->ping_base) {
         wait = link_ping_wait(l);
@@ -7199,6 +7212,10 @@ static void forwards_end(VPForwards *fs)
  * closes again at once, for ever, it is given back only when the peer is heard
  * or the descriptor has been there for long.
  *
+ * A connection that we made and that has become stale is replaced by another
+ * one in the same way, from the other side: the program makes it, and it is a
+ * candidate until the peer says hello through it.
+ *
  * A further peer on a listening channel (a candidate) gets a HELLO of its
  * own, and takes the present one's place only after it has echoed that; see
  * vp_offer().
@@ -7238,6 +7255,7 @@ static void forwards_end(VPForwards *fs)
 /* A peer that came to a listening channel in use; see vp_offer(). */
 typedef struct VPCandidate {
     VPDriver *drv;
+    unsigned role;   /* VP_HELLO_LISTENER, or VP_HELLO_CONNECTOR */
     int fd;          /* -1: none */
     uint64_t number; /* how many had come when it came */
     uint64_t token;  /* that it has to echo */
@@ -7413,6 +7431,11 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     return drv;
 }
 
+void vp_set_stale(VPDriver *drv, VPStaleHandler *stale)
+{
+    drv->link.stale = stale;
+}
+
 void vp_set_config(VPDriver *drv, const VPConfig *config)
 {
     drv->config = *config;
@@ -7477,7 +7500,7 @@ static void candidate_close(VPCandidate *k, const char *why)
     VPLink *l = &drv->link;
 
     /* it will try again, for ever */
-    if (why != NULL && strcmp(l->turned_away, why) != 0) {
+    if (why != NULL && k->role == VP_HELLO_LISTENER && strcmp(l->turned_away, why) != 0) {
         snprintf(l->turned_away, sizeof(l->turned_away), "%s", why);
         log_provoked(&drv->log, VP_LOG_WARN,
                      "another peer was turned away: %s", why);
@@ -7500,6 +7523,7 @@ static void candidate_timer(void *opaque)
 static void candidate_take(VPCandidate *k)
 {
     VPDriver *drv = k->drv;
+    VPLink *l = &drv->link;
     int fd = k->fd;
 
     vp_timer_stop(&k->timer);
@@ -7511,11 +7535,28 @@ static void candidate_take(VPCandidate *k)
             candidate_close(&drv->candidates[i], "the channel is in use");
         }
     }
-    if (link_has_fd(&drv->link)) {
-        link_detach(&drv->link, "replaced by a new connection");
+    if (link_has_fd(l)) {
+        link_detach(l, "replaced by a new connection");
     }
-    if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
-        drv->link.lost(drv->link.lost_opaque, strerror(ENOMEM), false);
+    if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, k->role == VP_HELLO_CONNECTOR
+                  ? VP_CONNECTED : VP_ACCEPTED) < 0) {
+        l->lost(l->lost_opaque, strerror(ENOMEM), false);
+    } else if (k->role == VP_HELLO_CONNECTOR &&
+               (l->rx != NULL || link_rx_grow(l))) {
+        /* the peer waits for an echo of what it has said, and says no more */
+        memcpy(l->rx, k->buf, k->len);
+        l->rx_len = k->len;
+        link_process(l);
+    }
+}
+
+/* candidate_connected() - we made it, because the present one seems dead */
+static void candidate_connected(VPCandidate *k)
+{
+    if (link_is_stale(&k->drv->link)) {
+        candidate_take(k);
+    } else {
+        candidate_close(k, NULL);
     }
 }
 
@@ -7566,13 +7607,17 @@ static bool candidate_hello(VPCandidate *k)
     wrong = len < 0 ? "it is not qemu-vp"
                     : link_unfit(&drv->link, &h, text, sizeof(text));
     if (wrong == NULL) {
-        wrong = link_distrust(&drv->link, &h, k->buf, VP_HELLO_LISTENER);
+        wrong = link_distrust(&drv->link, &h, k->buf, k->role);
     }
     if (wrong != NULL) {
         candidate_close(k, wrong);
         return false;
     }
     k->knows = true;
+    if (k->role == VP_HELLO_CONNECTOR) {
+        candidate_connected(k);
+        return false;
+    }
     if (h.echo == k->token) {
         candidate_proved(k, &h);
         return false;
@@ -7612,7 +7657,7 @@ static bool candidate_greet(VPCandidate *k)
     size_t len;
 
     k->token = random64();
-    len = link_compose(&k->drv->link, buf, k->token, 0, VP_HELLO_LISTENER);
+    len = link_compose(&k->drv->link, buf, k->token, 0, k->role);
     return write(k->fd, buf, len) == (ssize_t)len;
 }
 
@@ -7648,12 +7693,12 @@ static VPCandidate *candidate_place(VPDriver *drv, int fd)
     return oldest;
 }
 
-void vp_offer(VPDriver *drv, int fd)
+void vp_offer(VPDriver *drv, int fd, VPChannelRole role)
 {
     VPCandidate *k = link_has_fd(&drv->link) ? candidate_place(drv, fd) : NULL;
 
     if (!link_has_fd(&drv->link)) {
-        if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, VP_ACCEPTED) < 0) {
+        if (vp_attach(drv, fd, fd, VP_CHN_SOCKET, role) < 0) {
             log_provoked(&drv->log, VP_LOG_WARN,
                          "cannot take the channel: %s", strerror(ENOMEM));
         }
@@ -7666,6 +7711,7 @@ void vp_offer(VPDriver *drv, int fd)
     k->fd = fd;
     k->len = 0;
     k->number = ++drv->offers;
+    k->role = role == VP_CONNECTED ? VP_HELLO_CONNECTOR : VP_HELLO_LISTENER;
     if (!candidate_greet(k)) {
         candidate_close(k, "it takes no hello");
         return;

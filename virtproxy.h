@@ -366,8 +366,21 @@ int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
  * a key, it replaces the present one if it names the present session, or if
  * that one, when asked, is found dead; else it is turned away.
  * @fd is the driver's.  Without a channel this is vp_attach().
+ *
+ * With @role VP_CONNECTED it is a further connection to the same peer, made
+ * because the present one is stale.  It takes its place once the peer says hello
+ * through it, unless the present one has answered by then.
  */
-void vp_offer(VPDriver *drv, int fd);
+void vp_offer(VPDriver *drv, int fd, VPChannelRole role);
+
+/*
+ * Nothing has come through the channel's descriptor for 10 s or more, though
+ * the peer was asked.  It may be paused; or another connection would get through.
+ */
+typedef void VPStaleHandler(void *opaque);
+
+/* vp_set_stale() - call @stale, from the loop, with the @opaque of vp_new() */
+void vp_set_stale(VPDriver *drv, VPStaleHandler *stale);
 
 /*
  * vp_set_oforward() - forward what connects to @fd to the peer's service

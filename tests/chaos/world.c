@@ -85,7 +85,7 @@ static bool machine_accept(Machine *m)
     if (fd < 0) {
         return false;
     }
-    vp_offer(m->drv, fd);
+    vp_offer(m->drv, fd, VP_ACCEPTED);
     if (m->channel < 0) {
         m->channel = fd;
         m->down_before += machine_now(m) - m->down_since;

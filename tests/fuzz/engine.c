@@ -687,7 +687,7 @@ static void do_offer(Rig *r)
     other.loop = r->loop;
     other.rd = other.wr = -1;
     channel_new(&other, false, fds);
-    vp_offer(r->drv, fds[0]);
+    vp_offer(r->drv, fds[0], VP_ACCEPTED);
     h.echo = how & 32 ? h.echo : engine_counts(r->drv).candidate_token;
     if (how & 1) {
         h.my_epoch = 0;

@@ -1068,20 +1068,25 @@ END_TEST
 
 static uint64_t offered; /* the token that the last one was greeted with */
 
-/* offer() - one more peer comes; returns its end of the socket */
-static int offer(Rig *r)
+/* offer_as() - one more peer comes; returns its end of the socket */
+static int offer_as(Rig *r, VPChannelRole role)
 {
     uint8_t buf[HELLO_TOTAL];
     VPHello h;
     int fd[2];
 
     fd_pair(fd);
-    vp_offer(r->drv, fd[0]);
+    vp_offer(r->drv, fd[0], role);
     box_settle(r->loop);
     ck_assert_int_eq(recv(fd[1], buf, sizeof(buf), 0), sizeof(buf));
     ck_assert_int_gt(wire_get_hello(buf, sizeof(buf), &h), 0);
     offered = h.token;
     return fd[1];
+}
+
+static int offer(Rig *r)
+{
+    return offer_as(r, VP_ACCEPTED);
 }
 
 /* offer_hello() - it says hello, in pieces of @piece, and echoes the token */
@@ -1373,6 +1378,69 @@ START_TEST(offer_with_key)
     close(client);
     close(fd);
     rig_free(&r);
+}
+END_TEST
+
+static int stale;
+
+/* note_stale() - VPStaleHandler */
+static void note_stale(void *opaque)
+{
+    (void)opaque;
+    stale++;
+}
+
+/*
+ * The present connection, which we made, gets nothing through.  Another one
+ * beside it takes its place once the peer says hello there, and the session goes
+ * on; while the peer says nothing, as a paused one, all stays as it is, and so
+ * it does if the present one answers meanwhile.
+ */
+START_TEST(offer_over_stale)
+{
+    static Held h;
+    uint8_t buf[HELLO_TOTAL];
+    VPHello hello;
+    size_t len;
+    int fd;
+
+    held_new(&h, &rig_config);
+    stale = 0;
+    vp_set_stale(h.r.drv, note_stale);
+    box_run(h.r.loop, 8 * SECOND);
+    peer_drain(&h.r);
+    ck_assert_int_eq(stale, 0);
+    box_run(h.r.loop, 12 * SECOND);
+    peer_drain(&h.r);
+    ck_assert_int_ge(stale, 1);
+    fd = offer_as(&h.r, VP_CONNECTED);
+    if (_i == 1) {
+        box_run(h.r.loop, 2 * VP_CANDIDATE_US);
+        ck_assert_int_ne(fd_state(fd), FD_OPEN);
+    } else {
+        if (_i == 2) {
+            peer_send(&h.r, VP_PKT_ACK, 0, 0, NULL, 0);
+        }
+        hello = h.r.peer.hello;
+        hello.token = 778;
+        hello.flags = VP_HELLO_LISTENER;
+        len = wire_put_hello(buf, &hello, NULL);
+        fd_write(fd, buf, len);
+        box_settle(h.r.loop);
+    }
+    ck_assert_str_eq(engine_link(h.r.drv).state, _i == 0 ? "hello" : "up");
+    if (_i == 0) {
+        ck_assert_int_eq(fd_state(fd), FD_OPEN);
+        while (recv(fd, buf, sizeof(buf), 0) == sizeof(buf)) {
+            ck_assert_int_gt(wire_get_hello(buf, sizeof(buf), &hello), 0);
+        }
+        ck_assert_uint_eq(hello.echo, 778);
+        ck_assert_uint_ne(hello.my_epoch, 0);
+    }
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    ck_assert(!engine_counts(h.r.drv).candidate);
+    close(fd);
+    held_free(&h);
 }
 END_TEST
 
@@ -1687,6 +1755,7 @@ int main(void)
     SUITE_ADD(s, offer_during_resync);
     SUITE_ADD(s, offer_and_free);
     SUITE_ROWS(s, offer_with_key, keyed_offers);
+    SUITE_LOOP(s, offer_over_stale, 3);
     SUITE_ADD(s, offer_beside_silent);
     SUITE_ROWS(s, bye, byes);
     SUITE_LOOP(s, bye_said, 2);
