@@ -56,8 +56,8 @@ build/%.o: %.c config.mak
 
 # In a directory of suites every test_*.c is a program, and the other sources
 # are linked into each of them; of tests/lib it gets what it uses.
-suite_dirs = tests/unit tests/daemon tests/chaos tests/rogue tests/fuzz \
-    tests/calls
+suite_dirs = tests/unit tests/wire tests/daemon tests/chaos tests/rogue \
+    tests/fuzz tests/calls
 suites =
 define suite_dir
 suites += $$(patsubst %.c,build/%,$$(wildcard $(1)/test_*.c))
