@@ -725,8 +725,14 @@ static bool check_port(const Spec *spec, Error *err)
                      (spec->option == 'c' && spec->method == TCP_LISTEN);
     unsigned long least = listening ? 0 : 1, port;
 
-    if (spec->port[0] < '0' || spec->port[0] > '9') {
-        return getservbyname(spec->port, "tcp") != NULL ||
+    if (spec->port[strspn(spec->port, "0123456789")] != '\0') {
+        const struct servent *service = getservbyname(spec->port, "tcp");
+
+        if (service != NULL && service->s_port == 0 && !listening) {
+            return spec_error(spec, err, "PORT '%s' is the service with port "
+                              "0", spec->port);
+        }
+        return service != NULL ||
                spec_error(spec, err, "PORT '%s' is neither a number nor a "
                           "known service", spec->port);
     }
@@ -2289,6 +2295,15 @@ static SocketFile *socket_file_keep(const char *path)
     return f;
 }
 
+/* socket_file_gone() - is there another file, or none, where @f was? */
+static bool socket_file_gone(const SocketFile *f)
+{
+    struct stat st;
+
+    return f != NULL && (lstat(f->path, &st) < 0 || st.st_dev != f->dev ||
+                         st.st_ino != f->ino);
+}
+
 /* socket_file_remove() - @f is freed, and may be NULL */
 static void socket_file_remove(SocketFile *f)
 {
@@ -2688,6 +2703,15 @@ static void listening_retry(void *opaque)
     } else {
         listening_go_on(l);
     }
+}
+
+/* listening_again() - the owner has closed a unix socket: make another */
+static void listening_again(Listening *l)
+{
+    l->fds[0] = -1;
+    socket_file_remove(l->file);
+    l->file = NULL;
+    listening_go_on(l);
 }
 
 /* listening_looked_up() - Lookup.done() */
@@ -3638,7 +3662,7 @@ static void channel_lost(void *opaque, const char *reason, bool was_up)
     if (ch->opener != NULL) {
         ch->retry.wait = was_up ? 0 : ch->retry.wait;
         channel_wait(ch);
-    } else if (ch->nlisteners == 0) {
+    } else if (ch->nlisteners == 0 && ch->spec.method == INHERITED_FD) {
         inherited_lost(ch, reason);
     }
 }
@@ -4347,6 +4371,28 @@ static void reload_start(void)
     reload_step(NULL);
 }
 
+/*
+ * reload_files() - listen anew where a socket's file has gone
+ *
+ * Who cleans /tmp removes what looks old.  Nobody reaches a socket after that,
+ * so it is no loss.
+ */
+static void reload_files(void)
+{
+    for (Channel *ch = channels; ch != NULL; ch = ch->next) {
+        if (ch->nlisteners > 0 && socket_file_gone(ch->listening.file)) {
+            vp_listener_stop(&ch->listeners[--ch->nlisteners]);
+            listening_again(&ch->listening);
+        }
+    }
+    for (Forward *f = forwards; f != NULL; f = f->next) {
+        if (socket_file_gone(f->listening.file)) {
+            vp_del_oforward(f->channel->drv, f->listening.fds[0]);
+            listening_again(&f->listening);
+        }
+    }
+}
+
 /* reload() - read it all again; nothing changes if any of it is wrong */
 static void reload(void)
 {
@@ -4360,8 +4406,15 @@ static void reload(void)
     }
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s: the old one stays in force",
+               err.text);
+        if (ok) {
+            free(now.logfile);
+            now.logfile = settings.logfile != NULL ? strdup(settings.logfile)
+                                                   : NULL;
+        }
     }
+    reload_files();
     if (ok) {
         reloading.now = now;
         reload_start();
@@ -5198,6 +5251,7 @@ static void mon_execute(Mon *mon, char *line)
 #define MON_CLIENTS 128
 
 static Spec monitor_spec; /* of -m */
+static SocketFile *monitor_file;
 static VPListener monitor_listener;
 static Mon *monitors;
 static size_t nmonitors;
@@ -5391,21 +5445,17 @@ static void mon_accepted(void *opaque, int fd, const VPAddr *peer)
     mon_continue(mon);
 }
 
-static bool monitor_start(const char *text, Error *err)
+/* monitor_listen() - in place of what it listens on now, if anything */
+static bool monitor_listen(Error *err)
 {
     SocketFile *file = NULL;
     VPAddr addr;
     int fd, rc;
 
-    if (!spec_parse(&monitor_spec, 'm', text, err)) {
-        return false;
-    }
-    if (monitor_spec.props.mode < 0) {
-        monitor_spec.props.mode = S_IRUSR | S_IWUSR;
-    }
     addr_unix(monitor_spec.addr, &addr);
     fd = listen_at(&addr, true, &monitor_spec.props);
     if (fd >= 0) {
+        vp_listener_stop(&monitor_listener);
         file = socket_file_keep(monitor_spec.addr);
     }
     monitor_listener.channel = VP_NO_CHANNEL;
@@ -5414,10 +5464,41 @@ static bool monitor_start(const char *text, Error *err)
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
     if (rc < 0) {
         socket_file_remove(file);
+        return error_set(err, "-m '%s': cannot listen: %s%s",
+                         monitor_spec.text, listen_error(rc),
+                         rc == -EADDRINUSE
+                         ? "; -x COMMAND talks to who does" : "");
     }
-    return rc == 0 || error_set(err, "-m '%s': cannot listen: %s%s", text,
-                                listen_error(rc), rc == -EADDRINUSE
-                                ? "; -x COMMAND talks to who does" : "");
+    monitor_file = file;
+    return true;
+}
+
+static bool monitor_start(const char *text, Error *err)
+{
+    if (!spec_parse(&monitor_spec, 'm', text, err)) {
+        return false;
+    }
+    if (monitor_spec.props.mode < 0) {
+        monitor_spec.props.mode = S_IRUSR | S_IWUSR;
+    }
+    return monitor_listen(err);
+}
+
+/* monitor_again() - listen anew if the socket's file has gone */
+static void monitor_again(void)
+{
+    SocketFile *gone = monitor_file;
+    Error err;
+
+    if (!socket_file_gone(gone)) {
+        return;
+    }
+    if (monitor_listen(&err)) {
+        log_at(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: listening on %s",
+               monitor_spec.addr);
+    } else {
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
+    }
 }
 
 /* ---- the client that -x is -------------------------------------------- */
@@ -5631,14 +5712,15 @@ static bool pidfile_take(const char *path, Error *err)
     return true;
 }
 
-/* pidfile_drop() - remove the file; empty it if it can't be removed */
+/* pidfile_drop() - remove the file, emptied, as it may be a link that goes */
 static void pidfile_drop(void)
 {
     const char *path = settings.pidfile;
 
+    bool emptied = pidfile_fd >= 0 && ftruncate(pidfile_fd, 0) == 0;
+
     if (pidfile_fd >= 0 &&
-        (!pidfile_at(path, pidfile_fd) || unlink(path) < 0) &&
-        ftruncate(pidfile_fd, 0) < 0) {
+        (!pidfile_at(path, pidfile_fd) || unlink(path) < 0) && !emptied) {
         log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--pidfile '%s' is left: %s", path,
                strerror(errno));
     }
@@ -5710,6 +5792,7 @@ static void signal_ready(void *opaque, int fd, int events)
     for (ssize_t i = 0; i < n; i++) {
         if (sigs[i] == SIGHUP) {
             reload();
+            monitor_again();
         } else if (sigs[i] == SIGUSR1) {
             log_status();
         } else {

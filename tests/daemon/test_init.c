@@ -528,7 +528,8 @@ START_TEST(starters_descriptors)
                                "-l %s -m %s 7>&1 8>&1); exec 9>&-; "
                                "timeout %d flock %s true", lock, vp_program,
                                vp_dir, log, path, WAIT_MS / 1000, lock));
-    close(monitor_batch(path));
+    ck_assert_int_eq(execute(path, "channel_add fd:0:-"), 1);
+    ck_assert(strstr(executed(2), "it was not open at the start, or is taken"));
     daemon_stop(daemon_adopted("host", pid_in("p"), log));
 }
 END_TEST
@@ -1871,6 +1872,98 @@ START_TEST(socket_rights)
 }
 END_TEST
 
+/* Who cleans /tmp takes the sockets' files away; SIGHUP makes them again. */
+START_TEST(sockets_removed)
+{
+    static const char *const names[] = { "m", "c", "s" };
+    char conf[TEXT_LEN], path[3][PATH_LEN];
+    int fds[2], mon;
+    Daemon *d;
+    Couple c;
+
+    couple_paths(&c);
+    for (int i = 0; i < 3; i++) {
+        file_path(path[i], names[i]);
+    }
+    text_format(conf, sizeof(conf), "channel unix-listen:%s:-\noforward "
+                "s:%s:-\nmonitor %s\n", path[1], path[2], path[0]);
+    write_file("conf", "%s", conf);
+    d = daemon_start("host", "-C %s/conf", vp_dir);
+    mon = monitor_batch(path[0]);
+    daemon_start("guest", "-c unix-connect:%s:- -i s:%s", path[1], c.target);
+    daemon_up(d);
+    through(path[2], c.listener, fds);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 3; i++) {
+            ck_assert(unlink(path[i]) == 0);
+        }
+        if (round == 1) {
+            file_write(path[2], "another's", 9);
+        }
+        reload(d, "%s", conf);
+        daemon_wait(d, "monitor: listening on %s", path[0]);
+        close(monitor_batch(path[0]));
+        close(dial(path[1], true));
+        if (round == 0) {
+            check_works(path[2], c.listener);
+        } else {
+            daemon_wait(d, "error .*%s: the file is not a socket", path[2]);
+            ck_assert(unlink(path[2]) == 0);
+            daemon_wait(d, "oforward s: listening on %s", path[2]);
+            check_works(path[2], c.listener);
+        }
+        talk(fds);
+        monitor_ask(mon, "info status");
+        ck_assert_int_eq(daemon_count(d, "channel (up|down)"), 0);
+    }
+    close(mon);
+    close(fds[0]);
+    close(fds[1]);
+    daemon_stop(d);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_msg(access(path[i], F_OK) < 0, "%s is left", path[i]);
+    }
+}
+END_TEST
+
+/* A log that can't be opened at a reload: what is in force is what is shown. */
+START_TEST(log_stays)
+{
+    char path[PATH_LEN], expected[TEXT_LEN];
+    Daemon *d;
+
+    file_path(path, "m");
+    write_file("conf", "monitor %s\nlogfile %s/a.log\n", path, vp_dir);
+    d = daemon_start("host", "-C %s/conf", vp_dir);
+    close(monitor_batch(path));
+    write_file("conf", "monitor %s\nlogfile %s/no/b.log\n", path, vp_dir);
+    kill(d->pid, SIGHUP);
+    file_wait("a.log", "no/b.log: No such file or directory: the old one "
+              "stays in force");
+    file_wait("a.log", "reloaded");
+    text_format(expected, sizeof(expected), "\nlogfile %s/a.log\n", vp_dir);
+    ck_assert_int_eq(execute(path, "info config"), 0);
+    ck_assert_ptr_nonnull(strstr(executed(1), expected));
+}
+END_TEST
+
+/* A pid file that is a link to one keeps no stale number. */
+START_TEST(pid_file_link)
+{
+    char path[2][PATH_LEN];
+    Daemon *d;
+
+    file_path(path[0], "link");
+    file_path(path[1], "pid");
+    ck_assert(symlink(path[1], path[0]) == 0);
+    d = daemon_start("host", "-f %s -c unix-listen:%s/c:-", path[0], vp_dir);
+    daemon_wait(d, "listening");
+    ck_assert_int_eq(pid_in("pid"), d->pid);
+    daemon_stop(d);
+    ck_assert_str_eq(file_text("pid"), "");
+}
+END_TEST
+
 /* With -u they are USER's from the start on. */
 START_TEST(socket_owner)
 {
@@ -2552,6 +2645,9 @@ int main(void)
     SUITE_LOOP(s, open_to_others, 2);
     SUITE_ADD(s, socket_rights);
     SUITE_ADD(s, socket_owner);
+    SUITE_ADD(s, sockets_removed);
+    SUITE_ADD(s, log_stays);
+    SUITE_ADD(s, pid_file_link);
     SUITE_ADD(s, log_file);
     SUITE_ADD(s, log_moves);
     SUITE_ADD(s, log_fifo);

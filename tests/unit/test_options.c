@@ -13,6 +13,7 @@
 #include "virtproxy.c"
 
 #include <fcntl.h>
+#include <netdb.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <termios.h>
@@ -53,6 +54,20 @@ static int line_set(int fd, int when, const struct termios *settings)
 }
 
 #define tcsetattr(fd, when, settings) line_set(fd, when, settings)
+
+/* Services that few systems know: one that begins with a digit, one of port 0. */
+static struct servent *service_find(const char *name, const char *protocol)
+{
+    static struct servent odd;
+
+    if (strcmp(name, "9p-test") != 0 && strcmp(name, "zero-test") != 0) {
+        return getservbyname(name, protocol);
+    }
+    odd.s_port = name[0] == '9' ? htons(564) : 0;
+    return &odd;
+}
+
+#define getservbyname(name, protocol) service_find(name, protocol)
 
 /* netinet/tcp.h, which only the engine includes, has a state of this name */
 #define TCP_LISTEN METHOD_TCP_LISTEN
@@ -179,6 +194,7 @@ static const char *const good[] = {
     "-m /tmp/monitor,mode=0660,group=0",
     "-m [/tmp/a,b],mode=7",
     "-c fd:3:- -o x:/a,b:-,mode=0,group=root",
+    "-c tcp-connect:h:9p-test -o x:h:9p-test -o y:h:zero-test",
     "-c fd:3:- -o x:/a:-:0,group=65534",
     "-c unix-listen:[/a:]b]:-,mode=777",
 };
@@ -299,6 +315,8 @@ START_TEST(says_what_was_expected)
         { "-c fd", "METHOD:ADDR:PORT[:CHANNEL_ID]" },
         { "-c fd:3:- -o x", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]" },
         { "-c fd:3:- -i x", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]" },
+        { "-c fd:3:- -i x:h:zero-test", "'zero-test' is the service with port" },
+        { "-c tcp-connect:h:9q", "'9q' is neither a number nor a known" },
     };
 
     for (int i = 0; i < COUNT_OF(lines); i++) {
@@ -407,7 +425,7 @@ START_TEST(numeric_addresses)
         { "0.0.0.0", "0", "0.0.0.0:0" },
         { "::1", "65535", "[::1]:65535" },
         { "2001:db8::7", "22", "[2001:db8::7]:22" },
-        { "::ffff:1.2.3.4", "1", "[::ffff:1.2.3.4]:1" },
+        { "::ffff:1.2.3.4", "1", "1.2.3.4:1" },
     };
     VPAddr addrs[MAX_ADDRS];
     char text[100];
