@@ -710,9 +710,16 @@ static bool split_fields(const Spec *spec, char *field[4], Error *err)
 /* check_host() - a bare number is an address only to inet_aton() */
 static bool check_host(const Spec *spec, Error *err)
 {
+    struct in6_addr in6;
+
     if (strcmp(spec->addr, "*") == 0) {
         return spec_error(spec, err, "ADDR '*' is neither a name nor an "
                           "address; [::] or 0.0.0.0 stands for all");
+    }
+    if (inet_pton(AF_INET6, spec->addr, &in6) == 1 &&
+        IN6_IS_ADDR_LINKLOCAL(&in6)) {
+        return spec_error(spec, err, "ADDR '%s' is one of each interface, [%s"
+                          "%%eth0] for one is eth0's", spec->addr, spec->addr);
     }
     return spec->addr[strspn(spec->addr, "0123456789")] != '\0' ||
            spec_error(spec, err, "ADDR '%s' is neither a name nor an address, "
@@ -2150,6 +2157,9 @@ static void lookups_begin(void *opaque)
         Lookup *l = lookups;
         int err = lookup_fork(l);
 
+        if (err != 0 && lookups_out > 0) {
+            return; /* the end of one makes room */
+        }
         lookups = l->next;
         lookups_end = lookups == NULL ? &lookups : lookups_end;
         l->waits = false;
@@ -2164,6 +2174,12 @@ static void lookups_begin(void *opaque)
         }
         l->done(l->opaque, -abs(EAI_AGAIN));
     }
+}
+
+/* lookups_under_way() - will there be any answer? */
+static bool lookups_under_way(void)
+{
+    return lookups != NULL || lookups_out > 0;
 }
 
 /*
@@ -4240,11 +4256,15 @@ static void quit_step(void *opaque)
 /* A reload goes on with so many specs each time, in between others. */
 #define RELOAD_SPECS 200
 #define RELOAD_STEP 1 /* us: in the next pass of the loop */
+/* Then it waits for the names so long, and looks for them so often. */
+#define RELOAD_NAMES (1 * SECOND)
+#define RELOAD_LOOK (10 * MS)
 
 static struct {
     Change change;  /* "now" is NULL: there is none */
     Settings now;
     VPTimer timer;
+    uint64_t until; /* when names aren't waited for any more, us */
     bool again;     /* there was a further SIGHUP */
 } reloading;
 
@@ -4334,6 +4354,18 @@ static void reload_end(void)
     }
 }
 
+/* reload_names() - once the names are known, who reads "reloaded" gets these */
+static void reload_names(void *opaque)
+{
+    (void)opaque;
+    if (lookups_under_way() && vp_loop_now(loop) < reloading.until) {
+        vp_timer_start(loop, &reloading.timer, RELOAD_LOOK, reload_names,
+                       NULL);
+    } else {
+        reload_end();
+    }
+}
+
 /* reload_step() - a portion of the change */
 static void reload_step(void *opaque)
 {
@@ -4342,7 +4374,7 @@ static void reload_step(void *opaque)
     (void)opaque;
     for (int n = 0; n < RELOAD_SPECS; n++) {
         if (!change_next(&reloading.change, &err)) {
-            reload_end();
+            reload_names(NULL);
             return;
         }
     }
@@ -4368,6 +4400,7 @@ static void reload_start(void)
         }
     }
     reloading.change = (Change){ .before = &settings, .now = now };
+    reloading.until = vp_loop_now(loop) + RELOAD_NAMES;
     reload_step(NULL);
 }
 

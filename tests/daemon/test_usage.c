@@ -154,6 +154,7 @@ static const BadOption bad_options[] = {
     { "-o", "ssh:9022:22", NULL, "such as 127.0.0.1 or [::1]" },
     { "-o", "ssh:[0]:22", NULL, "ADDR '0' is neither a name" },
     { "-o", "ssh:*:9022", NULL, "ADDR '*' is neither a name" },
+    { "-o", "ssh:[fe80::1]:22", NULL, "[fe80::1%eth0] for one is eth0's" },
     { "-o", "9022:127.0.0.1:22", NULL, "on port 22, for a service named" },
     { "-o", NULL, "", NULL },
 
