@@ -90,11 +90,13 @@ posix() {
     for name in $(sed -n 's/^#undef //p' tests/cross/posix.h) \
         HAVE_GETRANDOM HAVE_INITGROUPS HAVE_MALLOC_TRIM __linux__; do
         sed "/^#undef /{/ $name\$/!d}" tests/cross/posix.h >"$one"
-        for source in qemu-vp.c virtproxy.c; do
+        for source in virtproxy.c qemu-vp.c; do
+            # a state of TCP in it has the name of one of the program's methods
+            [ $source = virtproxy.c ] || sed -i /tcp.h/d "$one"
             (cd "$cross/posix" &&
-                gcc -std=c11 -D_DEFAULT_SOURCE -DHAVE_GETRANDOM \
-                    -DHAVE_INITGROUPS -DHAVE_MALLOC_TRIM -Wall -Wextra -Werror -U"$name" \
-                    -include one.h -fsyntax-only "$source")
+                gcc -std=c11 -Wall -Wextra -Werror -D_DEFAULT_SOURCE \
+                    -DHAVE_GETRANDOM -DHAVE_INITGROUPS -DHAVE_MALLOC_TRIM \
+                    -U"$name" -include one.h -fsyntax-only "$source")
         done
         echo "without $name: both sources are taken"
     done
