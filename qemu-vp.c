@@ -6015,6 +6015,8 @@ static bool start(Error *err)
     loop = vp_loop_new(log_engine, &log_level);
     if (loop == NULL) {
         return errno == ENOMEM ? error_memory(err)
+               : errno == ENOSYS ? error_set(err, "select() takes descriptors "
+                                             "in an order that is not known")
                : error_set(err, "no random numbers: neither getrandom() nor "
                            "/dev/urandom works: %s", strerror(errno));
     }

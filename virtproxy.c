@@ -387,7 +387,10 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  *
  * The maps are our own and grow past FD_SETSIZE, which POSIX allows a system
  * to refuse but Linux and the BSDs take; FD_SET() itself must not be used,
- * for glibc's aborts at 1024 when fortified, whatever the object's size.
+ * for glibc's aborts at 1024 when fortified, whatever the object's size.  Where
+ * a big-endian system with words of 64 bits has fd_sets of 32, the halves of
+ * each word are exchanged around select(); vp_loop_new() looks at what FD_SET()
+ * does, and refuses any other order.
  *
  * Descriptors are a budget, vp_loop_descriptors(), because a channel that is
  * cut has to get one again while clients wait for any that is free.  The kernel
@@ -494,6 +497,7 @@ struct VPLoop {
     VPWatch *watch;  /* by descriptor */
     unsigned long *want[2];
     unsigned long *ready[2];
+    bool turned;           /* select() wants the halves of words exchanged */
     unsigned long *hot;    /* select() itself watches for what is wanted */
     unsigned long *active; /* something happened since the last loop_cool() */
     uint64_t cooled_at;    /* when loop_cool() was done last */
@@ -612,12 +616,51 @@ static bool bit_test(const unsigned long *map, int fd)
     return map[(size_t)fd / WORD_BITS] >> ((size_t)fd % WORD_BITS) & 1;
 }
 
+/* map_turn() - exchange the halves of each word */
+static void map_turn(unsigned long *map, size_t words)
+{
+    for (size_t i = 0; i < words; i++) {
+        map[i] = map[i] >> WORD_BITS / 2 | map[i] << WORD_BITS / 2;
+    }
+}
+
+/*
+ * maps_are_sets() - is a map what select() takes, as it is or turned?
+ * @turned:  becomes whether it has to be
+ */
+static bool maps_are_sets(bool *turned)
+{
+    unsigned long map[FD_SETSIZE / WORD_BITS];
+    fd_set set;
+
+    for (int fd = 0; fd < 2 * (int)WORD_BITS; fd++) {
+        memset(map, 0, sizeof(map));
+        FD_ZERO(&set);
+        FD_SET(fd, &set);
+        bit_set(map, fd);
+        if (fd == 0) {
+            *turned = memcmp(map, &set, sizeof(map)) != 0;
+        }
+        if (*turned) {
+            map_turn(map, sizeof(map) / sizeof(map[0]));
+        }
+        if (memcmp(map, &set, sizeof(map)) != 0) {
+            errno = ENOSYS;
+            return false;
+        }
+    }
+    return true;
+}
+
 VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
 {
     uint64_t r;
-    VPLoop *loop = random_draw(&r) ? calloc(1, sizeof(*loop)) : NULL;
+    bool turned;
+    VPLoop *loop = maps_are_sets(&turned) && random_draw(&r)
+                   ? calloc(1, sizeof(*loop)) : NULL;
 
     if (loop != NULL) {
+        loop->turned = turned;
         loop->now = clock_us();
         loop->instance = random64();
         loop->cold_fd = -1;
@@ -1060,6 +1103,15 @@ static bool loop_ask(VPLoop *loop, bool all)
     return any != 0;
 }
 
+/* loop_turn() - make "ready" what select() takes, or back */
+static void loop_turn(VPLoop *loop)
+{
+    if (loop->turned) {
+        map_turn(loop->ready[R], loop_words(loop));
+        map_turn(loop->ready[W], loop_words(loop));
+    }
+}
+
 /*
  * loop_select() - wait for at most @timeout, UINT64_MAX: for ever
  *
@@ -1088,9 +1140,11 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     }
     tv.tv_sec = (time_t)MIN(timeout / SECOND, 3600);
     tv.tv_usec = (suseconds_t)(timeout % SECOND);
+    loop_turn(loop);
     n = select(loop->nfds, (fd_set *)loop->ready[R],
                (fd_set *)loop->ready[W], NULL,
                timeout == UINT64_MAX ? NULL : &tv);
+    loop_turn(loop);
     if (n < 0) {
         int err = errno;
 

@@ -100,6 +100,8 @@ typedef struct VPTimer {
 
 /*
  * vp_loop_new() - NULL, with errno, without memory or random numbers
+ *
+ * ENOSYS: select() takes its descriptors in an order that isn't known here.
  * @log:    gets the engine's lines
  * @level:  of those that are wanted; it may be changed while the loop lives
  */

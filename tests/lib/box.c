@@ -115,7 +115,29 @@ static int real_select(int nfds, fd_set *r, fd_set *w, fd_set *x)
     return n;
 }
 
-int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x, struct timeval *tv)
+/* turn() - exchange halves of words, where box.fd_order wants it */
+static void turn(int nfds, fd_set *set)
+{
+    enum { HALF = sizeof(unsigned long) * CHAR_BIT / 2 };
+    unsigned long *word = (void *)set;
+
+    if (box.fd_order != FD_ORDER_HALVES || set == NULL) {
+        return;
+    }
+    for (int i = 0; i < nfds; i += 2 * HALF) {
+        *word = *word >> HALF | *word << HALF;
+        word++;
+    }
+}
+
+void box_fd_set(int fd, fd_set *set)
+{
+    FD_SET(box.fd_order == FD_ORDER_ODD ? fd ^ 1 : fd, set);
+    turn(fd + 1, set);
+}
+
+static int box_asked(int nfds, fd_set *r, fd_set *w, fd_set *x,
+                     struct timeval *tv)
 {
     bool last = ++box.passes == box.stop_at;
     int n;
@@ -147,6 +169,20 @@ int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x, struct timeval *tv)
     }
     box.spins = 0;
     return 0;
+}
+
+int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x, struct timeval *tv)
+{
+    int n, err;
+
+    turn(nfds, r);
+    turn(nfds, w);
+    n = box_asked(nfds, r, w, x, tv);
+    err = errno;
+    turn(nfds, r);
+    turn(nfds, w);
+    errno = err;
+    return n;
 }
 
 void box_loop(VPLoop *loop)

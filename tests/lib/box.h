@@ -38,6 +38,13 @@ enum {
     CALL_RANDOM = 256, /* getrandom() and open() */
 };
 
+/* Orders of the bits in an fd_set */
+typedef enum FdOrder {
+    FD_ORDER_SYSTEM,
+    FD_ORDER_HALVES, /* big-endian words half as long as the engine's */
+    FD_ORDER_ODD,    /* no system has it */
+} FdOrder;
+
 typedef struct Box {
     uint64_t now;          /* CLOCK_MONOTONIC as the engine reads it, us */
     uint64_t pass_us;      /* time that each call of select() takes, us */
@@ -69,6 +76,7 @@ typedef struct Box {
     bool small;            /* sockets have the smallest send buffer there is */
     unsigned long connects; /* calls of connect() since box_reset() */
     unsigned long polls;   /* calls of poll() since box_reset() */
+    FdOrder fd_order;      /* of the bits in an fd_set */
     bool bsd;              /* a send buffer has BOX_BSD_BUFFER bytes at most,
                               and poll() shows no error */
     bool refuses;          /* each connect() fails with ECONNREFUSED */
@@ -116,6 +124,7 @@ void box_stop(void *loop);
 int box_clock_gettime(clockid_t clock, struct timespec *ts);
 int box_select(int nfds, fd_set *r, fd_set *w, fd_set *x, struct timeval *tv);
 ssize_t box_getrandom(void *buf, size_t len, unsigned flags);
+void box_fd_set(int fd, fd_set *set);
 int box_open(const char *path, int flags);
 ssize_t box_read(int fd, void *buf, size_t len);
 ssize_t box_readv(int fd, const struct iovec *iov, int n);

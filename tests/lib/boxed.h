@@ -26,6 +26,8 @@
 
 #define clock_gettime(clock, ts) box_clock_gettime(clock, ts)
 #define select(n, r, w, x, tv) box_select(n, r, w, x, tv)
+#undef FD_SET
+#define FD_SET(fd, set) box_fd_set(fd, set)
 #define epoll_create1(flags) (box.no_epoll ? -1 : epoll_create1(flags))
 #define getpid() (box.repeats ? 1 : getpid())
 #define getrandom(buf, len, flags) box_getrandom(buf, len, flags)

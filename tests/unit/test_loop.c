@@ -37,6 +37,13 @@ static VPLoop *loop_new(void)
     return loop;
 }
 
+/* loop_ordered() - where fd_sets are of @order */
+static VPLoop *loop_ordered(int order)
+{
+    box.fd_order = (FdOrder)order;
+    return loop_new();
+}
+
 static void loop_end(VPLoop *loop)
 {
     vp_loop_free(loop);
@@ -241,7 +248,7 @@ END_TEST
 
 START_TEST(wanted_events)
 {
-    VPLoop *loop = loop_new();
+    VPLoop *loop = loop_ordered(_i);
     Calls c = { 0 };
     int fd[2];
 
@@ -298,7 +305,7 @@ static bool takes_high(void)
 START_TEST(high_numbers)
 {
     static const int high[] = { 1023, 1024, 1025, 1500, 4095, 4096, 9000 };
-    VPLoop *loop = loop_new();
+    VPLoop *loop = loop_ordered(_i);
     Calls c[COUNT_OF(high) + 1] = { { 0 } };
     struct rlimit lim;
     int fd[2], n = 0;
@@ -333,6 +340,17 @@ START_TEST(high_numbers)
     ck_assert_int_eq(c[COUNT_OF(high)].n, 2);
     vp_unwatch(loop, fd[0]);
     loop_end(loop);
+}
+END_TEST
+
+/* No order of bits is guessed. */
+START_TEST(unknown_order)
+{
+    VPLogLevel level = VP_LOG_INFO;
+
+    box.fd_order = FD_ORDER_ODD;
+    ck_assert_ptr_null(vp_loop_new(NULL, &level));
+    ck_assert_int_eq(errno, ENOSYS);
 }
 END_TEST
 
@@ -952,8 +970,9 @@ int main(void)
     SUITE_LOOP(s, timer_stop_and_restart, 5);
     SUITE_LOOP(s, timer_in_handler, 3);
     SUITE_ADD(s, timer_sleep);
-    SUITE_ADD(s, wanted_events);
-    SUITE_ADD(s, high_numbers);
+    SUITE_LOOP(s, wanted_events, FD_ORDER_ODD);
+    SUITE_LOOP(s, high_numbers, FD_ORDER_ODD);
+    SUITE_ADD(s, unknown_order);
     SUITE_ADD(s, too_high);
     SUITE_ADD(s, no_random_numbers);
     SUITE_ADD(s, never_watched);
