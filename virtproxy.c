@@ -1897,7 +1897,8 @@ static void socket_setup(int fd, const VPAddr *peer)
  * proof can't be sent back to its maker, on this channel or another; and
  * whether its sender listened or connected, so neither can two listeners be
  * joined that have the same key.  The key also goes into what seeds the
- * check of all packets.  This tells the right peer from others who can reach
+ * check of all packets.  A session keeps the key it began with: who names it in
+ * HELLO proves that one, who doesn't proves the one in force.  This tells the right peer from others who can reach
  * the channel; it hides nothing, and doesn't help against somebody who can
  * change what is under way.
  *
@@ -3359,7 +3360,8 @@ typedef struct VPLink {
     VPLostHandler *lost; /* of the program; @lost_opaque is its own */
     VPStaleHandler *stale; /* the same; NULL: nothing is to be done then */
     void *lost_opaque;
-    const VPKey *key;    /* NULL: none is needed */
+    const VPKey *key;    /* of new sessions; NULL: none is needed */
+    VPKey session_key;   /* of the session, as it was made; no bytes: none */
     uint64_t instance;   /* of this process */
     uint32_t max_conns;  /* that the peer may have open to us, for HELLO */
 
@@ -3463,6 +3465,13 @@ static bool link_has_fd(const VPLink *l)
 static bool link_has_session(const VPLink *l)
 {
     return l->epoch[0] != 0;
+}
+
+/* link_key() - the key that counts now, or NULL: a session keeps its own */
+static const VPKey *link_key(const VPLink *l)
+{
+    return !link_has_session(l) ? l->key
+           : l->session_key.len > 0 ? &l->session_key : NULL;
 }
 
 /* link_goes_on() - is there more to take of what was read? */
@@ -3738,8 +3747,8 @@ static size_t link_compose(const VPLink *l, uint8_t *p, uint64_t token,
 
     h.token = token;
     h.echo = echo;
-    h.flags = flags | (l->key != NULL ? VP_HELLO_KEYED : 0u);
-    return wire_put_hello(p, &h, l->key);
+    h.flags = flags | (link_key(l) != NULL ? VP_HELLO_KEYED : 0u);
+    return wire_put_hello(p, &h, link_key(l));
 }
 
 /* link_hello() - begin a handshake, the first HELLO after @delay */
@@ -4191,8 +4200,10 @@ static void link_up(VPLink *l, const VPHello *h, bool resumed)
     const char *what = resumed ? "session resumed" : "new session";
 
     link_set_state(l, LINK_UP, what);
-    header_key(&l->tx_key, wire_seed(l->hello.token, l->peer_token, l->key));
-    header_key(&l->rx_key, wire_seed(l->peer_token, l->hello.token, l->key));
+    header_key(&l->tx_key, wire_seed(l->hello.token, l->peer_token,
+                                     link_key(l)));
+    header_key(&l->rx_key, wire_seed(l->peer_token, l->hello.token,
+                                     link_key(l)));
     l->rx_delay = 0;
     l->peer = h->flags & VP_HELLO_UP ? PEER_UP
               : resumed ? PEER_HOLDS : PEER_UNSURE;
@@ -4216,6 +4227,10 @@ static void link_begin(VPLink *l, uint64_t mine, uint64_t peers)
     link_forget(l);
     l->epoch[0] = mine;
     l->epoch[1] = peers;
+    l->session_key.len = 0;
+    if (l->key != NULL) {
+        l->session_key = *l->key;
+    }
     payload_key(&l->tx_payload_key, wire_seed(mine, peers, l->key));
     payload_key(&l->rx_payload_key, wire_seed(peers, mine, l->key));
     l->session_at = l->loop->now;
@@ -4297,7 +4312,10 @@ static const char *link_unfit(const VPLink *l, const VPHello *h, char *buf,
 static const char *link_distrust(const VPLink *l, const VPHello *h,
                                  const uint8_t *p, unsigned role)
 {
-    if (l->key == NULL) {
+    /* who names the session has its key; the others begin another one */
+    const VPKey *key = link_names_session(l, h) ? link_key(l) : l->key;
+
+    if (key == NULL) {
         return h->flags & VP_HELLO_KEYED
                ? "the other end wants a key (-k), and there is none here"
                : NULL;
@@ -4305,7 +4323,7 @@ static const char *link_distrust(const VPLink *l, const VPHello *h,
     if (!(h->flags & VP_HELLO_KEYED)) {
         return "the other end has no key (-k)";
     }
-    if (!hello_proved(h, p, l->key)) {
+    if (!hello_proved(h, p, key)) {
         return "the other end has a different key (-k)";
     }
     if (role != 0 &&

@@ -2409,6 +2409,57 @@ START_TEST(reload_key)
 }
 END_TEST
 
+/* A session keeps the key that it was made with; the next one has the new. */
+START_TEST(reload_key_in_session)
+{
+    static const char old[] = "the first of the keys";
+    static const char new[] = "the second of the keys";
+    char path[2][PATH_LEN], mon[2][PATH_LEN], target[TEXT_LEN], where[TEXT_LEN];
+    int listener = listen_any(target), fds[2];
+    Daemon *d[2];
+    Channel ch;
+
+    channel_make(&ch, CHANNEL_CABLE, "channel");
+    for (int i = 0; i < 2; i++) {
+        key_write(i ? "kb" : "ka", old, geteuid());
+        file_path(path[i], i ? "kb" : "ka");
+        file_path(mon[i], i ? "mb" : "ma");
+        d[i] = daemon_start(i ? "guest" : "host", "-c %s -k %s -m %s -%c s:%s",
+                            ch.option[i], path[i], mon[i], i ? 'i' : 'o',
+                            i ? target : "127.0.0.1:0");
+    }
+    daemon_up(d[0]);
+    daemon_up(d[1]);
+    text_format(where, TEXT_LEN, "%s", daemon_listens(d[0], "s"));
+    through(where, listener, fds);
+
+    /* Changed at one end: the session goes on, over another channel as well */
+    daemon_mark(d[0]);
+    key_write("ka", new, geteuid());
+    kill(d[0]->pid, SIGHUP);
+    daemon_wait(d[0], "info reloaded");
+    talk(fds);
+    relay_tell(&ch.relay, RELAY_CUT);
+    daemon_wait(d[0], "channel up: session resumed");
+    talk(fds);
+
+    /* The next one takes the new key at both ends; nobody waits for --grace */
+    daemon_mark(d[1]);
+    text_format(target, sizeof(target), "channel_del %s", ch.option[0]);
+    ck_assert_int_eq(execute(mon[0], target), 0);
+    daemon_wait(d[1], "the other end ends the session");
+    text_format(target, sizeof(target), "channel_add %s", ch.option[0]);
+    ck_assert_int_eq(execute(mon[0], target), 0);
+    daemon_wait(d[1], "the other end has a different key");
+    key_write("kb", new, geteuid());
+    kill(d[1]->pid, SIGHUP);
+    daemon_up(d[1]);
+    close(fds[0]);
+    close(fds[1]);
+    close(listener);
+}
+END_TEST
+
 /* With -u, root's key is kept at SIGHUP and USER's own is read again. */
 START_TEST(reload_key_as_user)
 {
@@ -2683,6 +2734,7 @@ int main(void)
     SUITE_ADD(s, reload_nothing);
     SUITE_ADD(s, reload_thousands);
     SUITE_ADD(s, reload_key);
+    SUITE_ADD(s, reload_key_in_session);
     SUITE_LOOP(s, reload_key_as_user, 2);
     SUITE_LOOP(s, reload_pid_file, 2);
     SUITE_ADD(s, dump_config);
