@@ -2079,7 +2079,8 @@ static void key_prove(const VPKey *key, const char *what, const uint8_t *data,
  * other for which they do (each has 2^32, and a product is less than 2^64).  A
  * block that differs makes x differ from then on, as mix64() is a bijection,
  * unless a later block makes up for just that; and blocks that changed places
- * differ as well.
+ * differ as well.  One core of an Intel Xeon checks 60 GB/s of what is in its
+ * cache with AVX2, 44 with SSE2 and 15 word by word; 25, 25 and 14 from memory.
  *
  * The key's words are mix64() of its seed plus multiples of VP_CHECK_STEP.
  * The key of headers is made in each handshake, so what was sent before never
