@@ -1946,13 +1946,19 @@ static bool spec_keep(Spec *spec, const VPAddr *addrs, int n)
     return true;
 }
 
+/* spec_has_scope() - is the address that of an interface? */
+static bool spec_has_scope(const Spec *spec)
+{
+    return spec->port != NULL && strchr(spec->addr, '%') != NULL;
+}
+
 /* spec_is_name() - does it take a name server to know the addresses? */
 static bool spec_is_name(const Spec *spec)
 {
     VPAddr addrs[MAX_ADDRS];
 
     return spec->port != NULL &&
-           (strchr(spec->addr, '%') != NULL ||
+           (spec_has_scope(spec) ||
             addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0);
 }
 
@@ -2518,6 +2524,7 @@ typedef struct Listening {
      * Returns 0 or a negative errno value.
      */
     int (*take)(void *opaque, int fd);
+    void (*drop)(void *opaque, int fd); /* @fd is to be closed */
     void *opaque;
     int fds[MAX_ADDRS]; /* by address; -1: it can't be listened on yet */
     SocketFile *file;   /* of a unix socket */
@@ -2681,6 +2688,8 @@ static int listening_bind(Listening *l, bool patient, Error *err)
     }
     if (later) {
         retry_later(&l->retry, listening_retry, l);
+    } else if (spec_has_scope(spec)) {
+        vp_timer_start(loop, &l->retry.timer, RETRY_MAX, listening_retry, l);
     }
     return listening_take(l, fds, err);
 }
@@ -2706,6 +2715,24 @@ static void listening_go_on(Listening *l)
     retry_later(&l->retry, listening_retry, l);
 }
 
+/*
+ * listening_follow() - has the interface of an address been made anew?
+ *
+ * Then the socket is one of the interface that is gone, and hears of nobody.
+ */
+static void listening_follow(Listening *l)
+{
+    Spec *spec = l->spec;
+    VPAddr addrs[MAX_ADDRS];
+    int n = addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs);
+
+    if (n == 1 && memcmp(&addrs[0].ss, &spec->addrs[0].ss, addrs[0].len) != 0 &&
+        spec_keep(spec, addrs, n)) {
+        l->drop(l->opaque, l->fds[0]);
+        l->fds[0] = -1;
+    }
+}
+
 static void listening_retry(void *opaque)
 {
     Listening *l = opaque;
@@ -2713,6 +2740,11 @@ static void listening_retry(void *opaque)
 
     for (int i = 0; i < MAX_ADDRS; i++) {
         any |= l->fds[i] >= 0;
+    }
+    if (any && spec_has_scope(l->spec)) {
+        listening_follow(l);
+        listening_go_on(l);
+        return;
     }
     if (!spec_known(l->spec) || (!any && spec_is_name(l->spec))) {
         lookup_start(&l->lookup);
@@ -3490,8 +3522,12 @@ static void channel_set_key(Channel *ch, const VPConfig *config)
 static int channel_listen(void *opaque, int fd)
 {
     Channel *ch = opaque;
-    VPListener *l = &ch->listeners[ch->nlisteners];
+    VPListener *l = ch->listeners;
     int rc;
+
+    while (l < ch->listeners + ch->nlisteners && l->fd >= 0) {
+        l++; /* one whose socket was dropped is used again */
+    }
 
     snprintf(ch->name, sizeof(ch->name), "channel %s",
              method_name[ch->spec.method]);
@@ -3501,10 +3537,22 @@ static int channel_listen(void *opaque, int fd)
     l->opaque = ch;
     rc = vp_listener_start(l, loop, fd);
     if (rc == 0) {
-        ch->nlisteners++;
+        ch->nlisteners += l == ch->listeners + ch->nlisteners;
         channel_warn_open(ch, fd);
     }
     return rc;
+}
+
+/* channel_unlisten() - Listening.drop() */
+static void channel_unlisten(void *opaque, int fd)
+{
+    Channel *ch = opaque;
+
+    for (int i = 0; i < ch->nlisteners; i++) {
+        if (ch->listeners[i].fd == fd) {
+            vp_listener_stop(&ch->listeners[i]);
+        }
+    }
 }
 
 /* ---- inherited descriptors -------------------------------------------- */
@@ -3744,6 +3792,7 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
     } else if (ch->opener == NULL) {
         ch->listening.spec = &ch->spec;
         ch->listening.take = channel_listen;
+        ch->listening.drop = channel_unlisten;
         ch->listening.opaque = ch;
         ok = listening_start(&ch->listening, patient, err);
     }
@@ -3790,11 +3839,19 @@ static int forward_listen(void *opaque, int fd)
     return vp_set_oforward(f->channel->drv, fd, f->spec.service_id);
 }
 
+/* forward_drop() - Listening.drop() */
+static void forward_drop(void *opaque, int fd)
+{
+    Forward *f = opaque;
+
+    vp_del_oforward(f->channel->drv, fd);
+}
+
 static void forward_unlisten(Forward *f)
 {
     for (int i = 0; i < MAX_ADDRS; i++) {
         if (f->listening.fds[i] >= 0) {
-            vp_del_oforward(f->channel->drv, f->listening.fds[i]);
+            forward_drop(f, f->listening.fds[i]);
         }
     }
     listening_stop(&f->listening);
@@ -3865,6 +3922,7 @@ static bool forward_start(Forward *f, bool patient, Error *err)
     if (f->spec.option == 'o') {
         f->listening.spec = &f->spec;
         f->listening.take = forward_listen;
+        f->listening.drop = forward_drop;
         f->listening.opaque = f;
         if (!listening_start(&f->listening, patient, err)) {
             forward_unlisten(f);

@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <net/if.h>
 #include <sched.h>
 #include <signal.h>
@@ -274,6 +275,67 @@ START_TEST(address_later)
 }
 END_TEST
 
+/* tap_make() - an interface that lives as long as the descriptor; -1: no */
+static int tap_make(void)
+{
+    /* as struct in6_ifreq, whose header and libc's don't go together */
+    struct { struct in6_addr addr; uint32_t prefix; int index; } in6 = {
+        .prefix = 64,
+    };
+    struct ifreq tap = { .ifr_name = "tap", .ifr_flags = IFF_TAP | IFF_NO_PI };
+    int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+    int ctl = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || ctl < 0 || ioctl(fd, TUNSETIFF, &tap) < 0) {
+        close(fd);
+        return -1;
+    }
+    tap.ifr_flags = IFF_UP;
+    ck_assert(ioctl(ctl, SIOCSIFFLAGS, &tap) == 0);
+    in6.index = (int)if_nametoindex("tap");
+    ck_assert(inet_pton(AF_INET6, "fe80::77", &in6.addr) == 1);
+    ck_assert(ioctl(ctl, SIOCSIFADDR, &in6) == 0);
+    close(ctl);
+    return fd;
+}
+
+/* An address of an interface that is made anew is listened on anew. */
+START_TEST(interface_anew)
+{
+    struct sockaddr_in6 in6 = { .sin6_family = AF_INET6 };
+    int tap, fd, port = free_port();
+    Daemon *d;
+
+    if (!own_network()) {
+        PASS_OVER(OWN_NETWORK);
+    }
+    if (!has_ipv6()) {
+        PASS_OVER(HAS_IPV6);
+    }
+    tap = tap_make();
+    if (tap < 0) {
+        PASS_OVER("/dev/net/tun");
+    }
+    d = daemon_start("scope", "-c unix-listen:%s/ch:- -o s:[fe80::77%%tap]:%d",
+                     vp_dir, port);
+    daemon_wait(d, "oforward s: listening on .fe80::77%%tap.:%d", port);
+    daemon_mark(d);
+    close(tap);
+    tap = tap_make();
+    daemon_wait(d, "oforward s: listening on .fe80::77%%tap.:%d", port);
+    inet_pton(AF_INET6, "fe80::77", &in6.sin6_addr);
+    in6.sin6_port = htons((uint16_t)port);
+    in6.sin6_scope_id = if_nametoindex("tap");
+    fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ck_assert_msg(connect(fd, (struct sockaddr *)&in6, sizeof(in6)) == 0,
+                  "%s", strerror(errno));
+    sleep_ms(6000); /* nothing has changed any more when it is looked at */
+    ck_assert_int_eq(daemon_count(d, "oforward s: listening"), 1);
+    close(fd);
+    close(tap);
+}
+END_TEST
+
 /* A name of both families gets a port that is free in both. */
 START_TEST(port_of_two)
 {
@@ -419,6 +481,7 @@ int main(void)
     SUITE_ADD(s, end_while_starting);
     SUITE_ADD(s, name_in_use);
     SUITE_ADD(s, address_later);
+    SUITE_ADD(s, interface_anew);
     SUITE_ADD(s, port_of_two);
     SUITE_ADD(s, both_families);
     SUITE_ADD(s, reload_without_server);
