@@ -4818,9 +4818,36 @@ static void show_channel(Show *s, const Channel *ch)
     }
 }
 
+/* show_sum() - @n counts by their keys; the column has what they add up to */
+static void show_sum(Show *s, const char *column, const uint64_t *counts,
+                     const char *const *keys, size_t n)
+{
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        show_number(s, keys[i], NULL, counts[i], NULL);
+        sum += counts[i];
+    }
+    show_number(s, NULL, column, sum, NULL);
+}
+
 static void show_stats(Show *s, const Channel *ch)
 {
+    static const char *const refused[] = {
+        [VP_REFUSED_UNKNOWN] = "refused_unknown",
+        [VP_REFUSED_TARGET] = "refused_target",
+        [VP_REFUSED_LIMIT] = "refused_limit",
+        [VP_REFUSED_RESOURCES] = "refused_resources",
+        [VP_REFUSED_ENDING] = "refused_ending",
+    };
+    static const char *const reset[] = {
+        [VP_RESET_OWNER] = "reset_owner",
+        [VP_RESET_PEER] = "reset_peer",
+        [VP_RESET_DAEMON] = "reset_daemon",
+        [VP_RESET_SESSION] = "reset_session",
+    };
     const VPChannelInfo i = channel_info(s, ch);
+    const VPConnCounts *c = &i.counts;
 
     row_begin(s);
     show_number(s, "channel", "ID", ch->spec.channel_id, NULL);
@@ -4830,6 +4857,10 @@ static void show_stats(Show *s, const Channel *ch)
     show_bytes(s, "max_memory", "AT_MOST", i.memory_max);
     show_bytes(s, "kernel_memory", "KERNEL",
                s->head ? 0 : vp_kernel_memory(ch->drv));
+    show_number(s, "opened_here", "OPENED", c->opened[1], NULL);
+    show_number(s, "opened_there", "THERE", c->opened[0], NULL);
+    show_sum(s, "REFUSED", c->refused, refused, VP_REFUSALS);
+    show_sum(s, "RESET", c->reset, reset, VP_RESETS);
     row_end(s);
 }
 

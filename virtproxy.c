@@ -5159,6 +5159,7 @@ typedef struct VPConns {
     VPTimer sweep_timer;
     VPTimer end_timer;        /* while there is one in "ending" */
     VPBatch batch;
+    VPConnCounts counts;
 } VPConns;
 
 static void conn_ready(void *opaque, int fd, int events);
@@ -5520,6 +5521,7 @@ static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
     *slot = c;
     cs->count[client][c->life]++;
     cs->loop->nconns++;
+    cs->counts.opened[client]++;
     conn_debug(c, "life", "none", life_name[c->life],
                client ? "a client came" : "the other side asks for it");
     return c;
@@ -5552,19 +5554,44 @@ static void conns_reap(VPConns *cs)
 
 /* ---- ends ------------------------------------------------------------- */
 
+/* conns_refused() - count one that was refused because of @reason */
+static void conns_refused(VPConns *cs, unsigned reason)
+{
+    static const uint8_t refusal[] = {
+        [VP_REASON_UNKNOWN_SERVICE] = VP_REFUSED_UNKNOWN,
+        [VP_REASON_REFUSED] = VP_REFUSED_TARGET,
+        [VP_REASON_UNREACHABLE] = VP_REFUSED_TARGET,
+        [VP_REASON_TIMEOUT] = VP_REFUSED_TARGET,
+        [VP_REASON_LIMIT] = VP_REFUSED_LIMIT,
+        [VP_REASON_RESOURCES] = VP_REFUSED_RESOURCES,
+        [VP_REASON_OTHER] = VP_REFUSED_TARGET,
+        [VP_REASON_ENDING] = VP_REFUSED_ENDING,
+    };
+
+    reason = reason == VP_REASON_NONE || reason > VP_REASON_ENDING
+             ? VP_REASON_OTHER : reason;
+    cs->counts.refused[refusal[reason]]++;
+}
+
 /*
  * conn_abort() - close at once: the local side sees a reset, and so will the
  * peer if it knows of the connection
+ * @by:      for the count
  * @reason:  for the peer
  * @why:     for the log
  */
-static void conn_abort(VPConn *c, VPReason reason, const char *why)
+static void conn_abort(VPConn *c, VPResetBy by, VPReason reason,
+                       const char *why)
 {
-    if (conn_known(c) && !conn_over(c)) {
+    if (conn_over(c)) {
+        return;
+    }
+    c->conns->counts.reset[by]++;
+    if (conn_known(c)) {
         conn_set_life(c, LIFE_CLOSING, why);
         c->reason = (uint8_t)reason;
         conn_set_due(c, DUE_RESET);
-    } else if (!conn_over(c)) {
+    } else {
         conn_set_life(c, LIFE_FREE, why);
     }
 }
@@ -5572,17 +5599,25 @@ static void conn_abort(VPConn *c, VPReason reason, const char *why)
 /* conn_refuse() - there will be no connection to the target */
 static void conn_refuse(VPConn *c, VPReason reason)
 {
+    conns_refused(c->conns, reason);
     conn_set_life(c, LIFE_CLOSING, reason_str(reason));
     c->reason = (uint8_t)reason;
     conn_set_due(c, DUE_REFUSED);
 }
 
-/* conn_reset() - close at once; the peer isn't told, or knows already */
-static void conn_reset(VPConn *c, const char *why)
+/* conn_forget() - close at once; the peer isn't told, or knows already */
+static void conn_forget(VPConn *c, const char *why)
 {
     if (c->life != LIFE_FREE) {
         conn_set_life(c, LIFE_FREE, why);
     }
+}
+
+/* conn_reset() - conn_forget() because of a reset; @by: for the count */
+static void conn_reset(VPConn *c, VPResetBy by, const char *why)
+{
+    c->conns->counts.reset[by] += !conn_over(c);
+    conn_forget(c, why);
 }
 
 /* conn_queued() - bytes the local socket's owner has not got yet */
@@ -5608,7 +5643,7 @@ static void conn_end(VPConn *c)
     VPConns *cs = c->conns;
 
     if (c->in == IN_WAIT || conn_queued(c) == 0) {
-        conn_reset(c, why);
+        conn_reset(c, VP_RESET_PEER, why);
         return;
     }
     conn_set_life(c, LIFE_ENDING, why);
@@ -5746,7 +5781,7 @@ static void conn_break(VPConn *c)
     static const char why[] = "the local socket takes no more";
 
     if (c->in != IN_OPEN) {
-        conn_abort(c, VP_REASON_NONE, why);
+        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, why);
         return;
     }
     c->rx_taken += c->buf_len;
@@ -5804,7 +5839,8 @@ static ssize_t conn_push(VPConn *c, struct iovec *iov, int n)
         conn_swallow(c, iov, n);
         conn_break(c);
     } else {
-        conn_abort(c, reason_from_errno(errno), strerror(errno));
+        conn_abort(c, VP_RESET_OWNER, reason_from_errno(errno),
+                   strerror(errno));
     }
     return -1;
 }
@@ -5850,7 +5886,7 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
     if (!conn_keep(c, iov, n, (size_t)len - waited)) {
         log_provoked(c->conns->log, VP_LOG_WARN, "%s: connection reset: out "
                      "of memory", c->service_id);
-        conn_abort(c, VP_REASON_RESOURCES, "out of memory");
+        conn_abort(c, VP_RESET_DAEMON, VP_REASON_RESOURCES, "out of memory");
         return;
     }
     if (c->buf_len == 0) {
@@ -5928,7 +5964,7 @@ static void conn_eof(VPConn *c)
 
     sched_leave(&c->conns->sched, &c->turn);
     if (conn_broken(c)) {
-        conn_abort(c, VP_REASON_NONE, why);
+        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, why);
         return;
     }
     conn_set_in(c, IN_EOF, why);
@@ -6020,7 +6056,7 @@ static bool conn_read(VPConn *c)
         return true;
     }
     if (n < 0) {
-        conn_abort(c, VP_REASON_NONE, strerror(errno));
+        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, strerror(errno));
         return true;
     }
     if (n == 0) {
@@ -6136,7 +6172,8 @@ static bool conns_send_due(VPConns *cs)
             conns_known(cs) >= l->peer_max_conns) {
             log_provoked(cs->log, VP_LOG_WARN, "%s: connection refused: %s",
                          c->service_id, reason_str(VP_REASON_LIMIT));
-            conn_abort(c, VP_REASON_LIMIT, reason_str(VP_REASON_LIMIT));
+            conns_refused(cs, VP_REASON_LIMIT);
+            conn_forget(c, reason_str(VP_REASON_LIMIT));
             continue;
         }
         if (c->due != 0 && !conn_send_due(c)) {
@@ -6260,7 +6297,8 @@ static void sweep_timer(void *opaque)
         conns_sweep_later(cs);
         if (conn_is_reset(c)) {
             if (half || c->doomed) {
-                conn_abort(c, VP_REASON_NONE, "reset by its owner");
+                conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE,
+                           "reset by its owner");
             }
             c->doomed = true;
         }
@@ -6279,7 +6317,7 @@ static void end_timer(void *opaque)
 
         n = n->next;
         if (c->ends_at <= cs->loop->now || conn_queued(c) == 0) {
-            conn_reset(c, reason_str(VP_REASON_ENDING));
+            conn_reset(c, VP_RESET_PEER, reason_str(VP_REASON_ENDING));
         } else {
             left++;
         }
@@ -6375,6 +6413,7 @@ static void conn_handle_reset(VPConn *c, const uint8_t *msg)
     char name[128];
 
     if (msg[0] == VP_MSG_CONNECT_REFUSED && !conn_over(c)) {
+        conns_refused(c->conns, msg[1]);
         log_provoked(c->conns->log, VP_LOG_INFO,
                      "%s: connection from %s refused: %s", c->service_id,
                      conn_peer(c, name, sizeof(name)), reason_str(msg[1]));
@@ -6382,8 +6421,10 @@ static void conn_handle_reset(VPConn *c, const uint8_t *msg)
     if (msg[0] == VP_MSG_RESET && msg[1] == VP_REASON_ENDING &&
         !conn_over(c)) {
         conn_end(c);
+    } else if (msg[0] == VP_MSG_RESET) {
+        conn_reset(c, VP_RESET_PEER, reason_str(msg[1]));
     } else {
-        conn_reset(c, reason_str(msg[1]));
+        conn_forget(c, reason_str(msg[1]));
     }
 }
 
@@ -6480,7 +6521,7 @@ static void conns_over(void *up)
         VPConn *c = container_of(n, VPConn, all);
 
         if (conn_known(c)) {
-            conn_reset(c, "the session is over");
+            conn_reset(c, VP_RESET_SESSION, "the session is over");
         }
     }
     cs->ops->over(cs->up);
@@ -6536,7 +6577,8 @@ static void conns_init(VPConns *cs)
 static void conns_end(VPConns *cs)
 {
     for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
-        conn_reset(container_of(n, VPConn, all), "the channel is removed");
+        conn_reset(container_of(n, VPConn, all), VP_RESET_DAEMON,
+                   "the channel is removed");
     }
     conns_reap(cs);
     vp_timer_stop(&cs->sweep_timer);
@@ -7200,6 +7242,7 @@ static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
     if (c == NULL) {
         log_provoked(fs->log, VP_LOG_WARN, "%s: connection refused: %s",
                      f->service_id, reason_str(wrong));
+        conns_refused(cs, wrong);
         close(fd);
         return;
     }
@@ -7405,7 +7448,7 @@ static void grace_expired(void *opaque)
         }
         log_provoked(&drv->log, VP_LOG_INFO, "%s: connection reset: %s",
                      c->service_id, why);
-        conn_abort(c, VP_REASON_TIMEOUT, why);
+        conn_abort(c, VP_RESET_DAEMON, VP_REASON_TIMEOUT, why);
     }
 }
 
@@ -7870,6 +7913,7 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
         .memory = driver_memory(drv),
         .memory_max = VP_MEMORY_FIXED +
                       drv->config.max_conns * VP_MEMORY_CONN,
+        .counts = drv->conns.counts,
     };
 }
 
@@ -7940,7 +7984,8 @@ int vp_conn_reset(VPDriver *drv, uint32_t id, bool client)
         VPConn *c = container_of(n, VPConn, all);
 
         if (c->id == id && c->client == client && !conn_over(c)) {
-            conn_abort(c, VP_REASON_NONE, "the monitor says so");
+            conn_abort(c, VP_RESET_DAEMON, VP_REASON_NONE,
+                       "the monitor says so");
             return 0;
         }
     }
@@ -7975,8 +8020,8 @@ void vp_reset_all(VPDriver *drv)
     const VPNode *ring = &drv->conns.all;
 
     for (VPNode *n = ring->next; n != ring; n = n->next) {
-        conn_abort(container_of(n, VPConn, all), VP_REASON_ENDING,
-                   "this daemon ends");
+        conn_abort(container_of(n, VPConn, all), VP_RESET_DAEMON,
+                   VP_REASON_ENDING, "this daemon ends");
     }
 }
 

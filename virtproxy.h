@@ -444,6 +444,32 @@ void vp_reset_all(VPDriver *drv);
 /* vp_max_conns() - how many connections a channel's @memory is enough for */
 size_t vp_max_conns(uint64_t memory);
 
+/* Why connections were refused, by either side. */
+typedef enum VPRefusal {
+    VP_REFUSED_UNKNOWN,   /* there is no such service */
+    VP_REFUSED_TARGET,    /* the target can't be connected to */
+    VP_REFUSED_LIMIT,     /* one of VPConfig's */
+    VP_REFUSED_RESOURCES, /* no memory or no descriptor */
+    VP_REFUSED_ENDING,    /* the daemon was about to end */
+    VP_REFUSALS,
+} VPRefusal;
+
+/* Who reset connections. */
+typedef enum VPResetBy {
+    VP_RESET_OWNER,   /* of the local socket: a client, or a target */
+    VP_RESET_PEER,    /* the other side, or its socket's owner */
+    VP_RESET_DAEMON,  /* this one: --grace, the monitor, memory, its end */
+    VP_RESET_SESSION, /* nobody: the session was over */
+    VP_RESETS,
+} VPResetBy;
+
+/* Connections so far. */
+typedef struct VPConnCounts {
+    uint64_t opened[2]; /* by the peer, by clients here */
+    uint64_t refused[VP_REFUSALS];
+    uint64_t reset[VP_RESETS];
+} VPConnCounts;
+
 /* What there is to know of a channel; counts are since vp_new(). */
 typedef struct VPChannelInfo {
     const char *state;        /* "down", "hello" or "up" */
@@ -462,6 +488,7 @@ typedef struct VPChannelInfo {
     size_t max_conns;
     size_t memory;            /* bytes held for buffers and connections */
     size_t memory_max;        /* what they may add up to */
+    VPConnCounts counts;
 } VPChannelInfo;
 
 void vp_channel_info(const VPDriver *drv, VPChannelInfo *info);

@@ -162,7 +162,9 @@ static const struct {
     { "conns", "conn id service from to in out age_us idle_us sent_bytes "
       "received_bytes credit waiting" },
     { "stats", "stats channel conns max_conns memory max_memory "
-      "kernel_memory" },
+      "kernel_memory opened_here opened_there refused_unknown refused_target "
+      "refused_limit refused_resources refused_ending reset_owner reset_peer "
+      "reset_daemon reset_session" },
 };
 
 /* check_keys() - each line has the words, maybe more after them */

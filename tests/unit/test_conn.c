@@ -2043,6 +2043,41 @@ static void note_conn(const VPConnInfo *info, void *opaque)
     *(VPConnInfo *)opaque = *info;
 }
 
+START_TEST(counted)
+{
+    static Rig r;
+    VPChannelInfo info;
+    int target, client, fd;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    target = rig_target(&r, "svc");
+    peer_init(&r, 1, "none", 0);
+    peer_init(&r, 2, "svc", 0);
+    fd = accept(target, NULL, NULL);
+    peer_msg(&r, VP_FLAG_CLIENT, 2, VP_MSG_RESET, 0);
+    client = rig_client(&r, "c");
+    peer_drain(&r);
+    peer_msg(&r, 0, VP_CONN_FIRST, VP_MSG_CONNECT_REFUSED, VP_REASON_TIMEOUT);
+    close(client);
+    client = rig_client(&r, "c");
+    peer_drain(&r);
+    engine_forget(r.drv);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_eq(info.counts.opened[0], 2);
+    ck_assert_uint_eq(info.counts.opened[1], 2);
+    ck_assert_uint_eq(info.counts.refused[VP_REFUSED_UNKNOWN], 1);
+    ck_assert_uint_eq(info.counts.refused[VP_REFUSED_TARGET], 1);
+    ck_assert_uint_eq(info.counts.reset[VP_RESET_PEER], 1);
+    ck_assert_uint_eq(info.counts.reset[VP_RESET_SESSION], 1);
+    ck_assert_uint_eq(info.counts.reset[VP_RESET_OWNER], 0);
+    close(client);
+    close(fd);
+    close(target);
+    rig_free(&r);
+}
+END_TEST
+
 START_TEST(information)
 {
     static Play p;
@@ -2086,6 +2121,10 @@ START_TEST(information)
     ck_assert_int_eq(vp_conn_reset(p.r.drv, p.id + 1, p.client), -ENOENT);
     ck_assert_int_eq(vp_conn_reset(p.r.drv, p.id, p.client), 0);
     ck_assert_int_eq(vp_conn_reset(p.r.drv, p.id, p.client), -ENOENT);
+    vp_channel_info(p.r.drv, &info);
+    ck_assert_uint_eq(info.counts.opened[p.client], 1);
+    ck_assert_uint_eq(info.counts.opened[!p.client], 0);
+    ck_assert_uint_eq(info.counts.reset[VP_RESET_DAEMON], 1);
     fd_wait(p.r.loop, p.fd, ECONNRESET);
     play_expect(&p, VP_MSG_RESET);
     play_over(&p);
@@ -2501,6 +2540,7 @@ int main(void)
     SUITE_ADD(s, tcp_peer_alive);
     SUITE_ADD(s, not_paced);
     SUITE_ADD(s, accept_starved);
+    SUITE_ADD(s, counted);
     SUITE_LOOP(s, information, 2);
     SUITE_ADD(s, memory_formula);
     SUITE_ADD(s, local_addresses);
