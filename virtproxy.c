@@ -25,7 +25,7 @@
  *   link      an ordered, exactly-once packet stream of an unreliable channel
  *   sched     whose turn it is to fill the channel
  *   conn      local sockets: two half machines and one life each; credit
- *   forwards  listeners (oforward), targets (iforward), limits
+ *   forwards  listeners (oforward), targets (iforward), limits, what is offered
  *   driver    one channel: run, attach, offer, grace, info, end
  *
  * The way of a byte that a client sends, and of its ack back:
@@ -3209,6 +3209,11 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  * there is a new session and every connection of the old one is reset.  The
  * digest is what notices a side that was thrown back in time (a snapshot)
  * and has since sent other packets under the same numbers.
+ *
+ * HELLO's first fields, its header and its check are the same in all versions.
+ * They say which versions the sender speaks: the newest one that both speak says
+ * what the rest means, and what follows the handshake.  A HELLO also has a number
+ * that its process alone has, so that a daemon doesn't talk to itself.
  *
  * A side that finds the peer's claim impossible forgets its session, takes a
  * new token and says HELLO again; so both sides come to the same verdict

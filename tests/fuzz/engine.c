@@ -462,6 +462,18 @@ static void do_control(Rig *r)
         msg[1] = which;
         len = 2;
         break;
+    case 7: /* one about the session, known or not */
+        msg[0] = (uint8_t)(VP_MSG_OPTIONAL + which % 3);
+        msg[1] = which / 4;
+        len = 2;
+        for (int i = 0; i < which / 16 % 4; i++) {
+            const char *name = services[in8(&r->in) % SERVICES];
+
+            msg[len] = (uint8_t)strlen(name);
+            memcpy(msg + len + 1, name, msg[len]);
+            len += 1u + msg[len];
+        }
+        break;
     }
     if (how & 32) {
         len = in8(&r->in) % sizeof(msg);

@@ -362,6 +362,10 @@ const char *engine_check(VPDriver *drv)
     if (grown != cs->window_grown || grown > VP_WINDOW_BUDGET) {
         return "the windows' budget is miscounted";
     }
+    if (drv->forwards.offer.n > drv->forwards.offer.cap ||
+        drv->forwards.offer.cap > VP_OFFER_MAX) {
+        return "more of the peer's services than may be kept";
+    }
     if (drv->link.rx_cap > VP_RX_LEN_MAX) {
         return "the receive buffer is too large";
     }
