@@ -3710,8 +3710,10 @@ static void inherited_lost(Channel *lost, const char *reason)
             return;
         }
     }
-    exit_status = !quitting;
-    stop();
+    if (!quitting) { /* else what came before is still to be flushed */
+        exit_status = 1;
+        stop();
+    }
 }
 
 /* ---- adding and removing ---------------------------------------------- */
@@ -6199,6 +6201,10 @@ int main(int argc, char **argv)
         fail(1, &err);
     }
     rc = stopped ? 0 : vp_loop_run(loop);
+    if (rc == 0 && exit_status != 0) {
+        quit_start(); /* no channel is left, but what came may be queued */
+        rc = vp_loop_run(loop);
+    }
     if (rc < 0) {
         log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "select: %s", strerror(-rc));
         exit_status = 1;

@@ -1898,9 +1898,9 @@ static void socket_setup(int fd, const VPAddr *peer)
  * whether its sender listened or connected, so neither can two listeners be
  * joined that have the same key.  The key also goes into what seeds the
  * check of all packets.  A session keeps the key it began with: who names it in
- * HELLO proves that one, who doesn't proves the one in force.  This tells the right peer from others who can reach
- * the channel; it hides nothing, and doesn't help against somebody who can
- * change what is under way.
+ * HELLO proves that one, who doesn't proves the one in force.  This tells the
+ * right peer from others who can reach the channel; it hides nothing, and
+ * doesn't help against somebody who can change what is under way.
  *
  * SHA-256: FIPS 180-4; HMAC: RFC 2104, RFC 4231 has test vectors.
  * ====================================================================== */
@@ -5638,6 +5638,15 @@ static size_t conn_queued(const VPConn *c)
     return c->buf_len + (size_t)n;
 }
 
+/* conn_unread() - bytes of the local socket's owner that wait for credit */
+static size_t conn_unread(const VPConn *c)
+{
+    int n = 0;
+
+    return c->fd >= 0 && c->in == IN_OPEN && ioctl(c->fd, FIONREAD, &n) == 0
+           ? (size_t)n : 0;
+}
+
 /*
  * conn_end() - the peer's daemon ends: what it sent before is delivered,
  * for VP_END_US at most, then comes the reset
@@ -8008,7 +8017,10 @@ bool vp_busy(const VPDriver *drv)
         return true;
     }
     for (VPNode *n = ring->next; n != ring; n = n->next) {
-        if (conn_queued(container_of(n, VPConn, all)) > 0) {
+        const VPConn *c = container_of(n, VPConn, all);
+
+        if (conn_queued(c) > 0 ||
+            (drv->link.state == LINK_UP && conn_unread(c) > 0)) {
             return true;
         }
     }

@@ -705,6 +705,56 @@ START_TEST(open_to_others)
 }
 END_TEST
 
+/* Both are told to end: what a client sent before it went arrives even so. */
+START_TEST(inherited_flush)
+{
+    static unsigned char data[300000];
+    char where[PATH_LEN], target[PATH_LEN];
+    StartOptions start = { 0 };
+    int pair[2], listener, client, server;
+    size_t got = 0;
+    Daemon *d[2];
+    ssize_t n;
+
+    file_path(where, "service");
+    file_path(target, "target");
+    listener = listen_on(target, 5);
+    ck_assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    for (int i = 0; i < 2; i++) {
+        fcntl(pair[i], F_SETFD, FD_CLOEXEC);
+    }
+    for (int i = 0; i < 2; i++) {
+        start.keep_fd = pair[i];
+        d[i] = daemon_start_with(&start, i ? "guest" : "host",
+                                 "-c fd:%d:- -%c s:%s:-", pair[i],
+                                 i ? 'i' : 'o', i ? target : where);
+    }
+    close(pair[0]);
+    close(pair[1]);
+    daemon_up(d[0]);
+    client = dial(where, true);
+    server = accept_one(listener);
+    bytes_fill(data, sizeof(data), 1, 0);
+    send_all(client, data, sizeof(data));
+    close(client);
+    sleep_ms(300);                      /* it is on its way as far as it can be */
+    for (int i = 1; i >= 0; i--) {
+        kill(d[i]->pid, SIGTERM);
+        daemon_wait(d[i], "ending on signal");
+    }
+    while ((n = recv(server, data, sizeof(data), 0)) > 0) {
+        ck_assert(bytes_right(data, (size_t)n, 1, got) == (size_t)n);
+        got += (size_t)n;
+    }
+    ck_assert_uint_eq(got, sizeof(data));
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(daemon_exit(d[i]), 0);
+    }
+    close(server);
+    close(listener);
+}
+END_TEST
+
 /* --- log ---------------------------------------------------------------- */
 
 /* To a file, which may be moved away; SIGHUP makes another. */
@@ -2693,6 +2743,7 @@ int main(void)
     SUITE_LOOP(s, closed_stdio, 2 * COUNT_OF(closed_fds));
     SUITE_LOOP(s, inherited_stdio, 3);
     SUITE_ADD(s, inherited_end);
+    SUITE_ADD(s, inherited_flush);
     SUITE_LOOP(s, open_to_others, 2);
     SUITE_ADD(s, socket_rights);
     SUITE_ADD(s, socket_owner);
