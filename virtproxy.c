@@ -377,9 +377,10 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  *   epoll   They are in an epoll descriptor, which is one bit for select().
  *           What it reports is hot from then on.  A descriptor that epoll
  *           refuses, as that of a file, stays hot.
- *   looks   Without epoll, select() looks at all of them now and then, which
- *           takes a few thousandths of the time, and sleeps on the hot ones
- *           meanwhile.  When none is hot any more it sleeps on all.
+ *   looks   Without epoll, select() looks at all of them now and then, and
+ *           sleeps on the hot ones meanwhile.  Each look that finds nothing
+ *           doubles the time to the next, until looks take a few thousandths of
+ *           the time.  When none is hot any more the loop sleeps on all.
  *
  * A descriptor becomes cold when it was not active between one round of
  * loop_cool() and the next.  The rounds with epoll are short, since it costs
@@ -420,8 +421,12 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_COOL_US (4 * MS)
 /* Without: the same, unless more than VP_HOT_ALWAYS are hot. */
 #define VP_HOT_US (5 * SECOND)
-/* Without: from one look at all to the next, for each of them. */
-#define VP_LOOK_US 100
+/*
+ * Without: from one look at all to the next, for each of them; after one that
+ * found a cold one ready, or too many hot ones, and at most.
+ */
+#define VP_LOOK_SOON_US 8
+#define VP_LOOK_MAX_US 128
 /* Cold descriptors that are taken note of in one pass. */
 #define VP_COLD_BATCH 64
 
@@ -501,7 +506,8 @@ struct VPLoop {
     unsigned long *hot;    /* select() itself watches for what is wanted */
     unsigned long *active; /* something happened since the last loop_cool() */
     uint64_t cooled_at;    /* when loop_cool() was done last */
-    uint64_t look_at;      /* when it, or a look at all, is due again */
+    uint64_t looked_at;    /* when that, or a look at all, was due last */
+    uint64_t look_us;      /* from one look to the next, for each watched */
     int cold_fd;           /* epoll descriptor that has the others; -1: none */
 
     VPNode dialers;     /* that wait for an answer */
@@ -664,6 +670,7 @@ VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
         loop->now = clock_us();
         loop->instance = random64();
         loop->cold_fd = -1;
+        loop->look_us = VP_LOOK_SOON_US;
         loop->log = log;
         loop->log_level = level;
         node_init(&loop->tasks);
@@ -1047,11 +1054,15 @@ static size_t loop_nhot(const VPLoop *loop)
 /* loop_cool() - what was not active since the last time is cold */
 static void loop_cool(VPLoop *loop)
 {
+    bool crowded = loop_nhot(loop) > VP_HOT_ALWAYS;
+
     if (loop->cold_fd < 0) {
         cold_open(loop);
     }
-    if (loop->cold_fd < 0 && loop->now - loop->cooled_at < VP_HOT_US &&
-        loop_nhot(loop) <= VP_HOT_ALWAYS) {
+    loop->look_us = crowded ? VP_LOOK_SOON_US
+                            : MIN(2 * loop->look_us, VP_LOOK_MAX_US);
+    if (loop->cold_fd < 0 && !crowded &&
+        loop->now - loop->cooled_at < VP_HOT_US) {
         return;
     }
     loop->cooled_at = loop->now;
@@ -1120,7 +1131,9 @@ static void loop_turn(VPLoop *loop)
 static int loop_select(VPLoop *loop, uint64_t timeout)
 {
     bool many = loop->nwatched > VP_HOT_ALWAYS;
-    bool due = many && loop->now >= loop->look_at;
+    uint64_t pause = loop->cold_fd < 0 ? loop->nwatched * loop->look_us
+                                       : VP_COOL_US;
+    bool due = many && loop->now - loop->looked_at >= pause;
     bool looks, hot;
     struct timeval tv;
     int n;
@@ -1132,7 +1145,8 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     hot = loop_ask(loop, looks && !many);
     if (looks && many) {
         if (hot) {
-            timeout = due ? 0 : MIN(timeout, loop->look_at - loop->now);
+            timeout = due ? 0 : MIN(timeout,
+                                    loop->looked_at + pause - loop->now);
         }
         if (due || !hot) {
             loop_ask(loop, true);
@@ -1159,8 +1173,7 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
     }
     loop->now = clock_us();
     if (due || !hot) {
-        loop->look_at = loop->now + (looks ? loop->nwatched * VP_LOOK_US
-                                           : VP_COOL_US);
+        loop->looked_at = loop->now;
     }
     return n;
 }
@@ -1189,6 +1202,9 @@ static void loop_dispatch(VPLoop *loop, int n)
                 events |= VP_WRITE;
                 bit_clear(loop->ready[W], fd);
                 n--;
+            }
+            if (watch_cold(loop, fd)) {
+                loop->look_us = VP_LOOK_SOON_US;
             }
             watch_heat(loop, fd);
             loop->watch[fd].handler(loop->watch[fd].opaque, fd, events);

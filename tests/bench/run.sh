@@ -322,10 +322,17 @@ part_idle()
     row 'KiB with 1,000 idle connections' 1000 rss le 8192 - '<= 8 MiB'
     stop_all
     start 'direct vp'
-    measure none "$run_args -r" 10000 "$run_args -r -i 10000"
+    measure none "$run_args -r" bulk "$run_args -b down:1" \
+        10000 "$run_args -r -i 10000" \
+        bulk_10000 "$run_args -i 10000 -b down:1"
     row '10,000 idle connections held' 10000 idle ge 10000 - 'held'
     row '   round trip beside them, us p50' 10000 p50 \
         le 1.5 none/vp/p50 '<= 1.5 x its own idle'
+    row '   p99' 10000 p99 le 1.5 none/vp/p99 '<= 1.5 x its own idle'
+    row '   bulk beside them, MB/s' bulk_10000 down \
+        ge 0.9 bulk/vp/down '>= 0.9 of alone'
+    row '   CPU seconds per GB' bulk_10000 cpu_per_gb \
+        le 1.15 bulk/vp/cpu_per_gb '<= 1.15 of alone'
     row '   KiB' 10000 rss
 }
 

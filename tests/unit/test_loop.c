@@ -651,7 +651,7 @@ static void crowd_free(Crowd *w)
 START_TEST(cold_ones_are_seen)
 {
     static Crowd w;
-    uint64_t late = box.pass_us + (ways[_i] ? MANY * VP_LOOK_US : 0);
+    uint64_t late = box.pass_us + (ways[_i] ? MANY * VP_LOOK_MAX_US : 0);
     unsigned long passes, bits;
 
     crowd_new(&w, ways[_i]);
@@ -724,7 +724,8 @@ START_TEST(rare_ones_cost_little)
     }
     bits = box.bits - bits;
     ck_assert_uint_le(bits, 200 * 10 +
-                      (ways[_i] ? (box.now - from) / VP_LOOK_US * 11 / 10 : 0));
+                      (ways[_i] ? (box.now - from) / VP_LOOK_MAX_US * 11 / 10
+                                : 0));
     crowd_free(&w);
 }
 END_TEST
