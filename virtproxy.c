@@ -54,7 +54,7 @@
  * Timers, and what each is for:
  *
  *   loop      VPListener.pause  listen again after descriptors had run out
- *             dial_timer        give up or repeat attempts to connect
+ *             dial_timer        give up, repeat or add attempts to connect
  *   link      hello_timer       the next HELLO; no answer: connect anew
  *             ack_timer         an ack is due (10 ms)
  *             ping_timer        a tail may be lost (20 ms on); we live (5 s)
@@ -1574,12 +1574,11 @@ static void dial_look_within(VPLoop *loop, uint64_t delay)
     }
 }
 
-/* dial_address() - index of the next address: d->addrs->first comes first */
+/* dial_address() - index of the next address: d->first, then all others */
 static size_t dial_address(const VPDialer *d)
 {
-    size_t first = d->addrs->first;
-
-    return d->tried == 0 ? first : d->tried <= first ? d->tried - 1 : d->tried;
+    return d->tried == 0 ? d->first
+           : d->tried <= d->first ? d->tried - 1 : d->tried;
 }
 
 /* dial_attempt() - one that is free, or NULL */
@@ -1680,6 +1679,7 @@ static void dial_begin(VPDialer *d, int err)
         return;
     }
     d->addrs->users++;
+    d->first = d->addrs->first; /* which other diallers may change */
     dial_next(d);
 }
 

@@ -266,6 +266,7 @@ typedef struct VPDialer {
     VPTarget *target;
     VPAddrs *addrs;      /* NULL: it waits for the target to get some */
     VPNode node;
+    size_t first;        /* index of the address that was tried first */
     size_t tried;        /* addresses so far */
     int err;             /* errno value of the failure that came last */
     VPAttempt attempts[VP_DIAL_ATTEMPTS];

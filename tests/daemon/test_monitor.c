@@ -1705,6 +1705,7 @@ START_TEST(unanswered)
 
     file_path(path, "monitor");
     d = daemon_start("host", "-m %s", path);
+    close(monitor_dial(path));
     ck_assert_int_eq(execute(path, "info status"), 0);
     kill(d->pid, SIGSTOP);
     ck_assert_int_eq(execute(path, "info status"), 1);

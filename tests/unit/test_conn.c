@@ -627,9 +627,15 @@ START_TEST(addresses)
     box_run(r.loop, VP_CONNECT_NEXT - 20 * MS);
     log_expect("svc: cannot connect to 127.0.0.1:", 1);
     ck_assert_int_eq(accept(closed, NULL, NULL), -1);
+    peer_init(&r, 3, "svc", 1000); /* it has begun when the first one is over */
     box_run(r.loop, 40 * MS);
     fd = rig_accept(&r, closed);
     peer_expect(&r, 1, VP_MSG_CONNECT_ACK);
+    box_run(r.loop, VP_CONNECT_NEXT);
+    close(rig_accept(&r, closed));
+    peer_expect(&r, 3, VP_MSG_CONNECT_ACK);
+    log_expect("svc: cannot connect to 127.0.0.1:", 1);
+    peer_drain(&r);
     peer_init(&r, 2, "svc", 1000);
     next = rig_accept(&r, closed);
     peer_expect(&r, 2, VP_MSG_CONNECT_ACK);
