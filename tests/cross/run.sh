@@ -8,6 +8,7 @@
 #
 #   posix    the program without anything beyond POSIX, under suites of whole
 #            daemons; and built without each of these things, one at a time
+#   flags    what configure makes of flags that not every compiler goes with
 #   musl     the program with musl, static, under the same suites
 #   i386     unit and daemon suites with 32 bits, and the year 2040
 #   s390x    unit suites, big endian, under qemu-user
@@ -20,7 +21,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 top=$PWD
 cross=$top/build/cross
-jobs=('posix' 'musl' 'i386' 's390x' 'interop')
+jobs=('posix' 'flags' 'musl' 'i386' 's390x' 'interop')
 # of each machine: Debian's triplet, and qemu-user's name
 machines=('aarch64-linux-gnu aarch64' 'arm-linux-gnueabihf arm'
     'riscv64-linux-gnu riscv64' 's390x-linux-gnu s390x')
@@ -100,6 +101,19 @@ posix() {
         done
         echo "without $name: both sources are taken"
     done
+}
+
+flags() {
+    build flags --host=i686-linux-gnu LDFLAGS=-static-pie \
+        CPPFLAGS=-D_TIME_BITS=64
+    step 'a program without an interpreter'
+    if readelf -l "$cross/flags/qemu-vp" | grep INTERP; then return 1; fi
+    step 'musl-gcc makes a dynamic program of -static-pie, and configure says so'
+    if (cd "$cross/flags" && "$top/configure" CC=musl-gcc LDFLAGS=-static-pie \
+        >said 2>&1); then
+        return 1
+    fi
+    grep -A 1 'makes a dynamic program' "$cross/flags/said"
 }
 
 musl() {
