@@ -639,7 +639,8 @@ static bool maps_are_sets(bool *turned)
     unsigned long map[FD_SETSIZE / WORD_BITS];
     fd_set set;
 
-    for (int fd = 0; fd < 2 * (int)WORD_BITS; fd++) {
+    /* some libraries' FD_SET() would convert the sign of an int */
+    for (uint8_t fd = 0; fd < 2 * WORD_BITS; fd++) {
         memset(map, 0, sizeof(map));
         FD_ZERO(&set);
         FD_SET(fd, &set);
