@@ -4349,8 +4349,9 @@ static void quit_start(void)
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_refuse(ch->drv);
     }
-    while (forwards != NULL) {
-        forward_del(forwards);
+    for (Forward *f = forwards, *next; f != NULL; f = next) {
+        next = f->next;
+        forward_del(f);
     }
     quitting = true;
     quit_at = vp_loop_now(loop) + FLUSH_TIME;
