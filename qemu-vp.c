@@ -4683,15 +4683,17 @@ static void row_end(Show *s)
     text_free(&s->wide);
 }
 
+/* Of a table's columns. */
+#define COLUMNS 16
+
 /*
  * align_table() - append @rows to @out, with columns as wide as they have to be
+ * @width:  of the columns of rows before these; it grows
  *
  * A row's last cell, which a newline follows, is not aligned.
  */
-static void align_table(Text *out, const Text *rows)
+static void align_table(Text *out, const Text *rows, int width[COLUMNS])
 {
-    int width[16] = { 0 };
-
     for (int pass = 0; pass < 2; pass++) {
         int *column = width;
 
@@ -4944,16 +4946,52 @@ static void show_conn(const VPConnInfo *c, void *opaque)
     row_end(s);
 }
 
-static void show_conns(Show *s, const Channel *ch)
+/*
+ * Connections of a portion.  There may be thousands, each of which takes some
+ * us: the other channels have their turn after so many.
+ */
+#define PORTION 64
+
+/* An answer to "info conns" that is given in portions. */
+typedef struct Listing {
+    bool going_on;       /* there is more to come */
+    bool keys;           /* -k was given */
+    bool begun;
+    unsigned channel_id; /* whose connections come next */
+    uint64_t after;      /* for vp_conns() */
+    int width[COLUMNS];
+} Listing;
+
+/* listing_step() - append the next portion of @l to @out */
+static void listing_step(Listing *l, Text *out)
 {
     static const VPConnInfo none = { .fd = -1 };
+    const Channel *ch = l->begun ? channel_find(l->channel_id) : channels;
+    Text rows = { .data = NULL };
+    Show s = {
+        .out = l->keys ? out : &rows,
+        .word = "conn",
+        .keys = l->keys,
+        .head = !l->keys && !l->begun,
+    };
 
-    s->channel_id = ch->spec.channel_id;
-    if (s->head) {
-        show_conn(&none, s);
-    } else {
-        vp_conns(ch->drv, show_conn, s);
+    if (s.head) {
+        show_conn(&none, &s);
     }
+    if (ch != NULL) {
+        s.channel_id = ch->spec.channel_id;
+        l->after = vp_conns(ch->drv, l->after, PORTION, show_conn, &s);
+        ch = l->after == 0 ? ch->next : ch;
+    }
+    l->begun = true;
+    l->going_on = ch != NULL;
+    l->channel_id = ch != NULL ? ch->spec.channel_id : 0;
+    if (rows.failed) {
+        out->failed = true;
+    } else if (rows.len > 0) {
+        align_table(out, &rows, l->width);
+    }
+    text_free(&rows);
 }
 
 /* show_service() - that the other side offers, or that it doesn't */
@@ -4988,13 +5026,14 @@ static void show_services(Show *s, const Channel *ch)
     }
 }
 
-/* What "info" can show.  One of the functions is set, the others are NULL. */
+/* What "info" can show.  One function is set, unless it is a Listing. */
 typedef struct Info {
     const char *name; /* what stands after "info" */
     const char *word; /* what a line of keys begins with; NULL: it has none */
     void (*text)(Text *out, bool keys);          /* all of it */
     void (*channel)(Show *s, const Channel *ch); /* the rows of a channel */
     void (*forward)(Show *s, const Forward *f);  /* the row of a forward */
+    bool listed;                                 /* in portions */
 } Info;
 
 static const Info infos[] = {
@@ -5003,7 +5042,7 @@ static const Info infos[] = {
     { "oforwards", "oforward", .forward = show_forward },
     { "iforwards", "iforward", .forward = show_forward },
     { "services", "service", .channel = show_services },
-    { "conns", "conn", .channel = show_conns },
+    { "conns", "conn", .listed = true },
     { "stats", "stats", .channel = show_stats },
     { "config", NULL, .text = show_config },
 };
@@ -5026,6 +5065,7 @@ static void info_show(const Info *info, Text *out, bool keys)
     const Forward no_forward = { .next = forwards };
     const Channel *ch = keys ? channels : &no_channel;
     const Forward *f = keys ? forwards : &no_forward;
+    int width[COLUMNS] = { 0 };
     Text rows = { .data = NULL };
     Show s = {
         .out = keys ? out : &rows,
@@ -5047,7 +5087,7 @@ static void info_show(const Info *info, Text *out, bool keys)
     if (rows.failed) {
         out->failed = true;
     } else if (!keys) {
-        align_table(out, &rows);
+        align_table(out, &rows, width);
     }
     text_free(&rows);
 }
@@ -5107,6 +5147,7 @@ struct Mon {
     bool unanswered;        /* it has no answer, as the first "batch" */
     Lookup lookup;          /* for the answer to an "..._add" */
     Spec adding;            /* what that adds */
+    Listing listing;        /* an answer of which there may be more */
 };
 
 static bool run_info(Mon *mon, char *args, Error *err)
@@ -5125,7 +5166,12 @@ static bool run_info(Mon *mon, char *args, Error *err)
     if (keys && info->word == NULL) {
         return error_set(err, "'-k': 'info config' is an init file already");
     }
-    info_show(info, &mon->out, keys);
+    if (info->listed) {
+        mon->listing = (Listing){ .keys = keys };
+        listing_step(&mon->listing, &mon->out);
+    } else {
+        info_show(info, &mon->out, keys);
+    }
     return true;
 }
 
@@ -5360,7 +5406,8 @@ static void mon_execute(Mon *mon, char *line)
     Error err;
     bool ok = name[0] == '\0' || command_run(mon, name, args, &err);
 
-    if (!lookup_busy(&mon->lookup) && !mon->unanswered) {
+    if (!lookup_busy(&mon->lookup) && !mon->listing.going_on &&
+        !mon->unanswered) {
         mon_answer(mon, ok, &err);
     }
     mon->unanswered = false;
@@ -5423,7 +5470,13 @@ static bool mon_flush(Mon *mon)
 /* mon_run() - execute lines as long as their answers are taken */
 static void mon_run(Mon *mon)
 {
-    while (mon_flush(mon)) {
+    if (mon->listing.going_on && mon->out.len == 0) {
+        listing_step(&mon->listing, &mon->out);
+        if (!mon->listing.going_on) {
+            mon_answer(mon, true, NULL);
+        }
+    }
+    while (mon_flush(mon) && !mon->listing.going_on) {
         char *end = memchr(mon->line, '\n', mon->len);
         size_t used;
 
@@ -5464,7 +5517,8 @@ static void mon_continue(Mon *mon)
         mon_run(mon);
     }
     if (mon->broken ||
-        (mon->eof && mon->out.len == 0 && !lookup_busy(&mon->lookup))) {
+        (mon->eof && mon->out.len == 0 && !mon->listing.going_on &&
+         !lookup_busy(&mon->lookup))) {
         mon_close(mon);
     }
 }

@@ -5120,6 +5120,7 @@ typedef struct VPConn {
     int watched;       /* what is watched of it, VP_READ | VP_WRITE */
     void *dial;        /* of the room above, while it connects to the target */
     uint64_t ends_at;  /* ENDING: when it is reset at the latest; 0: never */
+    uint64_t number;   /* how many there had been when it came, with it */
     uint64_t born;
     uint64_t moved;    /* when data moved last */
 
@@ -5544,6 +5545,7 @@ static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
     cs->count[client][c->life]++;
     cs->loop->nconns++;
     cs->counts.opened[client]++;
+    c->number = cs->counts.opened[0] + cs->counts.opened[1];
     conn_debug(c, "life", "none", life_name[c->life],
                client ? "a client came" : "the other side asks for it");
     return c;
@@ -7976,9 +7978,9 @@ VPOffered vp_offered(VPDriver *drv, const char *service_id)
     return offer_has(&drv->forwards.offer, service_id);
 }
 
-void vp_conns(const VPDriver *drv,
-              void (*each)(const VPConnInfo *info, void *opaque),
-              void *opaque)
+uint64_t vp_conns(const VPDriver *drv, uint64_t after, size_t most,
+                  void (*each)(const VPConnInfo *info, void *opaque),
+                  void *opaque)
 {
     uint64_t now = drv->loop->now;
     const VPNode *ring = &drv->conns.all;
@@ -8001,10 +8003,16 @@ void vp_conns(const VPDriver *drv,
             .waiting = c->buf_len,
         };
 
-        if (!conn_over(c)) {
-            each(&info, opaque);
+        if (c->number <= after || conn_over(c)) {
+            continue;
         }
+        if (most-- == 0) {
+            return after;
+        }
+        each(&info, opaque);
+        after = c->number;
     }
+    return 0;
 }
 
 int vp_conn_reset(VPDriver *drv, uint32_t id, bool client)

@@ -543,10 +543,16 @@ typedef struct VPConnInfo {
 /* vp_note_error() - why there is no channel, for vp_channel_info() */
 void vp_note_error(VPDriver *drv, const char *text);
 
-/* vp_conns() - call @each for every connection, oldest first */
-void vp_conns(const VPDriver *drv,
-              void (*each)(const VPConnInfo *info, void *opaque),
-              void *opaque);
+/*
+ * vp_conns() - call @each for connections, oldest first
+ * @after:  0: from the first one on; else what the last call returned
+ * @most:   it is called so many times at most
+ *
+ * Returns 0 if there are no more, however many have come or gone meanwhile.
+ */
+uint64_t vp_conns(const VPDriver *drv, uint64_t after, size_t most,
+                  void (*each)(const VPConnInfo *info, void *opaque),
+                  void *opaque);
 
 /* vp_conn_reset() - reset one connection at both ends; -ENOENT: no such */
 int vp_conn_reset(VPDriver *drv, uint32_t id, bool client);

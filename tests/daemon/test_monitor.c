@@ -1695,6 +1695,40 @@ START_TEST(starved)
 }
 END_TEST
 
+/*
+ * Of many connections each is shown once, on a line of its own, and one with a
+ * heading for people; what is asked meanwhile and next is answered.
+ */
+START_TEST(many_conns)
+{
+    enum { MANY = 300 };
+    int fds[MANY], lines = 0;
+    const char *answer;
+    Scene s;
+
+    scene_start(&s, "", "");
+    for (int i = 0; i < MANY; i++) {
+        fds[i] = dial(s.where, true);
+    }
+    for (int i = 0; i < MANY; i++) {
+        close(accept_one(s.listener));
+    }
+    answer = monitor_ask(s.mon[0], "info conns -k");
+    ck_assert_uint_ge(line_count(answer, "conn"), MANY);
+    ck_assert_int_eq(execute(s.path[0], "info conns"), 0);
+    for (const char *at = executed(1); *at != '\0'; at++) {
+        lines += *at == '\n';
+    }
+    ck_assert_uint_eq((unsigned)lines,
+                      1 + number(monitor_ask(s.mon[0], "info stats -k"),
+                                 "conns"));
+    for (int i = 0; i < MANY; i++) {
+        close(fds[i]);
+    }
+    scene_end(&s);
+}
+END_TEST
+
 /* --- the client --------------------------------------------------------- */
 
 /* -x ends though the daemon has stopped. */
@@ -1900,6 +1934,7 @@ int main(void)
     SUITE_ADD(s, many_clients);
     SUITE_ADD(s, crowd);
     SUITE_ADD(s, starved);
+    SUITE_ADD(s, many_conns);
     SUITE_ADD(s, executes);
     SUITE_ADD(s, unanswered);
     SUITE_ADD(s, monitor_socket);

@@ -790,7 +790,7 @@ static void do_info(Rig *r)
     size_t n = 0;
 
     vp_channel_info(r->drv, &info);
-    vp_conns(r->drv, count_conn, &n);
+    vp_conns(r->drv, 0, SIZE_MAX, count_conn, &n);
     box_require(n <= info.conns);
     vp_busy(r->drv);
 }

@@ -2049,6 +2049,46 @@ static void note_conn(const VPConnInfo *info, void *opaque)
     *(VPConnInfo *)opaque = *info;
 }
 
+static void note_id(const VPConnInfo *info, void *opaque)
+{
+    uint32_t **at = opaque;
+
+    *(*at)++ = info->id - VP_CONN_FIRST;
+}
+
+/* In portions, while some of those shown go and others come. */
+START_TEST(portions)
+{
+    static Rig r;
+    uint32_t seen[6], *at = seen;
+    uint64_t after;
+    int client[6];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (int i = 0; i < 5; i++) {
+        client[i] = rig_client(&r, "c");
+    }
+    after = vp_conns(r.drv, 0, 2, note_id, &at);
+    ck_assert_uint_ne(after, 0);
+    vp_conn_reset(r.drv, VP_CONN_FIRST + 1, true);
+    vp_conn_reset(r.drv, VP_CONN_FIRST + 2, true);
+    box_settle(r.loop);
+    after = vp_conns(r.drv, after, 1, note_id, &at);
+    ck_assert_uint_ne(after, 0);
+    client[5] = rig_client(&r, "c");
+    ck_assert_uint_eq(vp_conns(r.drv, after, 9, note_id, &at), 0);
+    ck_assert_int_eq(at - seen, 5);
+    for (uint32_t i = 0; i < 5; i++) {
+        ck_assert_uint_eq(seen[i], i < 2 ? i : i + 1);
+    }
+    for (int i = 0; i < 6; i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
 START_TEST(counted)
 {
     static Rig r;
@@ -2097,7 +2137,7 @@ START_TEST(information)
     fd_write(p.fd, "123", 3);
     box_wait(p.r.loop, play_conn(&p).tx_count == 3);
     box_run(p.r.loop, SECOND);
-    vp_conns(p.r.drv, note_conn, &conn);
+    ck_assert_uint_eq(vp_conns(p.r.drv, 0, 2, note_conn, &conn), 0);
     ck_assert_uint_eq(conn.id, p.id);
     ck_assert(conn.client == p.client);
     ck_assert_str_eq(conn.service_id, "svc");
@@ -2547,6 +2587,7 @@ int main(void)
     SUITE_ADD(s, not_paced);
     SUITE_ADD(s, accept_starved);
     SUITE_ADD(s, counted);
+    SUITE_ADD(s, portions);
     SUITE_LOOP(s, information, 2);
     SUITE_ADD(s, memory_formula);
     SUITE_ADD(s, local_addresses);
