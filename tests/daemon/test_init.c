@@ -737,7 +737,7 @@ START_TEST(inherited_flush)
     bytes_fill(data, sizeof(data), 1, 0);
     send_all(client, data, sizeof(data));
     close(client);
-    sleep_ms(300);                      /* it is on its way as far as it can be */
+    sleep_ms(300);                      /* all goes as far as it can */
     for (int i = 1; i >= 0; i--) {
         kill(d[i]->pid, SIGTERM);
         daemon_wait(d[i], "ending on signal");

@@ -474,7 +474,7 @@ END_TEST
 
 /* --- for people --------------------------------------------------------- */
 
-/* ask_by_socat() - send lines to the monitor as the README says, once greeted */
+/* ask_by_socat() - send lines to the monitor as the README says */
 static const char *ask_by_socat(const Scene *s, const char *lines)
 {
     static const char prompt[] = "(qemu-vp) ";
@@ -1821,7 +1821,7 @@ START_TEST(monitor_socket)
 }
 END_TEST
 
-/* Abstract names, which are Linux's, stand wherever a unix socket's path may. */
+/* Abstract names, which are Linux's, stand wherever a path may. */
 START_TEST(abstract_names)
 {
     char name[5][40], prefix[24];

@@ -199,7 +199,8 @@ void child_fds(const int *keep, size_t n);
 
 /*
  * An address is "/path" or, on Linux, "@name" for a unix socket, else
- * "HOST:PORT" with a numeric HOST, in brackets for IPv6.  All sockets made here are close-on-exec.
+ * "HOST:PORT" with a numeric HOST, in brackets for IPv6.  All sockets made here
+ * are close-on-exec.
  */
 int listen_on(const char *where, int backlog);  /* port 0: any free one */
 int listen_any(char *where);    /* on 127.0.0.1; its address goes to where */

@@ -55,7 +55,7 @@ static int line_set(int fd, int when, const struct termios *settings)
 
 #define tcsetattr(fd, when, settings) line_set(fd, when, settings)
 
-/* Services that few systems know: one that begins with a digit, one of port 0. */
+/* Services that few systems know: one begins with a digit, one has port 0. */
 static struct servent *service_find(const char *name, const char *protocol)
 {
     static struct servent odd;
@@ -315,7 +315,7 @@ START_TEST(says_what_was_expected)
         { "-c fd", "METHOD:ADDR:PORT[:CHANNEL_ID]" },
         { "-c fd:3:- -o x", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]" },
         { "-c fd:3:- -i x", "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]" },
-        { "-c fd:3:- -i x:h:zero-test", "'zero-test' is the service with port" },
+        { "-c fd:3:- -i x:h:zero-test", "'zero-test' is the service with" },
         { "-c tcp-connect:h:9q", "'9q' is neither a number nor a known" },
     };
 
