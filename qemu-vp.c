@@ -23,6 +23,7 @@
  *   forwards   oforwards and iforwards
  *   running    what runs: add to it, remove from it, reload it, end it
  *   monitor    "info", commands, clients; the client that -x is
+ *   dial       the client that -W is
  *   daemon     pid file, user, readiness, signals, start and end
  *
  * Whatever is wrong with the command line or the init file is found before
@@ -920,6 +921,15 @@ static bool spec_check(Spec *spec, Error *err)
                           "ASCII characters without blanks",
                           VP_SERVICE_ID_LEN);
     }
+    if (spec->option == 'W' && spec->port != NULL) {
+        return spec_error(spec, err, "PORT '%s' where -W takes '-'",
+                          spec->port);
+    }
+    if (strcmp(field[0], VP_ANY_SERVICE) == 0 &&
+        (spec->option != 'o' || spec->port != NULL)) {
+        return spec_error(spec, err, "SERVICE_ID '*' is for -o and a unix "
+                          "socket, whose clients say which service they want");
+    }
     if (spec->port == NULL) {
         return check_path(spec, err);
     }
@@ -1174,6 +1184,8 @@ typedef struct Settings {
     char *user;
     char *monitor;
     char *execute;
+    char *dial;
+    bool pass;
     int level;             /* a VPLogLevel; in between it may be beyond them */
     bool daemonize;
     bool dump_config;
@@ -1236,6 +1248,10 @@ static const Option options[] = {
       .help = "serve the monitor on a unix socket [mode=0600]" },
     { "execute", 'x', STRING, AT(execute), NOT_IN_FILE, .value = "COMMAND",
       .help = "send COMMAND to the monitor at -m PATH" },
+    { "dial", 'W', STRING, AT(dial), NOT_IN_FILE, .value = "SERVICE_ID:PATH:-",
+      .help = "join stdin and stdout to a service, by an -o '*:PATH:-'" },
+    { "pass", 'F', FLAG, AT(pass), NOT_IN_FILE,
+      .help = "with -W: pass the connection to stdout, and end" },
     { "dump-config", 0, FLAG, AT(dump_config), NOT_IN_FILE,
       .help = "print what is in force as an init file, and end" },
     { "verbose", 'v', STEP, AT(level), .step = 1,
@@ -1818,7 +1834,11 @@ static bool settings_read(Settings *s, int argc, char **argv, Error *err)
                error_set(err, "-x '%.128s': expected -m PATH beside it",
                          s->execute);
     }
-    return settings_config(s, err) && settings_check(s, err);
+    if (s->pass && s->dial == NULL) {
+        return error_set(err, "-F: expected -W SERVICE_ID:PATH:- beside it");
+    }
+    return s->dial != NULL ||
+           (settings_config(s, err) && settings_check(s, err));
 }
 
 static void settings_print(Text *out, const Settings *s)
@@ -5693,6 +5713,31 @@ static const char *client_wrong(void)
 }
 
 /*
+ * client_connect() - a socket that is connected to @path, or -1: see errno
+ * @wait:  seconds that each call may take on it, or 0: any time
+ */
+static int client_connect(const char *path, time_t wait)
+{
+    const struct timeval most = { .tv_sec = wait };
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0), err;
+    VPAddr addr;
+
+    addr_unix(path, &addr);
+    if (fd >= 0 &&
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof(most)) == 0 &&
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &most, sizeof(most)) == 0 &&
+        connect(fd, (struct sockaddr *)&addr.ss, addr.len) == 0) {
+        return fd;
+    }
+    err = errno;
+    if (fd >= 0) {
+        close(fd);
+    }
+    errno = err;
+    return -1;
+}
+
+/*
  * monitor_client() - have @command executed; returns the exit status
  *
  * The last line of the answer says how it went.  It is shown only if that is
@@ -5702,21 +5747,15 @@ static int monitor_client(const char *path, const char *command)
 {
     FILE *f = NULL;
     char line[sizeof(Error) + 16], last[sizeof(line)] = ""; /* fits one */
-    const struct timeval most = { .tv_sec = ANSWER_TIME };
-    VPAddr addr;
     Error err;
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    int fd;
 
     if (!spec_parse(&monitor_spec, 'm', path, &err)) {
         fprintf(stderr, "qemu-vp: %s\n", err.text);
         return 1;
     }
-    addr_unix(monitor_spec.addr, &addr);
-    if (fd < 0 ||
-        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof(most)) < 0 ||
-        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &most, sizeof(most)) < 0 ||
-        connect(fd, (struct sockaddr *)&addr.ss, addr.len) < 0 ||
-        (f = fdopen(fd, "r+")) == NULL) {
+    fd = client_connect(monitor_spec.addr, ANSWER_TIME);
+    if (fd < 0 || (f = fdopen(fd, "r+")) == NULL) {
         fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, client_wrong());
         if (fd >= 0) {
             close(fd);
@@ -5748,6 +5787,130 @@ static int monitor_client(const char *path, const char *command)
     fflush(stdout);
     fprintf(stderr, "qemu-vp: %s", last[0] != '\0' ? last : "no answer\n");
     return 1;
+}
+
+/* ======================================================================
+ * dial
+ *
+ * -W is the client of an oforward '*': it says which service it wants, waits
+ * until that has accepted, and is a pipe from then on, of two processes that
+ * copy one direction each.
+ * ====================================================================== */
+
+/* Bytes that are copied at a time. */
+#define COPY_LEN 65536
+
+/* dial_copy() - all that comes from @from goes to @to; false: one has failed */
+static bool dial_copy(int from, int to)
+{
+    static char buf[COPY_LEN];
+    ssize_t n;
+
+    while ((n = read(from, buf, sizeof(buf))) > 0) {
+        for (ssize_t done = 0; done < n;) {
+            ssize_t part = write(to, buf + done, (size_t)(n - done));
+
+            if (part < 0) {
+                return false;
+            }
+            done += part;
+        }
+    }
+    return n == 0;
+}
+
+/* dial_join() - join stdin and stdout to @fd; returns the exit status */
+static int dial_join(int fd)
+{
+    pid_t child = fork();
+    bool ok;
+
+    if (child == 0) {
+        dial_copy(STDIN_FILENO, fd);
+        shutdown(fd, SHUT_WR);
+        _exit(0);
+    }
+    if (child < 0) {
+        fprintf(stderr, "qemu-vp: -W: fork: %s\n", strerror(errno));
+        return 1;
+    }
+    ok = dial_copy(fd, STDOUT_FILENO);
+    if (!ok) {
+        fprintf(stderr, "qemu-vp: -W: %s\n", strerror(errno));
+    }
+    kill(child, SIGTERM); /* because stdin may stay open for ever */
+    waitpid(child, NULL, 0);
+    return ok ? 0 : 1;
+}
+
+/* dial_pass() - give @fd to who has the other end of stdout, a unix socket */
+static int dial_pass(int fd)
+{
+    char byte = 0;
+    struct iovec iov = { &byte, 1 };
+    union {
+        struct cmsghdr header; /* for its alignment */
+        char room[CMSG_SPACE(sizeof(fd))];
+    } control = { .room = { 0 } };
+    struct msghdr msg = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+    struct cmsghdr *header = CMSG_FIRSTHDR(&msg);
+
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(fd));
+    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+    if (sendmsg(STDOUT_FILENO, &msg, 0) < 0) {
+        fprintf(stderr, "qemu-vp: -F: stdout takes no descriptor: %s\n",
+                strerror(errno));
+        return 1;
+    }
+    return 0;
+}
+
+/* dial_ask() - is @fd a connection to @service_id now? */
+static bool dial_ask(int fd, const char *service_id)
+{
+    char line[16];
+    size_t len = 0;
+
+    if (dprintf(fd, "CONNECT %s\n", service_id) < 0) {
+        return false;
+    }
+    /* byte by byte, because what follows the newline is not ours */
+    while (len < sizeof(line) && read(fd, line + len, 1) == 1 &&
+           line[len] != '\n') {
+        len++;
+    }
+    return len > 3 && len < sizeof(line) && memcmp(line, "OK ", 3) == 0;
+}
+
+/* dial() - what -W does; returns the exit status */
+static int dial(const char *text, bool pass)
+{
+    Spec spec;
+    Error err;
+    int fd;
+
+    if (!spec_parse(&spec, 'W', text, &err)) {
+        fprintf(stderr, "qemu-vp: %s\n", err.text);
+        return 2;
+    }
+    fd = client_connect(spec.addr, 0);
+    if (fd < 0) {
+        fprintf(stderr, "qemu-vp: -W '%s': %s\n", text, strerror(errno));
+        return 1;
+    }
+    if (!dial_ask(fd, spec.service_id)) {
+        fprintf(stderr, "qemu-vp: -W '%s': refused: there is no channel, no "
+                "such service, or its target does not accept\n", text);
+        return 1;
+    }
+    return pass ? dial_pass(fd) : dial_join(fd);
 }
 
 /* ======================================================================
@@ -6241,6 +6404,9 @@ int main(int argc, char **argv)
     }
     if (settings.execute != NULL) {
         return monitor_client(settings.monitor, settings.execute);
+    }
+    if (settings.dial != NULL) {
+        return dial(settings.dial, settings.pass);
     }
     if (settings.dump_config) {
         settings_print(&dump, &settings);

@@ -5114,6 +5114,7 @@ typedef struct VPConn {
     VPLife life;
     bool blocked;      /* the local socket takes no more for the moment */
     bool doomed;       /* the sweep saw that it was reset */
+    bool greets;       /* its client waits for "OK", see VPCaller */
     uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
     unsigned due;
     int fd;            /* -1: none yet, or closed */
@@ -6272,6 +6273,24 @@ static void conn_connected(VPConn *c, int fd, const VPOrigin *origin)
     conn_write(c, iov, 0);
 }
 
+/* conn_greet() - tell the client that its target has accepted */
+static void conn_greet(VPConn *c)
+{
+    char line[16];
+    struct iovec iov = {
+        .iov_base = line,
+        .iov_len = (size_t)snprintf(line, sizeof(line), "OK %u\n",
+                                    1 + c->id % 65535),
+    };
+
+    c->greets = false;
+    /* there is room, because nothing was written to this socket before */
+    if (writev(c->fd, &iov, 1) != (ssize_t)iov.iov_len) {
+        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE,
+                   "the client takes no \"OK\"");
+    }
+}
+
 static void conn_ready(void *opaque, int fd, int events)
 {
     VPConn *c = opaque;
@@ -6480,6 +6499,9 @@ static const char *conn_handle_control(VPConns *cs, const VPPacket *pkt,
             c->tx_limit = get64(msg + 1);
             conn_interest(c);
         }
+        if (!over && c->greets && msg[0] == VP_MSG_CONNECT_ACK) {
+            conn_greet(c);
+        }
         return NULL;
     case VP_MSG_CLOSE:
         if (pkt->bytes != 1) {
@@ -6629,6 +6651,11 @@ static void conns_end(VPConns *cs)
  * target has not answered each service has its share, so that one whose target
  * is dead doesn't keep the others from being opened.
  *
+ * The clients of the oforward VP_ANY_SERVICE say themselves which service they
+ * want, as those of Firecracker's vsock sockets do: "CONNECT SERVICE_ID", and
+ * a newline.  Once the target has accepted they get "OK N", N being of no use
+ * here, and then have the connection; where it hasn't, their socket is closed.
+ *
  * In each session a side names its services to the other one, and again when
  * they change: in portions, so that nothing waits long behind them.  What the
  * peer names only serves to tell who runs this side: whether an oforward has
@@ -6647,6 +6674,12 @@ static void conns_end(VPConns *cs)
 #define VP_TELL_LEN 1024
 /* Of the version of the peer's program. */
 #define VP_PROGRAM_LEN 64
+
+#define VP_CALL_WORD "CONNECT "
+/* Bytes of the line that begins with it. */
+#define VP_CALL_LEN (sizeof(VP_CALL_WORD) + VP_SERVICE_ID_LEN)
+/* Within which it has to come. */
+#define VP_CALL_US (10 * SECOND)
 
 typedef char VPServiceId[VP_SERVICE_ID_LEN + 1];
 
@@ -6668,6 +6701,16 @@ typedef struct VPOForward {
     bool missed;    /* that the peer doesn't offer it was said */
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPOForward;
+
+/* A client of VP_ANY_SERVICE that has not said yet what it wants. */
+typedef struct VPCaller {
+    VPNode node;
+    VPOForward *oforward;
+    VPTimer timer;
+    int fd;
+    size_t len;             /* bytes of its line so far */
+    char line[VP_CALL_LEN];
+} VPCaller;
 
 /* There may be thousands of services. */
 #define VP_IFORWARD_CHAINS 64
@@ -6704,6 +6747,8 @@ typedef struct VPForwards {
     VPNode dials;
     size_t ndials;
     size_t niforwards;
+    VPNode callers;
+    size_t ncallers;
     bool ending;       /* the daemon is: all that the peer opens is refused */
     double opens;      /* connections that the peer may open now */
     uint64_t opens_at; /* when that was so */
@@ -7039,6 +7084,9 @@ static void offer_sort(VPOffer *o)
 
 static VPOffered offer_has(VPOffer *o, const char *service_id)
 {
+    if (strcmp(service_id, VP_ANY_SERVICE) == 0) {
+        return VP_OFFER_UNKNOWN; /* each client says which one it wants */
+    }
     offer_sort(o);
     if (o->n > 0 && bsearch(service_id, o->names, o->n, sizeof(*o->names),
                             service_cmp) != NULL) {
@@ -7253,36 +7301,151 @@ static const VPConnOps forwards_ops = {
 
 /* ---- listeners -------------------------------------------------------- */
 
+/* oforward_refuse() - @fd gets no connection */
+static void oforward_refuse(const VPOForward *f, int fd, VPReason why)
+{
+    log_provoked(f->fwds->log, VP_LOG_WARN, "%s: connection refused: %s",
+                 f->service_id, reason_str(why));
+    conns_refused(f->fwds->conns, why);
+    close(fd);
+}
+
+/* oforward_open() - open a connection to @service_id for @fd; NULL: refused */
+static VPConn *oforward_open(VPOForward *f, int fd, const char *service_id)
+{
+    VPConns *cs = f->fwds->conns;
+    VPConn *c;
+
+    while (conn_find(cs, cs->next_id, true) != NULL) {
+        cs->next_id++;
+    }
+    c = conn_new(cs, cs->next_id++, true, fd, service_id);
+    if (c == NULL) {
+        oforward_refuse(f, fd, VP_REASON_RESOURCES);
+        return NULL;
+    }
+    conn_log_begin(c, "");
+    c->tx_limit = link_has_session(cs->link) ? cs->link->peer_window : 0;
+    conn_set_due(c, DUE_INIT);
+    conn_interest(c);
+    return c;
+}
+
+/* caller_free() - returns its socket, which is the caller's from here on */
+static int caller_free(VPCaller *k)
+{
+    VPForwards *fs = k->oforward->fwds;
+    int fd = k->fd;
+
+    vp_unwatch(fs->loop, fd);
+    vp_timer_stop(&k->timer);
+    node_remove(&k->node);
+    fs->ncallers--;
+    free(k);
+    return fd;
+}
+
+/* caller_hang_up() - @why: what was wrong with its line */
+static void caller_hang_up(VPCaller *k, const char *why)
+{
+    log_provoked(k->oforward->fwds->log, VP_LOG_INFO,
+                 "%s: connection refused: %s", k->oforward->service_id, why);
+    conns_refused(k->oforward->fwds->conns, VP_REASON_OTHER);
+    close(caller_free(k));
+}
+
+static void caller_late(void *opaque)
+{
+    caller_hang_up(opaque, "no line \"CONNECT SERVICE_ID\" within 10 s");
+}
+
+/* caller_connect() - the line of @k is there, with its newline */
+static void caller_connect(VPCaller *k)
+{
+    static const size_t word = sizeof(VP_CALL_WORD) - 1;
+    VPOForward *f = k->oforward;
+    VPServiceId id;
+    size_t len = k->len - 1;
+    VPConn *c;
+
+    if (len <= word || memcmp(k->line, VP_CALL_WORD, word) != 0 ||
+        !vp_service_id_ok(k->line + word, len - word)) {
+        caller_hang_up(k, "not a line \"CONNECT SERVICE_ID\"");
+        return;
+    }
+    memcpy(id, k->line + word, len - word);
+    id[len - word] = '\0';
+    c = oforward_open(f, caller_free(k), id);
+    if (c != NULL) {
+        c->greets = true;
+    }
+}
+
+/* caller_ready() - what stands behind the newline is the connection's */
+static void caller_ready(void *opaque, int fd, int events)
+{
+    VPCaller *k = opaque;
+    char *at = k->line + k->len, *end;
+    ssize_t n = recv(fd, at, sizeof(k->line) - k->len, MSG_PEEK);
+
+    (void)events;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return;
+    }
+    if (n > 0) {
+        end = memchr(at, '\n', (size_t)n);
+        n = recv(fd, at, end != NULL ? (size_t)(end + 1 - at) : (size_t)n, 0);
+    }
+    if (n <= 0) {
+        caller_hang_up(k, "it ends before its first newline");
+        return;
+    }
+    k->len += (size_t)n;
+    if (k->line[k->len - 1] == '\n') {
+        caller_connect(k);
+    } else if (k->len == sizeof(k->line)) {
+        caller_hang_up(k, "its first line is too long");
+    }
+}
+
+/* caller_new() - @fd is a client of VP_ANY_SERVICE */
+static void caller_new(VPOForward *f, int fd)
+{
+    VPForwards *fs = f->fwds;
+    VPCaller *k = calloc(1, sizeof(*k));
+
+    if (k == NULL || vp_watch(fs->loop, fd, caller_ready, k) < 0) {
+        free(k);
+        oforward_refuse(f, fd, VP_REASON_RESOURCES);
+        return;
+    }
+    k->oforward = f;
+    k->fd = fd;
+    node_append(&fs->callers, &k->node);
+    fs->ncallers++;
+    vp_watch_set(fs->loop, fd, VP_READ);
+    vp_timer_start(fs->loop, &k->timer, VP_CALL_US, caller_late, k);
+}
+
 /* oforward_accepted() - VPListener.accepted() */
 static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
 {
     VPOForward *f = opaque;
     VPForwards *fs = f->fwds;
     VPConns *cs = fs->conns;
-    VPReason wrong = VP_REASON_RESOURCES;
-    VPConn *c = NULL;
 
     socket_setup(fd, client);
-    if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) >= fs->config->max_conns) {
-        wrong = VP_REASON_LIMIT;
-    } else if (!vp_fd_is_kept(fs->loop, fd) &&
-               loop_fds_shared(fs->loop, conns_fds(cs))) {
-        while (conn_find(cs, cs->next_id, true) != NULL) {
-            cs->next_id++;
-        }
-        c = conn_new(cs, cs->next_id++, true, fd, f->service_id);
+    if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) + fs->ncallers >=
+        fs->config->max_conns) {
+        oforward_refuse(f, fd, VP_REASON_LIMIT);
+    } else if (vp_fd_is_kept(fs->loop, fd) ||
+               !loop_fds_shared(fs->loop, conns_fds(cs) + fs->ncallers)) {
+        oforward_refuse(f, fd, VP_REASON_RESOURCES);
+    } else if (strcmp(f->service_id, VP_ANY_SERVICE) == 0) {
+        caller_new(f, fd);
+    } else {
+        oforward_open(f, fd, f->service_id);
     }
-    if (c == NULL) {
-        log_provoked(fs->log, VP_LOG_WARN, "%s: connection refused: %s",
-                     f->service_id, reason_str(wrong));
-        conns_refused(cs, wrong);
-        close(fd);
-        return;
-    }
-    conn_log_begin(c, "");
-    c->tx_limit = link_has_session(cs->link) ? cs->link->peer_window : 0;
-    conn_set_due(c, DUE_INIT);
-    conn_interest(c);
 }
 
 static int oforward_add(VPForwards *fs, int channel, int fd,
@@ -7313,6 +7476,16 @@ static int oforward_add(VPForwards *fs, int channel, int fd,
 
 static void oforward_free(VPOForward *f)
 {
+    VPNode *n = f->fwds->callers.next;
+
+    while (n != &f->fwds->callers) {
+        VPCaller *k = container_of(n, VPCaller, node);
+
+        n = n->next;
+        if (k->oforward == f) {
+            close(caller_free(k));
+        }
+    }
     vp_listener_stop(&f->listener);
     node_remove(&f->node);
     free(f);
@@ -7330,6 +7503,7 @@ static void forwards_init(VPForwards *fs)
         node_init(&fs->chain[i]);
     }
     node_init(&fs->dials);
+    node_init(&fs->callers);
     fs->tell_program = fs->config->program != NULL;
     forwards_tell_anew(fs);
 }

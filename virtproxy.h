@@ -388,7 +388,11 @@ void vp_set_stale(VPDriver *drv, VPStaleHandler *stale);
 /*
  * vp_set_oforward() - forward what connects to @fd to the peer's service
  * @fd:  listening, non-blocking socket; owned by the driver
+ *
+ * Clients of VP_ANY_SERVICE begin with a line "CONNECT SERVICE_ID", and get a
+ * line "OK NUMBER" once its target has accepted.
  */
+#define VP_ANY_SERVICE "*"
 int vp_set_oforward(VPDriver *drv, int fd, const char *service_id);
 
 /*

@@ -395,12 +395,12 @@ recipe_descriptor() {
     until_ok not pgrep -f '^qemu-vp' >/dev/null
 }
 
-# A real ssh, to a real sshd behind the virtio-serial channel
-recipe_ssh() {
+# ssh_start() - a real sshd in the guest, of the host key that name $1 goes by
+ssh_start() {
     [ -z "${VP_MAPPED-}" ] || pass_over root, for sshd
     need ssh
     PATH=$PATH:/usr/sbin:/sbin need sshd
-    put 'ssh to the guest by name' /root/.ssh/config ''
+    mkdir -p /root/.ssh
     chmod -R go= /root
     ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
     cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
@@ -408,18 +408,45 @@ recipe_ssh() {
     echo root:x:1:0:99999:7::: >/etc/shadow     # not locked
     mkdir -p /etc/ssh /run/sshd
     ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/host_key
-    echo "vm1 $(cat /etc/ssh/host_key.pub)" >/root/.ssh/known_hosts
+    echo "$1 $(cat /etc/ssh/host_key.pub)" >/root/.ssh/known_hosts
     printf '%s\n' 'ListenAddress 127.0.0.1:22' 'HostKey /etc/ssh/host_key' \
         'UsePAM no' 'PidFile none' 'PermitRootLogin prohibit-password' \
         >/etc/ssh/sshd_config
     "$(PATH=$PATH:/usr/sbin:/sbin command -v sshd)" -D -e &
     qemu
+}
+
+# ssh_works() - a command's output and status come from host $1
+ssh_works() {
+    until_ok ssh -o BatchMode=yes "$1" true
+    status=0
+    said=$(echo hello | ssh -o BatchMode=yes "$1" 'cat; exit 3') || status=$?
+    [ "$said $status" = 'hello 3' ] || fail 'not what the guest says'
+}
+
+recipe_ssh() {
+    ssh_start vm1
+    put 'ssh to the guest by name' /root/.ssh/config ''
     start 'A virtio-serial channel'
     start Guest:
-    until_ok ssh -o BatchMode=yes vm1 true
-    status=0
-    said=$(echo hello | ssh -o BatchMode=yes vm1 'cat; exit 3') || status=$?
-    [ "$said $status" = 'hello 3' ] || fail 'not what the guest says'
+    ssh_works vm1
+}
+
+# The same through the guest's own socket: passed to ssh, and by a pipe
+recipe_ssh_dial() {
+    ssh_start vm1.vm
+    start 'A virtio-serial channel'
+    kill "$(pgrep -f '^qemu-vp -c unix-connect:/run/vm1/vp.sock')"
+    until_ok not pgrep -f '^qemu-vp -c unix-connect:/run/vm1/vp.sock'
+    start Guest:
+    block 'or to any of a family' >/run/family
+    mkdir -p /run/qemu-vp
+    eval "set -f; $(sed -n 's/^host: *//p' /run/family) &"
+    set +f
+    sed '1,/^$/d' /run/family >/root/.ssh/config
+    ssh_works vm1.vm
+    sed -i -e 's/ -F / /' -e /ProxyUseFdpass/d /root/.ssh/config
+    ssh_works vm1.vm
 }
 
 recipe_libvirt() {

@@ -14,8 +14,9 @@
 
 static const char *const recipes[] = {
     "install", "install_services", "manual", "commands", "virtio", "serial",
-    "fifos", "reconnect", "descriptor", "ssh", "libvirt", "systemd",
-    "systemd_guest", "udev", "sysv", "sysv_busybox", "openrc", "busybox",
+    "fifos", "reconnect", "descriptor", "ssh", "ssh_dial", "libvirt",
+    "systemd", "systemd_guest", "udev", "sysv", "sysv_busybox", "openrc",
+    "busybox",
 };
 
 START_TEST(recipe)
