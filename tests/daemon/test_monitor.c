@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "tests/lib/channel.h"
+#include "tests/lib/engine.h"
 #include "monitor.h"
 #include "names.h"
 #include "talk.h"
@@ -1729,6 +1730,33 @@ START_TEST(many_conns)
 }
 END_TEST
 
+/* Why a peer of another version is refused is there when it has gone. */
+START_TEST(other_version)
+{
+    unsigned char hello[ENGINE_HELLO_ROOM];
+    char path[2][PATH_LEN];
+    int listener, fd;
+    Daemon *d;
+
+    file_path(path[0], "monitor");
+    file_path(path[1], "channel");
+    listener = listen_on(path[1], 5);
+    d = daemon_start("host", "-m %s -c unix-connect:%s:-", path[0], path[1]);
+    for (int i = 0; i < 2; i++) {
+        fd = accept_one(listener);
+        send_all(fd, hello, engine_hello(hello, 1));
+        daemon_wait(d, "the other end speaks 4, this one 3; upgrade this one");
+        close(fd);
+    }
+    fd = accept_one(listener); /* so the one before is lost */
+    ck_assert_int_eq(execute(path[0], "info channels -k"), 0);
+    ck_assert_ptr_nonnull(strstr(executed(1), "%20upgrade%20this%20one"));
+    ck_assert_int_eq(daemon_count(d, "no common version"), 1);
+    close(fd);
+    close(listener);
+}
+END_TEST
+
 /* --- the client --------------------------------------------------------- */
 
 /* -x ends though the daemon has stopped. */
@@ -1740,6 +1768,7 @@ START_TEST(unanswered)
     file_path(path, "monitor");
     d = daemon_start("host", "-m %s", path);
     close(monitor_dial(path));
+    daemon_wait(d, "the monitor can add one");
     ck_assert_int_eq(execute(path, "info status"), 0);
     kill(d->pid, SIGSTOP);
     ck_assert_int_eq(execute(path, "info status"), 1);
@@ -1936,6 +1965,7 @@ int main(void)
     SUITE_ADD(s, starved);
     SUITE_ADD(s, many_conns);
     SUITE_ADD(s, executes);
+    SUITE_ADD(s, other_version);
     SUITE_ADD(s, unanswered);
     SUITE_ADD(s, monitor_socket);
     SUITE_ADD(s, abstract_names);
