@@ -4571,6 +4571,7 @@ typedef struct Show {
     const char *between; /* follows the row's last cell if another one comes */
     Text wide;           /* the row's wide columns */
     unsigned channel_id; /* of the connections that are shown */
+    size_t rows;         /* shown so far */
 } Show;
 
 /* human() - a count of bytes in at most 5 characters */
@@ -4700,6 +4701,7 @@ static void row_end(Show *s)
     text_add(s->out, "\n");
     s->out->failed |= s->wide.failed;
     s->head = false;
+    s->rows++;
     text_free(&s->wide);
 }
 
@@ -4998,9 +5000,11 @@ static void listing_step(Listing *l, Text *out)
     if (s.head) {
         show_conn(&none, &s);
     }
-    if (ch != NULL) {
+    s.rows = 0;
+    while (ch != NULL && s.rows < PORTION) {
         s.channel_id = ch->spec.channel_id;
-        l->after = vp_conns(ch->drv, l->after, PORTION, show_conn, &s);
+        l->after = vp_conns(ch->drv, l->after, PORTION - s.rows, show_conn,
+                            &s);
         ch = l->after == 0 ? ch->next : ch;
     }
     l->begun = true;
