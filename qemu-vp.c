@@ -5750,7 +5750,7 @@ static int client_connect(const char *path, time_t wait)
 static int monitor_client(const char *path, const char *command)
 {
     FILE *f = NULL;
-    char line[sizeof(Error) + 16], last[sizeof(line)] = ""; /* fits one */
+    char line[sizeof(Error) + 32], last[sizeof(line)] = ""; /* fits one */
     Error err;
     int fd;
 
@@ -5769,14 +5769,12 @@ static int monitor_client(const char *path, const char *command)
     fprintf(f, "batch\n%s\n", command);
     fflush(f);
     shutdown(fd, SHUT_WR);
-    /* the prompt that greets is in front of the answer */
-    if (fgets(line, sizeof(MON_PROMPT), f) != NULL &&
-        strcmp(line, MON_PROMPT) != 0) {
-        memcpy(last, line, sizeof(last));
-    }
     while (fgets(line, sizeof(line), f) != NULL) {
+        size_t greeting = strlen(MON_PROMPT); /* before the first line */
+
         fputs(last, stdout);
-        memcpy(last, line, sizeof(last));
+        greeting = strncmp(line, MON_PROMPT, greeting) == 0 ? greeting : 0;
+        snprintf(last, sizeof(last), "%s", line + greeting);
     }
     if (ferror(f)) {
         fflush(stdout);

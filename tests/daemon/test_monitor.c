@@ -1763,6 +1763,7 @@ END_TEST
 START_TEST(unanswered)
 {
     char path[PATH_LEN];
+    int64_t start;
     Daemon *d;
 
     file_path(path, "monitor");
@@ -1771,7 +1772,9 @@ START_TEST(unanswered)
     daemon_wait(d, "the monitor can add one");
     ck_assert_int_eq(execute(path, "info status"), 0);
     kill(d->pid, SIGSTOP);
+    start = now_ms();
     ck_assert_int_eq(execute(path, "info status"), 1);
+    ck_assert_int_lt(now_ms() - start, 19000);  /* 10 s are promised */
     ck_assert_msg(strstr(executed(2), "doesn't answer") != NULL, "%s",
                   executed(2));
     kill(d->pid, SIGCONT);
