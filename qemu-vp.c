@@ -4908,6 +4908,7 @@ static void show_forward(Show *s, const Forward *f)
 {
     const Spec *spec = &f->spec;
     char address[VALUE_MAX];
+    bool any = false;
 
     if (!s->head && strcmp(spec_name(spec), s->word) != 0) {
         return;
@@ -4926,7 +4927,11 @@ static void show_forward(Show *s, const Forward *f)
                     : spec->option == 'o' && f->listening.fds[i] >= 0) {
             addr_bound(f->listening.fds[i], &addr);
             show_wide(s, "listening", "ADDRESS", addr_name(&addr), " ");
+            any = true;
         }
+    }
+    if (spec->option == 'o' && !any) {
+        show_wide(s, NULL, "ADDRESS", "none yet", "");
     }
     if (spec->option == 'i') {
         show_wide(s, NULL, "ADDRESS",

@@ -241,8 +241,8 @@ END_TEST
 START_TEST(address_later)
 {
     StartOptions o = { .setup = HOSTS_SETUP };
-    char target[TEXT_LEN];
-    int port = free_port(), channel = free_port(), listener;
+    char target[TEXT_LEN], path[PATH_LEN];
+    int port = free_port(), channel = free_port(), listener, mon;
     Daemon *host, *guest;
 
     if (!own_network()) {
@@ -254,9 +254,10 @@ START_TEST(address_later)
     ck_assert(chdir(vp_dir) == 0);
     hosts("127.0.0.1 two.test\n10.9.9.1 two.test\n");
     listener = listen_any(target);
+    file_path(path, "monitor");
     host = daemon_start_with(&o, "host", "-c tcp-listen:10.9.9.1:%d "
-                             "-o s:10.9.9.1:0 -o two:two.test:%d", channel,
-                             port);
+                             "-o s:10.9.9.1:0 -o two:two.test:%d -m %s",
+                             channel, port, path);
     daemon_wait(host, "channel tcp-listen:.*: cannot listen on 10.9.9.1:%d: "
                 NOT_HERE ": trying again", channel);
     daemon_wait(host, "oforward s:10.9.9.1:0: cannot listen on 10.9.9.1:0: "
@@ -264,6 +265,10 @@ START_TEST(address_later)
     daemon_wait(host, "oforward two:.*: cannot listen on 10.9.9.1:%d: "
                 NOT_HERE ": trying again", port);
     daemon_wait(host, "oforward two: listening on 127.0.0.1:%d", port);
+    mon = monitor_batch(path);
+    ck_assert_ptr_nonnull(strstr(monitor_ask(mon, "info oforwards"),
+                                 " none yet\n"));
+    close(mon);
     guest = daemon_start("guest", "-c tcp-connect:10.9.9.1:%d -i s:%s",
                          channel, target);
     address_add("10.9.9.1");
