@@ -1904,6 +1904,27 @@ static void socket_setup(int fd, const VPAddr *peer)
     }
 }
 
+/*
+ * socket_setup_heirs() - do that once for all that listening @fd accepts
+ *
+ * Returns false if each needs it itself: Linux alone has them inherit all, of
+ * TCP sockets, and clients of other machines need other things.
+ */
+static bool socket_setup_heirs(int fd)
+{
+#ifdef __linux__
+    VPAddr addr = { .len = sizeof(addr.ss) };
+
+    if (getsockname(fd, (struct sockaddr *)&addr.ss, &addr.len) == 0 &&
+        addr.ss.ss_family != AF_UNIX && vp_addr_is_local(&addr)) {
+        socket_setup(fd, &addr);
+        return true;
+    }
+#endif
+    (void)fd;
+    return false;
+}
+
 
 /* ======================================================================
  * key
@@ -6699,6 +6720,7 @@ typedef struct VPOForward {
     struct VPForwards *fwds;
     VPListener listener;
     bool missed;    /* that the peer doesn't offer it was said */
+    bool heirs;     /* what it accepts needs no socket_setup() */
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPOForward;
 
@@ -7434,7 +7456,9 @@ static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
     VPForwards *fs = f->fwds;
     VPConns *cs = fs->conns;
 
-    socket_setup(fd, client);
+    if (!f->heirs) {
+        socket_setup(fd, client);
+    }
     if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) + fs->ncallers >=
         fs->config->max_conns) {
         oforward_refuse(f, fd, VP_REASON_LIMIT);
@@ -7464,6 +7488,7 @@ static int oforward_add(VPForwards *fs, int channel, int fd,
     f->listener.name = f->service_id;
     f->listener.accepted = oforward_accepted;
     f->listener.opaque = f;
+    f->heirs = socket_setup_heirs(fd);
     rc = vp_listener_start(&f->listener, fs->loop, fd);
     if (rc < 0) {
         free(f);

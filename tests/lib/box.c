@@ -352,6 +352,7 @@ int box_poll(struct pollfd *fds, nfds_t n, int timeout)
 int box_setsockopt(int fd, int level, int name, const void *value,
                    socklen_t len)
 {
+    box.setsockopts++;
     if (box.bsd && level == SOL_SOCKET && name == SO_SNDBUF &&
         *(const int *)value > BOX_BSD_BUFFER) {
         errno = ENOBUFS;

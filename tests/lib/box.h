@@ -76,6 +76,7 @@ typedef struct Box {
     bool small;            /* sockets have the smallest send buffer there is */
     unsigned long connects; /* calls of connect() since box_reset() */
     unsigned long polls;   /* calls of poll() since box_reset() */
+    unsigned long setsockopts; /* calls of setsockopt() since box_reset() */
     FdOrder fd_order;      /* of the bits in an fd_set */
     bool bsd;              /* a send buffer has BOX_BSD_BUFFER bytes at most,
                               and poll() shows no error */

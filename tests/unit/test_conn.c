@@ -1997,6 +1997,45 @@ START_TEST(not_paced)
 }
 END_TEST
 
+/* What the accepted socket needs it has from the listening one. */
+START_TEST(accepted_ones_inherit)
+{
+#ifndef __linux__
+    PASS_OVER("Linux");
+#endif
+    static const int wanted[][2] = {
+        { SOL_SOCKET, SO_LINGER }, { SOL_SOCKET, SO_OOBINLINE },
+        { IPPROTO_TCP, TCP_NODELAY },
+    };
+    static Rig r;
+    VPAddr addr;
+    unsigned long calls;
+    EngineConn c;
+    int fd, client;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    fd = tcp_listen(&addr, 10);
+    fd_nonblock(fd);
+    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    calls = box.setsockopts;
+    client = knock(&addr);
+    box_wait(r.loop, engine_counts(r.drv).conns == 1);
+    ck_assert_uint_eq(box.setsockopts, calls);
+    c = rig_conn(&r, VP_CONN_FIRST, true);
+    for (int i = 0; i < COUNT_OF(wanted); i++) {
+        int value[2] = { 0 };
+        socklen_t len = sizeof(value);
+
+        ck_assert_int_eq(getsockopt(c.fd, wanted[i][0], wanted[i][1], value,
+                                    &len), 0);
+        ck_assert_int_eq(value[0], 1);
+    }
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
 /* No descriptor is left: one line, no spinning, and then it goes on. */
 START_TEST(accept_starved)
 {
@@ -2585,6 +2624,7 @@ int main(void)
     SUITE_ADD(s, listener);
     SUITE_ADD(s, tcp_peer_alive);
     SUITE_ADD(s, not_paced);
+    SUITE_ADD(s, accepted_ones_inherit);
     SUITE_ADD(s, accept_starved);
     SUITE_ADD(s, counted);
     SUITE_ADD(s, portions);
