@@ -259,63 +259,54 @@ static const char *const level_name[] = {
 static VPLogLevel log_level = VP_LOG_INFO; /* lines beyond it are left out */
 static int log_fd = STDERR_FILENO;         /* -1: syslog */
 static bool log_journal;                   /* log_fd is a journal's stream */
+static int syslog_fd = -1;                 /* connected to syslogd, or -1 */
+static int syslog_type = SOCK_DGRAM;       /* what its socket is, or is tried */
 
-/*
- * log_connect() - a socket that is connected to syslogd, or -1
- * @type:  tried first; becomes what its socket is
- */
-static int log_connect(int *type)
+/* syslog_connect() - be connected to syslogd; false: see errno */
+static bool syslog_connect(void)
 {
     struct sockaddr_un sun = { .sun_family = AF_UNIX, .sun_path = _PATH_LOG };
 
-    for (int try = 0; try < 2; try++) {
-        int fd = socket(AF_UNIX, *type, 0), err;
+    for (int try = 0; syslog_fd < 0 && try < 2; try++) {
+        int fd = socket(AF_UNIX, syslog_type, 0), err;
 
-        if (fd < 0) {
-            return -1;
-        }
-        if (fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
+        if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
             connect(fd, (struct sockaddr *)&sun, sizeof(sun)) == 0) {
-            return fd;
+            syslog_fd = fd;
+            break;
         }
         err = errno;
-        close(fd);
-        if (err != EPROTOTYPE) {
-            return -1;
+        if (fd >= 0) {
+            close(fd);
         }
-        *type = *type == SOCK_DGRAM ? SOCK_STREAM : SOCK_DGRAM;
+        errno = err;
+        if (err != EPROTOTYPE) {
+            break;
+        }
+        syslog_type = syslog_type == SOCK_DGRAM ? SOCK_STREAM : SOCK_DGRAM;
     }
-    return -1;
+    return syslog_fd >= 0;
 }
 
 /*
- * log_send() - send @line, made as RFC 3164 has it, to syslog
+ * syslog_send() - send @line, made as RFC 3164 has it, to syslog
  *
  * syslog(3) is of no use here, because it blocks for ever on a syslogd that
  * lives but doesn't read.  A syslogd that was started anew has a new socket,
  * so a second try connects again.
  */
-static void log_send(const char *line, size_t len)
+static void syslog_send(const char *line, size_t len)
 {
-    static int fd = -1, type = SOCK_DGRAM;
-    size_t size;
-    ssize_t n;
+    for (int try = 0; try < 2 && syslog_connect(); try++) {
+        size_t size = syslog_type == SOCK_STREAM ? len + 1 : len; /* a NUL */
+        ssize_t n = send(syslog_fd, line, size, 0);
 
-    for (int try = 0; try < 2; try++) {
-        if (fd < 0) {
-            fd = log_connect(&type);
-            if (fd < 0) {
-                return;
-            }
-        }
-        size = type == SOCK_STREAM ? len + 1 : len; /* a NUL ends each line */
-        n = send(fd, line, size, 0);
         if (n == (ssize_t)size || (n < 0 && errno == EAGAIN)) {
             return;
         }
         /* after half a line only a new stream can begin another one */
-        close(fd);
-        fd = -1;
+        close(syslog_fd);
+        syslog_fd = -1;
     }
 }
 
@@ -361,7 +352,7 @@ static void log_line(VPLogLevel level, int channel, const char *text)
         len = snprintf(line, sizeof(line), "<%d>%s qemu-vp[%ld]: %s%.*s",
                        LOG_DAEMON | priority[level], date, (long)getpid(),
                        where, LOG_TEXT_MAX, text);
-        log_send(line, (size_t)len);
+        syslog_send(line, (size_t)len);
         return;
     }
     if (log_journal) {
@@ -447,11 +438,7 @@ static bool log_open(const char *path, Error *err)
 /* log_check() - say so, while somebody may be at stderr, if there's no log */
 static void log_check(void)
 {
-    int type = SOCK_DGRAM, fd = log_fd < 0 ? log_connect(&type) : -1;
-
-    if (fd >= 0) {
-        close(fd);
-    } else if (log_fd < 0) {
+    if (log_fd < 0 && !syslog_connect()) {
         fprintf(stderr, "qemu-vp: no syslog at %s: %s: what would be logged is "
                 "lost until there is one; -l FILE logs to a file\n", _PATH_LOG,
                 strerror(errno));
