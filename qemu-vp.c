@@ -5457,6 +5457,7 @@ static void mon_close(Mon *mon)
     spec_free(&mon->adding);
     vp_unwatch(loop, mon->fd);
     close(mon->fd);
+    vp_listener_spare(&monitor_listener);
     text_free(&mon->out);
     free(mon);
 }
@@ -5655,6 +5656,8 @@ static bool monitor_listen(Error *err)
     }
     monitor_listener.channel = VP_NO_CHANNEL;
     monitor_listener.name = "monitor";
+    /* to be asked when the system has none, or the limit was lowered */
+    monitor_listener.keeps_spare = true;
     monitor_listener.accepted = mon_accepted;
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
     if (rc < 0) {

@@ -1276,6 +1276,13 @@ static bool starved(int err)
     return err == EMFILE || err == ENFILE || err == ENOBUFS || err == ENOMEM;
 }
 
+void vp_listener_spare(VPListener *l)
+{
+    if (l->keeps_spare && l->spare < 0) {
+        l->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+}
+
 /* reset_on_close() - what has not ended in order by close() is reset by it */
 static void reset_on_close(int fd)
 {
@@ -1284,11 +1291,20 @@ static void reset_on_close(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 }
 
-/* listener_accept() - a non-blocking socket, or -1 with errno */
+/*
+ * listener_accept() - a non-blocking socket, or -1 with errno
+ *
+ * For one that comes when no descriptor is left the spare one is given up.
+ */
 static int listener_accept(VPListener *l, VPAddr *peer)
 {
     int fd = accept(l->fd, (struct sockaddr *)&peer->ss, &peer->len);
 
+    if (fd < 0 && starved(errno) && l->keeps_spare && l->spare >= 0) {
+        close(l->spare);
+        l->spare = -1;
+        fd = accept(l->fd, (struct sockaddr *)&peer->ss, &peer->len);
+    }
     if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
         int err = errno;
 
@@ -1324,6 +1340,7 @@ static void listener_ready(void *opaque, int fd, int events)
     VPListener *l = opaque;
 
     (void)events;
+    vp_listener_spare(l);
     for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
         VPAddr peer = { .len = sizeof(peer.ss), .ss.ss_family = AF_UNIX };
         int conn = listener_accept(l, &peer);
@@ -1347,12 +1364,13 @@ int vp_listener_start(VPListener *l, VPLoop *loop, int fd)
     int rc = vp_watch(loop, fd, listener_ready, l);
 
     l->loop = loop;
-    l->fd = -1;
+    l->fd = l->spare = -1;
     if (rc < 0) {
         close(fd);
         return rc;
     }
     l->fd = fd;
+    vp_listener_spare(l);
     vp_watch_set(loop, fd, VP_READ);
     return 0;
 }
@@ -1367,6 +1385,10 @@ void vp_listener_stop(VPListener *l)
         vp_unwatch(l->loop, l->fd);
         close(l->fd);
         l->fd = -1;
+    }
+    if (l->keeps_spare && l->spare >= 0) {
+        close(l->spare);
+        l->spare = -1;
     }
 }
 

@@ -174,12 +174,13 @@ bool vp_addr_is_local(const VPAddr *addr);
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
 
 /*
- * A listener, embedded in its owner, who sets the first four fields; a zeroed
+ * A listener, embedded in its owner, who sets the first five fields; a zeroed
  * one is stopped.
  */
 typedef struct VPListener {
     int channel;       /* for the log: its id, or VP_NO_CHANNEL */
     const char *name;  /* for the log; kept */
+    bool keeps_spare;  /* keep a descriptor for when none is left to accept */
     /*
      * @fd is non-blocking, and the owner's; @peer may be unnamed.  The
      * call may stop the listener, but not free it.
@@ -189,6 +190,7 @@ typedef struct VPListener {
 
     VPLoop *loop;
     int fd;            /* -1: stopped */
+    int spare;         /* -1: given up, or none is kept */
     VPTimer pause;     /* runs while there is no descriptor to accept with */
     VPOnce said;       /* that there is none */
 } VPListener;
@@ -201,6 +203,9 @@ int vp_listener_start(VPListener *l, VPLoop *loop, int fd);
 
 /* vp_listener_stop() - close the socket; accepted connections go on */
 void vp_listener_stop(VPListener *l);
+
+/* vp_listener_spare() - take the spare descriptor back, as one was closed */
+void vp_listener_spare(VPListener *l);
 
 /* Addresses of a target; freed by the last that uses them. */
 typedef struct VPAddrs {

@@ -1688,11 +1688,17 @@ START_TEST(starved)
     expect_eof(mon);
     close(mon);
     daemons_idle(&d, 1);
+    ck_assert_int_eq(daemon_count(d, "cannot accept"), 0);
+    /* fewer than are open */
+    command_wait(command_start("prlimit", "prlimit --pid %d --nofile=15:15",
+                               (int)d->pid));
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(execute(path, "info status"), 0);
+    }
     for (int i = 0; i < COUNT_OF(fds); i++) {
         close(fds[i]);
     }
     ck_assert_int_eq(execute(path, "info status"), 0);
-    ck_assert_int_eq(daemon_count(d, "cannot accept"), 0);
 }
 END_TEST
 

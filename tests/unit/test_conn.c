@@ -2551,7 +2551,8 @@ static void stop_listener(void *opaque, int fd, const VPAddr *peer)
 /* A listener may be stopped by whom it gives the first of several clients. */
 START_TEST(listener_stopped)
 {
-    VPListener l = { .name = "l", .accepted = stop_listener, .opaque = &l };
+    VPListener l = { .name = "l", .keeps_spare = true,
+                     .accepted = stop_listener, .opaque = &l };
     VPLoop *loop = engine_loop_new();
     int client[3], fd;
     VPAddr addr;
@@ -2566,6 +2567,7 @@ START_TEST(listener_stopped)
     }
     box_settle(loop);
     ck_assert_int_eq(l.fd, -1);
+    ck_assert_int_eq(l.spare, -1);
     ck_assert(engine_loop_empty(loop));
     vp_listener_stop(&l);
     for (int i = 0; i < 3; i++) {
