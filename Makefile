@@ -142,7 +142,9 @@ lint-needs:
 
 lint-virtproxy.c: tidy = -bugprone-integer-division,\
 -bugprone-sizeof-expression,-clang-analyzer-unix.Malloc
-lint-qemu-vp.c: tidy = -cert-err34-c,-clang-analyzer-core.NullDereference
+lint-qemu-vp.c: tidy = -bugprone-suspicious-memory-comparison,-cert-err34-c,\
+-cert-exp42-c,-cert-flp37-c,-clang-analyzer-core.NullDereference,\
+-clang-analyzer-optin.portability.UnixAPI,-clang-analyzer-unix.Malloc
 
 $(sources:%=lint-%): lint-%: %
 	gcc $(lint_flags) -O2 -Werror -fanalyzer -Wno-analyzer-malloc-leak \

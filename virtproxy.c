@@ -639,8 +639,10 @@ static bool maps_are_sets(bool *turned)
     unsigned long map[FD_SETSIZE / WORD_BITS];
     fd_set set;
 
-    /* some libraries' FD_SET() would convert the sign of an int */
-    for (uint8_t fd = 0; fd < 2 * WORD_BITS; fd++) {
+    for (size_t i = 0; i < 2 * WORD_BITS; i++) {
+        /* some libraries' FD_SET() would convert the sign of an int */
+        uint8_t fd = (uint8_t)i;
+
         memset(map, 0, sizeof(map));
         FD_ZERO(&set);
         FD_SET(fd, &set);
