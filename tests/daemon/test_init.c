@@ -786,7 +786,7 @@ START_TEST(log_file)
     ck_assert(rename(log, aside) == 0 && mkdir(log, 0755) == 0);
     for (int i = 0; i < 3; i++) {
         kill(d->pid, SIGHUP);
-        file_wait("b.log", "a.log: Is a directory\n");
+        file_wait("b.log", "a.log: Is a directory: ");
     }
     talk(fds);
     ck_assert(rmdir(log) == 0);
