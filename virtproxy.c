@@ -2983,6 +2983,14 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * half of what came in during a round trip, which is what the peer has on its
  * way, is added to the bound: for the smaller one that is more.
  *
+ * If the peer's direction is much slower than this one, what it has on its way
+ * is little, but takes long.  A header says when it was sent, so it is seen how
+ * long an ack took, except for the difference of the two clocks; and by how
+ * much longer that is than the shortest of the last seconds, without it (as in
+ * LEDBAT, RFC 6817).  What goes out in that time is added to the bound, which
+ * leaves the queue of this direction what it is: by Little's law its mean is
+ * what the bound holds beyond the rate times the rest of the round trip.
+ *
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
  * the bytes are still in the cache when it reads them; or, while a connection
@@ -3021,6 +3029,13 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_RATE_US SECOND
 /* Rounds without growth of the rate after which the channel is full. */
 #define VP_FULL_ROUNDS 3
+/* How long the shortest time that an ack took is believed, twice at most. */
+#define VP_BACK_US (2 * SECOND)
+/*
+ * Acks count as held up for so long, at most: a line that has become slower
+ * would get a long queue for the rate it had before.
+ */
+#define VP_HELD_MAX (50 * MS)
 /* How long the shortest round trip seen is believed, as in BBR. */
 #define VP_MIN_RTT_US (10 * SECOND)
 
@@ -3045,6 +3060,11 @@ typedef struct VPFlow {
     uint64_t probe_at;    /* time when the last probe, or round of it, began */
     uint32_t received;    /* bytes of the peer's packets, with headers */
     double came;          /* peer's bytes per round trip (EWMA, 1/8) */
+    uint32_t back[2];     /* shortest time that an ack took in the present
+                             VP_BACK_US and in the one before, plus the
+                             difference of the clocks, us modulo 2^32 */
+    uint64_t back_at;     /* time when the present one began; 0: no ack yet */
+    double held;          /* us that acks take longer than that (EWMA, 1/8) */
     uint64_t sparse_at;   /* time when a sparse connection sent beside others */
     uint64_t delivered;   /* bytes acked */
     uint64_t acked_at;    /* time of the last ack */
@@ -3074,6 +3094,25 @@ static void flow_rtt(VPFlow *f, uint64_t rtt, uint64_t now)
     }
 }
 
+/* flow_back() - an ack took @back, plus the difference of the clocks */
+static void flow_back(VPFlow *f, uint32_t back, uint64_t now)
+{
+    uint64_t held;
+
+    if (f->back_at == 0) {
+        f->back[0] = f->back[1] = back;
+        f->back_at = now;
+    } else if (now - f->back_at >= VP_BACK_US) {
+        f->back[1] = f->back[0];
+        f->back[0] = back;
+        f->back_at = now;
+    }
+    f->back[0] = seq_diff(back, f->back[0]) < 0 ? back : f->back[0];
+    held = back - (seq_diff(f->back[0], f->back[1]) < 0 ? f->back[0]
+                                                        : f->back[1]);
+    f->held += ((double)MIN(held, VP_HELD_MAX) - f->held) / 8;
+}
+
 /* flow_probe() - hold back for two rounds, unless the last time was recent */
 static void flow_probe(VPFlow *f, uint64_t now)
 {
@@ -3087,7 +3126,7 @@ static void flow_probe(VPFlow *f, uint64_t now)
 static void flow_update(VPFlow *f, uint64_t now)
 {
     double pkt = f->rate * VP_PKT_US, rtt = (double)f->min_rtt;
-    double limit, queue = MIN(rtt, VP_QUEUE_US), most = VP_LIMIT_MAX;
+    double limit, acks, queue = MIN(rtt, VP_QUEUE_US), most = VP_LIMIT_MAX;
 
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
     queue = f->full ? MAX(queue, rtt / VP_QUEUE_PART) : rtt;
@@ -3099,7 +3138,11 @@ static void flow_update(VPFlow *f, uint64_t now)
      */
     limit += queue < rtt ? pkt : pkt - VP_PKT_LEN_MIN / 2;
     limit = MAX(limit, 2 * pkt + VP_PKT_LEN_MIN / 4); /* and a small one */
-    limit += MIN(limit, f->came / 2);
+    acks = MIN(limit, f->came / 2);
+    if (f->came < limit / 2) {
+        acks = MAX(acks, f->rate * f->held);
+    }
+    limit += acks;
     if (f->min_rtt < VP_NEAR_US) {
         bool mixed = now - f->sparse_at < VP_SPARSE_US;
 
@@ -3184,12 +3227,14 @@ static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
 /*
  * flow_acked() - @sent is the newest packet of @bytes acked
  * @prompt:  an ack was asked for; delayed acks carry no timing
+ * @back:    when it came, less when the peer says that it was sent
  */
 static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
-                       bool prompt, uint64_t now)
+                       bool prompt, uint32_t back, uint64_t now)
 {
     uint64_t rtt = now - sent->sent_at;
 
+    flow_back(f, back, now);
     f->delivered += bytes;
     f->acked_at = now;
     if (!prompt) {
@@ -4490,11 +4535,11 @@ static bool link_get(VPLink *l, const uint8_t *p, VPPacket *pkt)
            wire_get(p, pkt, &l->rx_key, store_digest(s, ack));
 }
 
-/* link_acked() - the peer expects @seq, as link_get() found */
-static void link_acked(VPLink *l, uint32_t seq)
+/* link_acked() - take the ack of @pkt, a header that link_get() found */
+static void link_acked(VPLink *l, const VPPacket *pkt)
 {
     VPStore *s = &l->store;
-    uint32_t before = s->bytes;
+    uint32_t before = s->bytes, seq = pkt->ack;
     unsigned flags;
     VPSent newest;
 
@@ -4504,7 +4549,8 @@ static void link_acked(VPLink *l, uint32_t seq)
     newest = *store_sent(s, seq - 1);
     flags = store_release(s, seq);
     flow_acked(&l->flow, &newest, before - s->bytes,
-               (flags & VP_FLAG_ACK_NOW) != 0, l->loop->now);
+               (flags & VP_FLAG_ACK_NOW) != 0,
+               (uint32_t)l->loop->now - pkt->time, l->loop->now);
 }
 
 /*
@@ -4606,7 +4652,7 @@ static size_t link_parse_up(VPLink *l, uint8_t *p, size_t len)
         return 1;
     }
     if (pkt.seq == l->rx_expect) {
-        link_acked(l, pkt.ack); /* on a slow line the rest takes a while */
+        link_acked(l, &pkt); /* on a slow line the rest takes a while */
     }
     if (pkt.seq != l->rx_expect) {
         wrong = "packets are missing";

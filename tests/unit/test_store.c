@@ -380,7 +380,8 @@ START_TEST(flow_bounds)
 
             tail += n;
             flow_acked(&f, &sent[(tail - 1) % MANY],
-                       n * (32 + rnd(1u << rnd(17))), rnd(4) != 0, now);
+                       n * (32 + rnd(1u << rnd(17))), rnd(4) != 0,
+                       (uint32_t)rnd(1u << rnd(30)), now);
         }
         f.app_limited = f.delivered + (rnd(10) == 0) * rnd(1u << 20);
         check_flow(&f);
@@ -456,6 +457,7 @@ START_TEST(flow_follows_channel)
         }
         if (asked || (unacked > 0 && unacked++ > 10)) {
             unacked = 0;
+            r.peer.time = (uint32_t)box.now;
             peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
         }
     }
@@ -486,7 +488,7 @@ START_TEST(flow_held_acks)
         now += MS;
         flow_sent(&f, &sent[head++ % MANY], false, now);
         while (tail + 2 < head && head % 40 >= 20) {
-            flow_acked(&f, &sent[tail++ % MANY], LEN, true, now);
+            flow_acked(&f, &sent[tail++ % MANY], LEN, true, 0, now);
         }
         if (head > 1000) {
             check_that(f.rate > 0.8 && f.rate < 1.25, "rate %f after %u ms",
@@ -516,7 +518,7 @@ START_TEST(flow_start)
         left = MAX(left, sent[tail].sent_at) + 55 * MS + 5 * MS * rnd(2);
         now = MAX(now, left);
         out -= VP_PKT_LEN_MIN;
-        flow_acked(&f, &sent[tail++], VP_PKT_LEN_MIN, true, now);
+        flow_acked(&f, &sent[tail++], VP_PKT_LEN_MIN, true, 0, now);
     }
     ck_assert(f.full);
     ck_assert_uint_lt(f.limit, 3 * VP_PKT_LEN_MIN);
@@ -545,11 +547,61 @@ START_TEST(flow_peer_sends)
             f.received += cases[c].peer;
             flow_sent(&f, &sent[i % 4], false, now);
             if (i >= 2) {
-                flow_acked(&f, &sent[(i - 2) % 4], 500, true, now);
+                flow_acked(&f, &sent[(i - 2) % 4], 500, true, 0, now);
             }
         }
         check_that(f.limit <= cases[c].most && f.limit >= cases[c].least,
                    "limit %u beside %u", f.limit, cases[c].peer);
+    }
+}
+END_TEST
+
+/*
+ * Acks that are held up by a slow peer's packets, and whatever the clocks'
+ * difference is: what goes out in that time is added, up to a limit, and no
+ * more once the shortest time that they took has been forgotten.
+ */
+START_TEST(flow_held)
+{
+    static const struct {
+        uint32_t held; /* us; each second ack isn't */
+        double least, most;
+    } cases[] = {
+        { 0, 0, 0 }, { 20000, 9000, 11000 }, { 1000000, 24000, 26000 },
+    };
+
+    for (size_t c = 0; c < COUNT_OF(cases); c++) {
+        for (uint32_t offset = 5; offset != 0; offset *= 0x10000) {
+            VPSent sent[4] = { 0 };
+            uint64_t now = 1000000;
+            uint32_t free;
+            double held;
+            VPFlow f;
+
+            flow_reset(&f, now);
+            for (unsigned i = 0; i < 1000; i++) {
+                now += MS;
+                flow_sent(&f, &sent[i % 4], false, now);
+                if (i >= 2) {
+                    flow_acked(&f, &sent[(i - 2) % 4], 500, true,
+                               0u - offset + i % 2 * cases[c].held, now);
+                }
+            }
+            check_that(f.held >= cases[c].least * 0.9 &&
+                       f.held <= cases[c].most * 1.1, "%f us", f.held);
+            free = f.limit;
+            held = f.held;
+            for (unsigned i = 1000; i < 6000; i++) {
+                now += MS;
+                flow_sent(&f, &sent[i % 4], false, now);
+                flow_acked(&f, &sent[(i - 2) % 4], 500, true,
+                           0u - offset + cases[c].held, now);
+            }
+            ck_assert_double_lt(f.held, 1);
+            check_that(free - f.limit >= held * 0.48 - 1 &&
+                       free - f.limit <= held * 0.52 + 1,
+                       "%u bytes more for %f us", free - f.limit, held);
+        }
     }
 }
 END_TEST
@@ -750,6 +802,7 @@ int main(void)
     SUITE_ADD(s, flow_held_acks);
     SUITE_ADD(s, flow_start);
     SUITE_ADD(s, flow_peer_sends);
+    SUITE_ADD(s, flow_held);
     SUITE_ADD(s, flow_probe_both);
     SUITE_ADD(s, flow_whole_packets);
     SUITE_ADD(s, flow_marks);
