@@ -249,6 +249,7 @@ typedef struct Lane {
     Buf in;              /* for the receiver to read */
     unsigned first, count; /* chunks of air */
     uint64_t busy_until; /* the line */
+    uint64_t last_due;   /* of the chunk sent last */
     uint64_t stalled_until;
     uint32_t dropping;   /* bytes still to be lost */
     bool fin;            /* the sender will send no more */
@@ -311,6 +312,14 @@ void wire_rebind(Machine *m, File *f);
 void wires_cut(CutKind kind);
 bool wires_run(void);         /* moves what is due; was there anything? */
 uint64_t wires_next(void);
+/*
+ * wire_plain() - bytes of a plain stream that arrive within @time
+ * @d:     the direction, which nobody else uses
+ * @warm:  us that it runs before
+ *
+ * Both ends have the machines' CPU, and no more to do than to read and write.
+ */
+uint64_t wire_plain(int d, uint64_t warm, uint64_t time);
 
 /* ---- the programs and the oracle ---------------------------------------- */
 
@@ -394,9 +403,10 @@ typedef struct World {
     /* the channel */
     VPChannelKind kind[2];
     bool fifo;           /* end 1 is a pair of FIFOs in place of a port */
-    uint32_t rate;       /* bytes per second */
-    uint32_t latency;    /* us */
-    uint32_t chunk;      /* bytes that travel together, at most */
+    uint32_t rate[2];    /* bytes per second, of each direction */
+    uint32_t latency[2]; /* us */
+    uint32_t jitter[2];  /* us that a chunk takes longer, at most; in order */
+    uint32_t chunk;      /* bytes that travel together, at most; 0: of 50 us */
     uint32_t out_cap, in_cap;
     uint64_t outage_until; /* nobody can connect */
     uint64_t standstill_until; /* nothing moves */
@@ -421,6 +431,8 @@ typedef struct World {
 
     /* the machines */
     VPConfig config;
+    uint32_t duty_on[2];  /* us that a daemon gets the CPU at a time */
+    uint32_t duty_off[2]; /* us in between, without it; 0: it always has it */
     bool throws;         /* machines may be thrown back */
     uint64_t restart_max; /* us a daemon stays dead, at most */
     uint64_t restart_at[2];
@@ -465,6 +477,11 @@ void world_run(void);
  */
 void world_idle(uint64_t after, uint64_t time);
 void world_free(void);
+/* world_rate(), world_latency() - the same for both directions */
+void world_rate(uint32_t rate);
+void world_latency(uint32_t latency);
+/* duty_next() - when machine @index has the CPU, at @at or after */
+uint64_t duty_next(int index, uint64_t at);
 /* world_kill() - @gently: it is told to end */
 void world_kill(int index, bool gently);
 void world_snapshot(int index);

@@ -54,8 +54,8 @@ static void choose_line(void)
 
     choice = channel[rnd(6)];
     world_channel(choice);
-    world.rate = rnd_log(10000, 1000000000);
-    world.latency = rnd_log(1, chance(500) ? 100 : 100000);
+    world_rate(rnd_log(10000, 1000000000));
+    world_latency(rnd_log(1, chance(500) ? 100 : 100000));
     world.chunk = rnd_log(64, 65536);
     world.out_cap = rnd_log(65536, 1 << 20);
     world.in_cap = rnd_log(65536, 1 << 20);
@@ -73,8 +73,8 @@ static void choose_programs(void)
     world.to_open = rnd_log(1, chance(200) ? 150 : 30);
     world.open_gap = rnd_log(100, 1000000);
     each = (chance(200) ? BYTES_MAX : BYTES_MAX / 8) / world.to_open;
-    if (each > 20ull * world.rate / world.to_open) {
-        each = 20 * world.rate / world.to_open;
+    if (each > 20ull * world.rate[0] / world.to_open) {
+        each = 20 * world.rate[0] / world.to_open;
     }
     if (world.one_byte) {
         each /= 100;
@@ -138,7 +138,7 @@ static void describe(void)
 {
     fprintf(stderr, "%s: %s, %u B/s, %u us, chunks of %u, buffers %u %u, "
             "passes of %u us, nasty %u, dumb %u, one byte %d\n", world.what,
-            channel_name(choice), world.rate, world.latency, world.chunk,
+            channel_name(choice), world.rate[0], world.latency[0], world.chunk,
             world.out_cap, world.in_cap, world.pass_us, world.nasty,
             world.dumb, world.one_byte);
     fprintf(stderr, "  %u connections, up to %u us apart, up to %u bytes in "

@@ -7,10 +7,9 @@
  * come one after the other, with little to send.  Time is the simulation's own,
  * so bounds on it hold on a slow machine, too.
  */
-#include "sim.h"
+#include "transfers.h"
 #include "tests/lib/suite.h"
 
-#define ENDLESS (1ull << 40)
 #define MESSAGE 64
 
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -21,75 +20,16 @@ typedef struct Line {
     uint64_t warm, time;
 } Line;
 
-static void wait_until(uint64_t time)
-{
-    while (world.now < time) {
-        SIM_ASSERT(world_step());
-    }
-}
-
 /* line_start() - both are up; what follows begins at some moment */
 static void line_start(const Line *line, uint64_t seed)
 {
     world_init(seed);
     snprintf(world.what, sizeof(world.what), "%u B/s, %u us, seed %llu",
              line->rate, line->latency, (unsigned long long)seed);
-    world_channel(SIM_SOCKET);
-    world.rate = line->rate;
-    world.latency = line->latency;
-    world.chunk = 16 + line->rate / 20000;
-    world.out_cap = world.in_cap = 4 << 20;
-    world.sock_cap = 65536;
-    world.mix = (Mix){ .total_max = 1, .chunk_min = 65536, .chunk_max = 1 };
-    world_start();
-    while (!machine[0]->alive || !machine[1]->alive ||
-           !engine_up(machine[0]->drv) || !engine_up(machine[1]->drv)) {
-        world_step();
-    }
-    wait_until(world.now + rnd(SECOND));
-}
-
-static void line_end(void)
-{
-    world_kill(0, false);
-    world_kill(1, false);
-    world_free();
-}
-
-/* transfer() - a connection that sends from machine @from all the time */
-static App *transfer(int from)
-{
-    App *a = &app_client(machine[from], SVC_QUICK)->app;
-
-    a->total = ENDLESS;
-    a->end = FIN_AFTER_SEND;
-    a->wpause = 0;
-    a->write_at = 0;
-    return a;
-}
-
-static void transfers(int from, int n)
-{
-    for (int i = 0; i < n; i++) {
-        transfer(from);
-    }
-    wait_until(world.now + rnd(SECOND / 2));
-}
-
-static uint64_t arrived(const App *a)
-{
-    return sides[sides[a->number].peer].got;
-}
-
-/* all_arrived() - bytes of all connections that came to machine @to */
-static uint64_t all_arrived(int to)
-{
-    uint64_t sum = 0;
-
-    for (int i = 1; i <= world.nsides; i++) {
-        sum += sides[i].machine == to ? sides[i].got : 0;
-    }
-    return sum;
+    transfers_line();
+    world_rate(line->rate);
+    world_latency(line->latency);
+    transfers_start();
 }
 
 /* line_watch() - the part of the line that payload uses, each way */
@@ -128,7 +68,7 @@ START_TEST(far_away)
     if (part[0] < 0.85) {
         sim_fail("a transfer takes too little of the line");
     }
-    line_end();
+    transfers_end();
 }
 END_TEST
 
@@ -154,7 +94,7 @@ START_TEST(held_up)
     if (part[0] < 0.85) {
         sim_fail("a transfer takes too little of the line");
     }
-    line_end();
+    transfers_end();
 }
 END_TEST
 
@@ -184,7 +124,7 @@ START_TEST(both_ways)
         if (part[0] < 0.8 || part[1] < 0.8) {
             sim_fail("less than four fifths");
         }
-        line_end();
+        transfers_end();
     }
 }
 END_TEST
@@ -213,7 +153,7 @@ static uint64_t messages(const Line *line, uint64_t pause, int ntransfers,
             sent_at = a->write_at = MAX(world.now, sent_at + pause);
         }
     }
-    line_end();
+    transfers_end();
     return slowest;
 }
 
@@ -278,7 +218,7 @@ START_TEST(in_portions)
                 "transfers\n", (unsigned long long)moved[0],
                 (unsigned long long)moved[1], i);
         ck_assert_uint_le(moved[0], moved[1] * 2);
-        line_end();
+        transfers_end();
     }
 }
 END_TEST
@@ -320,7 +260,7 @@ START_TEST(newcomers)
         fprintf(stderr, "beside %d that come one after the other: %.3f of the "
                 "line\n", n, part);
         ck_assert_double_ge(part, fair / 4);
-        line_end();
+        transfers_end();
     }
 }
 END_TEST

@@ -204,7 +204,7 @@ START_TEST(slow)
     Exchange x = { .channel = (Channel)_i };
 
     exchange_begin(&x);
-    world.rate = 100;
+    world_rate(100);
     world.chunk = 1;
     world.end_by = 3600 * SECOND;
     world_start();

@@ -190,8 +190,8 @@ START_TEST(killed_often)
         snprintf(world.what, sizeof(world.what), "%s, %llu",
                  channel_name((Channel)_i), (unsigned long long)seed);
         world_channel((Channel)_i);
-        world.rate = 10000000;
-        world.latency = 500;
+        world_rate(10000000);
+        world_latency(500);
         world.restart_max = 100 * MS;
         world.open_gap = 30000;
         world.mix = (Mix){ .total_max = 1 << 18, .chunk_max = 30000 };
@@ -330,7 +330,7 @@ static bool thrown_back_early(Channel channel, uint64_t seed)
     world_channel(channel);
     m = rnd(2);
     way = again / 2 + rnd(again / 2);
-    world.latency = way;
+    world_latency(way);
     world.to_open = 10;
     world.open_gap = 100 * MS;
     world.mix = (Mix){ .total_max = 200, .chunk_max = 200 };
@@ -439,8 +439,8 @@ static uint64_t bulk(uint32_t rate, uint32_t latency, uint32_t bytes,
     snprintf(world.what, sizeof(world.what), "%u B/s, %u us, damage %d each "
              "%u", rate, latency, damage, gap);
     world_channel(SIM_TTY);
-    world.rate = rate;
-    world.latency = latency;
+    world_rate(rate);
+    world_latency(latency);
     world.chunk = 16 + rate / 20000;
     world.damage_gap = gap;
     world.damages = gap > 0 ? 1u << damage : 0;

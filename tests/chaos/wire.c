@@ -478,17 +478,20 @@ static void history_add(Buf *h, const void *data, uint32_t len)
 }
 
 /* lane_send() - bytes take to the air; @len fits */
-static void lane_send(Lane *l, const void *data, uint32_t len)
+static void lane_send(Lane *l, int d, const void *data, uint32_t len)
 {
     unsigned i = (l->first + l->count) % SIM_CHUNKS;
     uint64_t start = world.now > l->busy_until ? world.now : l->busy_until;
+    uint64_t due;
 
     if (len == 0 || l->count == SIM_CHUNKS || buf_room(&l->air) < len) {
         return; /* noise for which there is no room */
     }
-    l->busy_until = start + len * SECOND / world.rate;
+    l->busy_until = start + len * SECOND / world.rate[d];
+    due = l->busy_until + world.latency[d] + rnd(world.jitter[d]);
+    l->last_due = due > l->last_due ? due : l->last_due;
     l->chunk[i].len = len;
-    l->chunk[i].due = l->busy_until + world.latency;
+    l->chunk[i].due = l->last_due;
     l->count++;
     buf_put(&l->air, data, len);
 }
@@ -522,14 +525,14 @@ static uint32_t lane_take(Lane *l, int d, uint8_t *data, uint32_t len)
 }
 
 /* buf_send() - @len bytes of an old stream, from @at on */
-static void buf_send(Lane *l, const Buf *b, uint32_t at, uint32_t len)
+static void buf_send(Lane *l, int d, const Buf *b, uint32_t at, uint32_t len)
 {
     uint8_t data[8192];
     Buf copy = *b;
 
     len = len < sizeof(data) ? len : sizeof(data);
     buf_get(&copy, NULL, at);
-    lane_send(l, data, buf_get(&copy, data, len));
+    lane_send(l, d, data, buf_get(&copy, data, len));
 }
 
 /* damage_len() - bytes of a damage without plan */
@@ -550,7 +553,7 @@ static bool lane_damage(Lane *l, int d, Damage damage, uint32_t arg)
     case FLIP:
         lane_take(l, d, data, 1);
         data[0] ^= (uint8_t)(1u << arg % 8);
-        lane_send(l, data, 1);
+        lane_send(l, d, data, 1);
         return false;
     case DROP:
         l->dropping += arg;
@@ -558,23 +561,23 @@ static bool lane_damage(Lane *l, int d, Damage damage, uint32_t arg)
     case DOUBLE:
         lane_take(l, d, data, 1);
         data[1] = data[0];
-        lane_send(l, data, 2);
+        lane_send(l, d, data, 2);
         return false;
     case REPEAT:
-        buf_send(l, h, h->len - (len < h->len ? len : h->len), len);
+        buf_send(l, d, h, h->len - (len < h->len ? len : h->len), len);
         return false;
     case NOISE:
         for (uint32_t i = 0; i < len; i++) {
             data[i] = (uint8_t)rng();
         }
-        lane_send(l, data, len);
+        lane_send(l, d, data, len);
         return false;
     case ECHO:
         h = &world.history[!d];
-        buf_send(l, h, h->len - (len < h->len ? len : h->len), len);
+        buf_send(l, d, h, h->len - (len < h->len ? len : h->len), len);
         return false;
     case OLD:
-        buf_send(l, &world.old[d], arg >> 16, arg & 0xffff);
+        buf_send(l, d, &world.old[d], arg >> 16, arg & 0xffff);
         return false;
     case STALL:
         l->stalled_until = world.now + arg * MS;
@@ -741,11 +744,12 @@ static int lane_run(Wire *w, int d)
                 return -1;
             }
         } else {
-            uint32_t chunk = 1 + rnd(world.chunk);
+            uint32_t chunk = 1 + rnd(world.chunk > 0 ? world.chunk
+                                     : 16 + world.rate[d] / 20000);
 
             n = n < chunk ? n : chunk;
             n = lane_take(l, d, data, n < sizeof(data) ? n : sizeof(data));
-            lane_send(l, data, n);
+            lane_send(l, d, data, n);
         }
     }
     if (l->fin && l->out.len == 0 && l->air.len == 0 && !w->eof[!d] &&
@@ -797,4 +801,34 @@ uint64_t wires_next(void)
         }
     }
     return next;
+}
+
+/* ---- a plain stream ----------------------------------------------------- */
+
+uint64_t wire_plain(int d, uint64_t warm, uint64_t time)
+{
+    uint64_t begin = world.now + warm, end = begin + time, got = 0, next, on;
+    Wire *w = &wires[0];
+    Lane *l = &w->lane[d];
+
+    wire_make(w);
+    memset(l->out.data, 0, l->out.cap);
+    while (world.now < end) {
+        if (duty_next(d, world.now) == world.now) {
+            l->out.len = l->out.cap;
+        }
+        wires_run();
+        if (duty_next(!d, world.now) == world.now) {
+            got += world.now >= begin ? l->in.len : 0;
+            buf_clear(&l->in);
+        }
+        next = wires_next();
+        for (int i = 0; i < 2; i++) {
+            on = duty_next(i, world.now + 1);
+            next = world.duty_off[i] > 0 && on < next ? on : next;
+        }
+        world.now = next > world.now ? next : world.now + 1;
+    }
+    wire_free(w);
+    return got;
 }

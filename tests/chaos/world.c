@@ -180,6 +180,14 @@ static void machine_end(Machine *m, bool killed)
     sim_on = NULL;
 }
 
+uint64_t duty_next(int index, uint64_t at)
+{
+    uint64_t on = world.duty_on[index], all = on + world.duty_off[index];
+
+    return at == NEVER || all == on || at % all < on ? at
+           : at - at % all + all;
+}
+
 /* machine_due() - when it has to run next; world time */
 static uint64_t machine_due(Machine *m)
 {
@@ -191,7 +199,8 @@ static uint64_t machine_due(Machine *m)
     at = m->channel < 0 && m->reopen_at < at ? m->reopen_at : at;
     at = at == NEVER ? NEVER : at + m->skew;
     at = m->poked || m->unfinished ? world.now : at;
-    return at > m->paused_until ? at : m->paused_until;
+    at = at > m->paused_until ? at : m->paused_until;
+    return duty_next(m->index, at);
 }
 
 static bool machine_run(Machine *m)
@@ -351,6 +360,16 @@ void world_damage(Damage damage, uint32_t arg)
 
 /* ---- time --------------------------------------------------------------- */
 
+void world_rate(uint32_t rate)
+{
+    world.rate[0] = world.rate[1] = rate;
+}
+
+void world_latency(uint32_t latency)
+{
+    world.latency[0] = world.latency[1] = latency;
+}
+
 void world_init(uint64_t seed)
 {
     memset(&world, 0, sizeof(world));
@@ -358,8 +377,8 @@ void world_init(uint64_t seed)
     world.rng = mix(seed);
     world.now = SECOND;
     world.pass_us = 5;
-    world.rate = 1000000000;
-    world.latency = 20;
+    world_rate(1000000000);
+    world_latency(20);
     world.chunk = 65536;
     world.out_cap = world.in_cap = 1 << 18;
     world.config = (VPConfig){
