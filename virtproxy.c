@@ -6259,8 +6259,7 @@ static bool conn_send_due(VPConn *c)
     case DUE_CLOSE:
         msg[0] = VP_MSG_CLOSE;
         break;
-    case DUE_REFUSED:
-    case DUE_RESET:
+    default: /* DUE_REFUSED or DUE_RESET: something is due */
         msg[0] = due == DUE_RESET ? VP_MSG_RESET : VP_MSG_CONNECT_REFUSED;
         msg[1] = c->reason;
         len = 2;
