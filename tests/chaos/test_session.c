@@ -438,6 +438,7 @@ static uint64_t bulk(uint32_t rate, uint32_t latency, uint32_t bytes,
     world_init(3);
     snprintf(world.what, sizeof(world.what), "%u B/s, %u us, damage %d each "
              "%u", rate, latency, damage, gap);
+    world.sock_cap = 65536; /* else what it holds is a packet's length */
     world_channel(SIM_TTY);
     world_rate(rate);
     world_latency(latency);
