@@ -3024,7 +3024,10 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_QUEUE_PART 6
 /* A round takes no less; what comes within less says little of the rate. */
 #define VP_ROUND_US 1000
-/* The best rate of so many rounds, and of so long, counts. */
+/*
+ * The best rate of so many rounds, and of so long, counts; or that of one round
+ * which is as long, because the line has become slow then.
+ */
 #define VP_RATE_ROUNDS 4
 #define VP_RATE_US SECOND
 /* Rounds without growth of the rate after which the channel is full. */
@@ -3032,7 +3035,8 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 /* How long the shortest time that an ack took is believed, twice at most. */
 #define VP_BACK_US (2 * SECOND)
 /*
- * Acks count as held up for so long, at most: a line that has become slower
+ * Acks count as held up for so long, at most, and only while the rest of the
+ * round trip is no longer than that, because a line that has become slower
  * would get a long queue for the rate it had before.
  */
 #define VP_HELD_MAX (50 * MS)
@@ -3110,7 +3114,7 @@ static void flow_back(VPFlow *f, uint32_t back, uint64_t now)
     f->back[0] = seq_diff(back, f->back[0]) < 0 ? back : f->back[0];
     held = back - (seq_diff(f->back[0], f->back[1]) < 0 ? f->back[0]
                                                         : f->back[1]);
-    f->held += ((double)MIN(held, VP_HELD_MAX) - f->held) / 8;
+    f->held += ((double)held - f->held) / 8;
 }
 
 /* flow_probe() - hold back for two rounds, unless the last time was recent */
@@ -3139,8 +3143,9 @@ static void flow_update(VPFlow *f, uint64_t now)
     limit += queue < rtt ? pkt : pkt - VP_PKT_LEN_MIN / 2;
     limit = MAX(limit, 2 * pkt + VP_PKT_LEN_MIN / 4); /* and a small one */
     acks = MIN(limit, f->came / 2);
-    if (f->came < limit / 2) {
-        acks = MAX(acks, f->rate * f->held);
+    if (f->came < limit / 2 &&
+        (double)f->srtt - f->held < 2 * rtt + VP_HELD_MAX) {
+        acks = MAX(acks, f->rate * MIN(f->held, VP_HELD_MAX));
     }
     limit += acks;
     if (f->min_rtt < VP_NEAR_US) {
@@ -3201,6 +3206,9 @@ static void flow_end_round(VPFlow *f, const VPSent *sent, uint64_t now)
     uint64_t time = MAX(now - f->round_at, sent->sent_at - f->round_sent_at);
     double rate = (double)(f->delivered - f->round_start) / (double)time;
 
+    if (!sent->app_limited && now - sent->sent_at >= VP_RATE_US) {
+        f->rate_max[0] = f->rate_max[1] = 0;
+    }
     if (rate > f->rate_max[0] && (!sent->app_limited || rate > f->rate)) {
         f->rate_max[0] = rate;
     }

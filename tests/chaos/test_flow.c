@@ -346,6 +346,7 @@ static const Step typed_steps[] = {
     BECOMES(10 * M, 1 * K, 10 * M, 10 * M, 100 * K, 100 * K),
     BECOMES(10 * M, 1 * K, 10 * M, 10 * M, 1 * K, 100 * K),
     BECOMES(20 * M, 20, 20 * M, 20 * M, 50 * K, 50 * K),
+    BECOMES(50 * M, 20, 100 * K, 100 * K, 20, 20),
 };
 
 /* Nor does it soon after a line has become another. */
