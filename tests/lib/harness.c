@@ -553,6 +553,10 @@ void daemon_stop(Daemon *d)
     ck_assert_msg(!daemon_reap(d, 0), "%s had ended by itself, status %#x",
                   d->name, (unsigned)d->status);
     kill(d->pid, SIGTERM);
+    if (d->hurried) {
+        daemon_wait(d, "ending on signal"); /* else two signals were one */
+        kill(d->pid, SIGTERM);
+    }
     status = daemon_exit(d);
     ck_assert_msg(status == 0, "%s: exit status %d after SIGTERM", d->name,
                   status);

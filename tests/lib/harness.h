@@ -75,6 +75,7 @@ typedef struct Daemon {
     pid_t pid;                  /* process id; 0: not running */
     int status;                 /* wait status, valid once pid is 0 */
     bool inherited;             /* has keep_fd: may end when that closes */
+    bool hurried;               /* its end leaves what is queued unsent */
     char name[40];              /* in messages and the log's file name */
     char log[PATH_LEN];         /* path of the file with its stderr */
     off_t mark;                 /* searches of the log begin here, bytes */

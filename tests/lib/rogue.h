@@ -31,6 +31,8 @@ typedef struct Rogue {
     uint64_t token;         /* token of the rogue's HELLOs */
     unsigned long refused;  /* CONNECT_REFUSEDs that came, of any connection */
     unsigned long acked;    /* CONNECT_ACKs that came, of any connection */
+    unsigned long asked;    /* CONNECT_INITs that came */
+    uint32_t asked_id;      /* the connection that the last of these opens */
     RogueConn conn;         /* what came for connection conn.id */
     unsigned long sessions; /* sessions begun so far */
     uint8_t out[ROGUE_OUT]; /* the queue of bytes to send */
@@ -68,6 +70,10 @@ static inline void rogue_hear(Rogue *r)
 
     r->refused += msg == VP_MSG_CONNECT_REFUSED;
     r->acked += msg == VP_MSG_CONNECT_ACK;
+    if (msg == VP_MSG_CONNECT_INIT) {
+        r->asked++;
+        r->asked_id = r->pkt.conn;
+    }
     if (about) {
         r->conn.ack |= msg == VP_MSG_CONNECT_ACK;
         r->conn.refused |= msg == VP_MSG_CONNECT_REFUSED;
