@@ -5340,7 +5340,8 @@ static bool run_help(Mon *mon, char *args, Error *err);
 
 static const Command commands[] = {
     { "help", "[COMMAND]", "show the commands, or one of them", run_help, 0 },
-    { "info", "status|channels|oforwards|iforwards|services|conns|stats [-k] | config",
+    { "info", "status|channels|oforwards|iforwards|services|conns|stats [-k]"
+      " | config",
       "show what is there; -k: as key=value, for programs", run_info, 0 },
     { "channel_add", "METHOD:ADDR:PORT[:CHANNEL_ID]", "add a channel, as -c",
       run_add, 'c' },
@@ -6225,8 +6226,8 @@ static void init_split(void)
 
 /*
  * Descriptors that are kept for the program: one for a client of the monitor,
- * two for a lookup's pipe, one for syslog, one for a file that is read or opened
- * anew, and one to spare.
+ * two for a lookup's pipe, one for syslog, one for a file that is read or
+ * opened anew, and one to spare.
  */
 #define PROGRAM_FDS 6
 

@@ -496,7 +496,7 @@ struct VPLoop {
     int nfds;        /* highest watched descriptor + 1 */
     size_t nwatched;
     size_t nchannels;
-    size_t nconns;   /* of all channels, with a descriptor or soon to have one */
+    size_t nconns;   /* of all channels, that have a descriptor or soon will */
     size_t fds_max;  /* that the process may have; 0: not known */
     size_t fds_kept; /* of these for the program */
     VPWatch *watch;  /* by descriptor */
@@ -1886,7 +1886,7 @@ static void tcp_setup(int fd, const VPAddr *addr)
 #endif
 }
 
-/* socket_held() - bytes of memory that the kernel holds for @fd; 0: not known */
+/* socket_held() - bytes that the kernel holds for @fd; 0: not known */
 static size_t socket_held(int fd)
 {
 #ifdef SO_MEMINFO
@@ -2709,7 +2709,7 @@ static const uint8_t *origin_ip(const VPAddr *addr, VPOriginKind *kind,
     return in6->sin6_addr.s6_addr;
 }
 
-/* origin_put() - of a client at @from, whose socket here is @to's; its length */
+/* origin_put() - of a client at @from that connected to @to; its length */
 static size_t origin_put(uint8_t *p, const VPAddr *from, const VPAddr *to)
 {
     VPOriginKind kind[2] = { VP_ORIGIN_UNKNOWN, VP_ORIGIN_UNKNOWN };
@@ -3326,9 +3326,9 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  * and has since sent other packets under the same numbers.
  *
  * HELLO's first fields, its header and its check are the same in all versions.
- * They say which versions the sender speaks: the newest one that both speak says
- * what the rest means, and what follows the handshake.  A HELLO also has a number
- * that its process alone has, so that a daemon doesn't talk to itself.
+ * They say which versions the sender speaks: the newest one that both speak
+ * says what the rest means, and what follows the handshake.  A HELLO also has a
+ * number that its process alone has, so that a daemon doesn't talk to itself.
  *
  * A side that finds the peer's claim impossible forgets its session, takes a
  * new token and says HELLO again; so both sides come to the same verdict
@@ -3388,7 +3388,7 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 #define VP_PING_IDLE (5 * SECOND)
 /* A PING that isn't answered for so long: the peer may be dead. */
 #define VP_DEAD_US (3 * SECOND)
-/* ... for so long: another connection may get through where this one doesn't. */
+/* ... for so long: another connection may get through where it doesn't. */
 #define VP_STALE_US (10 * SECOND)
 /*
  * A packet that takes longer to come may be the rest of a damaged one, and a
@@ -5385,7 +5385,8 @@ static void conn_log_begin(const VPConn *c, const char *client)
     if (*c->conns->loop->log_level >= VP_LOG_VERBOSE) {
         log_provoked(c->conns->log, VP_LOG_VERBOSE,
                      "%s: connection %u %s %s%s%s", c->service_id, c->id,
-                     c->client ? "from" : "to", conn_peer(c, name, sizeof(name)),
+                     c->client ? "from" : "to",
+                     conn_peer(c, name, sizeof(name)),
                      client[0] != '\0' ? " for " : "", client);
     }
 }
@@ -7925,7 +7926,8 @@ static void candidate_close(VPCandidate *k, const char *why)
     VPLink *l = &drv->link;
 
     /* it will try again, for ever */
-    if (why != NULL && k->role == VP_HELLO_LISTENER && strcmp(l->turned_away, why) != 0) {
+    if (why != NULL && k->role == VP_HELLO_LISTENER &&
+        strcmp(l->turned_away, why) != 0) {
         snprintf(l->turned_away, sizeof(l->turned_away), "%s", why);
         log_provoked(&drv->log, VP_LOG_WARN,
                      "another peer was turned away: %s", why);
@@ -8102,7 +8104,7 @@ static VPCandidate *candidate_place(VPDriver *drv, int fd)
         VPCandidate *k = &drv->candidates[i];
 
         if (k->fd >= 0 && !k->knows) {
-            candidate_ready(k, k->fd, VP_READ); /* it may have said so just now */
+            candidate_ready(k, k->fd, VP_READ); /* it may just have said so */
         }
         if (k->fd < 0) {
             unused = k;

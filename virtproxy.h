@@ -376,14 +376,15 @@ int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
  * @fd is the driver's.  Without a channel this is vp_attach().
  *
  * With @role VP_CONNECTED it is a further connection to the same peer, made
- * because the present one is stale.  It takes its place once the peer says hello
- * through it, unless the present one has answered by then.
+ * because the present one is stale.  It takes its place once the peer says
+ * hello through it, unless the present one has answered by then.
  */
 void vp_offer(VPDriver *drv, int fd, VPChannelRole role);
 
 /*
  * Nothing has come through the channel's descriptor for 10 s or more, though
- * the peer was asked.  It may be paused; or another connection would get through.
+ * the peer was asked.  It may be paused; or another connection would get
+ * through.
  */
 typedef void VPStaleHandler(void *opaque);
 

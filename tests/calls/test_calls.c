@@ -100,7 +100,8 @@ static const struct {
     { "socket", EMFILE, 4 }, { "bind", EADDRINUSE, 3 },
     { "listen", EADDRINUSE, 3 }, { "fcntl", ENOMEM, 10 },
     { "pipe", EMFILE, 2 }, { "fork", EAGAIN, 1 }, { "read", EINTR, 3 },
-    { "read", EIO, 3 }, { "part", 0, 1 }, { "write", EAGAIN, 3 }, { "write", EPIPE, 3 },
+    { "read", EIO, 3 }, { "part", 0, 1 },
+    { "write", EAGAIN, 3 }, { "write", EPIPE, 3 },
     { "memory", ENOMEM, 14 }, { "random", ENOENT, 1 },
 };
 

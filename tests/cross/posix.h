@@ -5,8 +5,8 @@
  * tests/cross/run.sh has it included before all else where it builds the
  * program, so that this shows to do without.  There -U_DEFAULT_SOURCE and
  * -D_POSIX_C_SOURCE=200809L take away functions, and the rates of serial lines.
- * The macros that are left are undefined here, after the headers that have them,
- * which are not read twice.
+ * The macros that are left are undefined here, after the headers that have
+ * them, which are not read twice.
  */
 #ifndef POSIX_H
 #define POSIX_H

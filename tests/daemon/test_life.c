@@ -927,7 +927,7 @@ START_TEST(clean_end)
 }
 END_TEST
 
-/* settled() - run until each client is served or refused; how many are served */
+/* settled() - run until each client is served or refused; how many are */
 static size_t settled(Traffic *t)
 {
     size_t served = 0, refused = 0;

@@ -1682,7 +1682,7 @@ START_TEST(starved)
         ck_assert_uint_ge(number(executed(1), "kept_fds"), 3);
         ck_assert_uint_eq(number(executed(1), "max_fds"), 40);
     }
-    mon = monitor_batch(path);          /* one who stays goes when another comes */
+    mon = monitor_batch(path); /* one who stays goes when another comes */
     monitor_ask(mon, "info status");
     ck_assert_int_eq(execute(path, "info status"), 0);
     expect_eof(mon);

@@ -416,7 +416,8 @@ void engine_dump(const VPDriver *drv)
 
     fprintf(stderr, "  link %s, fd %d%s%s, store %u..%u..%u (%u bytes, %u "
             "out, limit %u), expects %u, %zu bytes unread\n",
-            engine_link(drv).state, l->rfd, l->state == LINK_AWAY ? ", away" : "",
+            engine_link(drv).state, l->rfd,
+            l->state == LINK_AWAY ? ", away" : "",
             l->blocked ? ", blocked" : "", l->store.base, l->store.unsent,
             l->store.next, l->store.bytes, l->store.bytes_out, l->flow.limit,
             l->rx_expect, l->rx_len);

@@ -86,7 +86,7 @@ typedef struct Daemon {
  *
  * Returns it; the test's end stops it.  name is copied; it is part of messages
  * and of the log's file name.  The program of one with the name "guest" may be
- * another, for example one of another machine: QEMU_VP_GUEST in the environment.
+ * another, as one of another machine: QEMU_VP_GUEST in the environment.
  */
 Daemon *daemon_start(const char *name, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

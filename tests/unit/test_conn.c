@@ -657,7 +657,7 @@ static void count_uses(void *opaque, bool failed)
 
 /*
  * A service whose name is still looked up has no address: connections wait for
- * it.  Its owner hears of each, and of each that found no address that would do.
+ * it.  Its owner hears of each, and of each that found no address that works.
  */
 START_TEST(addresses_later)
 {

@@ -397,7 +397,9 @@ START_TEST(origin_told)
 {
     struct sockaddr_in ours = { 0 }, theirs = { 0 };
     socklen_t len = sizeof(ours);
-    uint8_t want[1 + 2 * (4 + 2)] = { VP_ORIGIN_IPV4, 127, 0, 0, 1, 127, 0, 0, 1 };
+    uint8_t want[1 + 2 * (4 + 2)] = {
+        VP_ORIGIN_IPV4, 127, 0, 0, 1, 127, 0, 0, 1,
+    };
     static Rig r;
     int client;
 

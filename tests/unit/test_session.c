@@ -1392,9 +1392,9 @@ static void note_stale(void *opaque)
 
 /*
  * The present connection, which we made, gets nothing through.  Another one
- * beside it takes its place once the peer says hello there, and the session goes
- * on; while the peer says nothing, as a paused one, all stays as it is, and so
- * it does if the present one answers meanwhile.
+ * beside it takes its place once the peer says hello there, and the session
+ * goes on; while the peer says nothing, as a paused one, all stays as it is,
+ * and so it does if the present one answers meanwhile.
  */
 START_TEST(offer_over_stale)
 {
@@ -1680,7 +1680,7 @@ START_TEST(grace_stopped_hello)
 }
 END_TEST
 
-/* A session that ends while there is a channel gives clients their time anew. */
+/* A session that ends while there is a channel gives clients new time. */
 START_TEST(grace_of_retracted)
 {
     static Held h;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * test_old.c - an older qemu-vp at one end of the channel, this one at the other
+ * test_old.c - an older qemu-vp at one end of the channel, this at the other
  *
  * QEMU_VP_OLD in the environment is the older one; old.sh builds one of each
  * tag and runs this.  Without it this one is at both ends.
@@ -48,7 +48,7 @@ static void talk(int fd, int server, uint64_t stream, uint64_t pos)
     }
 }
 
-/* connections() - one from each side: cut, half-closed, ended; others refused */
+/* connections() - from each side: cut, half-closed, ended, and refused */
 static void connections(Channel *c, Daemon *d[2], const int listener[2])
 {
     int fd[2], server[2];
