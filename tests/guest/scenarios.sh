@@ -65,7 +65,7 @@ start_httpd() {
     local try
     for try in 1 2 3 4 5 6 7 8; do
         web=127.0.0.1:$((20000 + (RANDOM + try) % 20000))
-        run "httpd" "$busybox" httpd -f -p "$web" -h "$1"
+        run "httpd" "$(find_file busybox)" httpd -f -p "$web" -h "$1"
         sleep 0.2
         kill -0 "${pids[httpd]}" 2>/dev/null && return
     done

@@ -555,7 +555,9 @@ void daemon_stop(Daemon *d)
     kill(d->pid, SIGTERM);
     if (d->hurried) {
         daemon_wait(d, "ending on signal"); /* else two signals were one */
-        kill(d->pid, SIGTERM);
+        if (!daemon_reap(d, 0)) {
+            kill(d->pid, SIGTERM);
+        }
     }
     status = daemon_exit(d);
     ck_assert_msg(status == 0, "%s: exit status %d after SIGTERM", d->name,
