@@ -64,6 +64,7 @@
  *   conn      sweep_timer       resets of sockets that nobody reads (1 s)
  *             end_timer         ENDING: all is delivered, or its time is over
  *   forwards  offer_timer       is what oforwards ask for offered? (1 s)
+ *             caller_timer      a client hasn't said what it wants (10 s)
  *   driver    grace_timer       connections without a channel are reset
  *             candidate timer   a further peer's hello, the present one's PING
  *
@@ -3506,6 +3507,7 @@ typedef struct VPLink {
     VPHello hello;       /* what I claim; frozen for one handshake */
     unsigned due;        /* LINK_DUE_... */
     uint64_t peer_token; /* 0: not heard in this handshake */
+    bool apart;          /* its HELLO doesn't name the session held here */
     uint64_t epoch[2];   /* mine, the peer's; 0: no session */
     VPPeerState peer;
     VPHeaderKey tx_key;  /* of this handshake */
@@ -3864,12 +3866,14 @@ static void link_new_token(VPLink *l)
 static size_t link_compose(const VPLink *l, uint8_t *p, uint64_t token,
                            uint64_t echo, unsigned flags)
 {
+    /* who holds another session can't have that one's key */
+    const VPKey *key = l->apart ? l->key : link_key(l);
     VPHello h = l->hello;
 
     h.token = token;
     h.echo = echo;
-    h.flags = flags | (link_key(l) != NULL ? VP_HELLO_KEYED : 0u);
-    return wire_put_hello(p, &h, link_key(l));
+    h.flags = flags | (key != NULL ? VP_HELLO_KEYED : 0u);
+    return wire_put_hello(p, &h, key);
 }
 
 /* link_hello() - begin a handshake, the first HELLO after @delay */
@@ -3882,6 +3886,7 @@ static void link_hello(VPLink *l, uint64_t delay, const char *why)
     link_set_state(l, LINK_HELLO, why);
     l->hello_at = l->loop->now;
     l->peer_token = 0;
+    l->apart = false;
     l->hello_wait = VP_HELLO_WAIT_MIN;
     l->due = delay == 0 ? LINK_DUE_HELLO : 0;
     l->asked_at = 0;
@@ -4346,6 +4351,7 @@ static void link_up(VPLink *l, const VPHello *h, bool resumed)
 static void link_begin(VPLink *l, uint64_t mine, uint64_t peers)
 {
     link_forget(l);
+    l->apart = false;
     l->epoch[0] = mine;
     l->epoch[1] = peers;
     l->session_key.len = 0;
@@ -4484,6 +4490,7 @@ static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
     char text[160];
     const char *wrong = link_unfit(l, h, text, sizeof(text));
 
+    l->work += VP_WORK_HELLO;
     if (wrong != NULL) {
         link_wrong(l, wrong);
         if (l->state == LINK_UP && hello_version(h) == 0) {
@@ -4494,7 +4501,6 @@ static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
     if (l->loop->now < l->penalty_until) {
         return;
     }
-    l->work += VP_WORK_HELLO;
     wrong = link_distrust(l, h, p, l->role);
     l->heard |= wrong == NULL;
     if ((h->flags & VP_HELLO_BYE) && h->echo == l->hello.token &&
@@ -4512,6 +4518,7 @@ static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
     } else if (l->state == LINK_DUMB) {
         return;
     }
+    l->apart = link_has_session(l) && !link_names_session(l, h);
     if (h->token != l->peer_token) {
         l->peer_token = h->token;
         l->due |= LINK_DUE_HELLO;
@@ -6806,7 +6813,7 @@ typedef struct VPOForward {
 typedef struct VPCaller {
     VPNode node;
     VPOForward *oforward;
-    VPTimer timer;
+    uint64_t until;         /* us: its line has to be there by then */
     int fd;
     size_t len;             /* bytes of its line so far */
     char line[VP_CALL_LEN];
@@ -6847,8 +6854,9 @@ typedef struct VPForwards {
     VPNode dials;
     size_t ndials;
     size_t niforwards;
-    VPNode callers;
+    VPNode callers;         /* oldest first */
     size_t ncallers;
+    VPTimer caller_timer;   /* the oldest of them is late */
     bool ending;       /* the daemon is: all that the peer opens is refused */
     double opens;      /* connections that the peer may open now */
     uint64_t opens_at; /* when that was so */
@@ -7438,7 +7446,6 @@ static int caller_free(VPCaller *k)
     int fd = k->fd;
 
     vp_unwatch(fs->loop, fd);
-    vp_timer_stop(&k->timer);
     node_remove(&k->node);
     fs->ncallers--;
     free(k);
@@ -7454,9 +7461,21 @@ static void caller_hang_up(VPCaller *k, const char *why)
     close(caller_free(k));
 }
 
+/* caller_late() - hang up on those whose time is over */
 static void caller_late(void *opaque)
 {
-    caller_hang_up(opaque, "no line \"CONNECT SERVICE_ID\" within 10 s");
+    VPForwards *fs = opaque;
+
+    while (node_linked(&fs->callers)) {
+        VPCaller *k = container_of(fs->callers.next, VPCaller, node);
+
+        if (k->until > fs->loop->now) {
+            vp_timer_start(fs->loop, &fs->caller_timer,
+                           k->until - fs->loop->now, caller_late, fs);
+            return;
+        }
+        caller_hang_up(k, "no line \"CONNECT SERVICE_ID\" within 10 s");
+    }
 }
 
 /* caller_connect() - the line of @k is there, with its newline */
@@ -7524,7 +7543,11 @@ static void caller_new(VPOForward *f, int fd)
     node_append(&fs->callers, &k->node);
     fs->ncallers++;
     vp_watch_set(fs->loop, fd, VP_READ);
-    vp_timer_start(fs->loop, &k->timer, VP_CALL_US, caller_late, k);
+    k->until = fs->loop->now + VP_CALL_US;
+    if (!timer_running(&fs->caller_timer)) {
+        vp_timer_start(fs->loop, &fs->caller_timer, VP_CALL_US, caller_late,
+                       fs);
+    }
 }
 
 /* oforward_accepted() - VPListener.accepted() */
@@ -7621,6 +7644,7 @@ static void forwards_end(VPForwards *fs)
     }
     offer_forget(&fs->offer);
     vp_timer_stop(&fs->offer_timer);
+    vp_timer_stop(&fs->caller_timer);
 }
 
 /* ======================================================================
@@ -8081,10 +8105,16 @@ static void candidate_ready(void *opaque, int fd, int events)
 static bool candidate_greet(VPCandidate *k)
 {
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN];
+    VPLink *l = &k->drv->link;
+    VPHello claim = l->hello;
     size_t len;
 
     k->token = random64();
-    len = link_compose(&k->drv->link, buf, k->token, 0, k->role);
+    /* the session's key proves it, so it has to name the session */
+    l->hello.my_epoch = l->epoch[0];
+    l->hello.peer_epoch = l->epoch[1];
+    len = link_compose(l, buf, k->token, 0, k->role);
+    l->hello = claim;
     return write(k->fd, buf, len) == (ssize_t)len;
 }
 
