@@ -857,6 +857,9 @@ static bool check_monitor(Spec *spec, Error *err)
     if (rest > spec->addr && rest[0] != '\0') {
         return spec_error(spec, err, "'%s' after ']'", rest);
     }
+    if (spec->addr[0] == '\0') {
+        return spec_error(spec, err, "PATH is empty");
+    }
     return check_path(spec, err);
 }
 
@@ -1426,6 +1429,7 @@ static int options_help(void)
     text_add(&out, "Usage: qemu-vp -c CHANNEL [-o FORWARD]... [-i FORWARD]... "
              "[OPTION]...\n"
              "       qemu-vp -m PATH -x COMMAND\n"
+             "       qemu-vp [-F] -W SERVICE_ID:PATH:-\n"
              "Forward sockets between host and guest over one channel.\n\n");
     for (const Option *o = options; o < options + OPTIONS; o++) {
         const char letter[] = { '-', o->letter, ',', '\0' };
@@ -2283,9 +2287,13 @@ static void name_error(const Spec *spec, int rc, Error *err)
 /* Connections that may wait to be accepted; where less is allowed, less do. */
 #define LISTEN_QUEUE 4096
 
-/* The folder of a stale socket is tried to be locked so often, so far apart. */
+/*
+ * The folder of a stale socket is tried to be locked so often, so far apart, at
+ * start; and once when channels would have to wait for that.
+ */
 #define LOCK_TRIES 50
 #define LOCK_STEP (20 * MS)
+static int lock_tries = LOCK_TRIES;
 
 /* The file of a unix socket, to be removed at the end if it is still ours. */
 typedef struct SocketFile {
@@ -2377,8 +2385,8 @@ static int folder_lock(const char *path)
              slash != NULL ? (int)(slash - path) + 1 : 1,
              slash != NULL ? path : ".");
     fd = open(folder, O_RDONLY | O_DIRECTORY);
-    for (int i = 0; fd >= 0 && i < LOCK_TRIES &&
-         flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
+    for (int i = 1; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 &&
+         i < lock_tries; i++) {
         poll(NULL, 0, LOCK_STEP / MS);
     }
     return fd;
@@ -2710,7 +2718,7 @@ static void listening_go_on(Listening *l)
     if (rc == 0) {
         return;
     }
-    if (l->starting) {
+    if (l->starting && starting.waits) {
         starting.failed = true;
         starting.err = err;
         return;
@@ -4278,7 +4286,7 @@ static void notify(const char *state)
         if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
             sendto(fd, state, strlen(state), 0, (struct sockaddr *)&addr.ss,
                    addr.len) < 0) {
-            log_at(VP_LOG_WARN, VP_NO_CHANNEL, "NOTIFY_SOCKET %s: %s", path,
+            log_at(VP_LOG_WARN, VP_NO_CHANNEL, "systemd at %s: %s", path,
                    strerror(errno));
         }
         close(fd);
@@ -4334,6 +4342,12 @@ static struct {
     uint64_t until; /* when names aren't waited for any more, us */
     bool again;     /* there was a further SIGHUP */
 } reloading;
+
+/* settings_newest() - in force, or about to be */
+static const Settings *settings_newest(void)
+{
+    return reloading.change.now != NULL ? &reloading.now : &settings;
+}
 
 static void reload_cancel(void)
 {
@@ -4971,6 +4985,7 @@ typedef struct Listing {
     bool going_on;       /* there is more to come */
     bool keys;           /* -k was given */
     bool begun;
+    bool cut;            /* the channel whose turn it was is gone */
     unsigned channel_id; /* whose connections come next */
     uint64_t after;      /* for vp_conns() */
     int width[COLUMNS];
@@ -4993,6 +5008,7 @@ static void listing_step(Listing *l, Text *out)
         show_conn(&none, &s);
     }
     s.rows = 0;
+    l->cut = l->begun && ch == NULL;
     while (ch != NULL && s.rows < PORTION) {
         s.channel_id = ch->spec.channel_id;
         l->after = vp_conns(ch->drv, l->after, PORTION - s.rows, show_conn,
@@ -5177,7 +5193,7 @@ static bool run_info(Mon *mon, char *args, Error *err)
     }
     if (info == NULL) {
         return error_set(err, "'%.64s': expected status, channels, oforwards, "
-                         "iforwards, conns, stats or config", name);
+                         "iforwards, services, conns, stats or config", name);
     }
     if (keys && info->word == NULL) {
         return error_set(err, "'-k': 'info config' is an init file already");
@@ -5208,7 +5224,7 @@ static bool run_add(Mon *mon, char *args, Error *err)
         lookup_start(&mon->lookup);
         return true;
     }
-    return running_add(spec, &settings, "monitor", false, err);
+    return running_add(spec, settings_newest(), "monitor", false, err);
 }
 
 /*
@@ -5491,7 +5507,10 @@ static void mon_run(Mon *mon)
     if (mon->listing.going_on && mon->out.len == 0) {
         listing_step(&mon->listing, &mon->out);
         if (!mon->listing.going_on) {
-            mon_answer(mon, true, NULL);
+            Error err;
+
+            error_set(&err, "a channel was removed meanwhile: ask again");
+            mon_answer(mon, !mon->listing.cut, &err);
         }
     }
     while (mon_flush(mon) && !mon->listing.going_on) {
@@ -5549,7 +5568,7 @@ static void mon_looked_up(void *opaque, int rc)
     bool ok = rc == 0;
 
     if (ok) {
-        ok = running_add(&mon->adding, &settings, "monitor", false,
+        ok = running_add(&mon->adding, settings_newest(), "monitor", false,
                          &err);
     } else {
         name_error(&mon->adding, rc, &err);
@@ -5693,6 +5712,7 @@ static void monitor_again(void)
         return;
     }
     if (monitor_listen(&err)) {
+        socket_file_remove(gone);
         log_at(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: listening on %s",
                monitor_spec.addr);
     } else {
@@ -6310,6 +6330,7 @@ static bool start_names(Error *err)
         vp_timer_stop(&timer);
     }
     starting.waits = false;
+    lock_tries = 1;
     *err = starting.err;
     return !starting.failed;
 }
@@ -6341,7 +6362,7 @@ static bool start(Error *err)
         !start_names(err)) {
         return false;
     }
-    if (stopped) {
+    if (stopped || quitting) {
         return true; /* somebody has told us to */
     }
     if (!descriptors_check(err) ||

@@ -441,8 +441,7 @@ recipe_ssh_dial() {
     start Guest:
     block 'or to any of a family' >/run/family
     mkdir -p /run/qemu-vp
-    eval "set -f; $(sed -n 's/^host: *//p' /run/family) &"
-    set +f
+    eval "$(sed -n 's/^host: *//p' /run/family) &"
     sed '1,/^$/d' /run/family >/root/.ssh/config
     ssh_works vm1.vm
     sed -i -e 's/ -F / /' -e /ProxyUseFdpass/d /root/.ssh/config
@@ -467,8 +466,7 @@ recipe_commands() {
     config /etc/qemu-vp/vm1.conf
     while read -r command options; do
         case $options in *' -x '*) continue ;; esac
-        # shellcheck disable=SC2086 # words
-        $command $options --dump-config >/run/said 2>&1 ||
+        (set -f; eval "$command $options --dump-config") >/run/said 2>&1 ||
             { cat /run/said; fail "qemu-vp $options"; }
         count=$((count + 1))
     done </run/commands

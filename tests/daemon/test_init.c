@@ -545,9 +545,9 @@ START_TEST(process_one)
         PASS_OVER(MAY_MOUNT);
     }
     file_path(path, "m");
-    pid = command_start("one", "unshare -pf --kill-child sh -c '(sleep 0.1; "
+    pid = command_start("one", "unshare %s -pf --kill-child sh -c '(sleep 0.1; "
                         "touch %s/gone)& exec %s -m %s'; echo ended $?",
-                        vp_dir, vp_program, path);
+                        geteuid() == 0 ? "" : "-r", vp_dir, vp_program, path);
     close(monitor_batch(path));
     file_path(path, "gone");
     for (int64_t end = now_ms() + WAIT_MS; access(path, F_OK) < 0;) {
@@ -1396,7 +1396,7 @@ START_TEST(notices_unread)
     ck_assert(errno == EAGAIN);
     file_path(path, "channel");
     d = daemon_start("host", "-c unix-listen:%s:- -o s:127.0.0.1:0", path);
-    daemon_wait(d, "warn NOTIFY_SOCKET ");
+    daemon_wait(d, "warn systemd at ");
     close(dial(daemon_listens(d, "s"), true));
     daemon_stop(d);
     close(full);
@@ -2400,7 +2400,8 @@ START_TEST(reload_thousands)
         talk(fds);
         talks++;
     }
-    ck_assert_msg(talks > 10, "%d answers while 10,000 forwards went", talks);
+    /* in one piece it would take them all between two answers */
+    ck_assert_msg(talks > 2, "%d answers while 10,000 forwards went", talks);
     close(fds[0]);
     close(fds[1]);
     close(listener);

@@ -195,6 +195,8 @@ static const BadOption bad_options[] = {
       "an ADDR with colons stands in brackets" },
     { "-m", "/p,q", "-m '/p,q'", "',q' is neither" },
     { "-m", "[/p]q", "-m '[/p]q'", "'q' after ']'" },
+    { "-m", "[]", "-m '[]'", "PATH is empty" },
+    { "-m", ",mode=0600", "-m ',mode=0600'", "PATH is empty" },
     { "-i", "x:127.0.0.1:-", NULL, "'127.0.0.1' the path of a unix socket" },
     { "-i", "x:[::1]:-", NULL, "'::1' the path of a unix socket" },
     { "-i", NULL, "", NULL },

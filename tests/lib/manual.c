@@ -29,10 +29,23 @@ static bool is_insert(const char *p)
            (p[0] == 'N' && !isalnum((unsigned char)p[1]));
 }
 
+/* has_word() - has @text a word of the log's own, of four letters or more? */
+static bool has_word(const char *text)
+{
+    int len = 0;
+
+    for (; *text != '\0' && len < 4; text++) {
+        len = islower((unsigned char)*text) ? len + 1 : 0;
+    }
+    return len == 4;
+}
+
 /* add_text() - a text of the manual becomes an expression */
 static void add_text(const char *p)
 {
     char expr[4 * MAX_LINE], *e = expr;
+
+    ck_assert_msg(has_word(p), "README's DIAGNOSTICS matches all: %s", p);
 
     *e++ = '^';
     while (*p != '\0' && *p != '\n') {
@@ -59,7 +72,7 @@ static void read_manual(void)
 {
     const char *top = getenv("VP_TOP");
     char path[MAX_LINE], line[MAX_LINE];
-    bool inside = false;
+    bool inside = false, steps = false;
     FILE *f;
 
     text_format(path, sizeof(path), "%s/README", top ? top : ".");
@@ -68,7 +81,10 @@ static void read_manual(void)
     while (fgets(line, sizeof(line), f)) {
         if (is_insert(line)) {
             inside = !strcmp(line, "DIAGNOSTICS\n");
-        } else if (inside && !strncmp(line, "    ", 4) && line[4] != ' ') {
+        } else if (line[0] != ' ' || isdigit((unsigned char)line[1])) {
+            steps = isdigit((unsigned char)line[line[0] == ' ']) ||
+                    (steps && line[0] == '\n');
+        } else if (inside && !steps && !strncmp(line, "    ", 4) && line[4] != ' ') {
             add_text(line + 4);
         }
     }
