@@ -5912,7 +5912,7 @@ static int dial(const char *text, bool pass)
 {
     Spec spec;
     Error err;
-    int fd;
+    int fd, status = 1;
 
     if (!spec_parse(&spec, 'W', text, &err)) {
         fprintf(stderr, "qemu-vp: %s\n", err.text);
@@ -5921,14 +5921,14 @@ static int dial(const char *text, bool pass)
     fd = client_connect(spec.addr, 0);
     if (fd < 0) {
         fprintf(stderr, "qemu-vp: -W '%s': %s\n", text, strerror(errno));
-        return 1;
-    }
-    if (!dial_ask(fd, spec.service_id)) {
+    } else if (!dial_ask(fd, spec.service_id)) {
         fprintf(stderr, "qemu-vp: -W '%s': refused: there is no channel, no "
                 "such service, or its target does not accept\n", text);
-        return 1;
+    } else {
+        status = pass ? dial_pass(fd) : dial_join(fd);
     }
-    return pass ? dial_pass(fd) : dial_join(fd);
+    spec_free(&spec);
+    return status;
 }
 
 /* ======================================================================

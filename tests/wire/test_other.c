@@ -312,7 +312,9 @@ static void send_packet(Other *o, int type, int flags, uint32_t conn,
     uint64_t s = seed(o, o->token[0], o->token[1]);
     uint8_t p[HEADER + 4096] = { 0 };
 
-    memcpy(p + HEADER, data, len);
+    if (len > 0) {
+        memcpy(p + HEADER, data, len);
+    }
     put(p + 8, 8, data_check(seed(o, o->epoch[0], o->epoch[1]), data, len));
     p[16] = (uint8_t)type;
     p[17] = (uint8_t)flags;
