@@ -144,6 +144,7 @@ lint-virtproxy.c: tidy = -bugprone-integer-division,\
 -bugprone-sizeof-expression,-clang-analyzer-unix.Malloc
 lint-qemu-vp.c: tidy = -bugprone-suspicious-memory-comparison,-cert-err34-c,\
 -cert-exp42-c,-cert-flp37-c,-clang-analyzer-core.NullDereference,\
+-clang-analyzer-core.NonNullParamChecker,\
 -clang-analyzer-optin.portability.UnixAPI,-clang-analyzer-unix.Malloc
 
 $(sources:%=lint-%): lint-%: %

@@ -5907,27 +5907,28 @@ static bool dial_ask(int fd, const char *service_id)
     return len > 3 && len < sizeof(line) && memcmp(line, "OK ", 3) == 0;
 }
 
+static Spec dial_spec; /* of -W */
+
 /* dial() - what -W does; returns the exit status */
 static int dial(const char *text, bool pass)
 {
-    Spec spec;
     Error err;
     int fd, status = 1;
 
-    if (!spec_parse(&spec, 'W', text, &err)) {
+    if (!spec_parse(&dial_spec, 'W', text, &err)) {
         fprintf(stderr, "qemu-vp: %s\n", err.text);
         return 2;
     }
-    fd = client_connect(spec.addr, 0);
+    fd = client_connect(dial_spec.addr, 0);
     if (fd < 0) {
         fprintf(stderr, "qemu-vp: -W '%s': %s\n", text, strerror(errno));
-    } else if (!dial_ask(fd, spec.service_id)) {
+    } else if (!dial_ask(fd, dial_spec.service_id)) {
         fprintf(stderr, "qemu-vp: -W '%s': refused: there is no channel, no "
                 "such service, or its target does not accept\n", text);
     } else {
         status = pass ? dial_pass(fd) : dial_join(fd);
     }
-    spec_free(&spec);
+    spec_free(&dial_spec);
     return status;
 }
 
