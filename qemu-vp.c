@@ -3948,6 +3948,9 @@ static bool forward_start(Forward *f, bool patient, Error *err)
         return true;
     }
     known = spec_known(&f->spec);
+    if (!known && !spec_is_name(&f->spec)) {
+        return error_memory(err); /* because nothing need be looked up */
+    }
     if (!forward_connect(f, err)) {
         return false;
     }

@@ -280,7 +280,7 @@ static inline bool peer_shake(Rig *r)
         if (p->heard.token == echo) {
             return false;
         }
-    } while (tries++ < 5); /* the engine has a new token to be echoed */
+    } while (tries++ < 50); /* the engine has a new token to be echoed */
     return false;
 }
 
