@@ -271,6 +271,9 @@ static inline bool peer_shake(Rig *r)
         uint64_t echo = p->heard.token;
 
         peer_say(r, token, 0);
+        if (!engine_up(r->drv)) {
+            box_run(r->loop, MS); /* it rests after much that it looked at */
+        }
         peer_keys(p);
         if (engine_up(r->drv)) {
             peer_say(r, token, VP_HELLO_UP);
@@ -280,7 +283,7 @@ static inline bool peer_shake(Rig *r)
         if (p->heard.token == echo) {
             return false;
         }
-    } while (tries++ < 50); /* the engine has a new token to be echoed */
+    } while (tries++ < 5); /* the engine has a new token to be echoed */
     return false;
 }
 

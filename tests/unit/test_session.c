@@ -827,6 +827,80 @@ START_TEST(key_fits)
 }
 END_TEST
 
+/* key_reload() - the engine gets another key for its sessions from now on */
+static void key_reload(Rig *r, const VPKey *to)
+{
+    VPConfig config = rig_config;
+
+    config.key = *to;
+    vp_set_config(r->drv, &config);
+}
+
+/* said_hello() - was the last HELLO that came to @fd made with @by? */
+static bool said_hello(int fd, const VPKey *by, VPHello *h)
+{
+    uint8_t buf[4096];
+    ssize_t len = recv(fd, buf, sizeof(buf), 0);
+    bool proved = false;
+
+    for (ssize_t at = 0; at < len; at++) {
+        if (wire_get_hello(buf + at, (size_t)(len - at), h) > 0) {
+            proved = hello_proved(h, buf + at, by);
+        }
+    }
+    return proved;
+}
+
+/*
+ * A peer that holds another session can't have the key of this one: it is
+ * shown the one in force, else both would wait for ever.
+ */
+START_TEST(key_reloaded_apart)
+{
+    static Rig r;
+    VPHello h;
+
+    keyed_new(&r, &key, &key);
+    peer_session(&r);
+    peer_drain(&r);
+    key_reload(&r, &other_key);
+    peer_claim(&r.peer);
+    peer_say(&r, 4711, 0);
+    ck_assert(said_hello(r.peer.fd, &key, &h)); /* the same session, its key */
+    r.peer.key = &other_key;
+    r.peer.hello.my_epoch = 5;
+    r.peer.hello.peer_epoch = 6;
+    peer_say(&r, 4712, 0);
+    ck_assert(said_hello(r.peer.fd, &other_key, &h));
+    ck_assert_uint_eq(h.echo, 4712);
+    ck_assert(peer_shake(&r));
+    log_expect("a different key", 0);
+    rig_free(&r);
+}
+END_TEST
+
+/* A further peer is greeted for the session, whose key proves it. */
+START_TEST(key_reloaded_greets)
+{
+    static Rig r;
+    VPHello h;
+    int fd[2];
+
+    keyed_new(&r, &key, &key);
+    peer_session(&r);
+    peer_drain(&r);
+    key_reload(&r, &other_key);
+    fd_pair(fd);
+    vp_offer(r.drv, fd[0], VP_CONNECTED);
+    box_settle(r.loop);
+    ck_assert(said_hello(fd[1], &key, &h));
+    ck_assert_uint_eq(h.my_epoch, engine_link(r.drv).epoch[0]);
+    ck_assert_uint_eq(h.peer_epoch, engine_link(r.drv).epoch[1]);
+    close(fd[1]);
+    rig_free(&r);
+}
+END_TEST
+
 static const struct {
     const VPKey *ours, *theirs;
     const char *why;
@@ -1740,6 +1814,8 @@ int main(void)
     SUITE_ADD(s, key_fits);
     SUITE_ROWS(s, key_misfits, misfits);
     SUITE_ADD(s, key_misfit_later);
+    SUITE_ADD(s, key_reloaded_apart);
+    SUITE_ADD(s, key_reloaded_greets);
     SUITE_ADD(s, key_replayed);
     SUITE_ADD(s, key_reflected);
     SUITE_ADD(s, grace_expires);
