@@ -69,8 +69,13 @@ void names_hang(pid_t pid)
 int names_server(void)
 {
     struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(53) };
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int fd;
 
+    if (!may_mount()) {
+        return -1;
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     in.sin_addr.s_addr = htonl(0x7f000000 + ((uint32_t)getpid() & 0xffff) + 2);
     if (bind(fd, (struct sockaddr *)&in, sizeof(in)) < 0) {
         ck_assert_msg(errno == EACCES, "port 53: %s", strerror(errno));

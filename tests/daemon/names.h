@@ -12,12 +12,12 @@
 
 /*
  * names_server() - a name server's socket, which nobody reads; -1: nobody lets
- * us have one
+ * us have one, or daemons mounts of their own
  *
- * The file resolv, in the working directory, names it.
+ * vp_dir becomes the working directory; the file resolv there names the server.
  */
 int names_server(void);
-#define MAY_SERVE_NAMES "port 53, which root may have"
+#define MAY_SERVE_NAMES MAY_MOUNT ", and port 53, which root may have"
 
 /*
  * names_answer() - fork a process that answers until names_hang()

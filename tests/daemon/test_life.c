@@ -957,6 +957,21 @@ static void crowd(Traffic *t, const char *where, size_t clients)
     }
 }
 
+/* scarce_start() - a pair of daemons; returns the host, of 40 descriptors */
+static Daemon *scarce_start(Traffic *t, Channel *c, ChannelKind kind)
+{
+    StartOptions o = { .nofile = 40 };
+    Daemon *host;
+
+    traffic_init(t);
+    channel_make(c, kind, "channel");
+    daemon_start("guest", "-c %s -i s:%s", c->option[1], traffic_listen(t));
+    host = daemon_start_with(&o, "host", "-c %s -o s:127.0.0.1:0",
+                             c->option[0]);
+    daemon_up(host);
+    return host;
+}
+
 /*
  * All descriptors that connections may have are taken: who comes then is
  * refused at once, those that are there are served, and others come in when
@@ -964,19 +979,13 @@ static void crowd(Traffic *t, const char *where, size_t clients)
  */
 START_TEST(accept_exhausted)
 {
-    StartOptions o = { .nofile = 40 };
     const char *where;
     size_t served;
     Daemon *host;
     Traffic t;
     Channel c;
 
-    traffic_init(&t);
-    channel_make(&c, CHANNEL_UNIX, "channel");
-    daemon_start("guest", "-c %s -i s:%s", c.option[1], traffic_listen(&t));
-    host = daemon_start_with(&o, "host", "-c %s -o s:127.0.0.1:0",
-                             c.option[0]);
-    daemon_up(host);
+    host = scarce_start(&t, &c, CHANNEL_UNIX);
     daemon_wait(host, "limit of 40 descriptors leaves .* for connections, "
                 "fewer than --max-conns");
     where = daemon_listens(host, "s");
@@ -1006,19 +1015,13 @@ END_TEST
 /* A channel that is cut while clients take what is free comes back. */
 START_TEST(channel_keeps_descriptor)
 {
-    StartOptions o = { .nofile = 40 };
     const char *where;
     size_t served;
     Daemon *host;
     Traffic t;
     Channel c;
 
-    traffic_init(&t);
-    channel_make(&c, CHANNEL_CABLE, "channel");
-    daemon_start("guest", "-c %s -i s:%s", c.option[1], traffic_listen(&t));
-    host = daemon_start_with(&o, "host", "-c %s -o s:127.0.0.1:0",
-                             c.option[0]);
-    daemon_up(host);
+    host = scarce_start(&t, &c, CHANNEL_CABLE);
     where = daemon_listens(host, "s");
     crowd(&t, where, 35); /* so few that the log has no gap */
     served = settled(&t);
