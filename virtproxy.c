@@ -360,7 +360,6 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
     return buf;
 }
 
-
 /* ======================================================================
  * loop
  *
@@ -1759,19 +1758,30 @@ static void dial_take(VPLoop *loop, VPNode *todo)
     }
 }
 
+/* dial_turn() - the next of @todo, which is the loop's again, or NULL */
+static VPDialer *dial_turn(VPLoop *loop, VPNode *todo)
+{
+    VPDialer *d;
+
+    if (!node_linked(todo)) {
+        return NULL;
+    }
+    d = container_of(todo->next, VPDialer, node);
+    node_remove(&d->node);
+    node_append(&loop->dialers, &d->node);
+    return d;
+}
+
 /* dial_timer() - which attempts take too long, or should be made again? */
 static void dial_timer(void *opaque)
 {
     VPLoop *loop = opaque;
     uint64_t next = VP_CONNECT_STEP;
+    VPDialer *d;
     VPNode todo;
 
     dial_take(loop, &todo);
-    while (node_linked(&todo)) {
-        VPDialer *d = container_of(todo.next, VPDialer, node);
-
-        node_remove(&d->node);
-        node_append(&loop->dialers, &d->node);
+    while ((d = dial_turn(loop, &todo)) != NULL) {
         if (dial_look(d)) {
             next = MIN(next, dial_soon(d));
         }
@@ -1784,14 +1794,11 @@ static void dial_timer(void *opaque)
 /* dial_go() - have all that wait for addresses of @target go on */
 static void dial_go(VPLoop *loop, VPTarget *target, int err)
 {
+    VPDialer *d;
     VPNode todo;
 
     dial_take(loop, &todo);
-    while (node_linked(&todo)) {
-        VPDialer *d = container_of(todo.next, VPDialer, node);
-
-        node_remove(&d->node);
-        node_append(&loop->dialers, &d->node);
+    while ((d = dial_turn(loop, &todo)) != NULL) {
         if (d->target == target && d->addrs == NULL) {
             dial_begin(d, err);
         }
@@ -1949,7 +1956,6 @@ static bool socket_setup_heirs(int fd)
     (void)fd;
     return false;
 }
-
 
 /* ======================================================================
  * key
@@ -7049,7 +7055,6 @@ static void forwards_unwanted(void *up, VPConn *c)
     (void)up;
     dial_free(c->dial);
 }
-
 
 /* forwards_tell_anew() - the peer doesn't know what is offered here now */
 static void forwards_tell_anew(VPForwards *fs)
