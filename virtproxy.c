@@ -81,7 +81,8 @@
  *   window     bytes of credit given in advance
  *   turn       the right to fill the next packets; quantum: how many bytes
  *   grace      how long connections outlive their channel
- *   candidate  a further peer at a listening channel that is in use
+ *   candidate  a further connection of a channel that is in use, made by a
+ *              peer, or by us because the present one is stale
  *
  * The bound on a driver's memory is in the driver's room.
  */
@@ -514,7 +515,7 @@ struct VPLoop {
     VPTimer dial_timer;
 };
 
-/* The log of one channel. */
+/* A log of one channel, with a limit of its own for what others provoke. */
 typedef struct VPLog {
     VPLoop *loop;
     int channel;
@@ -1967,9 +1968,10 @@ static bool socket_setup_heirs(int fd)
  * whether its sender listened or connected, so neither can two listeners be
  * joined that have the same key.  The key also goes into what seeds the
  * check of all packets.  A session keeps the key it began with: who names it in
- * HELLO proves that one, who doesn't proves the one in force.  This tells the
- * right peer from others who can reach the channel; it hides nothing, and
- * doesn't help against somebody who can change what is under way.
+ * HELLO proves that one, who doesn't proves the one in force; and so does who
+ * has heard that the other side doesn't name it.  This tells the right peer
+ * from others who can reach the channel; it hides nothing, and doesn't help
+ * against somebody who can change what is under way.
  *
  * SHA-256: FIPS 180-4; HMAC: RFC 2104, RFC 4231 has test vectors.
  * ====================================================================== */
@@ -7688,8 +7690,10 @@ static void forwards_end(VPForwards *fs)
  * since max_conns bounds those that come from here and those that the peer
  * opens, each; beyond its own the peer gets refusals, of which as many again
  * may wait to be sent (the third VPConn; the pointers are the hash table,
- * whose size is a power of two).  See vp_max_conns().  When nothing has moved
- * for a while all but the connections themselves goes back to the system.
+ * whose size is a power of two).  A client that hasn't said yet what it wants
+ * counts as a connection.  See vp_max_conns().  When nothing has moved for a
+ * while all but the connections and the peer's services goes back to the
+ * system.
  * ====================================================================== */
 
 /* Reads and writes in a pass: other channels have their turn after that. */
@@ -7724,7 +7728,9 @@ typedef struct VPCandidate {
 struct VPDriver {
     VPLoop *loop;
     VPTask task;
-    VPLog log;
+    VPLog log;       /* of the channel itself */
+    VPLog conn_log;  /* of its connections: however many lines these make, the
+                        channel's own are not left out */
     VPConfig config;
 
     VPLink link;
@@ -7785,7 +7791,7 @@ static void grace_expired(void *opaque)
                            grace_expired, drv);
             return;
         }
-        log_provoked(&drv->log, VP_LOG_INFO, "%s: connection reset: %s",
+        log_provoked(&drv->conn_log, VP_LOG_INFO, "%s: connection reset: %s",
                      c->service_id, why);
         conn_abort(c, VP_RESET_DAEMON, VP_REASON_TIMEOUT, why);
     }
@@ -7866,9 +7872,11 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     }
     drv->log.loop = loop;
     drv->log.channel = channel_id;
+    drv->conn_log = drv->log;
 
     drv->link.loop = drv->conns.loop = drv->forwards.loop = loop;
-    drv->link.log = drv->conns.log = drv->forwards.log = &drv->log;
+    drv->link.log = &drv->log;
+    drv->conns.log = drv->forwards.log = &drv->conn_log;
     drv->link.ops = &conns_ops;
     drv->link.up = &drv->conns;
     drv->link.lost = lost;

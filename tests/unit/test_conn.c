@@ -2439,13 +2439,32 @@ START_TEST(debug_flood)
         close(rig_client(&r, "svc"));
     }
     box_settle(r.loop);
-    ck_assert_int_le(log_count("debug ch"), VP_LOG_LINES);
+    ck_assert_int_le(log_count(": connection "), VP_LOG_LINES);
     log_expect("left out", 0);
     box_run(r.loop, VP_LOG_SPAN);
     close(rig_client(&r, "svc"));
     box_settle(r.loop);
     log_expect("lines like those were left out", 1);
     engine_log_level = VP_LOG_INFO;
+    rig_free(&r);
+}
+END_TEST
+
+/* However many lines connections make, what becomes of the channel is said. */
+START_TEST(log_of_channel)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    for (uint32_t i = 0; i < VP_LOG_LINES + 10; i++) {
+        peer_init(&r, i, "none", 0);
+        peer_expect(&r, i, VP_MSG_CONNECT_REFUSED);
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
+    log_expect("connection refused: unknown service", VP_LOG_LINES);
+    rig_unplug(&r);
+    log_expect("channel down", 1);
     rig_free(&r);
 }
 END_TEST
@@ -2638,6 +2657,7 @@ int main(void)
     SUITE_ADD(s, busy_beside_mute);
     SUITE_ADD(s, answer_is_seen);
     SUITE_ADD(s, debug_flood);
+    SUITE_ADD(s, log_of_channel);
     SUITE_ADD(s, diallers_freed);
     SUITE_ADD(s, meets_itself);
     SUITE_ADD(s, listener_stopped);
