@@ -11,9 +11,12 @@
 #include <net/if.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "monitor.h"
@@ -186,18 +189,36 @@ START_TEST(server_later)
 }
 END_TEST
 
-/* A daemon that was told to end doesn't wait for names, at its start either. */
+/* notified() - a socket for what systemd would be told, in the environment */
+static int notified(void)
+{
+    struct sockaddr_un sun = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    text_format(sun.sun_path, sizeof(sun.sun_path), "%s/notify", vp_dir);
+    ck_assert(bind(fd, (struct sockaddr *)&sun, sizeof(sun)) == 0);
+    ck_assert(setenv("NOTIFY_SOCKET", sun.sun_path, 1) == 0);
+    return fd;
+}
+
+/*
+ * A daemon that was told to end doesn't wait for names, at its start either,
+ * nor does it say that it is ready.
+ */
 START_TEST(end_while_starting)
 {
     StartOptions o = { .setup = NAMES_SETUP };
+    int server, notify;
+    char said[TEXT_LEN];
     Daemon *d[1];
     int64_t start;
-    int server;
+    ssize_t n;
 
     server = names_server();
     if (server < 0) {
         PASS_OVER(MAY_SERVE_NAMES);
     }
+    notify = notified();
     d[0] = daemon_start_with(&o, "starts", "-c tcp-listen:later.test:0 "
                              "-c unix-listen:%s/ch:-:1 -i i:later.test:80 "
                              "-o o:later.test:0 -o plain:127.0.0.1:0", vp_dir);
@@ -207,6 +228,76 @@ START_TEST(end_while_starting)
     kill(d[0]->pid, SIGTERM);
     ck_assert_int_eq(daemon_exit(d[0]), 0);
     ck_assert_int_lt(undelayed_ms(d, 0) - start, 4000);
+    while ((n = recv(notify, said, sizeof(said) - 1, 0)) > 0) {
+        said[n] = '\0';
+        ck_assert_msg(strstr(said, "READY=1") == NULL, "%s", said);
+    }
+    close(notify);
+    close(server);
+}
+END_TEST
+
+/*
+ * A name that is known only once the start waits no more: what can't be
+ * listened on then is said, and tried again.
+ */
+START_TEST(name_late_in_use)
+{
+    StartOptions o = { .setup = NAMES_SETUP };
+    char where[TEXT_LEN], path[PATH_LEN];
+    int taken = listen_any(where), server = names_server(), mon;
+    pid_t names;
+    Daemon *d;
+
+    if (server < 0) {
+        PASS_OVER(MAY_SERVE_NAMES);
+    }
+    file_path(path, "m");
+    d = daemon_start_with(&o, "late", "-c unix-listen:%s/ch:- -m %s "
+                          "-o s:later.test:%d", vp_dir, path, port_of(where));
+    mon = monitor_batch(path);
+    sleep_ms(10500); /* the start waits for 10 s */
+    names = names_answer(server);
+    daemon_wait(d, "cannot listen on .*: " IN_USE ".*: trying again");
+    names_hang(names); /* its copy of the port's socket goes with it */
+    close(taken);
+    names_answer(server);
+    daemon_listens(d, "s");
+    close(mon);
+    close(server);
+}
+END_TEST
+
+/* A channel that comes while a reload waits for names has the new key. */
+START_TEST(key_while_reloading)
+{
+    static const char *const keys[] = {
+        "the key that was before\n", "the key that is to come\n",
+    };
+    StartOptions o = { .setup = NAMES_SETUP };
+    char conf[4 * TEXT_LEN], path[PATH_LEN];
+    int server = names_server(), mon;
+    Daemon *d;
+
+    if (server < 0) {
+        PASS_OVER(MAY_SERVE_NAMES);
+    }
+    file_path(path, "m");
+    text_format(conf, sizeof(conf), "channel unix-listen:%s/old:-\n"
+                "iforward s:later.test:80\nkey key\nmonitor %s\n", vp_dir, path);
+    file_write("conf", conf, strlen(conf));
+    umask(077);
+    file_write("key", keys[0], strlen(keys[0]));
+    file_write("new-key", keys[1], strlen(keys[1]));
+    d = daemon_start_with(&o, "host", "-C conf");
+    mon = monitor_batch(path);
+    file_write("key", keys[1], strlen(keys[1]));
+    kill(d->pid, SIGHUP);
+    sleep_ms(200); /* of the second that it waits for names */
+    monitor_ask(mon, "channel_add unix-listen:%s/new:-:1", vp_dir);
+    daemon_up(daemon_start("guest", "-k new-key -c unix-connect:%s/new:-",
+                           vp_dir));
+    close(mon);
     close(server);
 }
 END_TEST
@@ -472,6 +563,8 @@ int main(void)
     SUITE_ADD(s, name_moves);
     SUITE_ADD(s, server_later);
     SUITE_ADD(s, end_while_starting);
+    SUITE_ADD(s, name_late_in_use);
+    SUITE_ADD(s, key_while_reloading);
     SUITE_ADD(s, name_in_use);
     SUITE_ADD(s, address_later);
     SUITE_ADD(s, interface_anew);
