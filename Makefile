@@ -164,9 +164,8 @@ lint-scripts:
 
 # The manual page is the README: its sections, with what is indented as it is.
 define man_page
-    BEGIN { print ".TH QEMU-VP 8 2026-11-28"; text = first = 1 }
+    BEGIN { print ".TH QEMU-VP 8 2026-11-28"; blank = 1 }
     { gsub(/\\/, "\\e"); gsub(/-/, "\\-"); sub(/^[.\047]/, "\\&&") }
-    NR == 1 { print ".SH NAME"; print; print ".SH DESCRIPTION"; next }
     /^$$/ { blank = !first; next }
     /^[A-Z][A-Z ]*$$/ && blank {
         print (text ? "" : ".fi\n") ".SH " $$0

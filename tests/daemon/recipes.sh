@@ -511,8 +511,7 @@ recipe_manual() {
     mandoc -T lint -W warning $page
     mandoc -T ascii $page | sed -e "s/.$(printf '\010')//g" -e '1d;$d' |
         words >/run/page
-    { echo NAME; sed -n 1p /README; echo DESCRIPTION; sed 1d /README; } |
-        words | diff - /run/page
+    words </README | diff - /run/page
 }
 
 # ---- the world -----------------------------------------------------------
