@@ -9,13 +9,13 @@
 #   posix    the program without anything beyond POSIX, under suites of whole
 #            daemons; and built without each of these things, one at a time
 #   flags    what configure makes of flags that not every compiler goes with
-#   musl     the program with musl, static, under the same suites
+#   musl     the program with musl, static, under the same suites; unit suites
 #   i386     unit and daemon suites with 32 bits, and the year 2040
 #   s390x    unit suites, big endian, under qemu-user
 #   interop  programs of other machines, under qemu-user, as the guest's
 #
-# All is built in build/cross/JOB. libcheck for other machines is downloaded,
-# and unpacked in build/cross; it is not installed.
+# All is built in build/cross/JOB. libcheck for other machines, and its source
+# for musl, is downloaded, and unpacked in build/cross; it is not installed.
 
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -25,7 +25,7 @@ jobs=('posix' 'flags' 'musl' 'i386' 's390x' 'interop')
 # of each machine: Debian's triplet, and qemu-user's name
 machines=('aarch64-linux-gnu aarch64' 'arm-linux-gnueabihf arm'
     'riscv64-linux-gnu riscv64' 's390x-linux-gnu s390x')
-packages='gcc make check musl-tools python3-minimal qemu-user-static
+packages='gcc make check musl-tools python3-minimal qemu-user-static dpkg-dev
     gcc-i686-linux-gnu libc6-dev-i386-cross
     gcc-s390x-linux-gnu libc6-dev-s390x-cross
     gcc-aarch64-linux-gnu libc6-dev-arm64-cross
@@ -55,16 +55,22 @@ natively() {
     QEMU_VP=$program tests/check.sh "$@"
 }
 
+# lists() - apt's lists in directory $1, of its own, with options $2...; sets apt
+lists() {
+    local dir=$1
+    shift
+    mkdir -p "$dir"/{lists,archives}/partial
+    apt=(apt-get -q -o "Dir::State=$dir" -o "Dir::Cache=$dir"
+        -o Dir::State::status=/dev/null -o APT::Sandbox::User=root "$@")
+    # one of several sources may fail, and not be needed
+    "${apt[@]}" update || :
+}
+
 # libcheck() - unpack architecture $1's libcheck, for triplet $2; sets options
 libcheck() {
-    local dir=$cross/libcheck-$1 package lib
+    local apt dir=$cross/libcheck-$1 package lib
     if [ ! -d "$dir/usr" ]; then
-        mkdir -p "$dir"/{lists,archives}/partial
-        local apt=(apt-get -q -o "Dir::State=$dir" -o "Dir::Cache=$dir"
-            -o Dir::State::status=/dev/null -o "APT::Architecture=$1"
-            -o "APT::Architectures=$1" -o APT::Sandbox::User=root)
-        # one of several sources may fail, and not be needed
-        "${apt[@]}" update || :
+        lists "$dir" -o "APT::Architecture=$1" -o "APT::Architectures=$1"
         (cd "$dir" && "${apt[@]}" download check libsubunit-dev)
         for package in "$dir"/*.deb; do
             dpkg -x "$package" "$dir"
@@ -73,6 +79,31 @@ libcheck() {
     lib=$dir/usr/lib/$2
     options=("CHECK_CFLAGS=-I$dir/usr/include"
         "CHECK_LIBS=$lib/libcheck.a $lib/libsubunit.a -pthread -lrt -lm")
+}
+
+# libcheck_musl() - build libcheck from Debian's source; sets options
+libcheck_musl() {
+    local apt list dir=$cross/libcheck-musl
+    if [ ! -d "$dir/usr" ]; then
+        rm -rf "$dir"
+        mkdir -p "$dir/sources"
+        # what has packages has their source
+        for list in /etc/apt/sources.list{,.d/*.list}; do
+            [ ! -f "$list" ] || sed -n 's/^deb /deb-src /p' "$list"
+        done >"$dir/sources/those.list"
+        for list in /etc/apt/sources.list.d/*.sources; do
+            [ ! -f "$list" ] || sed 's/^Types:.*/Types: deb-src/' "$list" \
+                >"$dir/sources/${list##*/}"
+        done
+        lists "$dir" -o Dir::Etc::sourcelist=/dev/null \
+            -o "Dir::Etc::sourceparts=$dir/sources"
+        (cd "$dir" && "${apt[@]}" source check && cd check-*/ &&
+            ./configure CC=musl-gcc --prefix="$dir/usr" --disable-shared \
+                --disable-subunit && make -C lib && make -C src install &&
+            cp check_stdint.h "$dir/usr/include")
+    fi
+    options=("CHECK_CFLAGS=-I$dir/usr/include"
+        "CHECK_LIBS=$dir/usr/lib/libcheck.a")
 }
 
 # ---- jobs ------------------------------------------------------------------
@@ -117,8 +148,12 @@ flags() {
 }
 
 musl() {
-    build musl CC=musl-gcc LDFLAGS=-static
+    local options dir=$cross/musl
+    libcheck_musl
+    build musl CC=musl-gcc LDFLAGS=-static "${options[@]}"
     natively musl "${quick[@]}"
+    (cd "$dir" && make "${unit[@]}" &&
+        VP_TOP=$dir tests/check.sh "${unit[@]}")
 }
 
 i386() {

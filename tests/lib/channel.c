@@ -158,11 +158,14 @@ static bool end_write(End *e, End *src)
 /* end_drained() - whether neither relay nor kernel has bytes for e's daemon */
 static bool end_drained(const End *e, const End *other)
 {
-    unsigned long question = is_socket(e) ? TIOCOUTQ : FIONREAD;
-    int queued = 0;
+    int queued = 0, rc;
 
-    return end_is_open(e) && other->end == 0 &&
-           ioctl(e->out, question, &queued) == 0 && queued == 0;
+    if (!end_is_open(e) || other->end != 0) {
+        return false;
+    }
+    rc = is_socket(e) ? ioctl(e->out, TIOCOUTQ, &queued)
+                      : ioctl(e->out, FIONREAD, &queued);
+    return rc == 0 && queued == 0;
 }
 
 static void relay_obey(End e[2], int control)

@@ -69,7 +69,11 @@ static struct servent *service_find(const char *name, const char *protocol)
 
 #define getservbyname(name, protocol) service_find(name, protocol)
 
-/* netinet/tcp.h, which only the engine includes, has a state of this name */
+/*
+ * netinet/tcp.h, which only the engine includes, has a state of this name: in
+ * some libraries an enumerator, in others a macro.
+ */
+#undef TCP_LISTEN
 #define TCP_LISTEN METHOD_TCP_LISTEN
 #define main qemu_vp_main
 #include "qemu-vp.c"
