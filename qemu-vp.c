@@ -543,10 +543,12 @@ static const struct {
 #endif
 };
 
-/* The properties; -1 each if not given. */
+/* The properties. */
 typedef struct Props {
-    long mode;  /* of the file of a unix socket that is listened on */
-    long group; /* its group */
+    long mode;  /* of the file of a unix socket that is listened on; -1: none */
+    long group; /* its group; -1: none */
+    bool proxy; /* the target gets headers of the PROXY protocol */
+    unsigned given; /* a bit for each that was given */
 } Props;
 
 /* One -c, -o or -i. */
@@ -560,6 +562,7 @@ typedef struct Spec {
     const char *port;        /* NULL: '-' was given */
     unsigned channel_id;
     Props props;
+    const char *props_text;  /* these as they were given, ",..."; or "" */
     unsigned line;           /* line of the init file; 0: the command line */
     bool both;               /* [::] serves IPv4 as well */
     int naddrs;              /* how many of its addresses are known */
@@ -608,53 +611,72 @@ static bool prop_group(Props *props, const char *value)
     return true;
 }
 
-/* props_read() - take over all in @text, which is cut; false: see @why */
-static bool props_read(Props *props, char *text, Error *why)
+static bool prop_proxy(Props *props, const char *value)
+{
+    props->proxy = strcmp(value, "v2") == 0;
+    return props->proxy;
+}
+
+/* prop_take() - take over "NAME=VALUE" */
+static bool prop_take(Spec *spec, const char *text, Error *why)
 {
     static const struct {
         const char *name;
+        const char *options; /* letters of those that it can stand behind */
         bool (*take)(Props *props, const char *value);
         const char *expected;
     } known[] = {
-        { "mode", prop_mode, "a mode from 0 to 0777" },
-        { "group", prop_group, "the name or the number of a group" },
+        { "mode", "com", prop_mode, "a mode from 0 to 0777" },
+        { "group", "com", prop_group, "the name or the number of a group" },
+        { "proxy", "i", prop_proxy, "'v2'" },
     };
+    const char *value = strchr(text, '=');
+    size_t len = value != NULL ? (size_t)(value++ - text) : 0, i = 0;
 
-    for (char *next; text != NULL; text = next) {
-        size_t len, i = 0;
+    while (i < COUNT(known) && (strlen(known[i].name) != len ||
+                                memcmp(known[i].name, text, len) != 0)) {
+        i++;
+    }
+    if (i == COUNT(known)) {
+        return error_set(why, "',%.64s' is no property: there are mode=, "
+                         "group= and proxy=", text);
+    }
+    if (strchr(known[i].options, spec->option) == NULL) {
+        return error_set(why, "%s is no property of -%c", known[i].name,
+                         spec->option);
+    }
+    if (spec->props.given & 1u << i) {
+        return error_set(why, "%s was given before", known[i].name);
+    }
+    spec->props.given |= 1u << i;
+    return known[i].take(&spec->props, value) ||
+           error_set(why, "%s '%.64s' is not %s", known[i].name, value,
+                     known[i].expected);
+}
 
-        next = strchr(text, ',');
-        if (next != NULL) {
-            *next++ = '\0';
-        }
-        len = strcspn(text, "=");
-        while (i < COUNT(known) && (text[len] == '\0' ||
-                                    strlen(known[i].name) != len ||
-                                    memcmp(known[i].name, text, len) != 0)) {
-            i++;
-        }
-        if (i == COUNT(known)) {
-            return error_set(why, "',%.64s' is neither ',mode=MODE' nor "
-                             "',group=GROUP'", text);
-        }
-        if (!known[i].take(props, text + len + 1)) {
-            return error_set(why, "%s '%.64s' is not %s", known[i].name,
-                             text + len + 1, known[i].expected);
+/*
+ * props_cut() - take over what stands behind the first comma of @text
+ * @text:  in spec->fields; it is cut
+ */
+static bool props_cut(Spec *spec, char *text, Error *why)
+{
+    size_t len = strcspn(text, ",");
+    char *comma;
+
+    spec->props = (Props){ .mode = -1, .group = -1 };
+    spec->props_text = spec->text + (text - spec->fields) + len;
+    while ((comma = strrchr(text, ',')) != NULL) {
+        *comma = '\0';
+        if (!prop_take(spec, comma + 1, why)) {
+            return false;
         }
     }
     return true;
 }
 
-/* props_cut() - take over what stands behind the first comma of @text */
-static bool props_cut(Props *props, char *text, Error *why)
+static bool props_same(const Props *a, const Props *b)
 {
-    char *comma = strchr(text, ',');
-
-    *props = (Props){ -1, -1 };
-    if (comma != NULL) {
-        *comma++ = '\0';
-    }
-    return props_read(props, comma, why);
+    return a->mode == b->mode && a->group == b->group && a->proxy == b->proxy;
 }
 
 /*
@@ -851,7 +873,7 @@ static bool check_monitor(Spec *spec, Error *err)
         *end = '\0';
         rest = end + 1;
     }
-    if (!props_cut(&spec->props, rest, &why)) {
+    if (!props_cut(spec, rest, &why)) {
         return spec_error(spec, err, "%s", why.text);
     }
     if (rest > spec->addr && rest[0] != '\0') {
@@ -882,8 +904,7 @@ static bool spec_check(Spec *spec, Error *err)
     spec->addr = field[1];
     spec->port = field[2];
     if (spec->port != NULL &&
-        !props_cut(&spec->props, field[3] != NULL ? field[3] : field[2],
-                   &why)) {
+        !props_cut(spec, field[3] != NULL ? field[3] : field[2], &why)) {
         return spec_error(spec, err, "%s", why.text);
     }
     if (spec->port == NULL) {
@@ -974,12 +995,13 @@ static const char *spec_name(const Spec *spec)
            : spec->option == 'o' ? "oforward" : "iforward";
 }
 
-/* spec_where() - ADDR:PORT, or only ADDR; cut to fit @buf */
+/* spec_where() - ADDR:PORT, or ADDR, and properties; cut to fit @buf */
 static const char *spec_where(const Spec *spec, char *buf, size_t size)
 {
-    snprintf(buf, size, spec->port == NULL ? "%s%.0s"
-             : strchr(spec->addr, ':') != NULL ? "[%s]:%s" : "%s:%s",
-             spec->addr, spec->port != NULL ? spec->port : "");
+    snprintf(buf, size, spec->port == NULL ? "%s%.0s%s"
+             : strchr(spec->addr, ':') != NULL ? "[%s]:%s%s" : "%s:%s%s",
+             spec->addr, spec->port != NULL ? spec->port : "",
+             spec->props_text);
     return buf;
 }
 
@@ -988,8 +1010,7 @@ static bool spec_same(const Spec *a, const Spec *b)
 {
     return a->option == b->option && a->channel_id == b->channel_id &&
            strcmp(a->addr, b->addr) == 0 &&
-           a->props.mode == b->props.mode &&
-           a->props.group == b->props.group &&
+           props_same(&a->props, &b->props) &&
            (a->port == NULL) == (b->port == NULL) &&
            (a->port == NULL || strcmp(a->port, b->port) == 0) &&
            (a->option == 'c' ? a->method == b->method
@@ -1205,7 +1226,8 @@ static const Option options[] = {
       .help = "connect the other side's SERVICE_ID to ADDR:PORT\n"
       "        PORT '-': ADDR is the path of a unix socket; [::1] for IPv6;\n"
       "        -o with PORT 0 picks a free port, the log names it\n"
-      "        -o ...,mode=0660,group=kvm: of a unix socket's file" },
+      "        ...,mode=MODE,group=GROUP: of a unix socket's file, of -o\n"
+      "        ...,proxy=v2: tell -i's target who the client is" },
     { "grace", 0, NUMBER, AT(grace), .value = "SECONDS", .min = 0,
       .max = 1000000, .standard = 30,
       .help = "connections wait so long without a channel" },
@@ -3953,6 +3975,9 @@ static bool forward_start(Forward *f, bool patient, Error *err)
     }
     if (!forward_connect(f, err)) {
         return false;
+    }
+    if (f->spec.props.proxy) {
+        vp_iforward_proxy(f->channel->drv, f->spec.service_id);
     }
     if (spec_is_name(&f->spec)) {
         f->lookup.spec = &f->spec;

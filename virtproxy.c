@@ -2781,6 +2781,31 @@ static const char *origin_str(const VPOrigin *o, char *buf, size_t size)
     return vp_addr_str(&addr, buf, size);
 }
 
+/* Of the PROXY protocol's header: version 2 of haproxy's proxy-protocol.txt. */
+#define VP_PROXY_LEN_MAX (16 + VP_ORIGIN_LEN_MAX - 1)
+
+/*
+ * origin_proxy() - a header of the PROXY protocol that names the client
+ * @p:  VP_PROXY_LEN_MAX bytes
+ *
+ * Returns its length.  A client without an address of IP is announced as LOCAL,
+ * because that is what every target has to accept.
+ */
+static size_t origin_proxy(const VPOrigin *o, uint8_t *p)
+{
+    static const uint8_t signature[12] = "\r\n\r\n\0\r\nQUIT\n";
+    VPOriginKind kind = o->bytes[0];
+    size_t len = kind == VP_ORIGIN_IPV4 ? 2 * (4 + 2)
+                 : kind == VP_ORIGIN_IPV6 ? 2 * (16 + 2) : 0;
+
+    memcpy(p, signature, sizeof(signature));
+    p[12] = len > 0 ? 0x21 : 0x20; /* version 2: PROXY, or LOCAL */
+    p[13] = kind == VP_ORIGIN_IPV4 ? 0x11 : kind == VP_ORIGIN_IPV6 ? 0x21 : 0;
+    put16(p + 14, (uint16_t)len);
+    memcpy(p + 16, o->bytes + 1, len); /* in the order of CONNECT_INIT */
+    return 16 + len;
+}
+
 /* seq_diff() - how far @a is ahead of @b; numbers wrap (RFC 1982) */
 static int32_t seq_diff(uint32_t a, uint32_t b)
 {
@@ -5251,6 +5276,7 @@ typedef struct VPConn {
     uint32_t buf_off;
     uint32_t buf_len;
     uint32_t buf_cap;
+    uint32_t lead;     /* bytes at the buffer's begin that aren't the peer's */
 
     char service_id[VP_SERVICE_ID_LEN + 1];
 } VPConn;
@@ -5498,7 +5524,7 @@ static void conn_drop_buf(VPConn *c)
 {
     free(c->buf);
     c->buf = NULL;
-    c->buf_off = c->buf_len = c->buf_cap = 0;
+    c->buf_off = c->buf_len = c->buf_cap = c->lead = 0;
 }
 
 /* conn_let_go() - give up all that only an open connection needs */
@@ -5902,6 +5928,7 @@ static bool conn_buffer(VPConn *c, const uint8_t *data, size_t len)
         while (cap < c->buf_len + len) {
             cap *= 2;
         }
+        cap = MIN(cap, c->window + VP_PROXY_LEN_MAX);
         buf = realloc(c->buf, cap);
         if (buf == NULL) {
             return false;
@@ -5912,6 +5939,18 @@ static bool conn_buffer(VPConn *c, const uint8_t *data, size_t len)
     memcpy(c->buf + c->buf_off + c->buf_len, data, len);
     c->buf_len += (uint32_t)len;
     return true;
+}
+
+/*
+ * conn_introduce() - the target gets a header of the PROXY protocol before all
+ * else; false: there is no memory for it
+ */
+static bool conn_introduce(VPConn *c, const VPOrigin *origin)
+{
+    uint8_t header[VP_PROXY_LEN_MAX];
+
+    c->lead = (uint32_t)origin_proxy(origin, header);
+    return conn_buffer(c, header, c->lead);
 }
 
 /* conn_broken() - was the local socket found to take no more? */
@@ -5933,7 +5972,7 @@ static void conn_break(VPConn *c)
         conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, why);
         return;
     }
-    c->rx_taken += c->buf_len;
+    c->rx_taken += c->buf_len - c->lead;
     conn_drop_buf(c);
     conn_set_out(c, c->out == OUT_DRAIN ? OUT_BROKEN_END : OUT_BROKEN, why);
     conn_credit(c);
@@ -6017,6 +6056,7 @@ static bool conn_keep(VPConn *c, const struct iovec *iov, int n, size_t len)
 static void conn_write(VPConn *c, struct iovec *iov, int n)
 {
     uint32_t waited; /* bytes taken that had waited in the buffer */
+    uint32_t lead;   /* of these, the header's */
     ssize_t len;
 
     if (conn_broken(c)) {
@@ -6028,8 +6068,10 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
     if (len < 0) {
         return;
     }
-    c->rx_taken += (uint64_t)len;
     waited = (uint32_t)MIN((size_t)len, c->buf_len);
+    lead = MIN(waited, c->lead);
+    c->lead -= lead;
+    c->rx_taken += (uint64_t)len - lead;
     c->buf_off += waited;
     c->buf_len -= waited;
     if (!conn_keep(c, iov, n, (size_t)len - waited)) {
@@ -6835,6 +6877,7 @@ typedef struct VPIForward {
     VPNode chained;      /* beside others of its hash */
     VPTarget target;
     size_t ndials;   /* connections whose target has not answered yet */
+    bool proxy;      /* the target gets headers of the PROXY protocol */
     VPUsedHandler *used; /* NULL: the addresses stay what they are */
     void *opaque;
     char service_id[VP_SERVICE_ID_LEN + 1];
@@ -6969,7 +7012,8 @@ static void dial_start(VPForwards *fs, VPConn *c, VPIForward *f,
 {
     VPDial *d = calloc(1, sizeof(*d));
 
-    if (d == NULL) {
+    if (d == NULL || (f->proxy && !conn_introduce(c, origin))) {
+        free(d);
         conn_refuse(c, VP_REASON_RESOURCES);
         return;
     }
@@ -7685,7 +7729,8 @@ static void forwards_end(VPForwards *fs)
  *   + VP_OFFER_MAX * sizeof(VPServiceId)                the peer's services
  *   + max_conns * (3 * sizeof(VPConn) + sizeof(VPDial)
  *                  + 8 * sizeof(VPConn *)
- *                  + 2 * VP_WINDOW_INIT)                connections
+ *                  + 2 * VP_WINDOW_INIT
+ *                  + VP_PROXY_LEN_MAX)                  connections
  *
  * since max_conns bounds those that come from here and those that the peer
  * opens, each; beyond its own the peer gets refusals, of which as many again
@@ -7709,7 +7754,8 @@ static void forwards_end(VPForwards *fs)
                          VP_RX_LEN_MAX + VP_WINDOW_BUDGET + \
                          VP_OFFER_MAX * sizeof(VPServiceId))
 #define VP_MEMORY_CONN (3 * sizeof(VPConn) + sizeof(VPDial) + \
-                        8 * sizeof(VPConn *) + 2 * VP_WINDOW_INIT)
+                        8 * sizeof(VPConn *) + 2 * VP_WINDOW_INIT + \
+                        VP_PROXY_LEN_MAX)
 
 /* A peer that came to a listening channel in use; see vp_offer(). */
 typedef struct VPCandidate {
@@ -7929,6 +7975,11 @@ void vp_iforward_used(VPDriver *drv, const char *service_id,
 
     f->used = used;
     f->opaque = opaque;
+}
+
+void vp_iforward_proxy(VPDriver *drv, const char *service_id)
+{
+    iforward_find(&drv->forwards, service_id)->proxy = true;
 }
 
 void vp_del_oforward(VPDriver *drv, int fd)
@@ -8321,7 +8372,7 @@ uint64_t vp_conns(const VPDriver *drv, uint64_t after, size_t most,
             .idle = now - c->moved,
             .bytes = { c->rx_taken, c->tx_count },
             .credit = c->tx_limit - c->tx_count,
-            .waiting = c->buf_len,
+            .waiting = c->buf_len - c->lead,
         };
 
         if (c->number <= after || conn_over(c)) {

@@ -424,6 +424,14 @@ void vp_iforward_used(VPDriver *drv, const char *service_id,
                       VPUsedHandler *used, void *opaque);
 
 /*
+ * vp_iforward_proxy() - tell the target who each client is
+ * @service_id:  must be there
+ *
+ * By a header of the PROXY protocol, version 2, before the client's own bytes.
+ */
+void vp_iforward_proxy(VPDriver *drv, const char *service_id);
+
+/*
  * vp_del_oforward() - stop listening on @fd and close it
  *
  * Connections that came through it go on.

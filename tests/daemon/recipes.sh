@@ -59,10 +59,10 @@ join() { sed -e ':a' -e '/\\$/{N;s/ *\\\n */ /;ta' -e '}'; }
 
 # start() - start the commands under $1, those in the guest too
 start() {
-    block "$1" | join >/run/commands
+    block "$1" | join | sed 's/^\(guest\|host\): *//' >/run/commands
     [ -s /run/commands ] || fail "the README has no commands under '$1'"
     while read -r line; do
-        eval "${line#guest: } &"
+        eval "$line &"
     done </run/commands
 }
 
@@ -446,6 +446,58 @@ recipe_ssh_dial() {
     ssh_works vm1.vm
     sed -i -e 's/ -F / /' -e /ProxyUseFdpass/d /root/.ssh/config
     ssh_works vm1.vm
+}
+
+# web() - the host and the guest of the web servers' recipes
+web() {
+    qemu
+    qemu-system-x86_64 -device virtserialport,name=qemu-vp.0 -chardev \
+        socket,path=/run/vm1/vp.sock,server=on &
+    start 'A web server in the guest'
+}
+
+# named() - a client from 127.0.0.7 is in the web server's log, file $1
+named() {
+    until_ok sh -c 'printf "GET / HTTP/1.0\\r\\n\\r\\n" |
+        socat -t 30 - TCP:127.0.0.1:9080,bind=127.0.0.7 2>/dev/null |
+        grep -q "200 OK"'
+    until_ok grep -q "^127\.0\.0\.7[: ]" "$1"
+    not grep -v '^127\.0\.0\.7[: ]' "$1"
+}
+
+recipe_nginx() {
+    need nginx
+    web
+    mkdir -p /run/nginx
+    put nginx: /run/nginx/server ''
+    sed -i s,/var/www/html,/run/nginx, /run/nginx/server
+    echo hello >/run/nginx/index.html
+    {
+        echo 'user root root; pid /run/nginx/pid; events { }'
+        echo 'http { access_log /run/nginx/log;'
+        for name in client_body proxy fastcgi uwsgi scgi; do
+            echo "${name}_temp_path /run/nginx/$name;"
+        done
+        echo 'include /run/nginx/server; }'
+    } >/run/nginx/conf
+    nginx -e stderr -c /run/nginx/conf -g 'daemon off; master_process off;' &
+    named /run/nginx/log
+}
+
+recipe_haproxy() {
+    need haproxy
+    web
+    put haproxy: /run/frontend ''
+    {
+        printf '%s\n' global '    log stdout format raw local0' defaults \
+            '    log global' '    option tcplog' '    timeout client 30s' \
+            '    timeout server 30s' '    timeout connect 30s'
+        cat /run/frontend
+        printf '%s\n' 'backend servers' '    mode http' \
+            '    http-request return status 200'
+    } >/run/haproxy.cfg
+    haproxy -db -f /run/haproxy.cfg >/run/haproxy.log &
+    named /run/haproxy.log
 }
 
 recipe_libvirt() {

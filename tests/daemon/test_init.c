@@ -1925,6 +1925,73 @@ START_TEST(socket_rights)
 }
 END_TEST
 
+/*
+ * introduced() - does a target learn the address of its client, by a header of
+ * the PROXY protocol? The client, on 127.0.0.1, comes through @where.
+ */
+static void introduced(const char *where, int listener)
+{
+    unsigned char want[] = "\r\n\r\n\0\r\nQUIT\n"
+                           "\41\21\0\14\177\0\0\1\177\0\0\1";
+    unsigned char got[sizeof(want) - 1 + 4];
+    int client = dial(where, true), fd = accept_one(listener);
+    struct sockaddr_in ours, theirs;
+    socklen_t len = sizeof(ours);
+
+    ck_assert_int_eq(getsockname(client, (struct sockaddr *)&ours, &len), 0);
+    ck_assert_int_eq(getpeername(client, (struct sockaddr *)&theirs, &len), 0);
+    recv_all(fd, got, sizeof(got));
+    ck_assert_mem_eq(got, want, sizeof(want) - 1);
+    ck_assert_mem_eq(got + sizeof(want) - 1, &ours.sin_port, 2);
+    ck_assert_mem_eq(got + sizeof(want) + 1, &theirs.sin_port, 2);
+    talk((int[]){ client, fd });
+    close(client);
+    close(fd);
+}
+
+/* Init file, reload and monitor: with proxy=v2 the target gets a header. */
+START_TEST(proxy)
+{
+    char conf[TEXT_LEN], target[TEXT_LEN], path[PATH_LEN];
+    const char *said, *where, *other;
+    Daemon *guest, *host;
+    int listener, mon;
+
+    listener = listen_any(target);
+    text_format(conf, sizeof(conf), "channel unix-listen:%s/c:-\nmonitor %s/m\n"
+                "iforward s:%s", vp_dir, vp_dir, target);
+    write_file("conf", "%s", conf);
+    guest = daemon_start("guest", "-v -C %s/conf", vp_dir);
+    host = daemon_start("host", "-c unix-connect:%s/c:- -o s:127.0.0.1:0 "
+                        "-o t:127.0.0.1:0", vp_dir);
+    where = daemon_listens(host, "s");
+    other = daemon_listens(host, "t");
+    check_works(where, listener);
+    reload(guest, "%s,proxy=v2\n", conf);
+    daemon_wait(guest, "reload: removed -i s:%s$", target);
+    daemon_wait(guest, "reload: added -i s:%s,proxy=v2$", target);
+    introduced(where, listener);
+    daemon_wait(guest, "s: connection .* to %s for 127\\.0\\.0\\.1:[0-9]+$",
+                target);
+    reload(guest, "%s,proxy=v2\n#\n", conf);
+    ck_assert(!daemon_saw(guest, "(added|removed)"));
+    introduced(where, listener);
+    file_path(path, "m");
+    mon = monitor_batch(path);
+    monitor_ask(mon, "iforward_add t:%s:0,proxy=v2", target);
+    introduced(other, listener);
+    said = monitor_ask(mon, "info iforwards -k");
+    text_format(conf, sizeof(conf), "t:%s:0,proxy=v2", target);
+    ck_assert_str_eq(value(line_find(said, "iforward", 1), "spec"), conf);
+    ck_assert(strstr(monitor_ask(mon, "info iforwards"), ",proxy=v2\n"));
+    ck_assert(strstr(monitor_ask(mon, "info config"), conf));
+    monitor_ask(mon, "iforward_del %s", conf);
+    monitor_ask(mon, "iforward_add t:%s", target);
+    check_works(other, listener);
+    close(mon);
+}
+END_TEST
+
 /* Who cleans /tmp takes the sockets' files away; SIGHUP makes them again. */
 START_TEST(sockets_removed)
 {
@@ -2751,6 +2818,7 @@ int main(void)
     SUITE_LOOP(s, open_to_others, 2);
     SUITE_ADD(s, socket_rights);
     SUITE_ADD(s, socket_owner);
+    SUITE_ADD(s, proxy);
     SUITE_ADD(s, sockets_removed);
     SUITE_ADD(s, log_stays);
     SUITE_ADD(s, pid_file_link);

@@ -487,6 +487,103 @@ START_TEST(early)
 }
 END_TEST
 
+#define SIGNATURE "\r\n\r\n\0\r\nQUIT\n"
+#define PORTS "\234\100\0\26"
+#define FOUR "\300\0\2\7" "\12\0\0\1" PORTS
+#define SIX "\40\1\15\270\0\0\0\0\0\0\0\0\0\0\0\1" \
+            "\40\1\15\270\0\0\0\0\0\0\0\0\0\0\0\2" PORTS
+
+static const struct {
+    size_t origin_len;
+    const char *origin; /* in CONNECT_INIT */
+    size_t header_len;
+    const char *header; /* behind the signature */
+} introductions[] = {
+    { 13, "\4" FOUR, 28, "\41\21\0\14" FOUR },
+    { 37, "\6" SIX, 52, "\41\41\0\44" SIX },
+    { 1, "\1", 16, "\40\0\0\0" },
+    { 1, "\0", 16, "\40\0\0\0" },
+    { 0, "", 16, "\40\0\0\0" },
+    { 12, "\4" FOUR, 16, "\40\0\0\0" },
+};
+
+/*
+ * A header of the PROXY protocol comes before all that the client sent early,
+ * once, although the channel is cut meanwhile, however little the target's
+ * socket takes at a time, and at no expense of the connection's credit.
+ */
+START_TEST(introduced)
+{
+    size_t len = introductions[_i].header_len, n = 0;
+    uint8_t msg[100], got[60 + VP_WINDOW_INIT], data[VP_WINDOW_INIT];
+    static Rig r;
+    ssize_t part;
+    Busy b;
+    int fd;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    vp_iforward_proxy(r.drv, "busy");
+    memcpy(msg + msg_init(msg, "busy", 1000), introductions[_i].origin,
+           introductions[_i].origin_len);
+    peer_send(&r, VP_PKT_CONTROL, VP_FLAG_CLIENT, 1, msg,
+              14 + introductions[_i].origin_len);
+    bytes_fill(data, sizeof(data), 1, 0);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, data, sizeof(data));
+    ck_assert_uint_eq(rig_conn(&r, 1, false).buf_len, len + sizeof(data));
+    rig_unplug(&r);
+    peer_claim(&r.peer);
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    ck_assert(peer_shake(&r));
+    ck_assert_str_eq(rig_conn(&r, 1, false).in, "WAIT");
+    busy_no_more(&b);
+    box.io_max = 7;
+    box_run(r.loop, 100 * MS);
+    fd = rig_accept(&r, b.listener);
+    while (n < len + sizeof(data)) {
+        box_wait(r.loop, (part = recv(fd, got + n, sizeof(got) - n, 0)) > 0);
+        n += (size_t)part;
+    }
+    box.io_max = 0;
+    ck_assert_uint_eq(n, len + sizeof(data));
+    ck_assert_mem_eq(got, SIGNATURE, 12);
+    ck_assert_mem_eq(got + 12, introductions[_i].header, len - 12);
+    ck_assert_mem_eq(got + len, data, sizeof(data));
+    ck_assert_uint_eq(rig_conn(&r, 1, false).rx_taken, sizeof(data));
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "more", 4);
+    ck_assert_int_eq(recv(fd, got, sizeof(got), 0), 4);
+    ck_assert_mem_eq(got, "more", 4);
+    close(fd);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* The target takes the connection, and not even the header. */
+START_TEST(introduced_in_vain)
+{
+    static Rig r;
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    vp_iforward_proxy(r.drv, "busy");
+    peer_init(&r, 1, "busy", 1000);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "abc", 3);
+    ck_assert_uint_eq(rig_conn(&r, 1, false).buf_len, 16 + 3);
+    box_run(r.loop, 100 * MS); /* no ack is due any more */
+    busy_no_more(&b);
+    box_fail(CALL_WRITE, EPIPE, 0, 1);
+    box_run(r.loop, 100 * MS);
+    ck_assert_str_eq(rig_conn(&r, 1, false).out, "BROKEN");
+    ck_assert_uint_eq(rig_conn(&r, 1, false).rx_taken, 3);
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
 /* The peer gives up, or the session ends, before the target is there. */
 START_TEST(early_end)
 {
@@ -2612,6 +2709,8 @@ int main(void)
     SUITE_ADD(s, end_beside_many);
     SUITE_ROWS(s, refused, refusals);
     SUITE_LOOP(s, early, 2);
+    SUITE_ROWS(s, introduced, introductions);
+    SUITE_ADD(s, introduced_in_vain);
     SUITE_LOOP(s, early_end, 5);
     SUITE_ADD(s, mute_addresses);
     SUITE_ADD(s, crowd_waits);
