@@ -17,7 +17,8 @@
  *   init file  the command line, the init file it names, and the key: read,
  *              checked as a whole, and printed by --dump-config
  *   addresses  of hosts and paths; a child waits for the name server
- *   listeners  sockets to listen on, and the files of unix sockets
+ *   listeners  sockets to listen on, our own and inherited ones, and the files of
+ *              unix sockets
  *   channels   what can't be opened now, or is lost later, is tried again for
  *              ever
  *   forwards   oforwards and iforwards
@@ -560,6 +561,7 @@ typedef struct Spec {
     const char *service_id;  /* of an 'o' or 'i' only */
     const char *addr;
     const char *port;        /* NULL: '-' was given */
+    bool inherited;          /* ADDR is the number or name of a descriptor */
     unsigned channel_id;
     Props props;
     const char *props_text;  /* these as they were given, ",..."; or "" */
@@ -812,9 +814,21 @@ static unsigned speed_baud(speed_t speed)
     return 0;
 }
 
+/* check_inherited() - ADDR is the number or the name of a descriptor */
+static bool check_inherited(Spec *spec, Error *err)
+{
+    bool digits = spec->addr[strspn(spec->addr, "0123456789")] == '\0';
+    unsigned long number;
+
+    spec->inherited = true;
+    return (digits ? parse_number(spec->addr, 0, INT_MAX, &number)
+                   : spec->addr[0] != '-') ||
+           spec_error(spec, err, "'%s' is neither the number nor the name of "
+                      "a descriptor", spec->addr);
+}
+
 static bool check_channel(Spec *spec, const char *method, Error *err)
 {
-    unsigned long number;
     size_t m = 0;
 
     while (m < COUNT(method_name) && strcmp(method, method_name[m]) != 0) {
@@ -846,9 +860,7 @@ static bool check_channel(Spec *spec, const char *method, Error *err)
                           spec->port, method);
     }
     if (spec->method == INHERITED_FD) {
-        return parse_number(spec->addr, 0, INT_MAX, &number) ||
-               spec_error(spec, err, "'%s' is not the number of a "
-                          "descriptor", spec->addr);
+        return check_inherited(spec, err);
     }
     return spec->method == VIRTSERIAL_OPEN || check_path(spec, err);
 }
@@ -861,7 +873,11 @@ static void spec_free(Spec *spec)
     *spec = (Spec){ .text = NULL };
 }
 
-/* check_monitor() - PATH, in brackets if it has a comma, and its properties */
+/*
+ * check_monitor() - PATH, in brackets if it has a comma, and its properties
+ *
+ * Without brackets it may be "fd:" and a descriptor.
+ */
 static bool check_monitor(Spec *spec, Error *err)
 {
     char *rest = spec->fields, *end = strrchr(rest, ']');
@@ -878,6 +894,10 @@ static bool check_monitor(Spec *spec, Error *err)
     }
     if (rest > spec->addr && rest[0] != '\0') {
         return spec_error(spec, err, "'%s' after ']'", rest);
+    }
+    if (rest == spec->addr && strncmp(rest, "fd:", 3) == 0) {
+        spec->addr += 3;
+        return check_inherited(spec, err);
     }
     if (spec->addr[0] == '\0') {
         return spec_error(spec, err, "PATH is empty");
@@ -932,6 +952,12 @@ static bool spec_check(Spec *spec, Error *err)
                           "ASCII characters without blanks",
                           VP_SERVICE_ID_LEN);
     }
+    if (spec->option == 'o' && spec->port != NULL &&
+        strcmp(spec->addr, "fd") == 0) {
+        spec->addr = spec->port;
+        spec->port = NULL;
+        return check_inherited(spec, err);
+    }
     if (spec->option == 'W' && spec->port != NULL) {
         return spec_error(spec, err, "PORT '%s' where -W takes '-'",
                           spec->port);
@@ -966,7 +992,8 @@ static bool check_props(const Spec *spec, Error *err)
                    (spec->option == 'c' && spec->method == UNIX_LISTEN);
 
     return (spec->props.mode < 0 && spec->props.group < 0) ||
-           (listens && spec->port == NULL && !path_is_abstract(spec->addr)) ||
+           (listens && spec->port == NULL && !spec->inherited &&
+            !path_is_abstract(spec->addr)) ||
            spec_error(spec, err, "mode and group are for the file of a unix "
                       "socket to listen on");
 }
@@ -998,7 +1025,8 @@ static const char *spec_name(const Spec *spec)
 /* spec_where() - ADDR:PORT, or ADDR, and properties; cut to fit @buf */
 static const char *spec_where(const Spec *spec, char *buf, size_t size)
 {
-    snprintf(buf, size, spec->port == NULL ? "%s%.0s%s"
+    snprintf(buf, size, spec->inherited ? "fd:%s%.0s%s"
+             : spec->port == NULL ? "%s%.0s%s"
              : strchr(spec->addr, ':') != NULL ? "[%s]:%s%s" : "%s:%s%s",
              spec->addr, spec->port != NULL ? spec->port : "",
              spec->props_text);
@@ -1009,7 +1037,7 @@ static const char *spec_where(const Spec *spec, char *buf, size_t size)
 static bool spec_same(const Spec *a, const Spec *b)
 {
     return a->option == b->option && a->channel_id == b->channel_id &&
-           strcmp(a->addr, b->addr) == 0 &&
+           strcmp(a->addr, b->addr) == 0 && a->inherited == b->inherited &&
            props_same(&a->props, &b->props) &&
            (a->port == NULL) == (b->port == NULL) &&
            (a->port == NULL || strcmp(a->port, b->port) == 0) &&
@@ -1219,7 +1247,8 @@ static const Option options[] = {
       "          tcp-connect:HOST:PORT     tcp-listen:HOST:PORT\n"
       "          virtserial-open:PORT:-  isaserial-open:DEVICE:BAUD ('-': "
       "115200)\n"
-      "          fd:NUMBER:-               an inherited descriptor" },
+      "          fd:NUMBER:-               an inherited descriptor, or one by\n"
+      "                                    its name in systemd's LISTEN_FDNAMES" },
     { "oforward", 'o', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
       .help = "listen at ADDR:PORT, forward to the other side's SERVICE_ID" },
     { "iforward", 'i', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
@@ -1227,7 +1256,8 @@ static const Option options[] = {
       "        PORT '-': ADDR is the path of a unix socket; [::1] for IPv6;\n"
       "        -o with PORT 0 picks a free port, the log names it\n"
       "        ...,mode=MODE,group=GROUP: of a unix socket's file, of -o\n"
-      "        ...,proxy=v2: tell -i's target who the client is" },
+      "        ...,proxy=v2: tell -i's target who the client is\n"
+      "        -o SERVICE_ID:fd:NAME: an inherited socket that listens" },
     { "grace", 0, NUMBER, AT(grace), .value = "SECONDS", .min = 0,
       .max = 1000000, .standard = 30,
       .help = "connections wait so long without a channel" },
@@ -2550,6 +2580,290 @@ static const char *listen_error(int rc)
     return rc == -EEXIST ? "the file is not a socket" : strerror(-rc);
 }
 
+/* ---- inherited descriptors -------------------------------------------- */
+
+/*
+ * Descriptors that were open when we began.  Later a number tells nothing,
+ * because our own have taken the free ones.
+ *
+ * One that listens stays here, and who listens has a copy: when a reload adds
+ * the same spec again, because its channel's line has changed, clients that
+ * have come meanwhile are in its queue.
+ */
+static struct {
+    int fd;           /* -1: there was none, or it is a channel's now */
+    const Spec *user; /* that listens on it, or NULL */
+} inherited[1024];
+
+/* The first descriptor of systemd's protocol, see sd_listen_fds(3). */
+#define LISTEN_FDS_START 3
+
+static int listen_fds;              /* how many of them there are */
+static const char *listen_fd_names; /* with colons between, or NULL */
+
+/* inherited_find() - before anything is opened, and before any fork() */
+static void inherited_find(void)
+{
+    const char *pid = getenv("LISTEN_PID"), *n = getenv("LISTEN_FDS");
+    unsigned long number;
+
+    for (int fd = 0; fd < (int)COUNT(inherited); fd++) {
+        inherited[fd].fd = fcntl(fd, F_GETFD) >= 0 ? fd : -1;
+    }
+    if (pid != NULL && n != NULL &&
+        parse_number(pid, 1, INT_MAX, &number) && (pid_t)number == getpid() &&
+        parse_number(n, 1, COUNT(inherited) - LISTEN_FDS_START, &number)) {
+        listen_fds = (int)number;
+        listen_fd_names = getenv("LISTEN_FDNAMES");
+    }
+    for (int i = 0; i < listen_fds; i++) {
+        fcntl(LISTEN_FDS_START + i, F_SETFD, FD_CLOEXEC);
+    }
+}
+
+/* inherited_name() - of descriptor @fd; returns its length, 0: it has none */
+static int inherited_name(int fd, const char **name)
+{
+    const char *at = listen_fd_names;
+
+    if (fd < LISTEN_FDS_START || fd >= LISTEN_FDS_START + listen_fds) {
+        return 0;
+    }
+    for (; at != NULL && fd > LISTEN_FDS_START; fd--) {
+        at = strchr(at, ':');
+        at = at != NULL ? at + 1 : NULL;
+    }
+    *name = at;
+    return at != NULL ? (int)strcspn(at, ":") : 0;
+}
+
+/* inherited_next() - the first descriptor after @fd that @spec names, or -1 */
+static int inherited_next(const Spec *spec, int fd)
+{
+    const char *name;
+    unsigned long number;
+
+    if (parse_number(spec->addr, 0, INT_MAX, &number)) {
+        return fd < (int)number ? (int)number : -1;
+    }
+    while (++fd < LISTEN_FDS_START + listen_fds) {
+        int len = inherited_name(fd, &name);
+
+        if (len > 0 && strlen(spec->addr) == (size_t)len &&
+            strncmp(spec->addr, name, (size_t)len) == 0) {
+            return fd;
+        }
+    }
+    return -1;
+}
+
+/* socket_listens() - is it a stream socket that listens? */
+static bool socket_listens(int fd)
+{
+    int type = 0, listens = 0;
+    socklen_t len = sizeof(int);
+
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 &&
+           type == SOCK_STREAM &&
+           getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) == 0 &&
+           listens != 0;
+}
+
+/* null_open() - what takes a descriptor's number, and no byte of anybody's */
+static int null_open(void)
+{
+    int fd = open("/dev/null", O_RDWR);
+
+    return fd >= 0 ? fd : open("/", O_RDONLY);
+}
+
+/* null_at() - make the descriptors from @fd to @last ones of null_open() */
+static void null_at(int fd, int last)
+{
+    int null = null_open();
+
+    for (; null >= 0 && fd <= last; fd++) {
+        dup2(null, fd);
+    }
+    if (null > STDERR_FILENO) {
+        close(null);
+    }
+}
+
+/*
+ * standard_move() - move @fd if it is stdin, stdout or stderr
+ *
+ * Else it would be logged to, or be replaced when we go to the background.
+ * Returns its new number, or -1: see errno.
+ */
+static int standard_move(int fd)
+{
+    int copy;
+
+    if (fd > STDERR_FILENO) {
+        return fd;
+    }
+    copy = fcntl(fd, F_DUPFD, STDERR_FILENO + 1);
+    if (copy >= 0) {
+        null_at(fd, fd);
+    }
+    return copy;
+}
+
+/* inherited_listens() - is the first descriptor of @spec one to listen on? */
+static bool inherited_listens(const Spec *spec)
+{
+    int given = inherited_next(spec, -1);
+
+    return given >= 0 && given < (int)COUNT(inherited) &&
+           inherited[given].fd >= 0 && socket_listens(inherited[given].fd);
+}
+
+/* inherited_unnamed() - say that @spec names no descriptor; false */
+static bool inherited_unnamed(const Spec *spec, Error *err)
+{
+    return error_set(err, "-%c '%.128s': there is no descriptor of this name: "
+                     "%s%.128s", spec->option, spec->text,
+                     listen_fds == 0 ? "LISTEN_FDS has none for this process"
+                     : listen_fd_names == NULL ? "LISTEN_FDNAMES is not set"
+                     : "LISTEN_FDNAMES is ",
+                     listen_fd_names != NULL ? listen_fd_names : "");
+}
+
+/* inherited_error() - say what is wrong with descriptor @given; false */
+static bool inherited_error(const Spec *spec, int given, const char *why,
+                            Error *err)
+{
+    return error_set(err, "-%c '%.128s': descriptor %d: %s", spec->option,
+                     spec->text, given, why);
+}
+
+/* inherited_wrong() - why nobody can have descriptor @given, or NULL */
+static const char *inherited_wrong(int given)
+{
+    if (given >= (int)COUNT(inherited)) {
+        return "only those below 1024 can be inherited";
+    }
+    return inherited[given].fd < 0 || inherited[given].user != NULL
+           ? "it was not open at the start, or is taken" : NULL;
+}
+
+/*
+ * inherited_copy() - have @spec listen on descriptor @given
+ * @copy:  becomes its own, non-blocking
+ *
+ * Returns NULL, or why it can't.
+ */
+static const char *inherited_copy(const Spec *spec, int given, int *copy)
+{
+    const char *wrong = inherited_wrong(given);
+    VPAddr addr;
+    int fd;
+
+    if (wrong != NULL) {
+        return wrong;
+    }
+    fd = inherited[given].fd;
+    if (!socket_listens(fd)) {
+        return "it is not a stream socket that listens";
+    }
+    addr_bound(fd, &addr);
+    if (addr.ss.ss_family != AF_UNIX &&
+        (spec->option == 'm' || (spec->option == 'o' &&
+         strcmp(spec->service_id, VP_ANY_SERVICE) == 0))) {
+        return "it is not a unix socket";
+    }
+    fd = standard_move(fd);
+    if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
+        (*copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0) {
+        return strerror(errno);
+    }
+    inherited[given].fd = fd;
+    inherited[given].user = spec;
+    return NULL;
+}
+
+/* inherited_release() - @spec listens no more */
+static void inherited_release(const Spec *spec)
+{
+    for (size_t i = 0; i < COUNT(inherited); i++) {
+        if (inherited[i].user == spec) {
+            inherited[i].user = NULL;
+        }
+    }
+}
+
+/*
+ * inherited_listen() - listen on the descriptors that @spec names
+ * @fds:  become copies of them, as many as @spec has addresses then, at most
+ *        @most
+ *
+ * Nobody else can listen there until inherited_release().
+ */
+static bool inherited_listen(Spec *spec, int *fds, int most, Error *err)
+{
+    VPAddr addrs[MAX_ADDRS];
+    const char *wrong = NULL;
+    int given = inherited_next(spec, -1), n = 0;
+
+    if (given < 0) {
+        return inherited_unnamed(spec, err);
+    }
+    while (given >= 0 && wrong == NULL) {
+        wrong = n == most ? "too many have this name"
+                          : inherited_copy(spec, given, &fds[n]);
+        if (wrong == NULL) {
+            addr_bound(fds[n], &addrs[n]);
+            n++;
+            given = inherited_next(spec, given);
+        }
+    }
+    if (wrong == NULL && spec_keep(spec, addrs, n)) {
+        return true;
+    }
+    while (n > 0) {
+        close(fds[--n]);
+    }
+    inherited_release(spec);
+    return wrong == NULL ? error_memory(err)
+                         : inherited_error(spec, given, wrong, err);
+}
+
+/* inherited_close() - what nobody uses: others may wait until it is closed */
+static void inherited_close(void)
+{
+    for (size_t i = 0; i < COUNT(inherited); i++) {
+        if (inherited[i].user == NULL) {
+            if (inherited[i].fd > STDERR_FILENO) {
+                close(inherited[i].fd);
+            }
+            inherited[i].fd = -1;
+        }
+    }
+}
+
+/* inherited_check() - say so if a starter's socket is one that nobody serves */
+static void inherited_check(void)
+{
+    Text unused = { .data = NULL };
+    const char *name;
+
+    for (int i = 0; i < listen_fds; i++) {
+        int fd = LISTEN_FDS_START + i, len = inherited_name(fd, &name);
+
+        if (inherited[fd].fd >= 0 && inherited[fd].user == NULL) {
+            text_add(&unused, len > 0 ? " %d (%.*s)" : " %d", fd, len, name);
+        }
+    }
+    if (unused.len > 0) {
+        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "no -o, -m or -c uses these "
+               "descriptors of LISTEN_FDS:%s", unused.data);
+    }
+    text_free(&unused);
+}
+
+/* ---- addresses and their sockets -------------------------------------- */
+
 /* Tries to find a port that is free in both families. */
 #define PORT_TRIES 100
 
@@ -2660,7 +2974,7 @@ static int listening_take(Listening *l, const int *fds, Error *err)
             continue;
         }
         addr_bound(fds[i], &at);
-        if (spec->port == NULL) {
+        if (spec->port == NULL && !spec->inherited) {
             l->file = socket_file_keep(spec->addr);
         }
         rc = l->take(l->opaque, fds[i]);
@@ -2832,6 +3146,12 @@ static bool listening_start(Listening *l, bool patient, Error *err)
     l->lookup.spec = l->spec;
     l->lookup.done = listening_looked_up;
     l->lookup.opaque = l;
+    if (l->spec->inherited) {
+        int fds[MAX_ADDRS];
+
+        return inherited_listen(l->spec, fds, MAX_ADDRS, err) &&
+               listening_take(l, fds, err) == 0;
+    }
     if (spec_known(l->spec)) {
         return listening_bind(l, patient, err) == 0;
     }
@@ -2849,6 +3169,7 @@ static void listening_stop(Listening *l)
     starting_less(l);
     socket_file_remove(l->file);
     l->file = NULL;
+    inherited_release(l->spec);
 }
 
 /* ======================================================================
@@ -3592,84 +3913,15 @@ static void channel_unlisten(void *opaque, int fd)
     }
 }
 
-/* ---- inherited descriptors -------------------------------------------- */
-
-/*
- * Which descriptors were open when we began, and are not used yet.  Later a
- * number tells nothing, because our own have taken the free ones.
- */
-static bool inherited[1024];
-
-/* inherited_close() - what nobody uses: others may wait until it is closed */
-static void inherited_close(void)
-{
-    for (int fd = 0; fd < (int)COUNT(inherited); fd++) {
-        if (inherited[fd] && fd > STDERR_FILENO) {
-            close(fd);
-        }
-        inherited[fd] = false;
-    }
-}
-
-/* inherited_find() - before anything is opened */
-static void inherited_find(void)
-{
-    for (int fd = 0; fd < (int)COUNT(inherited); fd++) {
-        inherited[fd] = fcntl(fd, F_GETFD) >= 0;
-    }
-}
-
-/* null_open() - what takes a descriptor's number, and no byte of anybody's */
-static int null_open(void)
-{
-    int fd = open("/dev/null", O_RDWR);
-
-    return fd >= 0 ? fd : open("/", O_RDONLY);
-}
-
-/* null_at() - make the descriptors from @fd to @last ones of null_open() */
-static void null_at(int fd, int last)
-{
-    int null = null_open();
-
-    for (; null >= 0 && fd <= last; fd++) {
-        dup2(null, fd);
-    }
-    if (null > STDERR_FILENO) {
-        close(null);
-    }
-}
-
-/*
- * standard_move() - move @fd if it is stdin, stdout or stderr
- *
- * Else it would be logged to, or be replaced when we go to the background.
- * Returns its new number, or -1: see errno.
- */
-static int standard_move(int fd)
-{
-    int copy;
-
-    if (fd > STDERR_FILENO) {
-        return fd;
-    }
-    copy = fcntl(fd, F_DUPFD, STDERR_FILENO + 1);
-    if (copy >= 0) {
-        null_at(fd, fd);
-    }
-    return copy;
-}
+/* ---- inherited descriptors that are channels -------------------------- */
 
 /*
  * inherited_kind() - make @fd ready, whatever it is
  *
  * Returns NULL, or why it can be no channel.
  */
-static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
-                                  bool *listening)
+static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind)
 {
-    int is_listening = 0;
-    socklen_t len = sizeof(is_listening);
     struct stat st;
 
     if (fd < 0 || fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
@@ -3683,8 +3935,6 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
         return strerror(EBUSY);
     }
     if (S_ISSOCK(st.st_mode)) {
-        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &len);
-        *listening = is_listening != 0;
         *kind = VP_CHN_SOCKET;
     } else if (isatty(fd)) {
         int err = tty_take(fd, find_speed(NULL), &ch->tty);
@@ -3707,31 +3957,26 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind,
 /* channel_inherit() - use a descriptor that somebody has opened for us */
 static bool channel_inherit(Channel *ch, Error *err)
 {
-    const char *wrong = "it was not open at the start, or is taken";
-    int given = atoi(ch->spec.addr), fd = -1;
+    int given = inherited_next(&ch->spec, -1), fd, rc;
     VPChannelKind kind = VP_CHN_SOCKET;
-    bool listening = false;
+    const char *wrong;
 
-    if (given >= (int)COUNT(inherited)) {
-        return error_set(err, "-c '%.128s': only descriptors below %zu can be "
-                         "inherited", ch->spec.text, COUNT(inherited));
+    if (given < 0) {
+        return inherited_unnamed(&ch->spec, err);
     }
-    if (inherited[given]) {
-        fd = standard_move(given);
-        wrong = inherited_kind(ch, fd, &kind, &listening);
-        inherited[given] = wrong != NULL && fd == given; /* to try again */
-        if (wrong != NULL && fd >= 0 && fd != given) {
-            close(fd);
+    wrong = inherited_wrong(given);
+    if (wrong == NULL) {
+        fd = standard_move(inherited[given].fd);
+        wrong = inherited_kind(ch, fd, &kind);
+        if (wrong == NULL) {
+            inherited[given].fd = -1;
+            rc = channel_attach(ch, fd, fd, kind);
+            wrong = rc < 0 ? strerror(-rc) : NULL;
+        } else if (fd >= 0) {
+            inherited[given].fd = fd; /* to try again */
         }
     }
-    if (wrong == NULL) {
-        int rc = listening ? channel_listen(ch, fd)
-                           : channel_attach(ch, fd, fd, kind);
-
-        wrong = rc < 0 ? strerror(-rc) : NULL;
-    }
-    return wrong == NULL || error_set(err, "-c '%.128s': descriptor %d: %s",
-                                      ch->spec.text, given, wrong);
+    return wrong == NULL || inherited_error(&ch->spec, given, wrong, err);
 }
 
 /* inherited_lost() - it can't be opened again; end if no channel is left */
@@ -3826,7 +4071,7 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
     if (spec->method == TCP_CONNECT) {
         vp_set_stale(ch->drv, channel_stale);
     }
-    if (spec->method == INHERITED_FD) {
+    if (spec->method == INHERITED_FD && !inherited_listens(spec)) {
         ok = channel_inherit(ch, err);
     } else if (ch->opener == NULL) {
         ch->listening.spec = &ch->spec;
@@ -4832,6 +5077,7 @@ static void show_channel(Show *s, const Channel *ch)
     const VPChannelInfo i = channel_info(s, ch);
     VPPeerInfo peer = { .program = "" };
     char buf[16];
+    VPAddr addr;
 
     if (!s->head) {
         vp_peer_info(ch->drv, &peer);
@@ -4857,7 +5103,15 @@ static void show_channel(Show *s, const Channel *ch)
     show_time(s, "last_error_us", NULL, i.last_error_age, true);
     show_number(s, "protocol", NULL, peer.version, NULL);
     show_text(s, "peer", NULL, peer.program, LEFT);
+    for (int n = 0; n < ch->nlisteners && !s->head; n++) {
+        addr_bound(ch->listeners[n].fd, &addr);
+        show_text(s, "listening", NULL, addr_name(&addr), LEFT);
+    }
     row_end(s);
+    for (int n = 0; n < ch->nlisteners && !s->head && !s->keys; n++) {
+        addr_bound(ch->listeners[n].fd, &addr);
+        text_add(s->out, "     listening on %s\n", addr_name(&addr));
+    }
     if (!s->keys && peer.program[0] != '\0') {
         text_add(s->out, "     the other side: qemu-vp %s, protocol %u\n",
                  peer.program, peer.version);
@@ -5646,8 +5900,10 @@ static bool mon_may(int fd)
 #ifdef SO_PEERCRED
     struct { pid_t pid; uid_t uid; gid_t gid; } who; /* Linux's struct ucred */
     socklen_t len = sizeof(who);
+    VPAddr addr;
 
-    if (path_is_abstract(monitor_spec.addr)) {
+    addr_bound(fd, &addr);
+    if (addr_name(&addr)[0] == '@') {
         return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) == 0 &&
                (who.uid == 0 || who.uid == geteuid());
     }
@@ -5696,11 +5952,17 @@ static bool monitor_listen(Error *err)
     VPAddr addr;
     int fd, rc;
 
-    addr_unix(monitor_spec.addr, &addr);
-    fd = listen_at(&addr, true, &monitor_spec.props);
-    if (fd >= 0) {
-        vp_listener_stop(&monitor_listener);
-        file = socket_file_keep(monitor_spec.addr);
+    if (monitor_spec.inherited) {
+        if (!inherited_listen(&monitor_spec, &fd, 1, err)) {
+            return false;
+        }
+    } else {
+        addr_unix(monitor_spec.addr, &addr);
+        fd = listen_at(&addr, true, &monitor_spec.props);
+        if (fd >= 0) {
+            vp_listener_stop(&monitor_listener);
+            file = socket_file_keep(monitor_spec.addr);
+        }
     }
     monitor_listener.channel = VP_NO_CHANNEL;
     monitor_listener.name = "monitor";
@@ -5800,6 +6062,11 @@ static int monitor_client(const char *path, const char *command)
 
     if (!spec_parse(&monitor_spec, 'm', path, &err)) {
         fprintf(stderr, "qemu-vp: %s\n", err.text);
+        return 1;
+    }
+    if (monitor_spec.inherited) {
+        fprintf(stderr, "qemu-vp: -m '%s': -x needs the path of the socket\n",
+                path);
         return 1;
     }
     fd = client_connect(monitor_spec.addr, ANSWER_TIME);
@@ -6398,6 +6665,7 @@ static bool start(Error *err)
         !start_option('u', s->user, user_become, err)) {
         return false;
     }
+    inherited_check();
     if (channels == NULL) {
         log_at(VP_LOG_INFO, VP_NO_CHANNEL, "no channel yet: the monitor can "
                "add one; -m %s -x COMMAND talks to it", s->monitor);

@@ -315,6 +315,36 @@ recipe_systemd() {
     fi
 }
 
+# The socket unit's settings, played by systemd-socket-activate; the daemon has
+# no capability at all
+recipe_systemd_socket() {
+    need systemd-socket-activate
+    unit=/etc/systemd/system/qemu-vp@vm1.socket
+    put 'systemd as the one' $unit
+    put 'systemd, host;' /etc/systemd/system/qemu-vp@.service
+    if command -v systemd-analyze >/dev/null; then
+        systemd-analyze verify --man=no $unit >/run/said 2>&1 ||
+            { cat /run/said; fail "systemd refuses $unit"; }
+        [ ! -s /run/said ] || { cat /run/said; fail "in $unit"; }
+    fi
+    guest_service
+    mkdir -p /run/vm1
+    qemu-vp -q -c unix-listen:/run/vm1/vp.sock:- -i http:127.0.0.1:22 &
+    until_ok [ -S /run/vm1/vp.sock ]
+    config /etc/qemu-vp/vm1.conf
+    sed -n 's/.*"\(oforward http:[^"]*\)".*/\1/p' /README >>/etc/qemu-vp/vm1.conf
+    # shellcheck disable=SC2046 # ExecStart is words
+    systemd-socket-activate -l "$(sed -n 's/^ListenStream=//p' $unit)" \
+        --fdname="$(sed -n 's/^FileDescriptorName=//p' $unit)" \
+        setpriv --no-new-privs --inh-caps=-all --bounding-set=-all \
+        $(exec_start /etc/systemd/system/qemu-vp@.service) >/run/said 2>&1 &
+    until_ok grep -q ' as 3' /run/said
+    echoes 80 || { cat /run/said; fail 'who starts it is not served'; }
+    echoes 80
+    grep -q 'oforward http: listening on 127.0.0.1:80' /run/said ||
+        { cat /run/said; fail 'it is another that listens'; }
+}
+
 # The guest's unit, beside a host that has QEMU's socket
 recipe_systemd_guest() {
     unit=/etc/systemd/system/qemu-vp-guest.service

@@ -712,7 +712,7 @@ static const BadCommand bad_commands[] = {
     { "channel_add tcp-listen:192.0.2.1:5:1", "192.0.2.1" },
     { "channel_add isaserial-open:/x:7:1", "'7'" },
     { "channel_add fd:99:-:1", "99" },
-    { "channel_add fd:x:-:1", "'x'" },
+    { "channel_add fd:x:-:1", "no descriptor of this name: LISTEN_FDS" },
     { "channel_del", "METHOD:ADDR:PORT" },
     { "channel_del 9", "'9'" },
     { "channel_del s", "'s'" },

@@ -15,9 +15,8 @@
 static const char *const recipes[] = {
     "install", "install_services", "manual", "commands", "virtio", "serial",
     "fifos", "reconnect", "descriptor", "ssh", "ssh_dial", "nginx",
-    "haproxy", "libvirt",
-    "systemd", "systemd_guest", "udev", "sysv", "sysv_busybox", "openrc",
-    "busybox",
+    "haproxy", "libvirt", "systemd", "systemd_socket", "systemd_guest", "udev",
+    "sysv", "sysv_busybox", "openrc", "busybox",
 };
 
 START_TEST(recipe)

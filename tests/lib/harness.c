@@ -181,6 +181,28 @@ static void redirect(const char *log)
     dup2(fd, 2);
 }
 
+/* pass_listeners() - what systemd does before it starts a service */
+static void pass_listeners(const StartOptions *o)
+{
+    int copy[COUNT_OF(o->listen_fds)];
+    char text[16];
+
+    for (int i = 0; i < o->n_listen_fds; i++) {
+        copy[i] = fcntl(o->listen_fds[i], F_DUPFD_CLOEXEC, 100);
+    }
+    for (int i = 0; i < o->n_listen_fds; i++) {
+        dup2(copy[i], 3 + i);
+    }
+    snprintf(text, sizeof(text), "%d", o->n_listen_fds);
+    setenv("LISTEN_FDS", text, 1);
+    snprintf(text, sizeof(text), "%d",
+             o->listen_others ? (int)getppid() : (int)getpid());
+    setenv("LISTEN_PID", text, 1);
+    if (o->listen_names) {
+        setenv("LISTEN_FDNAMES", o->listen_names, 1);
+    }
+}
+
 /* run_daemon() - become the daemon; runs in the forked child */
 static void run_daemon(const StartOptions *o, const char *log, char **argv)
 {
@@ -193,6 +215,9 @@ static void run_daemon(const StartOptions *o, const char *log, char **argv)
     redirect(log);
     if (o->keep_fd > 0) {
         fcntl(o->keep_fd, F_SETFD, 0);
+    }
+    if (o->n_listen_fds > 0) {
+        pass_listeners(o);
     }
     if (o->nofile > 0) {
         limit.rlim_cur = limit.rlim_max = (rlim_t)o->nofile;
