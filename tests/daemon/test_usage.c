@@ -449,11 +449,13 @@ START_TEST(good_forward)
     if (strstr(option[1], "[::1]:0") != NULL && !has_ipv6()) {
         PASS_OVER(HAS_IPV6);
     }
-    d = daemon_start("good", "-c " CHANNEL " %s %s", option[0], option[1]);
+    d = daemon_start("good", "-c " CHANNEL " -f %s/pid %s %s", vp_dir, option[0],
+                     option[1]);
     /* The channel's state is worth an info line, which -q -q keeps away. */
     if (strcmp(option[0], "-q") != 0) {
         daemon_wait(d, "/nonexistent/channel");
     } else {
+        file_wait("pid", "\n");          /* from then on it takes signals */
         sleep_ms(200);
         ck_assert_int_eq(daemon_count(d, "."), 0);
     }
