@@ -2237,6 +2237,7 @@ typedef enum VPReason {
     VP_REASON_RESOURCES,
     VP_REASON_OTHER,
     VP_REASON_ENDING, /* the daemon ends: deliver what it sent before */
+    VP_REASON_GONE,   /* nobody is left who reads; no more data: the same */
 } VPReason;
 
 static const char *reason_str(unsigned reason)
@@ -2251,9 +2252,10 @@ static const char *reason_str(unsigned reason)
         [VP_REASON_RESOURCES] = "out of memory or descriptors",
         [VP_REASON_OTHER] = "failed",
         [VP_REASON_ENDING] = "the other side's daemon ends",
+        [VP_REASON_GONE] = "nobody is left at the other side",
     };
 
-    return text[reason <= VP_REASON_ENDING ? reason : VP_REASON_OTHER];
+    return text[reason <= VP_REASON_GONE ? reason : VP_REASON_OTHER];
 }
 
 static VPReason reason_from_errno(int err)
@@ -5142,17 +5144,23 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *     and in is not                           as reset here
  *   both halves CLOSED in order                               -> FREE
  *   end of data when BROKEN       -> CLOSED   -> CLOSED       -> CLOSING
- *   reset here, or by a limit     -> CLOSED   -> CLOSED       -> CLOSING, FREE
+ *   reset here, or by a limit,
+ *     or the socket's owner is gone
+ *     after its end of data       -> CLOSED   -> CLOSED       -> CLOSING, FREE
  *   RESET or REFUSED came,
  *     or the session is over      -> CLOSED   -> CLOSED       -> FREE
  *   RESET as the peer ends,
  *     and bytes wait              -> CLOSED                   -> ENDING
+ *   RESET as the owner of its
+ *     socket is gone              -> CLOSED   as CLOSE        -> ENDING
  *   CONNECT_INIT came with its id CLOSED      DRAIN           -> ENDING
  *   ENDING's time is over         CLOSED      -> CLOSED       -> FREE
  *   RESET or REFUSED sent                                     CLOSING -> FREE
  *
  * A reset closes the socket so that its owner sees a reset, too: see
- * socket_setup().
+ * socket_setup().  It may overtake data, as TCP's does.  Who resets a unix
+ * socket is only gone, and all that he sent is read first: so the peer delivers
+ * it, and then closes its own socket in order.
  *
  * Pull, not push.  Nothing queues in front of the channel: a local socket is
  * read only when the link may send its bytes now, straight into the send
@@ -5762,10 +5770,35 @@ static void conn_abort(VPConn *c, VPResetBy by, VPReason reason,
     }
 }
 
+/* conn_is_unix() - is its local socket, which there is, a unix socket? */
+static bool conn_is_unix(const VPConn *c)
+{
+    VPAddr addr = { .len = sizeof(addr.ss) };
+
+    return getsockname(c->fd, (struct sockaddr *)&addr.ss, &addr.len) == 0 &&
+           addr.ss.ss_family == AF_UNIX;
+}
+
+/* conn_lose() - the local socket's owner is gone, all that he sent is read */
+static void conn_lose(VPConn *c, const char *why)
+{
+    if (conn_known(c) && !conn_over(c) && conn_is_unix(c)) {
+        conn_set_life(c, LIFE_CLOSING, why);
+        c->reason = VP_REASON_GONE;
+        conn_set_due(c, DUE_RESET);
+    } else {
+        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, why);
+    }
+}
+
 /* conn_refuse() - there will be no connection to the target */
 static void conn_refuse(VPConn *c, VPReason reason)
 {
     conns_refused(c->conns, reason);
+    if (c->life == LIFE_ENDING) {
+        conn_set_life(c, LIFE_FREE, reason_str(reason));
+        return;
+    }
     conn_set_life(c, LIFE_CLOSING, reason_str(reason));
     c->reason = (uint8_t)reason;
     conn_set_due(c, DUE_REFUSED);
@@ -5831,17 +5864,29 @@ static void conn_end(VPConn *c)
     }
 }
 
+/* conn_settles() - is its target's kernel all that it waits for? */
+static bool conn_settles(const VPConn *c)
+{
+    return c->life == LIFE_ENDING && c->ends_at == 0 && c->out == OUT_CLOSED;
+}
+
 /* conn_check_over() - have both directions ended in order? */
 static void conn_check_over(VPConn *c)
 {
-    if (c->in == IN_CLOSED && c->out == OUT_CLOSED && !conn_over(c)) {
-        struct linger off = { 0, 0 };
+    struct linger off = { 0, 0 };
 
-        if (c->fd >= 0) {
-            setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
-        }
-        conn_set_life(c, LIFE_FREE, "both directions have ended");
+    if (c->in != IN_CLOSED || c->out != OUT_CLOSED || conn_over(c)) {
+        return;
     }
+    if (conn_settles(c) && conn_queued(c) > 0 && !conn_is_unix(c)) {
+        /* what nobody reads would make of close() a reset, and lose it */
+        conns_sweep_later(c->conns);
+        return;
+    }
+    if (c->fd >= 0) {
+        setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
+    }
+    conn_set_life(c, LIFE_FREE, "both directions have ended");
 }
 
 /* ---- credit ----------------------------------------------------------- */
@@ -5969,7 +6014,7 @@ static void conn_break(VPConn *c)
     static const char why[] = "the local socket takes no more";
 
     if (c->in != IN_OPEN) {
-        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, why);
+        conn_lose(c, why);
         return;
     }
     c->rx_taken += c->buf_len - c->lead;
@@ -6155,7 +6200,7 @@ static void conn_eof(VPConn *c)
 
     sched_leave(&c->conns->sched, &c->turn);
     if (conn_broken(c)) {
-        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, why);
+        conn_lose(c, why);
         return;
     }
     conn_set_in(c, IN_EOF, why);
@@ -6247,7 +6292,7 @@ static bool conn_read(VPConn *c)
         return true;
     }
     if (n < 0) {
-        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, strerror(errno));
+        conn_lose(c, strerror(errno));
         return true;
     }
     if (n == 0) {
@@ -6422,10 +6467,12 @@ static void conn_connected(VPConn *c, int fd, const VPOrigin *origin)
         return;
     }
     c->fd = fd;
-    conn_set_in(c, IN_OPEN, why);
+    if (c->life == LIFE_OPEN) {
+        conn_set_in(c, IN_OPEN, why);
+        conn_set_due(c, DUE_ACK);
+    }
     conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN, why);
     conn_log_begin(c, origin_str(origin, client, sizeof(client)));
-    conn_set_due(c, DUE_ACK);
     conn_write(c, iov, 0);
 }
 
@@ -6462,31 +6509,33 @@ static void conn_ready(void *opaque, int fd, int events)
     }
 }
 
-/* conn_is_reset() - did its socket's owner reset it, as far as poll() tells? */
-static bool conn_is_reset(const VPConn *c)
+/* conn_is_lost() - did its socket's owner reset it, as far as poll() tells? */
+static bool conn_is_lost(const VPConn *c)
 {
     struct pollfd pfd = { .fd = c->fd };
-    VPAddr addr = { .len = sizeof(addr.ss) };
 
     if (poll(&pfd, 1, 0) <= 0 || !(pfd.revents & (POLLERR | POLLHUP))) {
         return false;
+    }
+    if (conn_is_unix(c)) {
+        /* else what its owner has sent is still to be read */
+        return c->in != IN_OPEN;
     }
     /* a write that broke it has taken the error, FreeBSD shows none */
     if ((pfd.revents & POLLERR) || conn_broken(c)) {
         return true;
     }
     /* HUP: both ends of a TCP are shut, and ours was not by us */
-    return c->out == OUT_OPEN &&
-           getsockname(c->fd, (struct sockaddr *)&addr.ss, &addr.len) == 0 &&
-           addr.ss.ss_family != AF_UNIX;
+    return c->out == OUT_OPEN;
 }
 
 /*
- * sweep_timer() - find resets of sockets that aren't read
+ * sweep_timer() - find those whose owner is gone though nobody reads them
  *
- * That is so after end of data, and while a connection waits for its turn or
+ * Nobody reads after end of data, and while a connection waits for its turn or
  * for credit; in the second case the bytes that are still to be read get
- * another second.
+ * another second.  Those that wait for their target's kernel are looked at as
+ * well.
  */
 static void sweep_timer(void *opaque)
 {
@@ -6499,16 +6548,17 @@ static void sweep_timer(void *opaque)
         bool waits = c->in == IN_OPEN &&
                      (sched_waits(&c->turn) || c->tx_count == c->tx_limit);
 
-        if (c->fd < 0 || (!half && !waits)) {
+        if (c->fd < 0 || (!half && !waits && !conn_settles(c))) {
             continue;
         }
         conns_sweep_later(cs);
-        if (conn_is_reset(c)) {
-            if (half || c->doomed) {
-                conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE,
-                           "reset by its owner");
+        if (conn_is_lost(c)) {
+            if (!waits || c->doomed) {
+                conn_lose(c, "its owner is gone");
             }
             c->doomed = true;
+        } else {
+            conn_check_over(c);
         }
     }
 }
@@ -6607,6 +6657,22 @@ static const char *conn_handle_close(VPConn *c)
     return NULL;
 }
 
+/* conn_handle_gone() - its socket has no owner any more over there */
+static void conn_handle_gone(VPConn *c)
+{
+    const char *why = reason_str(VP_REASON_GONE);
+
+    conn_set_life(c, LIFE_ENDING, why);
+    conn_set_in(c, IN_CLOSED, why);
+    if (conn_broken(c)) {
+        conn_forget(c, why);
+    } else if (c->out == OUT_WAIT || c->out == OUT_OPEN) {
+        conn_handle_close(c);
+    } else {
+        conn_check_over(c);
+    }
+}
+
 /* conn_named() - the connection that @pkt is about; NULL if it knows of none */
 static VPConn *conn_named(VPConns *cs, const VPPacket *pkt, bool client)
 {
@@ -6629,6 +6695,9 @@ static void conn_handle_reset(VPConn *c, const uint8_t *msg)
     if (msg[0] == VP_MSG_RESET && msg[1] == VP_REASON_ENDING &&
         !conn_over(c)) {
         conn_end(c);
+    } else if (msg[0] == VP_MSG_RESET && msg[1] == VP_REASON_GONE &&
+               !conn_over(c)) {
+        conn_handle_gone(c);
     } else if (msg[0] == VP_MSG_RESET) {
         conn_reset(c, VP_RESET_PEER, reason_str(msg[1]));
     } else {

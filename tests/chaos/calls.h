@@ -37,6 +37,7 @@ int sim_setsockopt(int fd, int level, int name, const void *value,
                    socklen_t len);
 int sim_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
 int sim_getsockname(int fd, struct sockaddr *addr, socklen_t *len);
+int sim_getpeername(int fd, struct sockaddr *addr, socklen_t *len);
 int sim_poll(struct pollfd *fds, nfds_t n, int timeout);
 int sim_select(int n, fd_set *r, fd_set *w, fd_set *e,
                struct timeval *timeout);

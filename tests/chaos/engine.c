@@ -47,7 +47,7 @@
 #define getsockopt(fd, level, name, value, len) \
     sim_getsockopt(fd, level, name, value, len)
 #define getsockname(fd, addr, len) sim_getsockname(fd, addr, len)
-#define getpeername(fd, addr, len) sim_getsockname(fd, addr, len)
+#define getpeername(fd, addr, len) sim_getpeername(fd, addr, len)
 #define poll(fds, n, timeout) sim_poll(fds, n, timeout)
 #define select(n, r, w, e, timeout) sim_select(n, r, w, e, timeout)
 #define epoll_create1(flags) (-1) /* a simulated machine has none */

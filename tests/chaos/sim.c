@@ -646,8 +646,8 @@ int sim_accept(int fd, struct sockaddr *addr, socklen_t *len)
             s->waiting = false;
             sim_on->waiting[f->index]--;
             sim_on->vain = 0;
-            addr->sa_family = AF_UNIX;
-            *len = sizeof(addr->sa_family);
+            addr->sa_family = AF_INET;
+            *len = sizeof(struct sockaddr_in);
             return machine_open(sim_on, FILE_SOCK, i);
         }
     }
@@ -686,15 +686,28 @@ int sim_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
     return 0;
 }
 
+/* sim_name() - an end of a socket; they are all TCP, which can be reset */
+static int sim_name(int fd, int port, struct sockaddr *addr, socklen_t *len)
+{
+    struct sockaddr_in in = { .sin_family = AF_INET };
+
+    file_of(fd);
+    in.sin_port = htons((uint16_t)port);
+    memcpy(addr, &in, sizeof(in));
+    *len = sizeof(in);
+    return 0;
+}
+
 int sim_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 {
-    if (sim_on == NULL) {
-        return getsockname(fd, addr, len);
-    }
-    file_of(fd);
-    addr->sa_family = AF_UNIX;
-    *len = sizeof(addr->sa_family);
-    return 0;
+    return sim_on == NULL ? getsockname(fd, addr, len)
+                          : sim_name(fd, 1, addr, len);
+}
+
+int sim_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
+{
+    return sim_on == NULL ? getpeername(fd, addr, len)
+                          : sim_name(fd, 2, addr, len);
 }
 
 int sim_shutdown(int fd, int how)

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -379,6 +380,49 @@ START_TEST(reset_after_half_close)
     expect_reset(client);
     close(client);
     check_works(&w);
+}
+END_TEST
+
+/*
+ * The owner of a unix socket ends his data and dies: the other one gets all of
+ * it, at his leisure, and is told that nobody is there any more.
+ */
+START_TEST(gone_after_half_close)
+{
+    static unsigned char data[600000], got[sizeof(data)];
+    char in[PATH_LEN], out[PATH_LEN], options[2][2 * TEXT_LEN];
+    struct pollfd other;
+    Pair pair;
+    int listener, fds[2];
+    pid_t pid;
+
+    file_path(in, "in");
+    file_path(out, "out");
+    listener = listen_on(in, 5);
+    text_format(options[0], sizeof(options[0]), "-v -o s:%s:-", out);
+    text_format(options[1], sizeof(options[1]), "-v -i s:%s:-", in);
+    pair_start(&pair, CHANNEL_UNIX, options[0], options[1]);
+    fds[0] = dial(daemon_listens(pair.host, "s"), true);
+    fds[1] = accept_one(listener);
+    other = (struct pollfd){ .fd = fds[!_i] };
+    bytes_fill(data, sizeof(data), 1, 0);
+    pid = fork();
+    if (pid == 0) { /* it blocks until the other one reads */
+        close(other.fd);
+        send_all(fds[_i], data, sizeof(data));
+        shutdown(fds[_i], SHUT_WR);
+        _exit(0);
+    }
+    child_add(pid);
+    close(fds[_i]);
+    ck_assert_int_eq(poll(&other, 1, 500), 0);
+    recv_all(other.fd, got, sizeof(got));
+    ck_assert_msg(memcmp(data, got, sizeof(data)) == 0, "wrong bytes");
+    expect_eof(other.fd);
+    ck_assert_int_eq(poll(&other, 1, WAIT_MS), 1);
+    ck_assert_int_eq(other.revents, POLLHUP);
+    daemon_wait(pair.host, "connection [0-9]+ ended after");
+    daemon_wait(pair.guest, "connection [0-9]+ ended after");
 }
 END_TEST
 
@@ -1022,6 +1066,7 @@ int main(void)
     SUITE_ADD(s, send_and_close);
     SUITE_LOOP(s, reset, 4);
     SUITE_ADD(s, reset_after_half_close);
+    SUITE_LOOP(s, gone_after_half_close, 2);
     SUITE_ADD(s, refused_target);
     SUITE_ADD(s, refused_unix_target);
     SUITE_ADD(s, unknown_service);

@@ -1075,6 +1075,8 @@ static const struct {
     { "RESET", VP_PKT_CONTROL, 2, { VP_MSG_RESET }, 0, 0 },
     { "RESET, since it ends", VP_PKT_CONTROL, 2, { VP_MSG_RESET,
       VP_REASON_ENDING }, 0, 0 },
+    { "RESET, since nobody is left", VP_PKT_CONTROL, 2, { VP_MSG_RESET,
+      VP_REASON_GONE }, 0, 0 },
     { "RESET for no known reason", VP_PKT_CONTROL, 2, { VP_MSG_RESET, 99 },
       0, 0 },
     { "short RESET", VP_PKT_CONTROL, 1, { VP_MSG_RESET }, ANY, 0 },
@@ -1132,7 +1134,8 @@ START_TEST(packet_in_state)
     ck_assert_int_eq(daemon_saw(d, "breaks the protocol"), !good);
     /* a connection that is reset takes its descriptor with it */
     if (!good || (sayings[what].type == VP_PKT_CONTROL &&
-                  sayings[what].data[0] == VP_MSG_RESET)) {
+                  sayings[what].data[0] == VP_MSG_RESET &&
+                  sayings[what].data[1] != VP_REASON_GONE)) {
         for (int64_t end = now_ms() + WAIT_MS;
              daemon_fds(d) > fds && now_ms() < end;) {
             sleep_ms(5);
@@ -1171,8 +1174,8 @@ START_TEST(late_window)
     rogue_fill(&r, 1, "target");
     fd = accept_one(listener);
     set_nonblocking(fd);
-    if (_i == 0) {
-        rogue_reset(&r, 1, VP_REASON_ENDING);
+    if (_i < 2) {
+        rogue_reset(&r, 1, _i == 0 ? VP_REASON_ENDING : VP_REASON_GONE);
     } else {
         shutdown(fd, SHUT_WR);
         rogue_until(&r, &r.conn.close, NULL);
@@ -1293,7 +1296,7 @@ int main(void)
 
     SUITE_LOOP(suite, reaction, ATTACKS);
     SUITE_LOOP(suite, packet_in_state, STATES * SAYINGS);
-    SUITE_LOOP(suite, late_window, 2);
+    SUITE_LOOP(suite, late_window, 3);
     SUITE_LOOP(suite, attack, ATTACKS);
     SUITE_LOOP(suite, flooded, FLOODS);
     SUITE_LOOP(suite, attack_usual, ATTACKS);

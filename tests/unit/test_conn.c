@@ -121,13 +121,13 @@ static EngineConn play_conn(Play *p)
     return rig_conn(&p->r, p->id, p->client);
 }
 
-static void play_new(Play *p, bool client, uint64_t credit)
+static void play_begin(Play *p, bool client, uint64_t credit, bool tcp)
 {
     Rig *r = &p->r;
     int listener;
 
     rig_new(r, &rig_config);
-    r->tcp = true;
+    r->tcp = tcp;
     r->peer.hello.window = (uint32_t)credit;
     peer_session(r);
     p->client = client;
@@ -155,6 +155,11 @@ static void play_new(Play *p, bool client, uint64_t credit)
     ck_assert_str_eq(play_conn(p).in, "OPEN");
     ck_assert_str_eq(play_conn(p).out, "OPEN");
     log_clear();
+}
+
+static void play_new(Play *p, bool client, uint64_t credit)
+{
+    play_begin(p, client, credit, true);
 }
 
 static void play_send(Play *p, const void *data, size_t len)
@@ -315,6 +320,152 @@ START_TEST(reset_after_end)
         box_run(p.r.loop, 1500 * MS);
     }
     play_expect(&p, VP_MSG_RESET);
+    rig_free(&p.r);
+}
+END_TEST
+
+/*
+ * The owner of a unix socket is gone after his end of data: the peer is told
+ * once he had all of it.  Bytes that the owner didn't read make a reset of his
+ * end, and those that come later another error.
+ */
+START_TEST(gone_after_end)
+{
+    VPChannelInfo info;
+    static Play p;
+
+    play_begin(&p, _i & 1, 1 << 20, false);
+    fd_write(p.fd, "all", 3);
+    if (_i & 2) {
+        play_send(&p, "unread", 6);
+        box_run(p.r.loop, MS);
+    }
+    if (_i < 6) {
+        shutdown(p.fd, SHUT_WR);
+        box_wait(p.r.loop, rig_conn_in(&p.r, p.id, p.client, "CLOSED"));
+    }
+    box_run(p.r.loop, 5 * SECOND);
+    ck_assert_str_eq(play_conn(&p).out, "OPEN");
+    close(p.fd);
+    p.fd = -1;
+    if (_i & 4 && _i < 6) {
+        play_send(&p, "late", 4);
+    } else {
+        box_run(p.r.loop, 1100 * MS);
+    }
+    ck_assert_int_eq(peer_next(&p.r), p.client ? VP_PKT_CLIENT
+                                               : VP_PKT_SERVER);
+    ck_assert_mem_eq(p.r.peer.data, "all", 3);
+    if (_i < 6) {
+        play_expect(&p, VP_MSG_CLOSE);
+    }
+    play_expect(&p, VP_MSG_RESET);
+    ck_assert_int_eq(p.r.peer.data[1], VP_REASON_GONE);
+    vp_channel_info(p.r.drv, &info);
+    ck_assert_uint_eq(info.counts.reset[VP_RESET_OWNER], 0);
+    play_over(&p);
+    rig_free(&p.r);
+}
+END_TEST
+
+/* He dies while more than his credit waits: nothing of that is lost. */
+START_TEST(gone_without_credit)
+{
+    static Play p;
+    int type;
+
+    play_begin(&p, _i, 3, false);
+    play_send(&p, "unread", 6);
+    fd_write(p.fd, "abcdefg", 7);
+    close(p.fd);
+    p.fd = -1;
+    box_run(p.r.loop, 9 * SECOND);
+    ck_assert_int_lt(peer_next(&p.r), VP_PKT_HELLO);
+    ck_assert_mem_eq(p.r.peer.data, "abc", 3);
+    peer_credit(&p.r, p.mine, p.id, VP_MSG_WINDOW, 1000);
+    do {
+        type = peer_next(&p.r);
+    } while (type >= VP_PKT_HELLO);
+    ck_assert_mem_eq(p.r.peer.data, "defg", 4);
+    play_expect(&p, VP_MSG_RESET);
+    ck_assert_int_eq(p.r.peer.data[1], VP_REASON_GONE);
+    play_over(&p);
+    rig_free(&p.r);
+}
+END_TEST
+
+/* play_fill() - use up the credit on a local socket whose owner doesn't read */
+static uint64_t play_fill(Play *p)
+{
+    static uint8_t data[VP_WINDOW_INIT];
+    int small = 4096;
+    uint64_t sent = 0;
+
+    setsockopt(p->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+    setsockopt(play_conn(p).fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    for (int i = 0; i < 50; i++) {
+        size_t len = (size_t)MIN(sizeof(data), play_conn(p).rx_limit - sent);
+
+        if (len > 0) {
+            bytes_fill(data, len, 1, sent);
+            play_send(p, data, len);
+            sent += len;
+        }
+        box_run(p->r.loop, MS);
+    }
+    ck_assert_uint_gt(play_conn(p).buf_len, 0);
+    return sent;
+}
+
+/*
+ * Nobody is left at the other side: what was sent before is delivered, however
+ * long it takes, then the local socket is closed, in order.  Its owner's own
+ * bytes, which nobody reads, don't cut that short.
+ */
+static const struct {
+    bool client;
+    bool tcp;
+    bool closed; /* CLOSE came before */
+    bool broken; /* nobody is left here either */
+} peer_gone_rows[] = {
+    { .client = true }, { .closed = true }, { .broken = true },
+    { .tcp = true }, { .client = true, .tcp = true, .closed = true },
+};
+
+START_TEST(peer_gone)
+{
+    bool broken = peer_gone_rows[_i].broken;
+    static Play p;
+    uint64_t sent, got = 0;
+    int tries = 0;
+
+    play_begin(&p, peer_gone_rows[_i].client, 3, peer_gone_rows[_i].tcp);
+    fd_write(p.fd, "unread", 6);
+    sent = play_fill(&p);
+    if (peer_gone_rows[_i].closed) {
+        play_msg(&p, VP_MSG_CLOSE, 0);
+    }
+    if (broken) {
+        close(p.fd);
+        p.fd = -1;
+    }
+    play_msg(&p, VP_MSG_RESET, VP_REASON_GONE);
+    peer_drain(&p.r);
+    if (!broken) {
+        box_run(p.r.loop, 100 * SECOND);
+        box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_EOF);
+        ck_assert_uint_eq(got, sent);
+    }
+    while (engine_counts(p.r.drv).conns > 0) {
+        box_pause(&tries); /* the kernel's acks take real time */
+        box_run(p.r.loop, 1500 * MS);
+    }
+    peer_drain(&p.r);
+    ck_assert_int_ne(p.r.peer.pkt.type, VP_PKT_CONTROL); /* no answer */
+    play_over(&p);
+    if (!broken) {
+        close(p.fd);
+    }
     rig_free(&p.r);
 }
 END_TEST
@@ -625,6 +776,46 @@ START_TEST(early_end)
     busy_no_more(&b);
     box_run(r.loop, SECOND);
     ck_assert_int_eq(accept(b.listener, NULL, NULL), -1);
+    log_quiet("error");
+    close(b.listener);
+    rig_free(&r);
+}
+END_TEST
+
+/* The client has gone before the target is there, which gets it all the same. */
+START_TEST(early_gone)
+{
+    static Rig r;
+    uint64_t got = 0;
+    uint8_t data[3];
+    int fd = -1;
+    Busy b;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    busy_target(&b, &r, "busy");
+    peer_init(&r, 1, "busy", 1000);
+    bytes_fill(data, sizeof(data), 1, 0);
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, data, sizeof(data));
+    peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_RESET, VP_REASON_GONE);
+    if (_i == 0) {
+        busy_no_more(&b);
+        box_wait(r.loop, (fd = accept(b.listener, NULL, NULL)) >= 0);
+        fd_nonblock(fd);
+        box_wait(r.loop, fd_drain(fd, 1, &got) == FD_EOF);
+        ck_assert_uint_eq(got, sizeof(data));
+        close(fd);
+    } else {
+        peer_init(&r, 1, "busy", 1000); /* its id may be used anew */
+        ck_assert_uint_eq(engine_counts(r.drv).connecting, 2);
+        box_run(r.loop, 11 * SECOND);
+        peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
+        busy_no_more(&b);
+    }
+    box_run(r.loop, SECOND);
+    ck_assert_int_ge(peer_drain(&r), _i == 0 ? VP_PKT_HELLO : 0);
+    ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
+    ck_assert_uint_eq(engine_counts(r.drv).connecting, 0);
     log_quiet("error");
     close(b.listener);
     rig_free(&r);
@@ -2706,12 +2897,16 @@ int main(void)
     SUITE_LOOP(s, reset_by_peer, 4);
     SUITE_LOOP(s, reset_after_end, 2);
     SUITE_LOOP(s, reset_without_credit, 8);
+    SUITE_LOOP(s, gone_after_end, 8);
+    SUITE_LOOP(s, gone_without_credit, 2);
+    SUITE_ROWS(s, peer_gone, peer_gone_rows);
     SUITE_ADD(s, end_beside_many);
     SUITE_ROWS(s, refused, refusals);
     SUITE_LOOP(s, early, 2);
     SUITE_ROWS(s, introduced, introductions);
     SUITE_ADD(s, introduced_in_vain);
     SUITE_LOOP(s, early_end, 5);
+    SUITE_LOOP(s, early_gone, 2);
     SUITE_ADD(s, mute_addresses);
     SUITE_ADD(s, crowd_waits);
     SUITE_ADD(s, addresses);
