@@ -2,8 +2,8 @@
 /*
  * test_dial.c - a service of the other side by its name, through -o '*'
  *
- * "host" has the socket that clients dial at, "guest" the services: "s", which
- * the test serves, and "dead", where nobody listens.
+ * "host" has the socket that clients dial at, "guest" the services: "s" and
+ * "22", which the test serves, and "dead", where nobody listens.
  */
 #define _XOPEN_SOURCE 700
 
@@ -20,7 +20,7 @@
 
 typedef struct Scene {
     Pair pair;
-    int listener;           /* of service "s" */
+    int listener;           /* of services "s" and "22" */
     char socket[PATH_LEN];  /* where to dial */
 } Scene;
 
@@ -31,8 +31,8 @@ static void scene_start(Scene *s, const char *more)
     s->listener = listen_any(target);
     file_path(s->socket, "dial");
     text_format(host, sizeof(host), "-o *:%s:- %s", s->socket, more);
-    text_format(guest, sizeof(guest), "-i s:%s -i dead:127.0.0.1:%d", target,
-                free_port());
+    text_format(guest, sizeof(guest), "-i s:%s -i 22:%s -i dead:127.0.0.1:%d",
+                target, target, free_port());
     pair_start(&s->pair, CHANNEL_UNIX, host, guest);
     daemon_listens(s->pair.host, "\\*");
 }
@@ -229,38 +229,168 @@ START_TEST(pipe_to)
 }
 END_TEST
 
-/* -F passes the connection to who started it. */
-START_TEST(passed)
+/*
+ * passed_by() - the connection that a program passes to its stdout, or -1
+ * @args:  the program's path, and so on
+ * @status: becomes its wait status
+ */
+static int passed_by(const char *const args[], int *status)
 {
     union {
         struct cmsghdr header;
         char room[CMSG_SPACE(sizeof(int))];
     } control;
-    char byte, option[2 * PATH_LEN];
+    char byte;
     struct iovec iov = { &byte, 1 };
     struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
                           .msg_control = &control,
                           .msg_controllen = sizeof(control) };
-    int pair[2], fds[2];
+    int pair[2], fd = -1;
     pid_t pid;
-    Scene s;
 
-    scene_start(&s, "");
-    text_format(option, sizeof(option), "s:%s:-", s.socket);
     ck_assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
     pid = fork();
     ck_assert(pid >= 0);
     if (pid == 0) {
+        close(pair[0]);
         dup2(pair[1], STDOUT_FILENO);
-        execl(vp_program, "qemu-vp", "-F", "-W", option, (char *)NULL);
+        execv(args[0], (char *const *)args);
         _exit(127);
     }
+    child_add(pid);
+    close(pair[1]);
+    if (recvmsg(pair[0], &msg, 0) > 0) {
+        ck_assert_ptr_nonnull(CMSG_FIRSTHDR(&msg));
+        memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(fd));
+    }
+    *status = child_wait(pid);
+    close(pair[0]);
+    return fd;
+}
+
+/* -F passes the connection to who started it. */
+START_TEST(passed)
+{
+    char option[2 * PATH_LEN];
+    const char *const args[] = { vp_program, "-F", "-W", option, NULL };
+    int fds[2], status;
+    Scene s;
+
+    scene_start(&s, "");
+    text_format(option, sizeof(option), "s:%s:-", s.socket);
+    fds[0] = passed_by(args, &status);
+    ck_assert_int_eq(status, 0);
     fds[1] = accept_one(s.listener);
-    ck_assert_int_eq(recvmsg(pair[0], &msg, 0), 1);
-    ck_assert_int_eq(child_wait(pid), 0);
-    ck_assert_ptr_nonnull(CMSG_FIRSTHDR(&msg));
-    memcpy(&fds[0], CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
     talk(fds);
+}
+END_TEST
+
+#define CLIENT_SAYS "SSH-2.0-OpenSSH_9.9\r\n"
+#define SERVER_SAYS "SSH-2.0-OpenSSH_10.0\r\n"
+
+/*
+ * ssh_reads() - what ssh reads at first: the server's line
+ *
+ * It skips those that begin otherwise; returns how many these were.
+ */
+static int ssh_reads(int client)
+{
+    char line[64];
+    size_t len;
+    int skipped = -1;
+
+    do {
+        len = 0;
+        do {
+            ck_assert(len < sizeof(line) - 1);
+            recv_all(client, line + len, 1);
+        } while (line[len++] != '\n');
+        line[len] = '\0';
+        skipped++;
+    } while (strncmp(line, "SSH-", 4) != 0);
+    ck_assert_str_eq(line, SERVER_SAYS);
+    return skipped;
+}
+
+/*
+ * "ssh vsock-mux/PATH" as systemd 256 has it: its proxy says which port, and
+ * leaves all that comes to ssh.
+ */
+START_TEST(ssh_proxy_256)
+{
+    int client, server;
+    Scene s;
+
+    scene_start(&s, "");
+    client = dial(s.socket, true);
+    send_all(client, "CONNECT 22\n", 11);
+    send_all(client, CLIENT_SAYS, strlen(CLIENT_SAYS));
+    server = accept_one(s.listener);
+    send_all(server, SERVER_SAYS, strlen(SERVER_SAYS));
+    expect_bytes(server, CLIENT_SAYS);
+    ck_assert_int_eq(ssh_reads(client), 1);
+    client = dial(s.socket, true);
+    send_all(client, "CONNECT 23\n", 11);
+    expect_closed(client);
+}
+END_TEST
+
+/*
+ * As it is since: the proxy looks at no more than 9 bytes, the longest answer,
+ * which it expects first, takes that answer and leaves the rest to ssh.
+ */
+START_TEST(ssh_proxy)
+{
+    int client, server;
+    char seen[9];
+    const char *end;
+    ssize_t n = 0;
+    Scene s;
+
+    scene_start(&s, "");
+    client = dial(s.socket, true);
+    send_all(client, "CONNECT 22\n", 11);
+    server = accept_one(s.listener);
+    send_all(server, SERVER_SAYS, strlen(SERVER_SAYS));
+    for (int64_t until = now_ms() + WAIT_MS;
+         n < (ssize_t)sizeof(seen) && now_ms() < until; sleep_ms(1)) {
+        n = recv(client, seen, sizeof(seen), MSG_PEEK);
+        ck_assert(n > 0);
+    }
+    end = memchr(seen, '\n', (size_t)n);
+    ck_assert_msg(end != NULL && memcmp(seen, "OK ", 3) == 0, "%.*s", (int)n,
+                  seen);
+    recv_all(client, seen, (size_t)(end + 1 - seen));
+    send_all(client, CLIENT_SAYS, strlen(CLIENT_SAYS));
+    expect_bytes(server, CLIENT_SAYS);
+    ck_assert_int_eq(ssh_reads(client), 0);
+    client = dial(s.socket, true);
+    send_all(client, "CONNECT 23\n", 11);
+    expect_closed(client);
+}
+END_TEST
+
+/* The program itself, of systemd 256 or newer. */
+START_TEST(ssh_proxy_real)
+{
+    static const char program[] = "/usr/lib/systemd/systemd-ssh-proxy";
+    char host[2 * PATH_LEN];
+    const char *const args[] = { program, host, "22", NULL };
+    int client, server, status;
+    Scene s;
+
+    if (access(program, X_OK) != 0) {
+        PASS_OVER("systemd-ssh-proxy, of systemd 256 or newer");
+    }
+    scene_start(&s, "");
+    text_format(host, sizeof(host), "vsock-mux%s", s.socket);
+    client = passed_by(args, &status);
+    ck_assert_int_eq(status, 0);
+    server = accept_one(s.listener);
+    send_all(server, SERVER_SAYS, strlen(SERVER_SAYS));
+    send_all(client, CLIENT_SAYS, strlen(CLIENT_SAYS));
+    expect_bytes(server, CLIENT_SAYS);
+    ck_assert_int_le(ssh_reads(client), 1);
 }
 END_TEST
 
@@ -275,5 +405,8 @@ int main(void)
     SUITE_ADD(s, ended);
     SUITE_ADD(s, pipe_to);
     SUITE_ADD(s, passed);
+    SUITE_ADD(s, ssh_proxy_256);
+    SUITE_ADD(s, ssh_proxy);
+    SUITE_ADD(s, ssh_proxy_real);
     return harness_run(s);
 }
