@@ -95,6 +95,16 @@ guest() {
     qemu-vp -q -c unix-listen:/run/vm1/vp.sock:- -i ssh:127.0.0.1:22 &
 }
 
+# channel_with() - the channel of 'A virtio-serial channel', with the guest's and
+# the host's commands under $1 at its ends
+channel_with() {
+    block 'A virtio-serial channel' | join | sed '/^qemu-vp/d' >/run/commands
+    block "$1" | sed -n 's/^\(host\|guest\): *//p' >>/run/commands
+    while read -r line; do
+        eval "$line &"
+    done </run/commands
+}
+
 # config() - what the recipes for init have in their file
 config() {
     mkdir -p "${1%/*}"
@@ -466,14 +476,10 @@ recipe_ssh() {
 # systemd 256 does it, which leaves the line "OK NUMBER" to ssh
 recipe_ssh_dial() {
     ssh_start vm1.vm
-    start 'A virtio-serial channel'
-    kill "$(pgrep -f '^qemu-vp -c unix-connect:/run/vm1/vp.sock')"
-    until_ok not pgrep -f '^qemu-vp -c unix-connect:/run/vm1/vp.sock'
-    start Guest:
-    block 'or to any of a family' >/run/family
     mkdir -p /run/qemu-vp
-    eval "$(sed -n 's/^host: *//p' /run/family) &"
-    sed '1,/^$/d' /run/family >/root/.ssh/config
+    channel_with 'or to any of a family'
+    start Guest:
+    block 'or to any of a family' | sed '1,/^$/d' >/root/.ssh/config
     ssh_works vm1.vm
     sed -i -e 's/ -F / /' -e /ProxyUseFdpass/d /root/.ssh/config
     ssh_works vm1.vm
@@ -535,6 +541,51 @@ recipe_haproxy() {
     } >/run/haproxy.cfg
     haproxy -db -f /run/haproxy.cfg >/run/haproxy.log &
     named /run/haproxy.log
+}
+
+# What apt would ask is a service that sends back what it gets
+recipe_apt() {
+    socat TCP-LISTEN:3142,bind=127.0.0.2,reuseaddr,fork EXEC:cat &
+    mkdir -p /etc/apt/apt.conf.d
+    # there is one loopback here for host and guest
+    sed -i 's/-i apt:127.0.0.1:/-i apt:127.0.0.2:/' /README
+    qemu
+    channel_with 'apt in the guest'
+    until_ok echoes 3142
+    until_ok [ -s /etc/apt/apt.conf.d/90proxy ]
+    if command -v apt-config >/dev/null; then
+        [ "$(apt-config -c /etc/apt/apt.conf.d/90proxy dump \
+            Acquire::http::Proxy)" = \
+            'Acquire::http::Proxy "http://127.0.0.1:3142";' ]
+    fi
+}
+
+recipe_guest_agent() {
+    need qemu-ga
+    mkdir -p /var /run/qemu-vp
+    [ -e /var/run ] || ln -s /run /var/run
+    qemu
+    channel_with "QEMU's guest agent"
+    block "QEMU's guest agent" |
+        sed -n 's/^echo.*/& 2>\&1 | grep -q return/p' >/run/ask
+    [ -s /run/ask ]
+    until_ok sh /run/ask
+    pkill -x qemu-ga
+}
+
+recipe_logrotate() {
+    need logrotate
+    put 'Log rotation' /etc/logrotate.d/qemu-vp
+    config /etc/qemu-vp.conf
+    mkdir -p /var/log
+    qemu-vp -C /etc/qemu-vp.conf -d -l /var/log/qemu-vp.log -f /run/qemu-vp.pid
+    grep -q 'listening on' /var/log/qemu-vp.log
+    for _ in 1 2; do
+        logrotate -f -s /run/logrotate.state /etc/logrotate.d/qemu-vp
+        until_ok grep -q reloaded /var/log/qemu-vp.log
+        not grep 'listening on' /var/log/qemu-vp.log
+    done
+    gzip -dc /var/log/qemu-vp.log.2.gz | grep -q 'listening on'
 }
 
 recipe_libvirt() {

@@ -14,9 +14,9 @@
 
 static const char *const recipes[] = {
     "install", "install_services", "manual", "commands", "virtio", "serial",
-    "fifos", "reconnect", "descriptor", "ssh", "ssh_dial", "nginx",
-    "haproxy", "libvirt", "systemd", "systemd_socket", "systemd_guest", "udev",
-    "sysv", "sysv_busybox", "openrc", "busybox",
+    "fifos", "reconnect", "descriptor", "ssh", "ssh_dial", "apt", "guest_agent",
+    "nginx", "haproxy", "libvirt", "systemd", "systemd_socket", "systemd_guest",
+    "udev", "sysv", "sysv_busybox", "openrc", "busybox", "logrotate",
 };
 
 START_TEST(recipe)
