@@ -4385,13 +4385,22 @@ static bool spec_both(const Spec *spec, const Settings *asked)
     return alone;
 }
 
-/* log_change() - log that @who, NULL for the start, has changed what runs */
-static void log_change(const char *who, const char *what, char option,
-                       const char *text)
+/* Told of each change; the monitor sets it. */
+static void (*change_told)(const Spec *spec, bool added);
+
+/*
+ * log_change() - log that @who, NULL for the start, has changed what runs
+ * @how:  follows "added" or "removed"
+ */
+static void log_change(const char *who, const Spec *spec, bool added,
+                       const char *how)
 {
     if (who != NULL) {
-        log_at(VP_LOG_INFO, VP_NO_CHANNEL, "%s: %s -%c %.400s", who, what,
-               option, text);
+        log_at(VP_LOG_INFO, VP_NO_CHANNEL, "%s: %s%s -%c %.400s", who,
+               added ? "added" : "removed", how, spec->option, spec->text);
+    }
+    if (change_told != NULL) {
+        change_told(spec, added);
     }
 }
 
@@ -4406,18 +4415,19 @@ static bool running_add(Spec *spec, const Settings *asked, const char *who,
 {
     const char *clash = quitting ? "the daemon is ending"
                                  : index_clash(&running, spec);
-    const char option = spec->option, *text = spec->text; /* still there then */
+    const Spec added = *spec; /* what it points at is still there then */
     bool ok;
 
     if (clash != NULL) {
         ok = spec_error(spec, err, "%s", clash);
     } else {
         spec->both = spec_both(spec, asked);
-        ok = option == 'c' ? channel_add(spec, &asked->config, patient, err)
-                           : forward_add(spec, patient, err);
+        ok = added.option == 'c'
+             ? channel_add(spec, &asked->config, patient, err)
+             : forward_add(spec, patient, err);
     }
     if (ok) {
-        log_change(who, "added", option, text);
+        log_change(who, &added, true, "");
     }
     spec_free(spec);
     return ok;
@@ -4432,7 +4442,7 @@ static bool running_del(const Spec *spec, const char *who, Error *err)
     if (same == NULL) {
         return spec_error(spec, err, "it is not there");
     }
-    log_change(who, "removed", spec->option, spec->text);
+    log_change(who, same, false, "");
     if (spec->option != 'c') {
         forward_del(same->owner);
         return true;
@@ -4440,8 +4450,7 @@ static bool running_del(const Spec *spec, const char *who, Error *err)
     ch = same->owner;
     for (const Forward *f = forwards; f != NULL; f = f->next) {
         if (f->channel == ch) {
-            log_change(who, "removed with its channel", f->spec.option,
-                       f->spec.text);
+            log_change(who, &f->spec, false, " with its channel");
         }
     }
     channel_del(ch);
@@ -4822,6 +4831,12 @@ static void reload(void)
  * client waits until its last answer has been taken.  So what is held for a
  * client is bounded by one answer, and a client that doesn't read holds up
  * nobody but itself.
+ *
+ * Two answers take longer.  That of "watch" grows by a line for each event,
+ * which the engine tells through VPEventFunc and "running" through
+ * change_told(); of a client that doesn't read, lines beyond WATCH_ROOM bytes
+ * are only counted.  "wait" looks at what it waits for when an event may have
+ * brought it, and when its time is over.
  * ====================================================================== */
 
 /* ---- info -------------------------------------------------------------
@@ -5223,9 +5238,9 @@ static void show_forward(Show *s, const Forward *f)
     row_end(s);
 }
 
-static void show_conn(const VPConnInfo *c, void *opaque)
+/* show_conn_fields() - of a connection's row */
+static void show_conn_fields(Show *s, const VPConnInfo *c)
 {
-    Show *s = opaque;
     VPAddr ours = { .len = 0 }, theirs = { .len = sizeof(theirs.ss) };
     char id[32], from[ADDR_NAME_SIZE], to[ADDR_NAME_SIZE];
 
@@ -5240,7 +5255,6 @@ static void show_conn(const VPConnInfo *c, void *opaque)
              c->id);
     vp_addr_str(c->client ? &theirs : &ours, from, sizeof(from));
     vp_addr_str(c->client ? &ours : &theirs, to, sizeof(to));
-    row_begin(s);
     show_text(s, "id", "ID", id, LEFT);
     show_text(s, "service", "SERVICE", c->service_id, LEFT);
     show_wide(s, "from", "FROM", from, "");
@@ -5253,7 +5267,13 @@ static void show_conn(const VPConnInfo *c, void *opaque)
     show_bytes(s, "received_bytes", "RECVD", c->bytes[0]);
     show_bytes(s, "credit", "CREDIT", c->credit);
     show_bytes(s, "waiting", "WAITING", c->waiting);
-    row_end(s);
+}
+
+static void show_conn(const VPConnInfo *c, void *opaque)
+{
+    row_begin(opaque);
+    show_conn_fields(opaque, c);
+    row_end(opaque);
 }
 
 /*
@@ -5443,6 +5463,14 @@ typedef struct Command {
     char option;       /* letter of what it adds or removes, or 0 */
 } Command;
 
+/* What a client waits for. */
+typedef struct Wait {
+    VPTimer timer;       /* runs while it waits */
+    uint64_t until;      /* us */
+    unsigned channel_id; /* has to be up */
+    char service_id[VP_SERVICE_ID_LEN + 1]; /* and to offer it; "": none */
+} Wait;
+
 /* A client. */
 struct Mon {
     Mon *next;
@@ -5462,7 +5490,19 @@ struct Mon {
     Lookup lookup;          /* for the answer to an "..._add" */
     Spec adding;            /* what that adds */
     Listing listing;        /* an answer of which there may be more */
+    Wait wait;
+    bool watches;           /* it is told of events */
+    bool watches_conns;     /* of those of connections as well */
+    unsigned long missed;   /* lines since it was told a line */
 };
+
+static Mon *monitors;
+
+/* mon_lasts() - is there an answer that goes on until something happens? */
+static bool mon_lasts(const Mon *mon)
+{
+    return mon->watches || mon->wait.timer.link != NULL;
+}
 
 static bool run_info(Mon *mon, char *args, Error *err)
 {
@@ -5634,6 +5674,272 @@ static bool run_batch(Mon *mon, char *args, Error *err)
     return true;
 }
 
+/* ---- watching and waiting --------------------------------------------- */
+
+/* Bytes of lines that wait for a client. */
+#define WATCH_ROOM (64 << 10)
+
+/* Seconds that a client may wait. */
+#define WAIT_MAX 86400
+
+static bool watched;     /* is there a client that watches? */
+static bool watch_conns; /* and one that wants to know of connections? */
+
+/* event_begin() - the words that each event begins with */
+static void event_begin(Text *line, const char *channel, const char *event)
+{
+    char date[32];
+    struct timespec ts;
+    struct tm tm;
+
+    if (clock_gettime(CLOCK_REALTIME, &ts) == 0 &&
+        gmtime_r(&ts.tv_sec, &tm) != NULL) {
+        strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%S", &tm);
+        text_add(line, "%s.%03dZ %s %s", date, (int)(ts.tv_nsec / 1000000),
+                 channel, event);
+    } else {
+        /* where time_t has 32 bits time ends in 2038 */
+        text_add(line, "- %s %s", channel, event);
+    }
+}
+
+static void event_begin_at(Text *line, unsigned channel_id, const char *event)
+{
+    char id[16];
+
+    snprintf(id, sizeof(id), "%u", channel_id);
+    event_begin(line, id, event);
+}
+
+/* watch_missed() - tell how many lines are missing here, if any */
+static void watch_missed(Mon *mon)
+{
+    if (mon->missed > 0) {
+        event_begin(&mon->out, "-", "missed");
+        text_add(&mon->out, " lines=%lu\n", mon->missed);
+        mon->missed = 0;
+    }
+}
+
+/* watch_tell() - tell @mon of an event, unless its lines have piled up */
+static void watch_tell(Mon *mon, const Text *line)
+{
+    Text *out = &mon->out;
+
+    if (out->len + line->len > WATCH_ROOM && mon->taken > 0) {
+        out->len -= mon->taken;
+        memmove(out->data, out->data + mon->taken, out->len + 1);
+        mon->taken = 0;
+    }
+    if (mon->missed > 0 || line->failed ||
+        out->len + line->len > WATCH_ROOM) {
+        mon->missed++; /* until all is taken, so that one gap remains one */
+        return;
+    }
+    text_add(out, "%s", line->data);
+    vp_watch_set(loop, mon->fd, VP_WRITE);
+}
+
+/* watch_event() - tell of the event @line, and free it */
+static void watch_event(Text *line, bool conns)
+{
+    for (Mon *mon = monitors; mon != NULL; mon = mon->next) {
+        if (conns ? mon->watches_conns : mon->watches) {
+            watch_tell(mon, line);
+        }
+    }
+    text_free(line);
+}
+
+/* watch_set() - what is @mon told of from now on? */
+static void watch_set(Mon *mon, bool watches, bool conns)
+{
+    mon->watches = watches;
+    mon->watches_conns = conns;
+    watched = watch_conns = false;
+    for (const Mon *m = monitors; m != NULL; m = m->next) {
+        watched |= m->watches;
+        watch_conns |= m->watches_conns;
+    }
+}
+
+/* watch_end() - the answer is complete */
+static void watch_end(Mon *mon)
+{
+    watch_missed(mon);
+    watch_set(mon, false, false);
+    if (mon->batch) {
+        text_add(&mon->out, "ok\n");
+    }
+}
+
+/* run_watch() - what is there already comes first */
+static bool run_watch(Mon *mon, char *args, Error *err)
+{
+    bool conns = strcmp(args, "conns") == 0;
+
+    if (args[0] != '\0' && !conns) {
+        return error_set(err, "'%.64s': expected conns", args);
+    }
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        Show s = { .out = &mon->out, .word = "", .keys = true };
+
+        event_begin_at(&mon->out, ch->spec.channel_id, "channel");
+        show_channel(&s, ch);
+    }
+    watch_set(mon, true, conns);
+    return true;
+}
+
+/* wait_parse() - false: see @err */
+static bool wait_parse(Wait *w, char *args, Error *err)
+{
+    char *time, *id, *what = cut_word(args, "", &time);
+    unsigned long seconds, channel_id = 0;
+    bool up = strcmp(what, "up") == 0;
+
+    time = cut_word(time, "", &id);
+    if (!up && (!vp_service_id_ok(what, strlen(what)) ||
+                strcmp(what, VP_ANY_SERVICE) == 0)) {
+        return error_set(err, "'%.64s': expected up or a SERVICE_ID", what);
+    }
+    if (!parse_number(time, 0, WAIT_MAX, &seconds)) {
+        return error_set(err, "'%.64s': expected a number of seconds, 0 to %d",
+                         time, WAIT_MAX);
+    }
+    if (*id != '\0' && !parse_number(id, 0, 65535, &channel_id)) {
+        return error_set(err, "'%.64s': expected a CHANNEL_ID, 0 to 65535",
+                         id);
+    }
+    snprintf(w->service_id, sizeof(w->service_id), "%s", up ? "" : what);
+    w->channel_id = (unsigned)channel_id;
+    w->until = seconds * SECOND;
+    return true;
+}
+
+/* wait_met() - is there what @w waits for?  No: @err says what there is */
+static bool wait_met(const Wait *w, Error *err)
+{
+    const Channel *ch = channel_find(w->channel_id);
+    bool offered = w->service_id[0] == '\0' ||
+                   (ch != NULL &&
+                    vp_offered(ch->drv, w->service_id) == VP_OFFERED);
+    VPChannelInfo info;
+
+    if (ch == NULL) {
+        return error_set(err, "there is no channel %u", w->channel_id);
+    }
+    vp_channel_info(ch->drv, &info);
+    if (strcmp(info.state, "up") != 0) {
+        return error_set(err, "channel %u is not up: %s", w->channel_id,
+                         info.last_error[0] != '\0' ? info.last_error
+                                                    : "nobody has answered");
+    }
+    return offered || error_set(err, "the other side of channel %u offers no "
+                                "service '%s'", w->channel_id, w->service_id);
+}
+
+static void wait_look(void *opaque);
+
+/* wait_poke() - clients that wait for @channel_id have to look */
+static void wait_poke(unsigned channel_id)
+{
+    for (Mon *mon = monitors; mon != NULL; mon = mon->next) {
+        if (mon->wait.timer.link != NULL &&
+            mon->wait.channel_id == channel_id) {
+            /* in the next pass, because a client may go meanwhile */
+            vp_timer_start(loop, &mon->wait.timer, 1, wait_look, mon);
+        }
+    }
+}
+
+static bool run_wait(Mon *mon, char *args, Error *err)
+{
+    Wait *w = &mon->wait;
+    uint64_t time;
+
+    if (!wait_parse(w, args, err)) {
+        return false;
+    }
+    if (wait_met(w, err)) {
+        return true;
+    }
+    time = w->until;
+    w->until += vp_loop_now(loop);
+    if (time == 0 || channel_find(w->channel_id) == NULL) {
+        return false;
+    }
+    vp_timer_start(loop, &w->timer, time, wait_look, mon);
+    return true;
+}
+
+/* engine_event() - VPEventFunc */
+static void engine_event(const VPEvent *e)
+{
+    static const char *const name[] = {
+        [VP_EVENT_UP] = "up",
+        [VP_EVENT_DOWN] = "down",
+        [VP_EVENT_OVER] = "over",
+        [VP_EVENT_SERVICES] = "services",
+        [VP_EVENT_REFUSED] = "refused",
+        [VP_EVENT_OPENED] = "opened",
+        [VP_EVENT_ENDED] = "ended",
+    };
+    Text line = { .data = NULL };
+    Show s = { .out = &line, .keys = true };
+
+    s.channel_id = (unsigned)e->channel;
+    if (e->type == VP_EVENT_UP || e->type == VP_EVENT_SERVICES) {
+        wait_poke(s.channel_id);
+    }
+    /* that the link was mended, at debug level, is no news */
+    if (!watched || e->level > VP_LOG_VERBOSE) {
+        return;
+    }
+    event_begin_at(&line, s.channel_id, name[e->type]);
+    if (e->type == VP_EVENT_UP) {
+        add_key(&line, "session", e->resumed ? "resumed" : "new");
+    } else if (e->type == VP_EVENT_SERVICES) {
+        show_number(&s, "count", NULL, e->services, NULL);
+    } else if (e->type == VP_EVENT_REFUSED) {
+        add_key(&line, "service", e->service_id);
+        add_key(&line, "client", e->client ? "here" : "there");
+        add_key(&line, "from", e->from);
+    } else if (e->conn != NULL) {
+        show_conn_fields(&s, e->conn);
+    }
+    if (e->reason != NULL && e->type != VP_EVENT_UP) {
+        add_key(&line, "reason", e->reason);
+    }
+    text_add(&line, "\n");
+    watch_event(&line, e->conn != NULL);
+}
+
+/* running_event() - change_told() */
+static void running_event(const Spec *spec, bool added)
+{
+    Text line = { .data = NULL };
+    char name[32];
+
+    if (spec->option == 'c') {
+        wait_poke(spec->channel_id);
+    }
+    if (!watched) {
+        return;
+    }
+    snprintf(name, sizeof(name), "%s_%s", spec_name(spec),
+             added ? "add" : "del");
+    event_begin_at(&line, spec->channel_id, name);
+    if (spec->option != 'c') {
+        add_key(&line, "service", spec->service_id);
+    }
+    add_key(&line, "spec", spec->text);
+    text_add(&line, "\n");
+    watch_event(&line, false);
+}
+
+/* ---- the table of commands -------------------------------------------- */
+
 static bool run_help(Mon *mon, char *args, Error *err);
 
 static const Command commands[] = {
@@ -5653,6 +5959,11 @@ static const Command commands[] = {
       "offer a service to the other side, as -i", run_add, 'i' },
     { "iforward_del", "SERVICE_ID[:ADDR:PORT[:CHANNEL_ID]]",
       "offer it no longer; connections go on", run_del, 'i' },
+    { "watch", "[conns]", "a line for each event, until the next command; "
+      "conns: of connections as well", run_watch, 0 },
+    { "wait", "up|SERVICE_ID SECONDS [CHANNEL_ID]",
+      "until the channel is up, and the other side offers the service",
+      run_wait, 0 },
     { "conn_reset", "ID", "reset a connection at both ends", run_conn_reset,
       0 },
     { "log", "error|warn|info|verbose|debug", "set what is logged", run_log,
@@ -5719,10 +6030,14 @@ static void mon_execute(Mon *mon, char *line)
 {
     char *args, *name = cut_word(line, " \t\r", &args);
     Error err;
-    bool ok = name[0] == '\0' || command_run(mon, name, args, &err);
+    bool ok;
 
+    if (mon->watches) {
+        watch_end(mon);
+    }
+    ok = name[0] == '\0' || command_run(mon, name, args, &err);
     if (!lookup_busy(&mon->lookup) && !mon->listing.going_on &&
-        !mon->unanswered) {
+        !mon->unanswered && !mon_lasts(mon)) {
         mon_answer(mon, ok, &err);
     }
     mon->unanswered = false;
@@ -5740,7 +6055,6 @@ static void mon_execute(Mon *mon, char *line)
 static Spec monitor_spec; /* of -m */
 static SocketFile *monitor_file;
 static VPListener monitor_listener;
-static Mon *monitors;
 static size_t nmonitors;
 
 static void mon_close(Mon *mon)
@@ -5752,6 +6066,8 @@ static void mon_close(Mon *mon)
     }
     *at = mon->next;
     nmonitors--;
+    watch_set(mon, false, false);
+    vp_timer_stop(&mon->wait.timer);
     lookup_cancel(&mon->lookup);
     spec_free(&mon->adding);
     vp_unwatch(loop, mon->fd);
@@ -5799,12 +6115,23 @@ static void mon_run(Mon *mon)
         char *end = memchr(mon->line, '\n', mon->len);
         size_t used;
 
+        if (mon->missed > 0) {
+            watch_missed(mon);
+            continue;
+        }
+        if (mon->wait.timer.link != NULL) {
+            /* to see it go; what it says meanwhile is executed later */
+            vp_watch_set(loop, mon->fd,
+                         mon->eof || mon->len == sizeof(mon->line) ? 0
+                                                                   : VP_READ);
+            return;
+        }
         if (end == NULL && mon->eof && mon->len > 0 &&
             mon->len < sizeof(mon->line)) {
             end = mon->line + mon->len++; /* the last line may have none */
         }
         if (end == NULL) {
-            vp_watch_set(loop, mon->fd, VP_READ);
+            vp_watch_set(loop, mon->fd, mon->eof ? 0 : VP_READ);
             return;
         }
         *end = '\0';
@@ -5837,9 +6164,28 @@ static void mon_continue(Mon *mon)
     }
     if (mon->broken ||
         (mon->eof && mon->out.len == 0 && !mon->listing.going_on &&
-         !lookup_busy(&mon->lookup))) {
+         !lookup_busy(&mon->lookup) && !mon_lasts(mon))) {
         mon_close(mon);
     }
+}
+
+/* wait_look() - is it there, or is the time over? */
+static void wait_look(void *opaque)
+{
+    Mon *mon = opaque;
+    Wait *w = &mon->wait;
+    uint64_t now = vp_loop_now(loop);
+    Error err;
+    bool met = wait_met(w, &err), there = channel_find(w->channel_id) != NULL;
+
+    if (!met && now < w->until && (there || reloading.change.now != NULL)) {
+        /* a reload may be about to add again what it has removed */
+        vp_timer_start(loop, &w->timer, there ? w->until - now : RELOAD_LOOK,
+                       wait_look, mon);
+        return;
+    }
+    mon_answer(mon, met, &err);
+    mon_continue(mon);
 }
 
 /* mon_looked_up() - Lookup.done() */
@@ -5881,8 +6227,10 @@ static void mon_ready(void *opaque, int fd, int events)
             mon->len += (size_t)n;
         } else if (n == 0) {
             mon->eof = true;
-            /* half a line of a client that has died is no command */
-            mon->len = mon_hung_up(mon) ? 0 : mon->len;
+            if (mon_hung_up(mon)) {
+                mon->len = 0; /* half a line is no command */
+                mon->broken = mon_lasts(mon);
+            }
         } else if (errno != EAGAIN && errno != EINTR) {
             mon->broken = true;
         }
@@ -5970,6 +6318,8 @@ static bool monitor_listen(Error *err)
     monitor_listener.keeps_spare = true;
     monitor_listener.accepted = mon_accepted;
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
+    vp_set_events(loop, engine_event, &watch_conns);
+    change_told = running_event;
     if (rc < 0) {
         socket_file_remove(file);
         return error_set(err, "-m '%s': cannot listen: %s%s",
@@ -6010,9 +6360,31 @@ static void monitor_again(void)
     }
 }
 
+/* monitor_end() - the clients are told that the daemon ends */
+static void monitor_end(void)
+{
+    while (monitors != NULL) {
+        Mon *mon = monitors;
+        Error err;
+
+        if (mon->watches) {
+            watch_missed(mon);
+            event_begin(&mon->out, "-", "end");
+            text_add(&mon->out, "\n");
+            watch_end(mon);
+        } else if (mon_lasts(mon)) {
+            error_set(&err, "the daemon is ending");
+            mon_answer(mon, false, &err);
+        }
+        mon_flush(mon);
+        mon_close(mon);
+    }
+    vp_listener_stop(&monitor_listener);
+}
+
 /* ---- the client that -x is -------------------------------------------- */
 
-/* So long the client waits for each part of the answer, in seconds. */
+/* So long the client waits for each part of an answer, in seconds. */
 #define ANSWER_TIME 10
 
 /* client_wrong() - what errno means to the client */
@@ -6048,15 +6420,58 @@ static int client_connect(const char *path, time_t wait)
 }
 
 /*
+ * client_lasts() - may the answer to @command take longer than others?
+ * @time:  becomes the seconds that the client waits for it; 0: any time
+ */
+static bool client_lasts(const char *command, time_t *time)
+{
+    char line[MON_LINE_MAX], *args, *name;
+    Wait w;
+    Error err;
+
+    snprintf(line, sizeof(line), "%s", command);
+    name = cut_word(line, " \t", &args);
+    *time = ANSWER_TIME;
+    if (strcmp(name, "watch") == 0) {
+        *time = 0;
+        return true;
+    }
+    if (strcmp(name, "wait") == 0 && wait_parse(&w, args, &err)) {
+        *time += (time_t)(w.until / SECOND);
+        return true;
+    }
+    return false;
+}
+
+/* client_patient() - wait @time for an answer from @fd, once it has greeted */
+static bool client_patient(int fd, time_t time)
+{
+    const struct timeval most = { .tv_sec = time };
+    char c;
+
+    return recv(fd, &c, 1, MSG_PEEK) >= 0 &&
+           setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &most, sizeof(most)) == 0;
+}
+
+/* is_status() - does @line end an answer? */
+static bool is_status(const char *line)
+{
+    return strcmp(line, "ok\n") == 0 || strncmp(line, "error: ", 7) == 0;
+}
+
+/*
  * monitor_client() - have @command executed; returns the exit status
  *
  * The last line of the answer says how it went.  It is shown only if that is
- * an error.
+ * an error.  An answer that lasts is shown as it comes, and the monitor sees
+ * when we go, because our side stays open.
  */
 static int monitor_client(const char *path, const char *command)
 {
     FILE *f = NULL;
     char line[sizeof(Error) + 32], last[sizeof(line)] = ""; /* fits one */
+    time_t time;
+    bool lasts = client_lasts(command, &time), begins = true, more = true;
     Error err;
     int fd;
 
@@ -6070,7 +6485,8 @@ static int monitor_client(const char *path, const char *command)
         return 1;
     }
     fd = client_connect(monitor_spec.addr, ANSWER_TIME);
-    if (fd < 0 || (f = fdopen(fd, "r+")) == NULL) {
+    if (fd < 0 || (lasts && !client_patient(fd, time)) ||
+        (f = fdopen(fd, "r+")) == NULL) {
         fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, client_wrong());
         if (fd >= 0) {
             close(fd);
@@ -6079,13 +6495,23 @@ static int monitor_client(const char *path, const char *command)
     }
     fprintf(f, "batch\n%s\n", command);
     fflush(f);
-    shutdown(fd, SHUT_WR);
-    while (fgets(line, sizeof(line), f) != NULL) {
+    if (!lasts) {
+        shutdown(fd, SHUT_WR);
+    }
+    while (more && fgets(line, sizeof(line), f) != NULL) {
         size_t greeting = strlen(MON_PROMPT); /* before the first line */
 
         fputs(last, stdout);
         greeting = strncmp(line, MON_PROMPT, greeting) == 0 ? greeting : 0;
         snprintf(last, sizeof(last), "%s", line + greeting);
+        if (lasts && begins && is_status(last)) {
+            more = false;
+        } else if (lasts) {
+            fputs(last, stdout);
+            last[0] = '\0';
+            more = fflush(stdout) == 0;
+        }
+        begins = strchr(line, '\n') != NULL;
     }
     if (ferror(f)) {
         fflush(stdout);
@@ -6094,7 +6520,7 @@ static int monitor_client(const char *path, const char *command)
         return 1;
     }
     fclose(f);
-    if (strcmp(last, "ok\n") == 0) {
+    if (strcmp(last, "ok\n") == 0 || ferror(stdout)) {
         return stdout_status();
     }
     fflush(stdout);
@@ -6680,10 +7106,7 @@ static bool start(Error *err)
 /* end_all() - tell the other sides, put serial lines back, close it all */
 static void end_all(void)
 {
-    while (monitors != NULL) {
-        mon_close(monitors);
-    }
-    vp_listener_stop(&monitor_listener);
+    monitor_end();
     while (channels != NULL) {
         channel_del(channels);
     }

@@ -411,7 +411,9 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * diallers of a loop share one timer, which looks for those that take too long.
  *
  * Lines that a peer or a client can cause go through log_provoked(), which lets
- * so many of them pass per span of time; else they could fill the disk.
+ * so many of them pass per span of time; else they could fill the disk.  What
+ * is an event as well goes through log_event(): who follows events is told all
+ * of them, because he has a bound of his own.
  * ====================================================================== */
 
 #define WORD_BITS (sizeof(unsigned long) * CHAR_BIT)
@@ -492,6 +494,8 @@ struct VPLoop {
     VPNode tasks;
     VPLogFunc *log;
     const VPLogLevel *log_level;
+    VPEventFunc *event;      /* NULL: nobody follows events */
+    const bool *conn_events; /* are those of connections wanted? */
 
     size_t words;    /* of each map */
     int nfds;        /* highest watched descriptor + 1 */
@@ -534,6 +538,9 @@ static void log_say(const VPLog *log, VPLogLevel level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 static void log_provoked(VPLog *log, VPLogLevel level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+static void log_event(VPLog *log, VPLogLevel level, VPEvent event,
+                      const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
 
 static void loop_vlog(const VPLoop *loop, VPLogLevel level, int channel,
                       const char *fmt, va_list ap)
@@ -604,6 +611,35 @@ static void log_provoked(VPLog *log, VPLogLevel level, const char *fmt, ...)
         loop_vlog(log->loop, level, log->channel, fmt, ap);
         va_end(ap);
     }
+}
+
+/* event_tell() - tell who follows events that it has happened */
+static void event_tell(const VPLog *log, VPLogLevel level, VPEvent event)
+{
+    event.channel = log->channel;
+    event.level = level;
+    if (log->loop->event != NULL) {
+        log->loop->event(&event);
+    }
+}
+
+/*
+ * log_event() - log_provoked(), for what is an event as well
+ *
+ * The line is its reason, unless it has another one.
+ */
+static void log_event(VPLog *log, VPLogLevel level, VPEvent event,
+                      const char *fmt, ...)
+{
+    char line[VP_LOG_LINE_LEN];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    log_provoked(log, level, "%s", line);
+    event.reason = event.reason != NULL ? event.reason : line;
+    event_tell(log, level, event);
 }
 
 /* ---- descriptors ------------------------------------------------------ */
@@ -684,6 +720,12 @@ VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
 }
 
 static void cold_close(VPLoop *loop);
+
+void vp_set_events(VPLoop *loop, VPEventFunc *event, const bool *conns)
+{
+    loop->event = event;
+    loop->conn_events = conns;
+}
 
 void vp_loop_free(VPLoop *loop)
 {
@@ -3825,7 +3867,9 @@ static void link_down(VPLink *l, VPLinkState to, const char *reason)
         link_note_error(l, reason);
     }
     if (l->was_up) {
-        log_provoked(l->log, VP_LOG_INFO, "channel down: %s", reason);
+        log_event(l->log, VP_LOG_INFO,
+                  (VPEvent){ .type = VP_EVENT_DOWN, .reason = reason },
+                  "channel down: %s", reason);
     } else if (link_news(l, NEWS_SILENT)) {
         log_provoked(l->log, VP_LOG_INFO, "no channel yet: %s", reason);
     }
@@ -3946,8 +3990,8 @@ static void link_resync(VPLink *l, const char *why)
 /* link_refuse() - the peer breaks the protocol: end the session */
 static void link_refuse(VPLink *l, const char *what)
 {
-    log_provoked(l->log, VP_LOG_WARN, "the peer breaks the protocol (%s): "
-                 "session ended", what);
+    log_event(l->log, VP_LOG_WARN, (VPEvent){ .type = VP_EVENT_OVER },
+              "the peer breaks the protocol (%s): session ended", what);
     link_forget(l);
     l->penalty_until = l->loop->now + VP_PENALTY_US;
     link_hello(l, VP_PENALTY_US, "the peer breaks the protocol");
@@ -4377,8 +4421,9 @@ static void link_up(VPLink *l, const VPHello *h, bool resumed)
     vp_timer_stop(&l->hello_timer);
     l->ping_waits = true;
     link_ping_start(l, link_ping_wait(l));
-    log_provoked(l->log, quiet ? VP_LOG_DEBUG : VP_LOG_INFO,
-                 "channel up: %s", what);
+    log_event(l->log, quiet ? VP_LOG_DEBUG : VP_LOG_INFO,
+              (VPEvent){ .type = VP_EVENT_UP, .resumed = resumed },
+              "channel up: %s", what);
     l->ops->began(l->up);
 }
 
@@ -4432,8 +4477,8 @@ static void link_agree(VPLink *l, const VPHello *h)
         store_rewind(&l->store, h->expect);
         link_up(l, h, true);
     } else {
-        log_provoked(l->log, VP_LOG_WARN, "one side was set back in time: "
-                     "session ended");
+        log_event(l->log, VP_LOG_WARN, (VPEvent){ .type = VP_EVENT_OVER },
+                  "one side was set back in time: session ended");
         link_forget(l);
         link_new_token(l);
         l->due |= LINK_DUE_HELLO;
@@ -4540,7 +4585,8 @@ static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
     l->heard |= wrong == NULL;
     if ((h->flags & VP_HELLO_BYE) && h->echo == l->hello.token &&
         wrong == NULL && link_names_session(l, h)) {
-        log_provoked(l->log, VP_LOG_INFO, "the other end ends the session");
+        log_event(l->log, VP_LOG_INFO, (VPEvent){ .type = VP_EVENT_OVER },
+                  "the other end ends the session");
         link_forget(l);
         link_hello(l, 0, "the other end ends the session");
         return;
@@ -5411,16 +5457,78 @@ static void conn_interest(VPConn *c)
     }
 }
 
-/* conn_peer() - the address of the local socket's other end, for the log */
-static const char *conn_peer(const VPConn *c, char *buf, size_t size)
+/* fd_peer() - the address of the other end of @fd, which may be -1 */
+static const char *fd_peer(int fd, char *buf, size_t size)
 {
     VPAddr addr = { .len = sizeof(addr.ss) };
 
-    if (c->fd < 0 || getpeername(c->fd, (struct sockaddr *)&addr.ss,
-                                 &addr.len) < 0) {
+    if (getpeername(fd, (struct sockaddr *)&addr.ss, &addr.len) < 0) {
         addr.len = 0;
     }
     return vp_addr_str(&addr, buf, size);
+}
+
+/* conn_peer() - the address of the local socket's other end, for the log */
+static const char *conn_peer(const VPConn *c, char *buf, size_t size)
+{
+    return fd_peer(c->fd, buf, size);
+}
+
+/* conn_info() - of one that isn't being connected any more */
+static VPConnInfo conn_info(const VPConn *c)
+{
+    uint64_t now = c->conns->loop->now;
+
+    return (VPConnInfo){
+        .id = c->id,
+        .client = c->client,
+        .service_id = c->service_id,
+        .in = in_name[c->in],
+        .out = out_name[c->out],
+        .fd = c->fd,
+        .age = now - c->born,
+        .idle = now - c->moved,
+        .bytes = { c->rx_taken, c->tx_count },
+        .credit = c->tx_limit - c->tx_count,
+        .waiting = c->buf_len - c->lead,
+    };
+}
+
+/* conn_tell() - tell who wants to know of connections what becomes of @c */
+static void conn_tell(const VPConn *c, VPEventType type, const char *reason)
+{
+    const VPLoop *loop = c->conns->loop;
+
+    if (loop->conn_events != NULL && *loop->conn_events) {
+        VPConnInfo info = conn_info(c);
+
+        event_tell(c->conns->log, VP_LOG_VERBOSE,
+                   (VPEvent){ .type = type, .reason = reason, .conn = &info });
+    }
+}
+
+/* refusal_event() - the event that @service_id is refused to @from */
+static VPEvent refusal_event(bool client, const char *service_id,
+                             const char *from, const char *reason)
+{
+    return (VPEvent){
+        .type = VP_EVENT_REFUSED,
+        .client = client,
+        .service_id = service_id,
+        .from = from,
+        .reason = reason,
+    };
+}
+
+/* conns_log_refused() - @service_id is refused to the client at @fd */
+static void conns_log_refused(VPConns *cs, VPLogLevel level,
+                              const char *service_id, int fd, const char *why)
+{
+    char from[128];
+
+    fd_peer(fd, from, sizeof(from));
+    log_event(cs->log, level, refusal_event(true, service_id, from, why),
+              "%s: connection refused: %s", service_id, why);
 }
 
 /*
@@ -5438,6 +5546,7 @@ static void conn_log_begin(const VPConn *c, const char *client)
                      conn_peer(c, name, sizeof(name)),
                      client[0] != '\0' ? " for " : "", client);
     }
+    conn_tell(c, VP_EVENT_OPENED, NULL);
 }
 
 /* conn_log_end() - for how long it was there, how much it moved, why it ends */
@@ -5453,6 +5562,7 @@ static void conn_log_end(const VPConn *c, const char *why)
                      (unsigned long long)c->tx_count, owner,
                      (unsigned long long)c->rx_taken, why);
     }
+    conn_tell(c, VP_EVENT_ENDED, why);
 }
 
 static void conn_debug_line(const VPConn *c, const char *what,
@@ -5795,6 +5905,10 @@ static void conn_lose(VPConn *c, const char *why)
 static void conn_refuse(VPConn *c, VPReason reason)
 {
     conns_refused(c->conns, reason);
+    event_tell(c->conns->log, VP_LOG_INFO,
+               refusal_event(false, c->service_id, "",
+                             reason != VP_REASON_ENDING
+                             ? reason_str(reason) : "this daemon ends"));
     if (c->life == LIFE_ENDING) {
         conn_set_life(c, LIFE_FREE, reason_str(reason));
         return;
@@ -6405,8 +6519,8 @@ static bool conns_send_due(VPConns *cs)
         }
         if ((c->due & DUE_INIT) &&
             conns_known(cs) >= l->peer_max_conns) {
-            log_provoked(cs->log, VP_LOG_WARN, "%s: connection refused: %s",
-                         c->service_id, reason_str(VP_REASON_LIMIT));
+            conns_log_refused(cs, VP_LOG_WARN, c->service_id, c->fd,
+                              reason_str(VP_REASON_LIMIT));
             conns_refused(cs, VP_REASON_LIMIT);
             conn_forget(c, reason_str(VP_REASON_LIMIT));
             continue;
@@ -6688,9 +6802,11 @@ static void conn_handle_reset(VPConn *c, const uint8_t *msg)
 
     if (msg[0] == VP_MSG_CONNECT_REFUSED && !conn_over(c)) {
         conns_refused(c->conns, msg[1]);
-        log_provoked(c->conns->log, VP_LOG_INFO,
-                     "%s: connection from %s refused: %s", c->service_id,
-                     conn_peer(c, name, sizeof(name)), reason_str(msg[1]));
+        conn_peer(c, name, sizeof(name));
+        log_event(c->conns->log, VP_LOG_INFO,
+                  refusal_event(true, c->service_id, name, reason_str(msg[1])),
+                  "%s: connection from %s refused: %s", c->service_id, name,
+                  reason_str(msg[1]));
     }
     if (msg[0] == VP_MSG_RESET && msg[1] == VP_REASON_ENDING &&
         !conn_over(c)) {
@@ -7479,6 +7595,10 @@ static const char *told_services(VPForwards *fs, const uint8_t *msg, size_t len)
     }
     fs->conns->link->work += (unsigned)len / VP_WORK_TOLD;
     o->ended = msg[1] & VP_SERVICES_END;
+    if (o->ended) {
+        event_tell(fs->log, VP_LOG_INFO,
+                   (VPEvent){ .type = VP_EVENT_SERVICES, .services = o->n });
+    }
     offer_look_later(fs);
     return NULL;
 }
@@ -7532,8 +7652,8 @@ static const VPConnOps forwards_ops = {
 /* oforward_refuse() - @fd gets no connection */
 static void oforward_refuse(const VPOForward *f, int fd, VPReason why)
 {
-    log_provoked(f->fwds->log, VP_LOG_WARN, "%s: connection refused: %s",
-                 f->service_id, reason_str(why));
+    conns_log_refused(f->fwds->conns, VP_LOG_WARN, f->service_id, fd,
+                      reason_str(why));
     conns_refused(f->fwds->conns, why);
     close(fd);
 }
@@ -7575,9 +7695,10 @@ static int caller_free(VPCaller *k)
 /* caller_hang_up() - @why: what was wrong with its line */
 static void caller_hang_up(VPCaller *k, const char *why)
 {
-    log_provoked(k->oforward->fwds->log, VP_LOG_INFO,
-                 "%s: connection refused: %s", k->oforward->service_id, why);
-    conns_refused(k->oforward->fwds->conns, VP_REASON_OTHER);
+    VPConns *cs = k->oforward->fwds->conns;
+
+    conns_log_refused(cs, VP_LOG_INFO, k->oforward->service_id, k->fd, why);
+    conns_refused(cs, VP_REASON_OTHER);
     close(caller_free(k));
 }
 
@@ -7891,7 +8012,8 @@ static void grace_expired(void *opaque)
              grace > 0 ? "no channel for %u s" : "no session, and --grace %u",
              drv->config.grace);
     if (link_has_session(&drv->link)) {
-        log_provoked(&drv->log, VP_LOG_WARN, "%s: session ended", why);
+        log_event(&drv->log, VP_LOG_WARN, (VPEvent){ .type = VP_EVENT_OVER },
+                  "%s: session ended", why);
         link_forget(&drv->link);
     }
     for (VPNode *n = drv->conns.all.next; n != &drv->conns.all; n = n->next) {
@@ -8423,27 +8545,16 @@ uint64_t vp_conns(const VPDriver *drv, uint64_t after, size_t most,
                   void (*each)(const VPConnInfo *info, void *opaque),
                   void *opaque)
 {
-    uint64_t now = drv->loop->now;
     const VPNode *ring = &drv->conns.all;
 
     for (VPNode *n = ring->next; n != ring; n = n->next) {
         const VPConn *c = container_of(n, VPConn, all);
         const VPDial *dial = c->dial;
-        VPConnInfo info = {
-            .id = c->id,
-            .client = c->client,
-            .service_id = c->service_id,
-            .in = in_name[c->in],
-            .out = out_name[c->out],
-            .fd = c->fd,
-            .connecting = dial != NULL ? dial_addr(&dial->dialer) : NULL,
-            .age = now - c->born,
-            .idle = now - c->moved,
-            .bytes = { c->rx_taken, c->tx_count },
-            .credit = c->tx_limit - c->tx_count,
-            .waiting = c->buf_len - c->lead,
-        };
+        VPConnInfo info = conn_info(c);
 
+        if (dial != NULL) {
+            info.connecting = dial_addr(&dial->dialer);
+        }
         if (c->number <= after || conn_over(c)) {
             continue;
         }

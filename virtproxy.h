@@ -291,6 +291,40 @@ void vp_dialer_start(VPDialer *d, VPLoop *loop, VPTarget *target);
 /* vp_dialer_stop() - forget it; "done" is not called */
 void vp_dialer_stop(VPDialer *d);
 
+/* ---- events ----------------------------------------------------------- */
+
+typedef enum VPEventType {
+    VP_EVENT_UP,       /* the channel is, in a session new or old */
+    VP_EVENT_DOWN,     /* it is lost */
+    VP_EVENT_OVER,     /* the session is, and no other one has begun */
+    VP_EVENT_SERVICES, /* the other side has told what it offers */
+    VP_EVENT_REFUSED,  /* a connection is */
+    VP_EVENT_OPENED,   /* a client has come, or a target was reached */
+    VP_EVENT_ENDED,    /* what was opened has ended */
+} VPEventType;
+
+/* What happened; all that is pointed at is there until the call returns. */
+typedef struct VPEvent {
+    VPEventType type;
+    int channel;                   /* its id */
+    VPLogLevel level;              /* of who wants to know of it */
+    bool resumed;                  /* UP: the session is the old one */
+    size_t services;               /* SERVICES: how many */
+    bool client;                   /* REFUSED: the client is on this side */
+    const char *service_id;        /* REFUSED */
+    const char *from;              /* REFUSED: the client; "": not known */
+    const struct VPConnInfo *conn; /* OPENED, ENDED */
+    const char *reason;            /* DOWN, OVER, REFUSED, ENDED: why */
+} VPEvent;
+
+typedef void VPEventFunc(const VPEvent *event);
+
+/*
+ * vp_set_events() - call @event for all that happens
+ * @conns:  are OPENED and ENDED wanted now?  Kept, it may change at any time
+ */
+void vp_set_events(VPLoop *loop, VPEventFunc *event, const bool *conns);
+
 /* ---- driver: one channel and what is forwarded over it ---------------- */
 
 typedef struct VPDriver VPDriver;

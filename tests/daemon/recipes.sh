@@ -472,6 +472,35 @@ recipe_ssh() {
     ssh_works vm1
 }
 
+# guest_goes() - and comes again; is that seen?
+guest_goes() {
+    kill "$(pgrep -f '^qemu-vp -q -c unix-listen')"
+    until_ok not pgrep -f '^qemu-vp -q -c unix-listen' >/dev/null
+    guest
+    sh /run/waiting
+    grep -q 'vm1 is gone: reason=' /run/seen
+}
+
+# Both commands for a script, and the loop
+recipe_wait() {
+    mkdir -p /run/qemu-vp
+    printf '#!/bin/sh\necho "$@" >/run/ssh\n' >/usr/local/bin/ssh
+    chmod 755 /usr/local/bin/ssh
+    block 'In a script, wait for a guest' >/run/script
+    sed '/-x watch/,$d' /run/script >/run/waiting
+    sed -n '/-x watch/,$p' /run/script >/run/watching
+    qemu-vp -c unix-connect:/run/vm1/vp.sock:- \
+            -m /run/qemu-vp/vm1.monitor &
+    until_ok test -S /run/qemu-vp/vm1.monitor
+    sh /run/waiting &
+    waiting=$!
+    sh /run/watching >/run/seen &
+    guest
+    wait "$waiting" || fail "the script ends with $?"
+    [ "$(cat /run/ssh)" = "vm1 uptime" ] || fail "no ssh"
+    until_ok guest_goes
+}
+
 # The same through the guest's own socket: passed to ssh, and by a pipe; and as
 # systemd 256 does it, which leaves the line "OK NUMBER" to ssh
 recipe_ssh_dial() {

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <regex.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -772,6 +773,20 @@ static const BadCommand bad_commands[] = {
     { "conn_reset 99999999999999999999o1", "'99999999999999999999o1'" },
     { "conn_reset 0i4000000000", "'0i4000000000'" },
     { "conn_reset 9o1", "'9o1'" },
+
+    { "watch everything", "'everything': expected conns" },
+    { "wait", "up|SERVICE_ID SECONDS" },
+    { "wait up", "'': expected a number of seconds" },
+    { "wait up soon", "'soon'" },
+    { "wait up -1", "'-1'" },
+    { "wait up 1.5", "'1.5'" },
+    { "wait up 86401", "'86401': expected a number of seconds, 0 to 86400" },
+    { "wait up 1 65536", "'65536': expected a CHANNEL_ID" },
+    { "wait up 1 0 0", "'0 0'" },
+    { "wait up 1 9", "no channel 9" },
+    { "wait * 1", "'*': expected up or a SERVICE_ID" },
+    { "wait a:b 1", "'a:b'" },
+    { "wait nobody 0", "no service 'nobody'" },
 };
 
 /* Each says what was wrong, and all is as it was. */
@@ -1759,12 +1774,442 @@ START_TEST(other_version)
 }
 END_TEST
 
+/* --- watching and waiting ----------------------------------------------- */
+
+/* monitor_says() - a client in batch mode that has said that */
+static int monitor_says(const char *path, const char *lines)
+{
+    int fd = monitor_batch(path);
+
+    send_all(fd, lines, strlen(lines));
+    return fd;
+}
+
+/* next_line() - of a client's answer; good until the next call */
+static const char *next_line(int fd)
+{
+    static char line[8192];
+    size_t len = 0;
+
+    do {
+        ck_assert(len + 1 < sizeof(line));
+        recv_all(fd, line + len, 1);
+    } while (line[len++] != '\n');
+    line[len] = '\0';
+    return line;
+}
+
+/* check_event() - it has the form, and the keys, that the README promises */
+static void check_event(const char *line)
+{
+    static const char form[] =
+        "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z "
+        "([0-9]+|-) [a-z_]+( [a-z_]+=[!-~]*)*\n$";
+    static char *text;
+    char words[TEXT_LEN] = "";
+    const char *at = strchr(line, ' ') + 1;
+    size_t len = 0;
+    regex_t re;
+
+    ck_assert(regcomp(&re, form, REG_EXTENDED | REG_NOSUB) == 0);
+    ck_assert_msg(regexec(&re, line, 0, NULL, 0) == 0, "%s", line);
+    regfree(&re);
+    text = text ? text : readme();
+    at += strcspn(at, " ") + 1;
+    if (strchr(at, '=') && strncmp(at, "channel ", 8) != 0 &&
+        strncmp(at, "opened ", 7) != 0 && strncmp(at, "ended ", 6) != 0) {
+        for (; *at != '\0'; at += strcspn(at, " \n") + 1) {
+            text_format(words + len, sizeof(words) - len, " %.*s",
+                        (int)strcspn(at, "= \n"), at);
+            len += strlen(words + len);
+        }
+    }
+    ck_assert_msg(strstr(text, words) != NULL, "not in the README:%s", words);
+}
+
+/* expect_event() - skip what comes before the event "CHANNEL_ID EVENT" */
+static const char *expect_event(int fd, const char *words)
+{
+    size_t len = strlen(words);
+    const char *line, *at;
+
+    do {
+        line = next_line(fd);
+        check_event(line);
+        at = strchr(line, ' ') + 1;
+    } while (strncmp(at, words, len) != 0 || !isspace((unsigned char)at[len]));
+    return line;
+}
+
+/* expect_value() - that the event's key has that value */
+static void expect_value(const char *line, const char *key, const char *text)
+{
+    ck_assert_msg(strcmp(value(line, key), text) == 0, "no %s=%s: %s", key,
+                  text, line);
+}
+
+/* expect_end() - of the watched daemon: what comes last */
+static void expect_end(int fd)
+{
+    expect_event(fd, "- end");
+    ck_assert_str_eq(next_line(fd), "ok\n");
+    expect_eof(fd);
+    close(fd);
+}
+
+/* Each event, once it happens, at those who want to know of it. */
+START_TEST(watch_events)
+{
+    RelayEnd ends[2] = { { .kind = RELAY_LISTEN }, { .kind = RELAY_CONNECT } };
+    char path[2][PATH_LEN], target[TEXT_LEN], name[TEXT_LEN], none[TEXT_LEN];
+    int listener = listen_any(target), mon, host, guest, plain, fds[2], fd;
+    const char *line;
+    Daemon *d[2];
+    Relay relay;
+
+    file_path(ends[0].path, "near");
+    file_path(ends[1].path, "far");
+    file_path(path[0], "host.monitor");
+    file_path(path[1], "guest.monitor");
+    d[0] = daemon_start("host", "-c unix-connect:%s:- -o s:127.0.0.1:0 "
+                        "-o none:127.0.0.1:0 -m %s", ends[0].path, path[0]);
+    d[1] = daemon_start("guest", "-c unix-listen:%s:- -i s:%s -m %s",
+                        ends[1].path, target, path[1]);
+    mon = monitor_batch(path[0]);
+    host = monitor_says(path[0], "watch conns\n");
+    plain = monitor_says(path[0], "watch\n");
+    guest = monitor_says(path[1], "watch conns\n");
+    expect_value(expect_event(plain, "0 channel"), "state", "down");
+    expect_value(expect_event(guest, "0 channel"), "id", "0");
+
+    relay_start(&relay, ends);
+    expect_value(expect_event(plain, "0 up"), "session", "new");
+    expect_value(expect_event(plain, "0 services"), "count", "1");
+    expect_event(guest, "0 up");
+    expect_value(expect_event(guest, "0 services"), "count", "0");
+
+    through(daemon_listens(d[0], "s"), listener, fds);
+    talk(fds);
+    name_of(fds[0], false, name);
+    line = expect_event(host, "0 opened");
+    expect_value(line, "service", "s");
+    expect_value(line, "from", name);
+    expect_value(expect_event(guest, "0 opened"), "to", target);
+    close(fds[0]);
+    expect_eof(fds[1]);
+    close(fds[1]);
+    line = expect_event(host, "0 ended");
+    expect_value(line, "service", "s");
+    ck_assert_str_ne(value(line, "reason"), "");
+    ck_assert_uint_ge(number(line, "sent_bytes"), 1);
+    expect_event(guest, "0 ended");
+
+    text_format(none, sizeof(none), "%s", daemon_listens(d[0], "none"));
+    fd = dial(none, true);
+    name_of(fd, false, name);
+    expect_reset(fd);
+    close(fd);
+    line = expect_event(plain, "0 refused");
+    expect_value(line, "service", "none");
+    expect_value(line, "client", "here");
+    expect_value(line, "from", name);
+    expect_value(line, "reason", "unknown service");
+    line = expect_event(guest, "0 refused");
+    expect_value(line, "client", "there");
+    expect_value(line, "reason", "unknown service");
+
+    monitor_ask(mon, "oforward_add n%%s:127.0.0.1:0");
+    line = expect_event(plain, "0 oforward_add");
+    expect_value(line, "service", "n%s");
+    expect_value(line, "spec", "n%s:127.0.0.1:0");
+    monitor_ask(mon, "oforward_del n%%s");
+    expect_value(expect_event(plain, "0 oforward_del"), "service", "n%s");
+    monitor_ask(mon, "channel_add unix-connect:/nonexistent:-:7");
+    expect_event(plain, "7 channel_add");
+    monitor_ask(mon, "iforward_add x:127.0.0.1:1:7");
+    expect_event(plain, "7 iforward_add");
+    monitor_ask(mon, "channel_del 7");
+    expect_value(expect_event(plain, "7 channel_del"), "spec",
+                 "unix-connect:/nonexistent:-:7");
+    expect_value(expect_event(plain, "7 iforward_del"), "service", "x");
+
+    relay_tell(&relay, RELAY_CUT);
+    ck_assert_str_ne(value(expect_event(plain, "0 down"), "reason"), "");
+    expect_value(expect_event(plain, "0 up"), "session", "resumed");
+
+    send_all(guest, "info status -k\n", 15);   /* ends watching */
+    do {
+        line = next_line(guest);
+    } while (strcmp(line, "ok\n") != 0);
+    ck_assert(line_find(next_line(guest), "status", 0) != NULL);
+    ck_assert_str_eq(next_line(guest), "ok\n");
+    send_all(guest, "watch\n", 6);
+    expect_event(guest, "0 channel");
+    monitor_ask(mon, "quit");
+    ck_assert_str_ne(value(expect_event(guest, "0 over"), "reason"), "");
+    do {
+        line = next_line(plain);
+        ck_assert_msg(strstr(line, " opened ") == NULL &&
+                      strstr(line, " ended ") == NULL, "%s", line);
+    } while (strstr(line, " - end\n") == NULL);
+    ck_assert_str_eq(next_line(plain), "ok\n");
+    expect_end(host);
+    ck_assert_int_eq(daemon_exit(d[0]), 0);
+    daemon_stop(d[1]);
+    expect_end(guest);
+    close(plain);
+    close(mon);
+    close(listener);
+}
+END_TEST
+
+/* -x: lines come as things happen, and its end is the daemon's. */
+START_TEST(watch_executes)
+{
+    char path[2][PATH_LEN], text[TEXT_LEN];
+    pid_t client;
+    Daemon *d;
+
+    for (int killed = 0; killed < 2; killed++) {
+        text_format(text, sizeof(text), "monitor%d", killed);
+        file_path(path[0], text);
+        file_path(path[1], "nobody");
+        d = daemon_start("host", "-m %s -c unix-connect:%s:-", path[0],
+                         path[1]);
+        close(monitor_dial(path[0]));
+        text_format(text, sizeof(text), "client%d", killed);
+        client = command_start(text, "%s '%s' -m %s -x watch",
+                               killed ? "!" : "", vp_program, path[0]);
+        text_format(text, sizeof(text), "client%d.log", killed);
+        file_wait(text, " 0 channel id=0 ");
+        ck_assert_int_eq(execute(path[0], "oforward_add s:127.0.0.1:0"), 0);
+        file_wait(text, " 0 oforward_add service=s ");
+        if (killed) {
+            daemon_kill(d);
+            command_wait(client);
+            file_wait(text, "no answer");
+        } else {
+            daemon_stop(d);
+            command_wait(client);
+            file_wait(text, " - end\n");
+        }
+    }
+}
+END_TEST
+
+/* One who doesn't read is told how many lines he has missed, once he does. */
+START_TEST(watch_missed)
+{
+    enum { BATCH = 50, BATCHES = 80 };
+    char path[PATH_LEN], lines[BATCH * 200];
+    size_t len = 0, events = 0, gaps = 0, bytes = 0;
+    int mon, deaf;
+    Daemon *d;
+
+    file_path(path, "monitor");
+    d = daemon_start("host", "-q -m %s -c unix-connect:%s/nobody:-", path,
+                     vp_dir);
+    deaf = monitor_says(path, "watch\n");
+    expect_event(deaf, "0 channel");
+    mon = monitor_batch(path);
+    for (int i = 0; i < BATCH; i++) {
+        text_format(lines + len, sizeof(lines) - len,
+                    "iforward_add x:/%0100d:-\niforward_del x\n", i);
+        len += strlen(lines + len);
+    }
+    for (int i = 0; i < BATCHES; i++) {
+        send_all(mon, lines, len);
+        for (int n = 0; n < 2 * BATCH; n++) {
+            expect_bytes(mon, "ok\n");
+        }
+    }
+    while (events < 2 * BATCH * BATCHES) {
+        const char *line = next_line(deaf);
+
+        check_event(line);
+        bytes += strlen(line);
+        if (strstr(line, " - missed ") == NULL) {
+            events++;
+            continue;
+        }
+        events += number(line, "lines");
+        ck_assert_int_eq((int)gaps++, 0);
+        /* what the kernel holds, and the daemon; of a megabyte and a half */
+        ck_assert_uint_le(bytes, 900 * KIB);
+    }
+    ck_assert_uint_eq(events, 2 * BATCH * BATCHES);
+    ck_assert_uint_eq(gaps, 1);
+    monitor_ask(mon, "iforward_add y:127.0.0.1:1");
+    ck_assert(strstr(next_line(deaf), " 0 iforward_add service=y ") != NULL);
+    daemon_stop(d);
+    expect_end(deaf);
+    close(mon);
+}
+END_TEST
+
+/* wait_start() - have "-x 'wait WHAT'" wait in the background */
+static pid_t wait_start(const char *path, const char *name, const char *what)
+{
+    return command_start(name, "exec '%s' -m %s -x 'wait %s'", vp_program,
+                         path, what);
+}
+
+/* clients_wait() - until the daemon has that many descriptors */
+static void clients_wait(const Daemon *d, int fds)
+{
+    int64_t end = now_ms() + WAIT_MS;
+
+    while (daemon_fds(d) != fds) {
+        ck_assert_msg(now_ms() < end, "%d descriptors, not %d",
+                      daemon_fds(d), fds);
+        sleep_ms(10);
+    }
+}
+
+/* "wait" ends when it is there, when the time is over, or never can be. */
+START_TEST(waits)
+{
+    char path[2][PATH_LEN], channel[PATH_LEN];
+    int before, raw, gone;
+    pid_t up, service;
+    int64_t start;
+    Daemon *d, *guest;
+
+    file_path(channel, "channel");
+    file_path(path[0], "host.monitor");
+    file_path(path[1], "guest.monitor");
+    d = daemon_start("host", "-m %s -c unix-connect:%s:-", path[0], channel);
+    close(monitor_dial(path[0]));
+    ck_assert_int_eq(execute(path[0], "wait up 0"), 1);
+    start = now_ms();
+    ck_assert_int_eq(execute(path[0], "wait up 1"), 1);
+    ck_assert_int_ge(now_ms() - start, 1000);
+    ck_assert_msg(strstr(executed(2), "channel 0 is not up: ") &&
+                  strstr(executed(2), "No such file"), "%s", executed(2));
+    ck_assert_int_eq(execute(path[0], "wait up 60 7"), 1);
+    ck_assert_msg(strstr(executed(2), "no channel 7"), "%s", executed(2));
+
+    before = daemon_fds(d);
+    up = wait_start(path[0], "up", "up 60");
+    service = wait_start(path[0], "service", "s 60 0");
+    raw = monitor_says(path[0], "wait up 60\ninfo status -k\n");
+    shutdown(raw, SHUT_WR);
+    gone = monitor_says(path[0], "wait up 60\n");
+    clients_wait(d, before + 4);
+    close(gone);
+    clients_wait(d, before + 3);
+    guest = daemon_start("guest", "-m %s -c unix-listen:%s:- -i s:127.0.0.1:1",
+                         path[1], channel);
+    command_wait(up);
+    command_wait(service);
+    ck_assert_str_eq(next_line(raw), "ok\n");
+    ck_assert(line_find(next_line(raw), "status", 0) != NULL);
+    ck_assert_str_eq(next_line(raw), "ok\n");
+    expect_eof(raw);
+    close(raw);
+    clients_wait(d, before + 1);        /* the channel's */
+
+    ck_assert_int_eq(execute(path[0], "wait up 0"), 0);
+    ck_assert_int_eq(execute(path[0], "wait s 0"), 0);
+    ck_assert_str_eq(executed(1), "");
+    ck_assert_int_eq(execute(path[0], "wait late 1"), 1);
+    ck_assert_msg(strstr(executed(2), "channel 0 offers no service 'late'"),
+                  "%s", executed(2));
+    service = wait_start(path[0], "late", "late 60");
+    clients_wait(d, before + 2);
+    ck_assert_int_eq(execute(path[1], "iforward_add late:127.0.0.1:1"), 0);
+    command_wait(service);
+
+    raw = monitor_says(path[0], "wait nobody 60\n");
+    clients_wait(d, before + 2);
+    ck_assert_int_eq(execute(path[0], "channel_del 0"), 0);
+    ck_assert_str_eq(next_line(raw), "error: there is no channel 0\n");
+    close(raw);
+    raw = monitor_says(path[1], "wait nobody 60\n");
+    monitor_ask(gone = monitor_batch(path[1]), "info status");
+    daemon_stop(guest);
+    ck_assert_str_eq(next_line(raw), "error: the daemon is ending\n");
+    expect_eof(raw);
+    close(raw);
+    close(gone);
+}
+END_TEST
+
+/* A reload that changes the channel's line is no end of waiting for it. */
+START_TEST(wait_reload)
+{
+    char file[PATH_LEN], path[PATH_LEN], text[TEXT_LEN];
+    int raw;
+    Daemon *d;
+
+    file_path(file, "conf");
+    file_path(path, "monitor");
+    text_format(text, sizeof(text), "channel unix-connect:%s/a:-\n", vp_dir);
+    file_write(file, text, strlen(text));
+    d = daemon_start("host", "-C %s -m %s", file, path);
+    raw = monitor_says(path, "wait up 60\nwatch\n");
+    ck_assert_int_eq(execute(path, "info status"), 0);
+    text_format(text, sizeof(text), "channel unix-connect:%s/b:-\n", vp_dir);
+    file_write(file, text, strlen(text));
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "reloaded");
+    daemon_start("guest", "-c unix-listen:%s/b:-", vp_dir);
+    ck_assert_str_eq(next_line(raw), "ok\n");
+    expect_value(expect_event(raw, "0 channel"), "state", "up");
+    text_format(text, sizeof(text), "channel unix-connect:%s/c:-\n", vp_dir);
+    file_write(file, text, strlen(text));
+    kill(d->pid, SIGHUP);
+    expect_event(raw, "0 channel_del");
+    text[strlen(text) - 1] = '\0';
+    expect_value(expect_event(raw, "0 channel_add"), "spec",
+                 text + strlen("channel "));
+    close(raw);
+}
+END_TEST
+
+/* Those who wait and watch cost no CPU time, and keep nobody out. */
+START_TEST(waiting_crowd)
+{
+    enum { CROWD = 140 };
+    static char full[5000];
+    int fds[CROWD], before;
+    char path[PATH_LEN];
+    Daemon *d;
+
+    file_path(path, "monitor");
+    d = daemon_start("host", "-m %s -c unix-listen:%s/channel:-", path,
+                     vp_dir);
+    close(monitor_dial(path));
+    memset(full, 'x', sizeof(full));
+    before = daemon_fds(d);
+    for (int i = 0; i < CROWD; i++) {
+        fds[i] = monitor_says(path, i % 2 ? "watch conns\n" : "wait up 60\n");
+        if (i % 3 == 0) {
+            shutdown(fds[i], SHUT_WR);
+        } else if (i % 4 == 0) {
+            send_all(fds[i], full, sizeof(full));
+        }
+    }
+    ck_assert_int_eq(execute(path, "info status -k"), 0);
+    ck_assert_uint_eq(number(executed(1), "channels"), 1);
+    ck_assert_int_le(daemon_fds(d), before + CROWD);
+    daemons_idle(&d, 1);
+    ck_assert_int_eq(execute(path, "oforward_add s:127.0.0.1:0"), 0);
+    for (int i = 0; i < CROWD; i++) {
+        close(fds[i]);
+    }
+    ck_assert_int_eq(execute(path, "oforward_del s"), 0);
+    ck_assert_int_eq(execute(path, "info status"), 0);
+}
+END_TEST
+
 /* --- the client --------------------------------------------------------- */
 
 /* -x ends though the daemon has stopped. */
 START_TEST(unanswered)
 {
     char path[PATH_LEN];
+    pid_t client;
     int64_t start;
     Daemon *d;
 
@@ -1775,8 +2220,12 @@ START_TEST(unanswered)
     ck_assert_int_eq(execute(path, "info status"), 0);
     kill(d->pid, SIGSTOP);
     start = now_ms();
+    client = command_start("wait", "! '%s' -m %s -x 'wait up 1'", vp_program,
+                           path);
     ck_assert_int_eq(execute(path, "info status"), 1);
     ck_assert_int_lt(now_ms() - start, 19000);  /* 10 s are promised */
+    command_wait(client);
+    file_wait("wait.log", "doesn't answer");
     ck_assert_msg(strstr(executed(2), "doesn't answer") != NULL, "%s",
                   executed(2));
     kill(d->pid, SIGCONT);
@@ -1969,6 +2418,12 @@ int main(void)
     SUITE_ADD(s, crowd);
     SUITE_ADD(s, starved);
     SUITE_ADD(s, many_conns);
+    SUITE_ADD(s, watch_events);
+    SUITE_ADD(s, watch_executes);
+    SUITE_ADD(s, watch_missed);
+    SUITE_ADD(s, waits);
+    SUITE_ADD(s, wait_reload);
+    SUITE_ADD(s, waiting_crowd);
     SUITE_ADD(s, executes);
     SUITE_ADD(s, other_version);
     SUITE_ADD(s, unanswered);

@@ -16,7 +16,7 @@ static const char *const recipes[] = {
     "install", "install_services", "manual", "commands", "virtio", "serial",
     "fifos", "reconnect", "descriptor", "ssh", "ssh_dial", "apt", "guest_agent",
     "nginx", "haproxy", "libvirt", "systemd", "systemd_socket", "systemd_guest",
-    "udev", "sysv", "sysv_busybox", "openrc", "busybox", "logrotate",
+    "udev", "sysv", "sysv_busybox", "openrc", "busybox", "logrotate", "wait",
 };
 
 START_TEST(recipe)
