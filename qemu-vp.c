@@ -1816,6 +1816,7 @@ static bool settings_config(Settings *s, Error *err)
                                                : s->max_conns;
     s->config.max_half_open = s->max_half_open;
     s->config.max_opens = s->max_opens;
+    s->config.memory = (uint64_t)s->max_memory << 20;
     s->config.program = VERSION;
     return settings_key(s, err);
 }

@@ -1917,6 +1917,22 @@ static void socket_room(int fd, int bytes)
     }
 }
 
+/*
+ * socket_force() - a send buffer of @bytes, whatever the system allows to all
+ *
+ * Without root's rights it keeps the one that the system chooses, and enlarges
+ * as TCP asks for it: one of a size that anybody may set is smaller, mostly.
+ */
+static void socket_force(int fd, int bytes)
+{
+#ifdef SO_SNDBUFFORCE
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes));
+#else
+    (void)fd;
+    (void)bytes;
+#endif
+}
+
 /* tcp_setup() - no TCP of ours waits; @addr is either end of @fd's */
 static void tcp_setup(int fd, const VPAddr *addr)
 {
@@ -2872,12 +2888,18 @@ static uint64_t digest_add(uint64_t digest, const VPPacket *pkt)
  * across the end, and are sent again from there.  The ring begins anew when it
  * is empty, and as soon as there is room at its beginning for what may be in
  * flight: so it touches no more memory, and no more of the cache, than the
- * channel's speed asks for.
+ * channel's speed asks for.  It doubles when twice as much may be in flight as
+ * before, as far as the channel's memory lets it.
  * ====================================================================== */
 
-/* Un-acked packets the link can hold to send again. */
+/*
+ * Bytes of un-acked packets the link can hold to send again: at first, and at
+ * most.  Powers of two.
+ */
 #define VP_STORE_LEN (4u << 20)
-#define VP_STORE_PKTS 2048u
+#define VP_STORE_LEN_MAX (64u << 20)
+/* There may be a packet in it for so many bytes of its length. */
+#define VP_STORE_PKT 2048u
 
 /*
  * First sequence number of a session: it wraps around early in every session's
@@ -2898,8 +2920,10 @@ typedef struct VPSent {
 } VPSent;
 
 typedef struct VPStore {
-    uint8_t *ring;        /* VP_STORE_LEN bytes, or NULL */
-    VPSent *sent;         /* by sequence number modulo VP_STORE_PKTS */
+    uint8_t *ring;        /* len bytes, or NULL */
+    VPSent *sent;         /* by sequence number modulo store_pkts() */
+    uint32_t len;         /* of ring; a power of two, or 0 */
+    uint32_t len_max;     /* that it may have; a power of two */
     uint32_t head;        /* offset in ring for the next packet */
     uint32_t base;        /* sequence number of the oldest packet held */
     uint32_t next;        /* sequence number of the next packet */
@@ -2911,9 +2935,15 @@ typedef struct VPStore {
     uint64_t digest;      /* of all packets before next */
 } VPStore;
 
+/* store_pkts() - packets that it can hold */
+static uint32_t store_pkts(const VPStore *s)
+{
+    return s->len / VP_STORE_PKT;
+}
+
 static VPSent *store_sent(VPStore *s, uint32_t seq)
 {
-    return &s->sent[seq % VP_STORE_PKTS];
+    return &s->sent[seq & (store_pkts(s) - 1)];
 }
 
 static void store_reset(VPStore *s)
@@ -2932,6 +2962,29 @@ static void store_trim(VPStore *s)
     free(s->sent);
     s->ring = NULL;
     s->sent = NULL;
+    s->len = 0;
+}
+
+/* store_grow() - twice as long, with all that it holds; false: no memory */
+static bool store_grow(VPStore *s)
+{
+    VPStore old = *s;
+    uint32_t len = MAX(2 * s->len, VP_STORE_LEN);
+    VPSent *sent = malloc(len / VP_STORE_PKT * sizeof(*sent));
+    uint8_t *ring = sent != NULL ? realloc(s->ring, len) : NULL;
+
+    if (ring == NULL) {
+        free(sent);
+        return false;
+    }
+    s->ring = ring;
+    s->sent = sent;
+    s->len = len;
+    for (uint32_t seq = s->base; seq != s->next; seq++) {
+        *store_sent(s, seq) = *store_sent(&old, seq);
+    }
+    free(old.sent);
+    return true;
 }
 
 /*
@@ -2945,26 +2998,22 @@ static uint32_t store_room(VPStore *s, uint32_t want, uint32_t limit)
 {
     uint32_t tail;
 
-    if (s->ring == NULL) {
-        s->ring = malloc(VP_STORE_LEN);
-        s->sent = malloc(VP_STORE_PKTS * sizeof(*s->sent));
-        if (s->ring == NULL || s->sent == NULL) {
-            store_trim(s);
-            return 0;
-        }
+    if ((s->ring == NULL || (s->len < 2 * limit && s->len < s->len_max)) &&
+        !store_grow(s) && s->ring == NULL) {
+        return 0;
     }
-    if (s->next - s->base >= VP_STORE_PKTS) {
+    if (s->next - s->base >= store_pkts(s)) {
         return 0;
     }
     if (s->base == s->next) {
         s->head = 0;
-        return VP_STORE_LEN;
+        return s->len;
     }
     tail = store_sent(s, s->base)->off;
     if (s->head > tail) {
         if (tail <= MAX(want, limit) &&
-            (VP_STORE_LEN - s->head >= want || tail <= want)) {
-            return VP_STORE_LEN - s->head;
+            (s->len - s->head >= want || tail <= want)) {
+            return s->len - s->head;
         }
         s->head = 0;
     }
@@ -3084,9 +3133,10 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_PKT_LEN_MIN 640u
 /* Time that a packet takes on the channel, at most, unless it is that short. */
 #define VP_PKT_US 4000
-/* Bytes in flight before anything is known, and ever. */
+/* Bytes in flight before anything is known. */
 #define VP_LIMIT_START (4 * VP_PKT_LEN_MIN)
-#define VP_LIMIT_MAX (2u << 20)
+/* ... and ever, where the store may become @len bytes long. */
+#define VP_LIMIT_MAX(len) ((len) / 2)
 /* A shorter round trip than this is one within the machine. */
 #define VP_NEAR_US 2000
 /* Bytes in flight within the machine, and while a sparse connection sends. */
@@ -3153,6 +3203,7 @@ typedef struct VPFlow {
     uint64_t app_limited; /* up to this "delivered" too little was sent */
     uint32_t enough;      /* bytes in flight that keep the channel busy */
     uint32_t limit;       /* bytes in flight, at most */
+    uint32_t limit_max;   /* that limit may become; see link_reach() */
     uint32_t pkt_len;     /* bytes of a packet, at most */
     uint32_t unmarked;    /* bytes sent since the last VP_FLAG_ACK_NOW */
     uint64_t marked_at;   /* time of the last VP_FLAG_ACK_NOW */
@@ -3161,6 +3212,7 @@ typedef struct VPFlow {
 static void flow_reset(VPFlow *f, uint64_t now)
 {
     memset(f, 0, sizeof(*f));
+    f->limit_max = VP_LIMIT_MAX(VP_STORE_LEN);
     f->limit = f->enough = VP_LIMIT_START;
     f->pkt_len = VP_LIMIT_START / 4;
     f->min_rtt = UINT64_MAX;
@@ -3174,6 +3226,12 @@ static void flow_rtt(VPFlow *f, uint64_t rtt, uint64_t now)
         f->min_rtt = MAX(rtt, 1);
         f->min_rtt_at = now;
     }
+}
+
+/* flow_trip() - a round trip without queues, us; 0: not known */
+static uint64_t flow_trip(const VPFlow *f)
+{
+    return f->min_rtt == UINT64_MAX ? 0 : f->min_rtt;
 }
 
 /* flow_back() - an ack took @back, plus the difference of the clocks */
@@ -3208,7 +3266,7 @@ static void flow_probe(VPFlow *f, uint64_t now)
 static void flow_update(VPFlow *f, uint64_t now)
 {
     double pkt = f->rate * VP_PKT_US, rtt = (double)f->min_rtt;
-    double limit, acks, queue = MIN(rtt, VP_QUEUE_US), most = VP_LIMIT_MAX;
+    double limit, acks, queue = MIN(rtt, VP_QUEUE_US), most = f->limit_max;
 
     pkt = MIN(MAX(pkt, VP_PKT_LEN_MIN), VP_PKT_LEN_MAX);
     queue = f->full ? MAX(queue, rtt / VP_QUEUE_PART) : rtt;
@@ -3997,6 +4055,13 @@ static void link_refuse(VPLink *l, const char *what)
     link_hello(l, VP_PENALTY_US, "the peer breaks the protocol");
 }
 
+/* link_reach() - the store may become @len bytes long, if a long way asks */
+static void link_reach(VPLink *l, uint32_t len)
+{
+    l->store.len_max = len;
+    l->flow.limit_max = VP_LIMIT_MAX(len);
+}
+
 /* link_open() - the descriptors are good: say hello */
 static void link_open(VPLink *l, const char *why)
 {
@@ -4008,6 +4073,7 @@ static void link_open(VPLink *l, const char *why)
     l->garbage = 0;
     l->blocked = false;
     flow_reset(&l->flow, now);
+    link_reach(l, l->store.len_max);
     link_hello(l, l->penalty_until > now ? l->penalty_until - now : 0, why);
 }
 
@@ -4034,9 +4100,12 @@ static int link_attach(VPLink *l, int rfd, int wfd, VPChannelKind kind,
     if (kind == VP_CHN_SOCKET &&
         getsockname(wfd, (struct sockaddr *)&addr.ss, &addr.len) == 0) {
         if (addr.ss.ss_family == AF_UNIX) {
-            socket_room(wfd, (int)VP_LIMIT_MAX);
+            socket_room(wfd, (int)VP_LIMIT_MAX(VP_STORE_LEN));
         } else {
             tcp_setup(wfd, &addr);
+            if (!vp_addr_is_local(&addr)) {
+                socket_force(wfd, (int)l->flow.limit_max);
+            }
         }
     }
     l->rfd = rfd;
@@ -5223,12 +5292,20 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  * keeps up gets a larger window, out of a budget for all; see conn_resize().
  * ====================================================================== */
 
-/*
- * What a window may grow to, and what all may add up to: enough for one that
- * moves beside eight that grew theirs and then got stuck.
- */
+/* What a window may grow to, unless the way is so long that it takes more. */
 #define VP_WINDOW_MAX (2u << 20)
-#define VP_WINDOW_BUDGET (8u << 20)
+/*
+ * What all windows may have grown by, where the store may become @len bytes
+ * long: enough for one that moves beside eight that grew theirs and then got
+ * stuck, and on a long way for what two round trips take.
+ */
+#define VP_WINDOW_BUDGET(len) (2 * (len))
+/*
+ * In so many round trips half of a window is used up that is too small, or too
+ * large for the way: in one the credit for the next half comes.
+ */
+#define VP_WINDOW_SHORT 1.5
+#define VP_WINDOW_LONG 8
 /*
  * The window grows once the local side has taken window / this times as much:
  * a small one soon, as to be short of credit costs more than it holds; a large
@@ -5325,6 +5402,7 @@ typedef struct VPConn {
     uint64_t rx_limit; /* bytes we let the peer send */
     uint32_t window;   /* bytes that the peer may be ahead of rx_taken */
     uint64_t resized_at; /* rx_taken when the window was last changed */
+    uint64_t credited_at; /* time when credit was given last */
 
     uint8_t *buf;      /* what the local socket has not taken yet */
     uint32_t buf_off;
@@ -5373,7 +5451,8 @@ typedef struct VPConns {
     VPNode dead;              /* are FREE */
     VPNode ending;            /* are ENDING, and have a time for that */
     VPSched sched;
-    uint32_t window_grown;    /* bytes used of VP_WINDOW_BUDGET */
+    uint32_t window_grown;    /* bytes that windows have grown by */
+    uint32_t window_budget;   /* that they may; a config may have lowered it */
     VPTimer sweep_timer;
     VPTimer end_timer;        /* while there is one in "ending" */
     VPBatch batch;
@@ -5789,7 +5868,7 @@ static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
     c->id = id;
     c->client = client;
     c->fd = fd;
-    c->born = c->moved = cs->loop->now;
+    c->born = c->moved = c->credited_at = cs->loop->now;
     c->in = client ? IN_OPEN : IN_WAIT;
     c->out = client ? OUT_OPEN : OUT_WAIT;
     c->life = client ? LIFE_NEW : LIFE_OPEN;
@@ -6023,7 +6102,45 @@ static void conn_fit_buf(VPConn *c)
 }
 
 /*
- * conn_resize() - let the window follow what is left of the budget
+ * conn_trips() - round trips since credit was given last, while half of the
+ * window was used up; 0 if the way isn't long, where that says nothing
+ */
+static double conn_trips(const VPConn *c)
+{
+    uint64_t trip = flow_trip(&c->conns->link->flow);
+
+    return trip < VP_NEAR_US ? 0 : (double)(c->conns->loop->now -
+                                            c->credited_at) / (double)trip;
+}
+
+/* conns_window_left() - bytes that windows may still grow by */
+static uint32_t conns_window_left(const VPConns *cs)
+{
+    uint32_t budget = cs->window_budget;
+
+    if (flow_trip(&cs->link->flow) < VP_NEAR_US) {
+        /* large windows would be of no use, only memory for who gets stuck */
+        budget = MIN(budget, VP_WINDOW_BUDGET(VP_STORE_LEN));
+    }
+    return budget - MIN(budget, cs->window_grown);
+}
+
+/* conn_may_grow() - is a larger window of use, or has it been earned? */
+static bool conn_may_grow(const VPConn *c)
+{
+    double trips = conn_trips(c);
+
+    return (trips > 0 && trips < VP_WINDOW_SHORT) ||
+           (c->window < VP_WINDOW_MAX && c->rx_taken - c->resized_at >=
+                (uint64_t)c->window * c->window / VP_WINDOW_TRIAL);
+}
+
+/*
+ * conn_resize() - let the window follow what the way takes, and what is left
+ * of the budget
+ *
+ * A window that is used up in about a round trip is too small; one beyond
+ * VP_WINDOW_MAX for which it takes long has become too large.
  *
  * A window grows to what would still be left then, and gives way when less
  * than half of it is: so all that are busy end up with about the same, and
@@ -6035,16 +6152,14 @@ static void conn_fit_buf(VPConn *c)
 static void conn_resize(VPConn *c)
 {
     VPConns *cs = c->conns;
-    uint32_t left = VP_WINDOW_BUDGET - cs->window_grown;
+    uint32_t left = conns_window_left(cs);
 
-    if (c->window > VP_WINDOW_INIT && c->window / 2 > left) {
+    if ((c->window > VP_WINDOW_INIT && c->window / 2 > left) ||
+        (c->window > VP_WINDOW_MAX && conn_trips(c) > VP_WINDOW_LONG)) {
         c->window /= 2;
         cs->window_grown -= c->window;
         conn_fit_buf(c);
-    } else if (c->buf_len == 0 && c->window < VP_WINDOW_MAX &&
-               3 * c->window <= left &&
-               c->rx_taken - c->resized_at >=
-                   (uint64_t)c->window * c->window / VP_WINDOW_TRIAL) {
+    } else if (c->buf_len == 0 && 3 * c->window <= left && conn_may_grow(c)) {
         cs->window_grown += c->window;
         c->window *= 2;
     } else {
@@ -6068,6 +6183,7 @@ static void conn_credit(VPConn *c)
         return;
     }
     c->rx_limit = c->rx_taken + c->window;
+    c->credited_at = c->conns->loop->now;
     conn_set_due(c, DUE_WINDOW);
 }
 
@@ -6338,7 +6454,7 @@ static int conn_slots(const VPConn *c, struct iovec *iov, uint32_t want,
     VPStore *s = &l->store;
     uint32_t pkt_len = conn_pkt_len(c);
     uint32_t room = MIN(link_room(l), store_room(s, pkt_len, l->flow.limit));
-    uint32_t slots = VP_STORE_PKTS - (s->next - s->base), k;
+    uint32_t slots = store_pkts(s) - (s->next - s->base), k;
 
     *asked = 0;
     for (k = 0; k < MIN(slots, VP_READ_PKTS) && *asked < want; k++) {
@@ -7913,9 +8029,9 @@ static void forwards_end(VPForwards *fs)
  *
  * Memory of one driver, at most:
  *
- *   VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent)       send store
+ *   len + len / VP_STORE_PKT * sizeof(VPSent)           send store
  *   + VP_RX_LEN_MAX                                     receive buffer
- *   + VP_WINDOW_BUDGET                                  grown windows
+ *   + VP_WINDOW_BUDGET(len)                             grown windows
  *   + VP_OFFER_MAX * sizeof(VPServiceId)                the peer's services
  *   + max_conns * (3 * sizeof(VPConn) + sizeof(VPDial)
  *                  + 8 * sizeof(VPConn *)
@@ -7929,6 +8045,10 @@ static void forwards_end(VPForwards *fs)
  * counts as a connection.  See vp_max_conns().  When nothing has moved for a
  * while all but the connections and the peer's services goes back to the
  * system.
+ *
+ * The store's "len" is VP_STORE_LEN, and as often twice that as the rest of
+ * VPConfig.memory is enough for, for the sake of long ways; while it becomes
+ * so long half of it is there twice.  See driver_reach().
  * ====================================================================== */
 
 /* Reads and writes in a pass: other channels have their turn after that. */
@@ -7940,8 +8060,10 @@ static void forwards_end(VPForwards *fs)
 #define VP_CANDIDATE_STEP (50 * MS)
 
 /* What a driver needs without connections, and for each of them. */
-#define VP_MEMORY_FIXED (VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent) + \
-                         VP_RX_LEN_MAX + VP_WINDOW_BUDGET + \
+#define VP_MEMORY_STORE(len) ((size_t)(len) + \
+                              (len) / VP_STORE_PKT * sizeof(VPSent))
+#define VP_MEMORY_FIXED (VP_MEMORY_STORE(VP_STORE_LEN) + VP_RX_LEN_MAX + \
+                         VP_WINDOW_BUDGET(VP_STORE_LEN) + \
                          VP_OFFER_MAX * sizeof(VPServiceId))
 #define VP_MEMORY_CONN (3 * sizeof(VPConn) + sizeof(VPDial) + \
                         8 * sizeof(VPConn *) + 2 * VP_WINDOW_INIT + \
@@ -8087,10 +8209,39 @@ static bool driver_run(void *opaque)
 }
 
 /* driver_configure() - have the parts use what drv->config says */
+/* memory_reach() - bytes at most, with a store that becomes @len bytes long */
+static size_t memory_reach(const VPConfig *config, uint32_t len)
+{
+    size_t n = VP_MEMORY_FIXED + config->max_conns * VP_MEMORY_CONN;
+
+    if (len > VP_STORE_LEN) {
+        n += VP_MEMORY_STORE(len) + VP_MEMORY_STORE(len / 2) -
+             VP_MEMORY_STORE(VP_STORE_LEN);
+        n += VP_WINDOW_BUDGET(len) - VP_WINDOW_BUDGET(VP_STORE_LEN);
+    }
+    return n;
+}
+
+/* driver_reach() - how long the store may become */
+static uint32_t driver_reach(const VPConfig *config)
+{
+    uint32_t len = VP_STORE_LEN;
+
+    while (len < VP_STORE_LEN_MAX &&
+           memory_reach(config, 2 * len) <= config->memory) {
+        len *= 2;
+    }
+    return len;
+}
+
 static void driver_configure(VPDriver *drv)
 {
+    uint32_t len = driver_reach(&drv->config);
+
     drv->link.key = drv->config.key.len > 0 ? &drv->config.key : NULL;
     drv->link.max_conns = drv->config.max_conns;
+    link_reach(&drv->link, len);
+    drv->conns.window_budget = VP_WINDOW_BUDGET(len);
 }
 
 VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
@@ -8451,14 +8602,12 @@ void vp_note_error(VPDriver *drv, const char *text)
 static size_t driver_memory(const VPDriver *drv)
 {
     const VPConns *cs = &drv->conns;
-    size_t n = drv->link.rx_cap + conns_held(cs) * sizeof(VPConn) +
+    size_t n = drv->link.rx_cap + VP_MEMORY_STORE(drv->link.store.len) +
+               conns_held(cs) * sizeof(VPConn) +
                drv->forwards.ndials * sizeof(VPDial) +
                cs->hash_size * sizeof(*cs->hash) +
                drv->forwards.offer.cap * sizeof(VPServiceId);
 
-    if (drv->link.store.ring != NULL) {
-        n += VP_STORE_LEN + VP_STORE_PKTS * sizeof(VPSent);
-    }
     for (VPNode *c = cs->all.next; c != &cs->all; c = c->next) {
         n += container_of(c, VPConn, all)->buf_cap;
     }
@@ -8507,8 +8656,7 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
         .conns = conns_held(&drv->conns),
         .max_conns = drv->config.max_conns,
         .memory = driver_memory(drv),
-        .memory_max = VP_MEMORY_FIXED +
-                      drv->config.max_conns * VP_MEMORY_CONN,
+        .memory_max = memory_reach(&drv->config, driver_reach(&drv->config)),
         .counts = drv->conns.counts,
     };
 }

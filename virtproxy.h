@@ -358,6 +358,11 @@ typedef struct VPConfig {
     unsigned max_half_open;
     /* Connections that the peer may open in a second. */
     unsigned max_opens;
+    /*
+     * Bytes that the channel may use: what max_conns leaves of them is for long
+     * ways.  It isn't bounded by this, see vp_max_conns().
+     */
+    uint64_t memory;
     VPKey key;
     /*
      * Version of the program, printable ASCII, kept; the peer is told that and

@@ -152,6 +152,12 @@ void engine_set_rtt(VPDriver *drv, uint64_t rtt)
     drv->link.flow.srtt = rtt;
 }
 
+void engine_set_trip(VPDriver *drv, uint64_t trip)
+{
+    drv->link.flow.min_rtt = trip;
+    drv->link.flow.min_rtt_at = vp_loop_now(drv->loop);
+}
+
 /* ---- connections -------------------------------------------------------- */
 
 /* conns_next() - the next one after @node, which is the ring or in it */
@@ -303,7 +309,7 @@ static const char *store_check(VPStore *s)
 {
     uint32_t bytes = 0, out = 0, seq;
 
-    if (s->next - s->base > VP_STORE_PKTS) {
+    if (s->next - s->base > store_pkts(s)) {
         return "the send store holds too many packets";
     }
     if (seq_diff(s->unsent, s->base) < 0 || seq_diff(s->next, s->unsent) < 0) {
@@ -312,7 +318,7 @@ static const char *store_check(VPStore *s)
     for (seq = s->base; seq != s->next; seq++) {
         VPSent *sent = store_sent(s, seq);
 
-        if (sent->off + sent->len > VP_STORE_LEN ||
+        if (sent->off + sent->len > s->len ||
             sent->len != VP_PKT_HDR_LEN + (uint32_t)sent->pkt.bytes) {
             return "a packet lies outside of the send store";
         }
@@ -322,7 +328,7 @@ static const char *store_check(VPStore *s)
             out += sent->len;
         }
     }
-    if (bytes != s->bytes || bytes > VP_STORE_LEN) {
+    if (bytes != s->bytes || bytes > s->len) {
         return "the send store's bytes are miscounted";
     }
     return out == s->bytes_out ? NULL : "the bytes in flight are miscounted";
@@ -359,7 +365,7 @@ const char *engine_check(VPDriver *drv)
         dials != drv->forwards.ndials) {
         return "connections are miscounted";
     }
-    if (grown != cs->window_grown || grown > VP_WINDOW_BUDGET) {
+    if (grown != cs->window_grown || grown > cs->window_budget) {
         return "the windows' budget is miscounted";
     }
     if (drv->forwards.offer.n > drv->forwards.offer.cap ||

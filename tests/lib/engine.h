@@ -91,6 +91,8 @@ void engine_reset_flow(VPDriver *drv);
 
 /* engine_set_rtt() - smoothed round-trip time, us */
 void engine_set_rtt(VPDriver *drv, uint64_t rtt);
+/* engine_set_trip() - the shortest round trip so far took @trip us */
+void engine_set_trip(VPDriver *drv, uint64_t trip);
 
 /* ---- connections -------------------------------------------------------- */
 

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 
 #define MAX_CONNS 400       /* each way */
+#define MEMORY_MIB 26       /* which is for no more than these */
 #define GROWN 6             /* connections with a window of VP_WINDOW_MAX */
 #define SLACK_KIB 1024      /* pages, the C library's own */
 
@@ -133,7 +134,7 @@ START_TEST(formula)
     long start, least = 0;
     long bound = (long)((VP_MEMORY_FIXED + MAX_CONNS * VP_MEMORY_CONN) / 1024);
     long windows = (2 * MAX_CONNS * (long)VP_WINDOW_INIT +
-                    (long)VP_WINDOW_BUDGET) / 1024;
+                    (long)VP_WINDOW_BUDGET(VP_STORE_LEN)) / 1024;
     int fd = listen_any(sink);
     pid_t pid = fork();
     Daemon *d;
@@ -149,11 +150,12 @@ START_TEST(formula)
     listen_on(full, 0);
     dial(full, false);
     d = daemon_start("host", "-c unix-listen:%s:- -i sink:%s -i full:%s:- "
-                     "-o mute:%s:- --max-conns %d --grace 0", where, sink,
-                     full, mute, MAX_CONNS);
+                     "-o mute:%s:- --max-conns %d --max-memory %d --grace 0",
+                     where, sink, full, mute, MAX_CONNS, MEMORY_MIB);
     daemon_wait(d, "mute.*listening");
     sleep_ms(50);
     start = rss_kib(d);
+    ck_assert_int_le(bound, MEMORY_MIB * 1024);
     for (int round = 0; round < 3; round++) {
         long peak;
 

@@ -58,7 +58,7 @@ typedef struct Limits {
 } Limits;
 
 static const Limits low = {
-    "--max-conns 400 --max-half-open 60", 400,
+    "--max-conns 400 --max-half-open 60 --max-memory 26", 400,
 };
 static const Limits usual = { "", 16384 };
 

@@ -1014,6 +1014,9 @@ END_TEST
 
 /* ---- credit ----------------------------------------------------------- */
 
+/* What windows may have grown by where the store doesn't grow. */
+#define BUDGET VP_WINDOW_BUDGET(VP_STORE_LEN)
+
 /* The counts are exact, also beyond 32 bits; a fast socket's window grows. */
 START_TEST(credit_given)
 {
@@ -1154,9 +1157,9 @@ START_TEST(credit_budget)
         }
         peer_drain(&r);
         peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
-        ck_assert_uint_le(engine_counts(r.drv).grown, VP_WINDOW_BUDGET);
+        ck_assert_uint_le(engine_counts(r.drv).grown, BUDGET);
     }
-    ck_assert_uint_gt(engine_counts(r.drv).grown, VP_WINDOW_BUDGET / 2);
+    ck_assert_uint_gt(engine_counts(r.drv).grown, BUDGET / 2);
     log_quiet("warn");
     for (unsigned i = 0; i < MANY; i++) {
         peer_msg(&r, VP_FLAG_CLIENT, i, VP_MSG_RESET, 0);
@@ -1186,7 +1189,7 @@ static void bulk_round(Rig *r, uint32_t id, int fd, uint64_t *sent,
     }
     peer_drain(r);
     peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
-    ck_assert_uint_le(engine_counts(r->drv).grown, VP_WINDOW_BUDGET);
+    ck_assert_uint_le(engine_counts(r->drv).grown, BUDGET);
 }
 
 /*
@@ -1322,6 +1325,94 @@ START_TEST(credit_on_trial)
         }
     }
     ck_assert_uint_eq(window, 32 * VP_WINDOW_INIT);
+    play_free(&p);
+}
+END_TEST
+
+/* play_long_way() - round trips take @trip, and memory is for stores of @len */
+static void play_long_way(Play *p, uint64_t trip, uint32_t len)
+{
+    VPConfig config = rig_config;
+
+    play_new(p, false, 1000);
+    peer_send(&p->r, VP_PKT_ACK, 0, 0, NULL, 0);
+    config.memory = memory_reach(&config, len);
+    vp_set_config(p->r.drv, &config);
+    engine_set_trip(p->r.drv, trip);
+}
+
+#define ALL (1ull << 40)
+
+/* way_round() - send @len bytes, if there is credit, and wait for @time */
+static void way_round(Play *p, uint64_t len, uint64_t time, uint64_t *sent,
+                      uint64_t *got)
+{
+    static uint8_t data[65000];
+    uint64_t end = MIN(*sent + len, play_conn(p).rx_limit);
+
+    while (*sent < end) {
+        size_t n = MIN(sizeof(data), play_conn(p).window / 4);
+
+        n = (size_t)MIN(n, end - *sent);
+        bytes_fill(data, n, 1, *sent);
+        play_send(p, data, n);
+        *sent += n;
+        box_wait(p->r.loop, fd_drain(p->fd, 1, got) == FD_OPEN &&
+                            *got == *sent);
+    }
+    box_run(p->r.loop, time);
+    peer_drain(&p->r);
+    peer_send(&p->r, VP_PKT_ACK, 0, 0, NULL, 0);
+    ck_assert_uint_eq(engine_counts(p->r.drv).grown,
+                      play_conn(p).window - VP_WINDOW_INIT);
+}
+
+/*
+ * On a long way a window grows with each round trip that uses it up, as far as
+ * the channel's memory lets it, and gives that back once less comes.
+ */
+START_TEST(credit_on_long_way)
+{
+    const uint32_t len = VP_STORE_LEN << _i, budget = VP_WINDOW_BUDGET(len);
+    const uint64_t trip = 50 * MS;
+    uint64_t sent = 0, got = 0;
+    static Play p;
+    uint32_t window;
+
+    play_long_way(&p, trip, len);
+    for (int round = 0; round < 20; round++) {
+        window = play_conn(&p).window;
+        way_round(&p, ALL, trip, &sent, &got);
+        ck_assert_uint_ge(play_conn(&p).window, window);
+    }
+    ck_assert_uint_eq(window, budget / 2);
+    for (int round = 0; round < 20; round++) {
+        window = play_conn(&p).window;
+        way_round(&p, window / 2, 10 * trip, &sent, &got);
+        ck_assert_uint_le(play_conn(&p).window, window);
+    }
+    ck_assert_uint_eq(window, VP_WINDOW_MAX);
+    play_free(&p);
+}
+END_TEST
+
+/* A config that leaves less for windows: those there are stay within theirs. */
+START_TEST(credit_config)
+{
+    const uint64_t trip = 50 * MS;
+    uint64_t sent = 0, got = 0;
+    static Play p;
+
+    play_long_way(&p, trip, 4 * VP_STORE_LEN);
+    while (play_conn(&p).window < VP_WINDOW_BUDGET(VP_STORE_LEN)) {
+        way_round(&p, ALL, trip, &sent, &got);
+    }
+    vp_set_config(p.r.drv, &rig_config);
+    for (int round = 0; round < 8; round++) {
+        way_round(&p, ALL, trip, &sent, &got);
+    }
+    ck_assert_uint_le(play_conn(&p).window,
+                      VP_WINDOW_BUDGET(VP_STORE_LEN) / 2);
     play_free(&p);
 }
 END_TEST
@@ -2049,7 +2140,7 @@ START_TEST(random_peer)
             peer_drain(&r);
             peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
         }
-        ck_assert_uint_le(engine_counts(r.drv).grown, VP_WINDOW_BUDGET);
+        ck_assert_uint_le(engine_counts(r.drv).grown, BUDGET);
     }
     log_quiet("error");
     while (n > 0) {
@@ -2528,6 +2619,42 @@ START_TEST(memory_formula)
 }
 END_TEST
 
+/* What connections leave of the memory is for long ways, as far as it goes. */
+START_TEST(memory_reached)
+{
+    VPConfig config = rig_config;
+    VPChannelInfo info;
+    size_t least, before;
+    static Rig r;
+
+    rig_new(&r, &config);
+    vp_channel_info(r.drv, &info);
+    before = least = info.memory_max;
+    ck_assert_uint_eq(least,
+                      VP_MEMORY_FIXED + config.max_conns * VP_MEMORY_CONN);
+    for (config.memory = 1u << 20; config.memory < 1ull << 32;
+         config.memory += config.memory / 4) {
+        vp_set_config(r.drv, &config);
+        vp_channel_info(r.drv, &info);
+        ck_assert_uint_le(info.memory_max, MAX(config.memory, least));
+        ck_assert_uint_ge(info.memory_max, before);
+        before = info.memory_max;
+    }
+    ck_assert_uint_gt(before, VP_STORE_LEN_MAX +
+                      VP_WINDOW_BUDGET(VP_STORE_LEN_MAX));
+    config.memory = before;
+    vp_set_config(r.drv, &config);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_eq(info.memory_max, before);
+    config.memory = before - 1;
+    vp_set_config(r.drv, &config);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_lt(info.memory_max, before);
+    ck_assert_uint_gt(info.memory_max, before / 2 - least);
+    rig_free(&r);
+}
+END_TEST
+
 START_TEST(addresses_as_text)
 {
     VPAddr addr = { 0 };
@@ -2919,6 +3046,8 @@ int main(void)
     SUITE_LOOP(s, credit_shared, 2);
     SUITE_ADD(s, credit_halved);
     SUITE_ADD(s, credit_on_trial);
+    SUITE_LOOP(s, credit_on_long_way, 3);
+    SUITE_ADD(s, credit_config);
     SUITE_LOOP(s, credit_kept, 4);
     SUITE_LOOP(s, credit_of_broken, 4);
     SUITE_LOOP(s, malformed_control, 3 * COUNT_OF(malformed));
@@ -2948,6 +3077,7 @@ int main(void)
     SUITE_ADD(s, portions);
     SUITE_LOOP(s, information, 2);
     SUITE_ADD(s, memory_formula);
+    SUITE_ADD(s, memory_reached);
     SUITE_ADD(s, local_addresses);
     SUITE_ADD(s, limit_and_ending);
     SUITE_ADD(s, busy_beside_mute);

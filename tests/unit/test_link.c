@@ -1204,7 +1204,7 @@ START_TEST(virtio_writes)
     client = rig_client(&r, "s");
     peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
     peer_credit(&r, 0, VP_CONN_FIRST, VP_MSG_CONNECT_ACK, UINT64_MAX);
-    engine_set_limit(r.drv, VP_LIMIT_MAX, VP_PKT_LEN_MAX);
+    engine_set_limit(r.drv, VP_LIMIT_MAX(VP_STORE_LEN), VP_PKT_LEN_MAX);
     for (int i = 0; i < 20; i++) {
         send(client, data, sizeof(data), MSG_NOSIGNAL);
         box_run(r.loop, MS);

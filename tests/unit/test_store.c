@@ -7,13 +7,19 @@
 
 #include "tests/lib/rig.h"
 
+/* What the bounds are where the store doesn't grow. */
+#define PKTS (VP_STORE_LEN / VP_STORE_PKT)
+#define LIMIT VP_LIMIT_MAX(VP_STORE_LEN)
+/* Packets in one that has grown as far as it may. */
+#define MOST (VP_STORE_LEN_MAX / VP_STORE_PKT)
+
 /* ---- the ring --------------------------------------------------------- */
 
 /* What the ring should hold, packet by packet */
 typedef struct Model {
     VPStore s;
-    VPPacket pkt[VP_STORE_PKTS];  /* by number modulo VP_STORE_PKTS */
-    uint64_t digest[VP_STORE_PKTS];
+    VPPacket pkt[MOST];  /* by number modulo MOST */
+    uint64_t digest[MOST];
     uint64_t last_digest;
     uint64_t bytes;
 } Model;
@@ -28,15 +34,15 @@ static bool model_add(Model *m, size_t len, uint32_t limit)
 {
     uint32_t total = (uint32_t)(VP_PKT_HDR_LEN + len);
     uint32_t room = store_room(&m->s, total, limit);
-    uint32_t i = m->s.next % VP_STORE_PKTS, seq = m->s.next;
+    uint32_t i = m->s.next % MOST, seq = m->s.next;
 
-    if (m->s.next - m->s.base == VP_STORE_PKTS) {
+    if (m->s.next - m->s.base == store_pkts(&m->s)) {
         check_that(room == 0, "room for more packets than there may be");
     }
     if (room < total) {
         return false;
     }
-    check_that(m->s.head + room <= VP_STORE_LEN, "room beyond the end");
+    check_that(m->s.head + room <= m->s.len, "room beyond the end");
     memset(m->s.ring + m->s.head, 0xee, rnd(100) == 0 ? room : total);
     bytes_fill(m->s.ring + m->s.head + VP_PKT_HDR_LEN, len, seq & 0xffff, 0);
     m->pkt[i] = (VPPacket){
@@ -53,7 +59,7 @@ static bool model_add(Model *m, size_t len, uint32_t limit)
 static void model_release(Model *m, uint32_t n)
 {
     for (; n > 0; n--) {
-        const VPPacket *pkt = &m->pkt[m->s.base % VP_STORE_PKTS];
+        const VPPacket *pkt = &m->pkt[m->s.base % MOST];
         const VPPacket *held = &store_sent(&m->s, m->s.base)->pkt;
 
         check_that(held->conn == pkt->conn && held->bytes == pkt->bytes,
@@ -78,7 +84,7 @@ static const size_t ring_sizes[][2] = {
     { 1, VP_PKT_DATA_LEN }, { 32728, 32728 }, { 65496, 65496 },
 };
 
-static const uint32_t ring_limits[] = { 1024, 300000, VP_LIMIT_MAX };
+static const uint32_t ring_limits[] = { 1024, 300000, LIMIT };
 
 /*
  * Packets of all sizes come and go: none is ever overwritten, split by the
@@ -116,14 +122,14 @@ START_TEST(ring_full)
     uint32_t held;
 
     store_reset(&m.s);
-    while (model_add(&m, 1, VP_LIMIT_MAX)) {
+    while (model_add(&m, 1, LIMIT)) {
     }
-    ck_assert_uint_eq(m.s.next - m.s.base, VP_STORE_PKTS);
+    ck_assert_uint_eq(m.s.next - m.s.base, PKTS);
     model_release(&m, 1);
-    ck_assert(model_add(&m, 1, VP_LIMIT_MAX));
-    ck_assert(!model_add(&m, 1, VP_LIMIT_MAX));
-    model_release(&m, VP_STORE_PKTS);
-    while (model_add(&m, VP_PKT_DATA_LEN, VP_LIMIT_MAX)) {
+    ck_assert(model_add(&m, 1, LIMIT));
+    ck_assert(!model_add(&m, 1, LIMIT));
+    model_release(&m, PKTS);
+    while (model_add(&m, VP_PKT_DATA_LEN, LIMIT)) {
     }
     held = m.s.next - m.s.base;
     ck_assert_uint_ge(held, VP_STORE_LEN / VP_PKT_LEN_MAX - 1);
@@ -132,6 +138,43 @@ START_TEST(ring_full)
     ck_assert_uint_eq(store_room(&m.s, 1000, 1000), VP_STORE_LEN);
     ck_assert_uint_eq(m.s.head, 0);
     model_free(&m);
+}
+END_TEST
+
+/*
+ * The ring becomes as long as the limit asks for, if it may, with all that it
+ * holds, wherever in it that lies; and is as it was if there is no memory.
+ */
+START_TEST(ring_grows)
+{
+    static Model m;
+    uint32_t most = VP_STORE_LEN << _i, limit;
+    unsigned grown = 0;
+
+    memset(&m, 0, sizeof(m));
+    store_reset(&m.s);
+    m.s.len_max = most;
+    for (limit = LIMIT / 4; limit <= most; limit += 1 + rnd(LIMIT / 4)) {
+        uint32_t len = m.s.len, before = m.s.next;
+
+        if (len > 0 && rnd(2) == 0) {
+            box_fail(CALL_ALLOC, ENOMEM, rnd(2), BOX_ALL);
+        }
+        while (m.bytes < limit &&
+               model_add(&m, 1 + rnd(rnd(4) == 0 ? 2 : 60000), limit)) {
+        }
+        box.calls = 0;
+        ck_assert(m.s.len == len || m.s.next != before);
+        ck_assert_uint_le(m.s.len, MAX(most, VP_STORE_LEN));
+        ck_assert_uint_le(m.s.bytes, m.s.len);
+        grown += m.s.len > MAX(len, VP_STORE_LEN);
+        model_release(&m, rnd(m.s.next - m.s.base));
+    }
+    ck_assert_uint_eq(m.s.len, most);
+    ck_assert_uint_gt(grown + (_i == 0), 0);
+    model_release(&m, m.s.next - m.s.base);
+    model_free(&m);
+    ck_assert_uint_eq(m.s.len, 0);
 }
 END_TEST
 
@@ -160,19 +203,19 @@ START_TEST(ring_digest)
 
     store_reset(&m.s);
     for (int i = 0; i < 1500; i++) {
-        ck_assert(model_add(&m, (size_t)i, VP_LIMIT_MAX));
+        ck_assert(model_add(&m, (size_t)i, LIMIT));
     }
     ck_assert_uint_eq(store_digest(&m.s, m.s.base), 0);
     for (int round = 0; round < 4; round++) {
         for (uint32_t seq = m.s.base; seq != m.s.next; seq++) {
             ck_assert_uint_eq(store_digest(&m.s, seq + 1),
-                              m.digest[seq % VP_STORE_PKTS]);
+                              m.digest[seq % MOST]);
         }
         model_release(&m, 400);
         ck_assert_uint_eq(store_digest(&m.s, m.s.base),
-                          m.digest[(m.s.base - 1) % VP_STORE_PKTS]);
+                          m.digest[(m.s.base - 1) % MOST]);
         for (int i = 0; i < 100; i++) {
-            ck_assert(model_add(&m, (size_t)i, VP_LIMIT_MAX));
+            ck_assert(model_add(&m, (size_t)i, LIMIT));
         }
     }
     model_free(&m);
@@ -188,7 +231,7 @@ START_TEST(ring_rewind)
 
     store_reset(s);
     for (int i = 0; i < 10; i++) {
-        ck_assert(model_add(&m, 100, VP_LIMIT_MAX));
+        ck_assert(model_add(&m, 100, LIMIT));
     }
     for (uint32_t seq = s->base; seq != s->base + 7; seq++) {
         s->bytes_out += store_sent(s, seq)->len;
@@ -217,7 +260,7 @@ START_TEST(ring_bytes_out)
 
     store_reset(s);
     for (int i = 0; i < 4; i++) {
-        ck_assert(model_add(&m, 100 - VP_PKT_HDR_LEN, VP_LIMIT_MAX));
+        ck_assert(model_add(&m, 100 - VP_PKT_HDR_LEN, LIMIT));
     }
     s->unsent = s->base + 3;
     s->bytes_out = 300;
@@ -234,7 +277,7 @@ START_TEST(ring_flags)
 
     store_reset(&m.s);
     for (int i = 0; i < 4; i++) {
-        ck_assert(model_add(&m, 1, VP_LIMIT_MAX));
+        ck_assert(model_add(&m, 1, LIMIT));
     }
     store_sent(&m.s, m.s.base + 1)->pkt.flags = VP_FLAG_ACK_NOW;
     ck_assert_uint_eq(store_release(&m.s, m.s.base + 1), 0);
@@ -251,11 +294,11 @@ START_TEST(ring_no_memory)
     store_reset(&m.s);
     for (int i = 0; i < 2; i++) {
         box_fail(CALL_ALLOC, ENOMEM, (unsigned)i, BOX_ALL);
-        ck_assert(!model_add(&m, 100, VP_LIMIT_MAX));
+        ck_assert(!model_add(&m, 100, LIMIT));
         ck_assert_uint_eq(box.allocated, 0);
     }
     box.calls = 0;
-    ck_assert(model_add(&m, 100, VP_LIMIT_MAX));
+    ck_assert(model_add(&m, 100, LIMIT));
     model_free(&m);
 }
 END_TEST
@@ -266,7 +309,7 @@ static void check_store(Rig *r)
 {
     const VPStore *s = rig_store(r);
 
-    check_that(s->next - s->base <= VP_STORE_PKTS, "%u packets held",
+    check_that(s->next - s->base <= PKTS, "%u packets held",
                s->next - s->base);
     check_that(s->bytes <= VP_STORE_LEN, "%u bytes held", s->bytes);
     check_that(seq_diff(s->unsent, s->base) >= 0 &&
@@ -300,10 +343,10 @@ START_TEST(store_packets_bound)
     rig_clients(&r, &client, 1);
     s = rig_store(&r);
     /* what a fast channel makes of them */
-    rig_flow(&r)->limit = VP_LIMIT_MAX;
+    rig_flow(&r)->limit = LIMIT;
     rig_flow(&r)->pkt_len = 4096;
     peer_drain(&r);
-    while (s->next - s->base < VP_STORE_PKTS - 1 - (uint32_t)_i) {
+    while (s->next - s->base < PKTS - 1 - (uint32_t)_i) {
         fd_write(client, "k", 1);
         box_settle(r.loop);
         check_store(&r);
@@ -311,7 +354,7 @@ START_TEST(store_packets_bound)
     fd_write(client, data, sizeof(data));
     box_run(r.loop, 100 * MS);
     check_store(&r);
-    ck_assert_uint_eq(s->next - s->base, VP_STORE_PKTS);
+    ck_assert_uint_eq(s->next - s->base, PKTS);
     close(client);
     rig_free(&r);
 }
@@ -326,7 +369,7 @@ START_TEST(store_bytes_bound)
     rig_new(&r, &rig_config);
     peer_session(&r);
     rig_clients(&r, client, COUNT_OF(client));
-    rig_flow(&r)->limit = VP_LIMIT_MAX;
+    rig_flow(&r)->limit = LIMIT;
     rig_flow(&r)->pkt_len = VP_PKT_LEN_MAX;
     for (int round = 0; round < 100; round++) {
         for (int i = 0; i < COUNT_OF(client); i++) {
@@ -336,11 +379,56 @@ START_TEST(store_bytes_bound)
         check_store(&r);
         peer_drain(&r);
     }
-    ck_assert_uint_gt(engine_unacked(r.drv), VP_LIMIT_MAX / 2);
-    ck_assert_uint_le(engine_unacked(r.drv), VP_LIMIT_MAX + VP_PKT_LEN_MAX);
+    ck_assert_uint_gt(engine_unacked(r.drv), LIMIT / 2);
+    ck_assert_uint_le(engine_unacked(r.drv), LIMIT + VP_PKT_LEN_MAX);
     for (int i = 0; i < COUNT_OF(client); i++) {
         close(client[i]);
     }
+    rig_free(&r);
+}
+END_TEST
+
+/* A long way has more in flight; once all is acked and quiet it is gone. */
+START_TEST(store_long_way)
+{
+    static uint8_t data[65536];
+    VPConfig config = rig_config;
+    VPChannelInfo info;
+    static Rig r;
+    int client[20];
+
+    config.memory = memory_reach(&config, VP_STORE_LEN_MAX);
+    rig_new(&r, &config);
+    peer_session(&r);
+    rig_clients(&r, client, COUNT_OF(client));
+    ck_assert_uint_eq(rig_flow(&r)->limit_max, VP_LIMIT_MAX(VP_STORE_LEN_MAX));
+    rig_flow(&r)->limit = 4 * LIMIT;
+    rig_flow(&r)->pkt_len = VP_PKT_LEN_MAX;
+    for (int round = 0; round < 30; round++) {
+        for (int i = 0; i < COUNT_OF(client); i++) {
+            send(client[i], data, 1 + rnd(sizeof(data)), MSG_NOSIGNAL);
+        }
+        box_run(r.loop, 10 * MS);
+        ck_assert_ptr_null(engine_check(r.drv));
+        peer_drain(&r);
+    }
+    ck_assert_uint_gt(engine_unacked(r.drv), 3 * LIMIT);
+    ck_assert_uint_le(engine_unacked(r.drv), 4 * LIMIT + VP_PKT_LEN_MAX);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_ge(info.memory, 4 * VP_STORE_LEN);
+    ck_assert_uint_le(info.memory, info.memory_max);
+    ck_assert_uint_le(info.memory_max, config.memory);
+    for (int i = 0; i < COUNT_OF(client); i++) {
+        close(client[i]);
+    }
+    while (engine_unacked(r.drv) > 0) {
+        peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+        box_run(r.loop, 10 * MS);
+        peer_drain(&r);
+    }
+    box_run(r.loop, 10 * SECOND);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_lt(info.memory, VP_PKT_LEN_MAX);
     rig_free(&r);
 }
 END_TEST
@@ -349,7 +437,7 @@ END_TEST
 
 static void check_flow(const VPFlow *f)
 {
-    check_that(f->limit <= VP_LIMIT_MAX, "limit %u", f->limit);
+    check_that(f->limit <= LIMIT, "limit %u", f->limit);
     check_that(f->limit >= 2 * VP_PKT_LEN_MIN, "limit %u", f->limit);
     check_that(f->pkt_len <= VP_PKT_LEN_MAX, "packets of %u", f->pkt_len);
     check_that(f->pkt_len >= VP_PKT_LEN_MIN, "packets of %u", f->pkt_len);
@@ -396,7 +484,7 @@ static const struct {
     { 11, 3000 },      /* 115200 baud */
     { 200, 8000 },
     { 5000, 150000 },
-    { 100000, VP_LIMIT_MAX },
+    { 100000, LIMIT },
 };
 
 /*
@@ -789,6 +877,7 @@ int main(void)
 
     SUITE_LOOP(s, ring, COUNT_OF(ring_sizes) * COUNT_OF(ring_limits));
     SUITE_ADD(s, ring_full);
+    SUITE_LOOP(s, ring_grows, 5);
     SUITE_ADD(s, ring_small);
     SUITE_ADD(s, ring_digest);
     SUITE_ADD(s, ring_rewind);
@@ -797,6 +886,7 @@ int main(void)
     SUITE_ADD(s, ring_no_memory);
     SUITE_LOOP(s, store_packets_bound, 3);
     SUITE_ADD(s, store_bytes_bound);
+    SUITE_ADD(s, store_long_way);
     SUITE_ADD(s, flow_bounds);
     SUITE_ROWS(s, flow_follows_channel, channels);
     SUITE_ADD(s, flow_held_acks);
