@@ -17,8 +17,8 @@
  *   init file  the command line, the init file it names, and the key: read,
  *              checked as a whole, and printed by --dump-config
  *   addresses  of hosts and paths; a child waits for the name server
- *   listeners  sockets to listen on, our own and inherited ones, and the files of
- *              unix sockets
+ *   listeners  sockets to listen on, our own and inherited ones, and the files
+ *              of unix sockets
  *   channels   what can't be opened now, or is lost later, is tried again for
  *              ever
  *   forwards   oforwards and iforwards
@@ -44,6 +44,9 @@
 #include <getopt.h>
 #include <grp.h>
 #include <limits.h>
+#ifdef HAVE_VSOCK
+#include <linux/vm_sockets.h>
+#endif
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -470,6 +473,8 @@ typedef enum Method {
     UNIX_LISTEN,
     TCP_CONNECT,
     TCP_LISTEN,
+    VSOCK_CONNECT,
+    VSOCK_LISTEN,
     VIRTSERIAL_OPEN,
     ISASERIAL_OPEN,
     INHERITED_FD,
@@ -480,6 +485,8 @@ static const char *const method_name[] = {
     [UNIX_LISTEN] = "unix-listen",
     [TCP_CONNECT] = "tcp-connect",
     [TCP_LISTEN] = "tcp-listen",
+    [VSOCK_CONNECT] = "vsock-connect",
+    [VSOCK_LISTEN] = "vsock-listen",
     [VIRTSERIAL_OPEN] = "virtserial-open",
     [ISASERIAL_OPEN] = "isaserial-open",
     [INHERITED_FD] = "fd",
@@ -827,6 +834,33 @@ static bool check_inherited(Spec *spec, Error *err)
                       "a descriptor", spec->addr);
 }
 
+/* spec_is_vsock() - are ADDR and PORT the numbers of a vsock? */
+static bool spec_is_vsock(const Spec *spec)
+{
+    return spec->option == 'c' && (spec->method == VSOCK_CONNECT ||
+                                   spec->method == VSOCK_LISTEN);
+}
+
+/* check_vsock() - ADDR is a CID, which has 32 bits, as PORT has */
+static bool check_vsock(const Spec *spec, Error *err)
+{
+#ifdef HAVE_VSOCK
+    bool any = spec->method == VSOCK_LISTEN && strcmp(spec->addr, "any") == 0;
+    unsigned long number;
+
+    if (!any && !parse_number(spec->addr, 0, VMADDR_CID_ANY - 1, &number)) {
+        return spec_error(spec, err, "CID '%s' is not a number from 0 to %u%s",
+                          spec->addr, VMADDR_CID_ANY - 1,
+                          spec->method == VSOCK_LISTEN ? ", nor 'any'" : "");
+    }
+    return parse_number(spec->port, 1, VMADDR_PORT_ANY - 1, &number) ||
+           spec_error(spec, err, "PORT '%s' is not a number from 1 to %u",
+                      spec->port, VMADDR_PORT_ANY - 1);
+#else
+    return spec_error(spec, err, "this qemu-vp was built without vsock");
+#endif
+}
+
 static bool check_channel(Spec *spec, const char *method, Error *err)
 {
     size_t m = 0;
@@ -837,17 +871,21 @@ static bool check_channel(Spec *spec, const char *method, Error *err)
     if (m == COUNT(method_name)) {
         return spec_error(spec, err, "unknown METHOD '%s', there are "
                           "unix-connect, unix-listen, tcp-connect, "
-                          "tcp-listen, virtserial-open, isaserial-open and "
-                          "fd", method);
+                          "tcp-listen, vsock-connect, vsock-listen, "
+                          "virtserial-open, isaserial-open and fd", method);
     }
     spec->method = (Method)m;
     switch (spec->method) {
     case TCP_CONNECT:
     case TCP_LISTEN:
+    case VSOCK_CONNECT:
+    case VSOCK_LISTEN:
         if (spec->port == NULL) {
             return spec_error(spec, err, "%s needs a PORT", method);
         }
-        return check_host(spec, err) && check_port(spec, err);
+        return spec_is_vsock(spec)
+               ? check_vsock(spec, err)
+               : check_host(spec, err) && check_port(spec, err);
     case ISASERIAL_OPEN:
         return find_speed(spec->port) != B0 ||
                spec_error(spec, err, "'%s' is not a baud rate that is known "
@@ -1245,10 +1283,11 @@ static const Option options[] = {
       .help = "the channel to the other qemu-vp; again for further ones\n"
       "          unix-connect:PATH:-       unix-listen:PATH:-\n"
       "          tcp-connect:HOST:PORT     tcp-listen:HOST:PORT\n"
+      "          vsock-connect:CID:PORT    vsock-listen:CID:PORT (CID 'any')\n"
       "          virtserial-open:PORT:-  isaserial-open:DEVICE:BAUD ('-': "
       "115200)\n"
-      "          fd:NUMBER:-               an inherited descriptor, or one by\n"
-      "                                    its name in systemd's LISTEN_FDNAMES" },
+      "          fd:NUMBER:-               an inherited descriptor; or one\n"
+      "                                    that LISTEN_FDNAMES names so" },
     { "oforward", 'o', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
       .help = "listen at ADDR:PORT, forward to the other side's SERVICE_ID" },
     { "iforward", 'i', SPEC, .value = "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]",
@@ -1928,6 +1967,26 @@ static void addr_unix(const char *path, VPAddr *addr)
     addr->len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len);
 }
 
+/* addr_vsock() - @cid and @port have been checked */
+static void addr_vsock(const char *cid, const char *port, VPAddr *addr)
+{
+    *addr = (VPAddr){ .len = 0 };
+#ifdef HAVE_VSOCK
+    {
+        struct sockaddr_vm *vm = (void *)&addr->ss;
+
+        addr->len = sizeof(*vm);
+        vm->svm_family = AF_VSOCK;
+        vm->svm_cid = strcmp(cid, "any") == 0
+                      ? VMADDR_CID_ANY : (unsigned)strtoul(cid, NULL, 10);
+        vm->svm_port = (unsigned)strtoul(port, NULL, 10);
+    }
+#else
+    (void)cid;
+    (void)port;
+#endif
+}
+
 /*
  * addr_lookup() - at most MAX_ADDRS addresses of a host and port
  * @port:   NULL: @host is the path of a unix socket
@@ -2021,7 +2080,7 @@ static bool spec_is_name(const Spec *spec)
 {
     VPAddr addrs[MAX_ADDRS];
 
-    return spec->port != NULL &&
+    return spec->port != NULL && !spec_is_vsock(spec) &&
            (spec_has_scope(spec) ||
             addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0);
 }
@@ -2045,7 +2104,12 @@ static bool spec_known(Spec *spec)
     if (spec_is_name(spec)) {
         return false;
     }
-    n = addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs);
+    if (spec_is_vsock(spec)) {
+        addr_vsock(spec->addr, spec->port, &addrs[0]);
+        n = 1;
+    } else {
+        n = addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs);
+    }
     return n > 0 && spec_keep(spec, addrs, n);
 }
 
@@ -2907,9 +2971,10 @@ static void starting_less(Listening *l)
 }
 
 /* listen_later() - is @rc of listen_at() over once the address is there? */
-static bool listen_later(int rc)
+static bool listen_later(const Spec *spec, int rc)
 {
-    return rc == -EADDRNOTAVAIL || rc == -ENODEV;
+    return rc == -EADDRNOTAVAIL || rc == -ENODEV ||
+           (rc == -EAFNOSUPPORT && spec_is_vsock(spec)); /* a module's */
 }
 
 /*
@@ -2940,7 +3005,7 @@ static int listening_try(const Listening *l, int *fds, int first)
         }
         if (fds[i] >= 0) {
             port = spec->port != NULL ? *addr_port(&at) : 0;
-        } else if (wrong < 0 && !listen_later(fds[i]) &&
+        } else if (wrong < 0 && !listen_later(spec, fds[i]) &&
                    (fds[i] != -EAFNOSUPPORT || spec->naddrs == 1)) {
             wrong = i;
         }
@@ -3007,7 +3072,8 @@ static void listening_retry(void *opaque);
 static int listening_bind(Listening *l, bool patient, Error *err)
 {
     const Spec *spec = l->spec;
-    bool free_port = spec->port != NULL && *addr_port(&spec->addrs[0]) == 0;
+    bool free_port = spec->port != NULL && !spec_is_vsock(spec) &&
+                     *addr_port(&spec->addrs[0]) == 0;
     int fds[MAX_ADDRS], wrong = listening_try(l, fds, 0), n = 0, missing = -1;
     bool later = false;
 
@@ -3020,7 +3086,7 @@ static int listening_bind(Listening *l, bool patient, Error *err)
     for (int i = 0; i < spec->naddrs; i++) {
         n += fds[i] >= 0;
         missing = fds[i] < 0 ? i : missing;
-        later |= listen_later(fds[i]);
+        later |= listen_later(spec, fds[i]);
     }
     if (wrong >= 0 || (n == 0 && !(patient && later))) {
         missing = wrong >= 0 ? wrong : missing;
@@ -3572,7 +3638,8 @@ static Tty *channel_unline(Channel *ch)
 static int channel_attach(Channel *ch, int rfd, int wfd, VPChannelKind kind)
 {
     bool dialled = ch->spec.method == UNIX_CONNECT ||
-                   ch->spec.method == TCP_CONNECT;
+                   ch->spec.method == TCP_CONNECT ||
+                   ch->spec.method == VSOCK_CONNECT;
     int rc = vp_attach(ch->drv, rfd, wfd, kind,
                        dialled ? VP_CONNECTED : VP_OPENED);
 
@@ -4050,6 +4117,8 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
         [UNIX_LISTEN] = NULL,
         [TCP_CONNECT] = open_socket,
         [TCP_LISTEN] = NULL,
+        [VSOCK_CONNECT] = open_socket,
+        [VSOCK_LISTEN] = NULL,
         [VIRTSERIAL_OPEN] = open_port,
         [ISASERIAL_OPEN] = open_serial,
         [INHERITED_FD] = NULL,

@@ -92,6 +92,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#ifdef HAVE_VSOCK
+#include <linux/vm_sockets.h>
+#endif
 #ifdef HAVE_MALLOC_TRIM
 #include <malloc.h>
 #endif
@@ -305,6 +308,11 @@ bool vp_addr_is_local(const VPAddr *addr)
         return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ||
             (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr) &&
              in6->sin6_addr.s6_addr[12] == 127);
+#ifdef HAVE_VSOCK
+    case AF_VSOCK:
+        return ((const struct sockaddr_vm *)&addr->ss)->svm_cid ==
+               VMADDR_CID_LOCAL;
+#endif
     default:
         return true;
     }
@@ -349,6 +357,14 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
                      (int)(addr->len - offsetof(struct sockaddr_un, sun_path)),
                      sun->sun_path);
         }
+#ifdef HAVE_VSOCK
+    } else if (addr->ss.ss_family == AF_VSOCK) {
+        const struct sockaddr_vm *vm = (const void *)&addr->ss;
+
+        snprintf(host, sizeof(host), "%u", vm->svm_cid);
+        snprintf(buf, size, "vsock:%s:%u",
+                 vm->svm_cid == VMADDR_CID_ANY ? "any" : host, vm->svm_port);
+#endif
     } else if (getnameinfo((const struct sockaddr *)&addr->ss, addr->len,
                            host, sizeof(host), port, sizeof(port),
                            NI_NUMERICHOST | NI_NUMERICSERV) != 0) {

@@ -170,7 +170,7 @@ typedef struct VPAddr {
 /* vp_addr_is_local() - is @addr of the loopback, or of no network at all? */
 bool vp_addr_is_local(const VPAddr *addr);
 
-/* vp_addr_str() - @addr as ADDR:PORT or a path, cut to fit @buf */
+/* vp_addr_str() - @addr as ADDR:PORT, vsock:CID:PORT or a path; cut to fit */
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
 
 /*

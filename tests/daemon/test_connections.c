@@ -9,6 +9,9 @@
 #define _XOPEN_SOURCE 700
 
 #include <errno.h>
+#ifdef HAVE_VSOCK
+#include <linux/vm_sockets.h>
+#endif
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -1053,6 +1056,94 @@ START_TEST(keystrokes)
 }
 END_TEST
 
+/*
+ * vsock_port() - a free port of vsock at @cid that the program may have, or 0
+ *
+ * 0: the program or the kernel has no vsock, or not this CID.
+ */
+static unsigned vsock_port(unsigned cid)
+{
+#ifdef HAVE_VSOCK
+    struct sockaddr_vm vm = { .svm_family = AF_VSOCK, .svm_cid = cid,
+                              .svm_port = VMADDR_PORT_ANY };
+    socklen_t len = sizeof(vm);
+    int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+    bool bound = fd >= 0 && bind(fd, (struct sockaddr *)&vm, len) == 0 &&
+                 getsockname(fd, (struct sockaddr *)&vm, &len) == 0;
+
+    close(fd);
+    return bound && child_wait(command_start("has-vsock", "%s -c "
+                               "vsock-listen:any:1 --dump-config",
+                               vp_program)) == 0 ? vm.svm_port : 0;
+#else
+    (void)cid;
+    return 0;
+#endif
+}
+
+/* A listening channel over vsock, as far as it goes without anybody to come. */
+START_TEST(vsock_listens)
+{
+    unsigned port = vsock_port((unsigned)-1);
+    char path[PATH_LEN], where[TEXT_LEN];
+    Daemon *d;
+
+    if (port == 0) {
+        PASS_OVER("vsock, and a qemu-vp that was built with it");
+    }
+    file_path(path, "mon");
+    text_format(where, sizeof(where), "vsock:any:%u", port);
+    d = daemon_start("guest", "-c vsock-listen:any:%u -m %s", port, path);
+    daemon_wait(d, "channel vsock-listen: listening on %s$", where);
+    daemon_wait(d, "warn ch0: whoever reaches %s is the other end", where);
+    ck_assert_str_eq(value(line_find(monitor_ask(monitor_batch(path),
+                                                 "info channels -k"),
+                                     "channel", 0), "listening"), where);
+    d = daemon_start("guest", "-c vsock-listen:%u:%u", port, port);
+    daemon_wait(d, "cannot listen on vsock:%u:%u: " NOT_HERE ": trying again",
+                port, port);
+    d = daemon_start("guest", "-c vsock-listen:any:%u", port);
+    ck_assert_int_eq(daemon_exit(d), 1);
+    ck_assert(daemon_saw(d, "cannot listen on vsock:any:.*: " IN_USE));
+}
+END_TEST
+
+/* A channel over it, with a key, while one side and then the other ends. */
+START_TEST(vsock)
+{
+    const unsigned local = 1, port = vsock_port(local);
+    Daemon *host = NULL, *guest = NULL;
+    char key[PATH_LEN];
+    Wire w;
+
+    if (port == 0) {
+        PASS_OVER("vsock with the kernel's module vsock_loopback");
+    }
+    w.listener = listen_any(w.target);
+    file_path(key, "key");
+    file_write(key, "key that both of them have", 26);
+    ck_assert(chmod(key, 0600) == 0);
+    for (int i = 0; i < 3; i++) {
+        if (i != 1) {
+            guest = daemon_start("guest", "-k %s -c vsock-listen:any:%u "
+                                 "-i s:%s", key, port, w.target);
+        }
+        if (i != 2) {
+            host = daemon_start("host", "-k %s -c vsock-connect:1:%u "
+                                "-o s:127.0.0.1:0", key, port);
+        }
+        daemon_wait(host, "channel up: new session");
+        daemon_mark(host);
+        w.where = daemon_listens(host, "s");
+        check_works(&w);
+        if (i < 2) {
+            daemon_kill(i == 0 ? host : guest);
+        }
+    }
+    ck_assert_int_eq(daemon_count(guest, " warn "), 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = harness_suite("connections");
@@ -1085,5 +1176,7 @@ int main(void)
     SUITE_ADD(s, stuck_servers);
     SUITE_ROWS(s, stalled_channel, stalls);
     SUITE_ADD(s, keystrokes);
+    SUITE_ADD(s, vsock_listens);
+    SUITE_ADD(s, vsock);
     return harness_run(s);
 }

@@ -16,9 +16,11 @@ cache=$here/cache
 root=$cache/root
 probe=$cache/probe
 
-# What the kernel lacks, in the order in which it can be loaded.
+# What the kernel lacks, in the order in which it can be loaded; vsock's modules
+# by who wants them.
 modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev
-    virtio_pci virtio_console"
+    virtio_pci virtio_console vsock vmw_vsock_virtio_transport_common
+    vsock_loopback"
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

@@ -25,6 +25,7 @@ scenarios=(
     second-virtio second-isa
     idle-virtio idle-isa
     many-virtio many-isa
+    vsock-virtio
     speed-virtio speed-isa
 )
 
@@ -686,6 +687,50 @@ idle() {
     works
     kill_guest_daemon
     lazy "the guest's killed" host
+}
+
+# vsock_load() - checked connections through both daemons of vsock()
+vsock_load() { g probe load "$@" 127.0.0.1:7100 >"$D/load.out"; }
+
+# vsock_said() - the log of one of them has that
+vsock_said() {
+    wait_for 30 grep -q "$1" "$D/guest-daemon.log" ||
+        fail "never logged: $1"
+}
+
+# Both daemons in the guest, over the kernel's own vsock, whose modules come
+# only after both have begun to wait for it; then either of them is killed.
+vsock() {
+    local listener connector module
+    listener='start-vp -c vsock-listen:any:5000 -i x:127.0.0.1:7000;
+        cp /run/vp.pid /run/listener.pid'
+    connector='start-vp -c vsock-connect:1:5000 -o x:127.0.0.1:7100;
+        cp /run/vp.pid /run/connector.pid'
+
+    boot
+    start_guest_server
+    g "$listener"
+    g "$connector"
+    vsock_said 'cannot listen on vsock:any:5000: .*: trying again'
+    vsock_said 'channel vsock-connect: 1:5000: .*: trying again'
+    for module in vsock vmw_vsock_virtio_transport_common vsock_loopback; do
+        g insmod "/lib/modules/$module.ko" || fail "the guest has no $module"
+    done
+    vsock_said 'channel vsock-listen: listening on vsock:any:5000'
+    vsock_said 'whoever reaches vsock:any:5000 is the other end'
+    wait_for 30 vsock_load -t 5 -u 500 -d 500 || fail "vsock does not work"
+    vsock_load -n 8 -t 60 -u "$small" -d "$small" -m ||
+        fail "transfers failed: $(cat "$D/load.out")"
+
+    g 'kill -KILL $(cat /run/listener.pid)'
+    g "$listener"
+    wait_for 30 vsock_load -t 5 -u 500 -d 500 ||
+        fail "the listening side does not come back"
+    g 'kill -KILL $(cat /run/connector.pid)'
+    g "$connector"
+    wait_for 30 vsock_load -t 5 -u 500 -d 500 ||
+        fail "the connecting side does not come back"
+    g '! grep BAD /tmp/server.log' || fail "the server got wrong bytes"
 }
 
 many() {

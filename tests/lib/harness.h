@@ -67,7 +67,7 @@ typedef struct StartOptions {
     int keep_fd;                /* descriptor the daemon inherits; 0: none */
     int nofile;                 /* limit of open descriptors; 0: the test's */
     bool nobody;                /* run as nobody where the test is root's */
-    int listen_fds[8];          /* passed as systemd does, see sd_listen_fds(3) */
+    int listen_fds[8];          /* are passed as systemd does, in LISTEN_FDS */
     int n_listen_fds;           /* how many of them; 0: none */
     const char *listen_names;   /* LISTEN_FDNAMES; NULL: not set */
     bool listen_others;         /* LISTEN_PID is another process's */

@@ -164,6 +164,11 @@ static const char *const good[] = {
     "-c tcp-connect:[fe80::1%lo]:5555",
     "-c tcp-listen:0.0.0.0:0",
     "-c tcp-listen:[::]:080",
+#ifdef HAVE_VSOCK
+    "-c vsock-connect:0:1",
+    "-c vsock-connect:4294967294:4294967294:7",
+    "-c vsock-listen:any:5000 -c vsock-listen:1:5000:1",
+#endif
     "-c virtserial-open:/dev/virtio-ports/x:-",
     "-c isaserial-open:/dev/ttyS0:-",
     "-c isaserial-open:/dev/ttyS0:115200",
@@ -286,6 +291,14 @@ static const struct {
     { "isaserial-open:/d:-:1", 'c', ISASERIAL_OPEN, NULL, "/d", NULL, 1 },
     { "fd:12:-", 'c', INHERITED_FD, NULL, "12", NULL, 0 },
     { "x:h:1", 'o', UNIX_CONNECT, "x", "h", "1", 0 },
+    { "x:fd:web.socket:1", 'o', UNIX_CONNECT, "x", "web.socket", NULL, 1 },
+    { "x:fd:-", 'o', UNIX_CONNECT, "x", "fd", NULL, 0 },
+    { "x:fd:22", 'i', UNIX_CONNECT, "x", "fd", "22", 0 },
+    { "fd:mon", 'm', UNIX_CONNECT, NULL, "mon", NULL, 0 },
+    { "[fd:mon]", 'm', UNIX_CONNECT, NULL, "fd:mon", NULL, 0 },
+#ifdef HAVE_VSOCK
+    { "vsock-listen:any:80:3", 'c', VSOCK_LISTEN, NULL, "any", "80", 3 },
+#endif
     { "x:[::1]:1:2", 'i', UNIX_CONNECT, "x", "::1", "1", 2 },
     { "x:/p:-:3", 'i', UNIX_CONNECT, "x", "/p", NULL, 3 },
     { "x:/p,q:-:3,mode=1", 'o', UNIX_CONNECT, "x", "/p,q", NULL, 3 },
