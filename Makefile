@@ -165,7 +165,8 @@ lint-scripts:
 # The manual page is the README: its sections, with what is indented as it is.
 define man_page
     BEGIN { print ".TH QEMU-VP 8 2026-11-28"; blank = 1 }
-    { gsub(/\\/, "\\e"); gsub(/-/, "\\-"); sub(/^[.\047]/, "\\&&") }
+    { gsub(/\\/, "\\e"); gsub(/-/, "\\-") }
+    /^[.\047]/ { $$0 = "\\&" $$0 }
     /^$$/ { blank = !first; next }
     /^[A-Z][A-Z ]*$$/ && blank {
         print (text ? "" : ".fi\n") ".SH " $$0
