@@ -5564,6 +5564,7 @@ struct Mon {
     bool watches;           /* it is told of events */
     bool watches_conns;     /* of those of connections as well */
     unsigned long missed;   /* lines since it was told a line */
+    VPTimer gone_timer;     /* runs while it may go without our seeing it */
 };
 
 static Mon *monitors;
@@ -6122,6 +6123,9 @@ static void mon_execute(Mon *mon, char *line)
  */
 #define MON_CLIENTS 128
 
+/* select() doesn't tell who goes after the end of his data: time to look. */
+#define MON_LOOK (1 * SECOND)
+
 static Spec monitor_spec; /* of -m */
 static SocketFile *monitor_file;
 static VPListener monitor_listener;
@@ -6138,6 +6142,7 @@ static void mon_close(Mon *mon)
     nmonitors--;
     watch_set(mon, false, false);
     vp_timer_stop(&mon->wait.timer);
+    vp_timer_stop(&mon->gone_timer);
     lookup_cancel(&mon->lookup);
     spec_free(&mon->adding);
     vp_unwatch(loop, mon->fd);
@@ -6218,6 +6223,26 @@ static void mon_run(Mon *mon)
     vp_watch_set(loop, mon->fd, VP_WRITE);
 }
 
+/* mon_hung_up() - is nobody there to take an answer? */
+static bool mon_hung_up(const Mon *mon)
+{
+    struct pollfd pfd = { .fd = mon->fd };
+
+    return poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLHUP);
+}
+
+/* mon_look_gone() - has a client gone that had nothing more to say before? */
+static void mon_look_gone(void *opaque)
+{
+    Mon *mon = opaque;
+
+    if (mon_lasts(mon) && mon_hung_up(mon)) {
+        mon_close(mon);
+    } else if (mon_lasts(mon)) {
+        vp_timer_start(loop, &mon->gone_timer, MON_LOOK, mon_look_gone, mon);
+    }
+}
+
 /* mon_continue() - go on with a client after whatever happened to it */
 static void mon_continue(Mon *mon)
 {
@@ -6236,6 +6261,8 @@ static void mon_continue(Mon *mon)
         (mon->eof && mon->out.len == 0 && !mon->listing.going_on &&
          !lookup_busy(&mon->lookup) && !mon_lasts(mon))) {
         mon_close(mon);
+    } else if (mon->eof && mon->gone_timer.link == NULL) {
+        mon_look_gone(mon);
     }
 }
 
@@ -6276,14 +6303,6 @@ static void mon_looked_up(void *opaque, int rc)
     mon_continue(mon);
 }
 
-/* mon_hung_up() - is nobody there to take an answer? */
-static bool mon_hung_up(const Mon *mon)
-{
-    struct pollfd pfd = { .fd = mon->fd };
-
-    return poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLHUP);
-}
-
 static void mon_ready(void *opaque, int fd, int events)
 {
     Mon *mon = opaque;
@@ -6297,10 +6316,8 @@ static void mon_ready(void *opaque, int fd, int events)
             mon->len += (size_t)n;
         } else if (n == 0) {
             mon->eof = true;
-            if (mon_hung_up(mon)) {
-                mon->len = 0; /* half a line is no command */
-                mon->broken = mon_lasts(mon);
-            }
+            /* half a line of a client that has died is no command */
+            mon->len = mon_hung_up(mon) ? 0 : mon->len;
         } else if (errno != EAGAIN && errno != EINTR) {
             mon->broken = true;
         }

@@ -2194,11 +2194,14 @@ START_TEST(waiting_crowd)
     ck_assert_uint_eq(number(executed(1), "channels"), 1);
     ck_assert_int_le(daemon_fds(d), before + CROWD);
     daemons_idle(&d, 1);
-    ck_assert_int_eq(execute(path, "oforward_add s:127.0.0.1:0"), 0);
     for (int i = 0; i < CROWD; i++) {
         close(fds[i]);
     }
-    ck_assert_int_eq(execute(path, "oforward_del s"), 0);
+    for (int64_t end = now_ms() + WAIT_MS; daemon_fds(d) > before + 1;) {
+        /* one may be of epoll, which watches many */
+        ck_assert_msg(now_ms() < end, "clients that left keep descriptors");
+        sleep_ms(10);
+    }
     ck_assert_int_eq(execute(path, "info status"), 0);
 }
 END_TEST

@@ -251,7 +251,7 @@ static void try_monitor(const char *text)
     shutdown(fds[1], SHUT_WR);
     box_run(loop, 3 * SECOND);
     close(fds[1]);
-    box_settle(loop);
+    box_run(loop, 2 * MON_LOOK);
     box_require(monitors == NULL);
 }
 
