@@ -556,6 +556,7 @@ typedef struct Props {
     long mode;  /* of the file of a unix socket that is listened on; -1: none */
     long group; /* its group; -1: none */
     bool proxy; /* the target gets headers of the PROXY protocol */
+    VPLimits limits;
     unsigned given; /* a bit for each that was given */
 } Props;
 
@@ -626,6 +627,28 @@ static bool prop_proxy(Props *props, const char *value)
     return props->proxy;
 }
 
+/* prop_count() - take @value over if it is a number from 1 to 1000000 */
+static bool prop_count(unsigned *count, const char *value)
+{
+    unsigned long number;
+
+    if (!parse_number(value, 1, 1000000, &number)) {
+        return false;
+    }
+    *count = (unsigned)number;
+    return true;
+}
+
+static bool prop_max(Props *props, const char *value)
+{
+    return prop_count(&props->limits.max_conns, value);
+}
+
+static bool prop_idle(Props *props, const char *value)
+{
+    return prop_count(&props->limits.idle, value);
+}
+
 /* prop_take() - take over "NAME=VALUE" */
 static bool prop_take(Spec *spec, const char *text, Error *why)
 {
@@ -638,6 +661,8 @@ static bool prop_take(Spec *spec, const char *text, Error *why)
         { "mode", "com", prop_mode, "a mode from 0 to 0777" },
         { "group", "com", prop_group, "the name or the number of a group" },
         { "proxy", "i", prop_proxy, "'v2'" },
+        { "max", "oi", prop_max, "a number from 1 to 1000000" },
+        { "idle", "oi", prop_idle, "a number of seconds from 1 to 1000000" },
     };
     const char *value = strchr(text, '=');
     size_t len = value != NULL ? (size_t)(value++ - text) : 0, i = 0;
@@ -648,7 +673,7 @@ static bool prop_take(Spec *spec, const char *text, Error *why)
     }
     if (i == COUNT(known)) {
         return error_set(why, "',%.64s' is no property: there are mode=, "
-                         "group= and proxy=", text);
+                         "group=, proxy=, max= and idle=", text);
     }
     if (strchr(known[i].options, spec->option) == NULL) {
         return error_set(why, "%s is no property of -%c", known[i].name,
@@ -685,7 +710,10 @@ static bool props_cut(Spec *spec, char *text, Error *why)
 
 static bool props_same(const Props *a, const Props *b)
 {
-    return a->mode == b->mode && a->group == b->group && a->proxy == b->proxy;
+    return a->mode == b->mode && a->group == b->group &&
+           a->proxy == b->proxy &&
+           a->limits.max_conns == b->limits.max_conns &&
+           a->limits.idle == b->limits.idle;
 }
 
 /*
@@ -1296,6 +1324,7 @@ static const Option options[] = {
       "        -o with PORT 0 picks a free port, the log names it\n"
       "        ...,mode=MODE,group=GROUP: of a unix socket's file, of -o\n"
       "        ...,proxy=v2: tell -i's target who the client is\n"
+      "        ...,max=N,idle=SECONDS: limit a forward's connections\n"
       "        -o SERVICE_ID:fd:NAME: an inherited socket that listens" },
     { "grace", 0, NUMBER, AT(grace), .value = "SECONDS", .min = 0,
       .max = 1000000, .standard = 30,
@@ -4177,6 +4206,7 @@ typedef struct Forward {
     struct Forward **link; /* what points at us */
     Spec spec;
     Channel *channel;    /* that it belongs to; outlives it */
+    VPAccount *account;  /* of its connections */
     Listening listening; /* of an oforward; the sockets are the engine's */
     Lookup lookup;       /* of an iforward's name */
     Retry retry;         /* while no address of it is known */
@@ -4189,8 +4219,13 @@ static Forward **last_forward = &forwards; /* where the next one goes */
 static int forward_listen(void *opaque, int fd)
 {
     Forward *f = opaque;
+    int rc;
 
-    return vp_set_oforward(f->channel->drv, fd, f->spec.service_id);
+    rc = vp_set_oforward(f->channel->drv, fd, f->spec.service_id);
+    if (rc == 0) {
+        vp_oforward_account(f->channel->drv, fd, f->account);
+    }
+    return rc;
 }
 
 /* forward_drop() - Listening.drop() */
@@ -4291,6 +4326,7 @@ static bool forward_start(Forward *f, bool patient, Error *err)
     if (!forward_connect(f, err)) {
         return false;
     }
+    vp_iforward_account(f->channel->drv, f->spec.service_id, f->account);
     if (f->spec.props.proxy) {
         vp_iforward_proxy(f->channel->drv, f->spec.service_id);
     }
@@ -4326,7 +4362,13 @@ static bool forward_add(Spec *spec, bool patient, Error *err)
     f->spec = *spec;
     *spec = (Spec){ .option = spec->option };
     f->channel = ch;
-    if (!forward_start(f, patient, err)) {
+    f->account = vp_account_new(ch->drv, &f->spec.props.limits);
+    if (f->account == NULL || !forward_start(f, patient, err)) {
+        if (f->account != NULL) {
+            vp_account_free(f->account);
+        } else {
+            error_memory(err);
+        }
         spec_free(&f->spec);
         free(f);
         return false;
@@ -4359,6 +4401,7 @@ static void forward_del(Forward *f)
     } else {
         last_forward = f->link;
     }
+    vp_account_free(f->account);
     index_del(&running, &f->spec);
     spec_free(&f->spec);
     free(f);
@@ -5226,7 +5269,8 @@ static void show_sum(Show *s, const char *column, const uint64_t *counts,
     show_number(s, NULL, column, sum, NULL);
 }
 
-static void show_stats(Show *s, const Channel *ch)
+/* show_counts() - of connections that were refused or reset */
+static void show_counts(Show *s, const VPConnCounts *c)
 {
     static const char *const refused[] = {
         [VP_REFUSED_UNKNOWN] = "refused_unknown",
@@ -5240,7 +5284,15 @@ static void show_stats(Show *s, const Channel *ch)
         [VP_RESET_PEER] = "reset_peer",
         [VP_RESET_DAEMON] = "reset_daemon",
         [VP_RESET_SESSION] = "reset_session",
+        [VP_RESET_IDLE] = "reset_idle",
     };
+
+    show_sum(s, "REFUSED", c->refused, refused, VP_REFUSALS);
+    show_sum(s, "RESET", c->reset, reset, VP_RESETS);
+}
+
+static void show_stats(Show *s, const Channel *ch)
+{
     const VPChannelInfo i = channel_info(s, ch);
     const VPConnCounts *c = &i.counts;
 
@@ -5254,8 +5306,7 @@ static void show_stats(Show *s, const Channel *ch)
                s->head ? 0 : vp_kernel_memory(ch->drv));
     show_number(s, "opened_here", "OPENED", c->opened[1], NULL);
     show_number(s, "opened_there", "THERE", c->opened[0], NULL);
-    show_sum(s, "REFUSED", c->refused, refused, VP_REFUSALS);
-    show_sum(s, "RESET", c->reset, reset, VP_RESETS);
+    show_counts(s, c);
     row_end(s);
 }
 
@@ -5305,6 +5356,35 @@ static void show_forward(Show *s, const Forward *f)
         show_wide(s, NULL, "ADDRESS",
                   spec_where(spec, address, sizeof(address)), "");
     }
+    row_end(s);
+}
+
+/* show_account() - what a forward's connections may do, and have done */
+static void show_account(Show *s, const Forward *f)
+{
+    const VPLimits *limits = &f->spec.props.limits;
+    VPAccountInfo i = { .conns = 0 };
+    char max[16], idle[16];
+
+    if (!s->head) {
+        vp_account_info(f->account, &i);
+    }
+    snprintf(max, sizeof(max), "%u", limits->max_conns);
+    row_begin(s);
+    show_number(s, "channel", "CHANNEL", f->spec.channel_id, NULL);
+    show_text(s, "kind", "KIND", spec_name(&f->spec), LEFT);
+    show_text(s, "service", "SERVICE", f->spec.service_id, LEFT);
+    show_text(s, "spec", NULL, f->spec.text, LEFT);
+    show_number(s, "conns", "CONNS", i.conns, NULL);
+    show_number(s, "max_conns", "MAX", limits->max_conns,
+                limits->max_conns > 0 ? max : "-");
+    show_number(s, "idle", "IDLE", limits->idle, limits->idle > 0
+                ? seconds(limits->idle * SECOND, idle) : "-");
+    show_number(s, "opened", "OPENED",
+                i.counts.opened[f->spec.option == 'o'], NULL);
+    show_counts(s, &i.counts);
+    show_bytes(s, "sent_bytes", "SENT", i.bytes[1]);
+    show_bytes(s, "received_bytes", "RECVD", i.bytes[0]);
     row_end(s);
 }
 
@@ -5445,6 +5525,7 @@ static const Info infos[] = {
     { "channels", "channel", .channel = show_channel },
     { "oforwards", "oforward", .forward = show_forward },
     { "iforwards", "iforward", .forward = show_forward },
+    { "forwards", "forward", .forward = show_account },
     { "services", "service", .channel = show_services },
     { "conns", "conn", .listed = true },
     { "stats", "stats", .channel = show_stats },

@@ -62,6 +62,7 @@
  *             rest_timer        read on, after much that was no packet
  *             trim_timer        give memory back (2 s)
  *   conn      sweep_timer       resets of sockets that nobody reads (1 s)
+ *             idle_timer        the one that moved no data longest is reset
  *             end_timer         ENDING: all is delivered, or its time is over
  *   forwards  offer_timer       is what oforwards ask for offered? (1 s)
  *             caller_timer      a client hasn't said what it wants (10 s)
@@ -81,6 +82,7 @@
  *   window     bytes of credit given in advance
  *   turn       the right to fill the next packets; quantum: how many bytes
  *   grace      how long connections outlive their channel
+ *   account    limits and counts of one forward's connections
  *   candidate  a further connection of a channel that is in use, made by a
  *              peer, or by us because the present one is stale
  *
@@ -5277,7 +5279,8 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *   end of data when BROKEN       -> CLOSED   -> CLOSED       -> CLOSING
  *   reset here, or by a limit,
  *     or the socket's owner is gone
- *     after its end of data       -> CLOSED   -> CLOSED       -> CLOSING, FREE
+ *     after its end of data,
+ *     or idle for too long        -> CLOSED   -> CLOSED       -> CLOSING, FREE
  *   RESET or REFUSED came,
  *     or the session is over      -> CLOSED   -> CLOSED       -> FREE
  *   RESET as the peer ends,
@@ -5306,6 +5309,10 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  * Credit counts bytes from the connection's start and never falls.  It is
  * given when the local socket took the bytes.  A connection whose socket
  * keeps up gets a larger window, out of a budget for all; see conn_resize().
+ *
+ * Each connection is in the account of its forward, with others of that forward
+ * in the order in which they moved data last, if it limits how long one may be
+ * idle: so one timer, for the first of each, is enough, and packets set none.
  * ====================================================================== */
 
 /* What a window may grow to, unless the way is so long that it takes more. */
@@ -5340,6 +5347,8 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
 /* How long what waits is delivered after the peer's daemon has ended. */
 #define VP_END_US (2 * SECOND)
 #define VP_END_STEP (10 * MS)
+/* Idle connections are looked for no more often. */
+#define VP_IDLE_STEP (250 * MS)
 
 typedef enum VPIn {
     IN_WAIT,   /* not connected yet */
@@ -5387,9 +5396,22 @@ enum {
     DUE_RESET = 32,
 };
 
+struct VPAccount {
+    struct VPConns *conns;
+    VPNode node;         /* in VPConns.accounts, if it has a limit "idle" */
+    VPNode idlers;       /* its connections, by "moved", with such a limit */
+    size_t users;        /* the forward, and all connections */
+    size_t open;         /* of these, those that count for the limit */
+    VPLimits limits;
+    VPConnCounts counts;
+    uint64_t bytes[2];   /* to and from the local sockets */
+};
+
 typedef struct VPConn {
     struct VPConns *conns;
+    VPAccount *account;
     struct VPConn *hash_next;
+    VPNode idler;      /* in VPAccount.idlers */
     VPNode all;        /* in VPConns.all, oldest first */
     VPNode due_node;   /* in VPConns.due; .ending when ENDING, .dead if FREE */
     VPTurn turn;       /* linked: readable, has credit */
@@ -5471,6 +5493,9 @@ typedef struct VPConns {
     uint32_t window_budget;   /* that they may; a config may have lowered it */
     VPTimer sweep_timer;
     VPTimer end_timer;        /* while there is one in "ending" */
+    VPTimer idle_timer;       /* while an account may have an idle one */
+    VPNode accounts;
+    VPAccount rest;           /* of connections that have no forward */
     VPBatch batch;
     VPConnCounts counts;
 } VPConns;
@@ -5478,6 +5503,7 @@ typedef struct VPConns {
 static void conn_ready(void *opaque, int fd, int events);
 static void sweep_timer(void *opaque);
 static void end_timer(void *opaque);
+static void idle_timer(void *opaque);
 
 /* ---- states ----------------------------------------------------------- */
 
@@ -5783,13 +5809,17 @@ static bool conn_set_life(VPConn *c, VPLife to, const char *why)
     }
     cs->count[c->client][c->life]--;
     cs->count[c->client][to]++;
-    cs->loop->nconns -= c->life < LIFE_CLOSING && to >= LIFE_CLOSING;
+    if (c->life < LIFE_CLOSING && to >= LIFE_CLOSING) {
+        cs->loop->nconns--;
+        c->account->open--;
+    }
     c->life = to;
     if (to >= LIFE_ENDING) {
         c->due = 0;
         sched_leave(&cs->sched, &c->turn);
     }
     if (to >= LIFE_CLOSING) {
+        node_remove(&c->idler);
         conn_let_go(c);
         conn_set_in(c, IN_CLOSED, why);
         conn_set_out(c, OUT_CLOSED, why);
@@ -5816,6 +5846,69 @@ static void conns_sweep_later(VPConns *cs)
     if (!timer_running(&cs->sweep_timer)) {
         vp_timer_start(cs->loop, &cs->sweep_timer, VP_SWEEP_US, sweep_timer,
                        cs);
+    }
+}
+
+/* ---- accounts --------------------------------------------------------- */
+
+static void account_init(VPAccount *a, VPConns *cs, const VPLimits *limits)
+{
+    *a = (VPAccount){ .conns = cs, .users = 1, .limits = *limits };
+    node_init(&a->node);
+    node_init(&a->idlers);
+    if (limits->idle > 0) {
+        node_append(&cs->accounts, &a->node);
+    }
+}
+
+/* account_leave() - it has a user less; the last one's end is its own */
+static void account_leave(VPAccount *a)
+{
+    if (--a->users == 0) {
+        node_remove(&a->node);
+        free(a);
+    }
+}
+
+/* account_full() - are there as many connections as there may be? */
+static bool account_full(const VPAccount *a)
+{
+    return a->limits.max_conns > 0 && a->open >= a->limits.max_conns;
+}
+
+/* conn_enter() - make the connection, which is new, one of @a's */
+static void conn_enter(VPConn *c, VPAccount *a)
+{
+    c->account = a;
+    a->users++;
+    a->open++;
+    a->counts.opened[c->client]++;
+}
+
+/* conn_watch_idle() - from now on it may be idle for so long and no longer */
+static void conn_watch_idle(VPConn *c)
+{
+    VPConns *cs = c->conns;
+    uint64_t idle = c->account->limits.idle * SECOND;
+
+    if (idle == 0) {
+        return;
+    }
+    c->moved = cs->loop->now;
+    node_append(&c->account->idlers, &c->idler);
+    if (!timer_running(&cs->idle_timer) ||
+        cs->idle_timer.deadline > cs->loop->now + idle) {
+        vp_timer_start(cs->loop, &cs->idle_timer, idle, idle_timer, cs);
+    }
+}
+
+/* conn_moved() - data moves, so it isn't idle */
+static inline void conn_moved(VPConn *c)
+{
+    c->moved = c->conns->loop->now;
+    if (node_linked(&c->idler)) {
+        node_remove(&c->idler);
+        node_append(&c->account->idlers, &c->idler);
     }
 }
 
@@ -5864,7 +5957,7 @@ static bool conns_hash_grow(VPConns *cs)
 }
 
 /*
- * conn_new() - NULL when out of memory
+ * conn_new() - NULL when out of memory; next, it has to enter an account
  * @fd:          its socket, which it owns on success, or -1
  * @service_id:  one that vp_service_id_ok() accepts
  */
@@ -5893,6 +5986,7 @@ static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
     memcpy(c->service_id, service_id, strlen(service_id) + 1);
     sched_join(&cs->sched, &c->turn);
     node_init(&c->due_node);
+    node_init(&c->idler);
     node_append(&cs->all, &c->all);
     slot = conn_slot(cs, id, client);
     c->hash_next = *slot;
@@ -5920,6 +6014,7 @@ static void conn_free(VPConn *c)
     node_remove(&c->due_node);
     cs->window_grown -= c->window - VP_WINDOW_INIT;
     cs->count[c->client][LIFE_FREE]--;
+    account_leave(c->account);
     free(c);
     link_trim_later(cs->link);
 }
@@ -5933,8 +6028,8 @@ static void conns_reap(VPConns *cs)
 
 /* ---- ends ------------------------------------------------------------- */
 
-/* conns_refused() - count one that was refused because of @reason */
-static void conns_refused(VPConns *cs, unsigned reason)
+/* account_refused() - count one that was refused because of @reason */
+static void account_refused(VPAccount *a, unsigned reason)
 {
     static const uint8_t refusal[] = {
         [VP_REASON_UNKNOWN_SERVICE] = VP_REFUSED_UNKNOWN,
@@ -5949,7 +6044,17 @@ static void conns_refused(VPConns *cs, unsigned reason)
 
     reason = reason == VP_REASON_NONE || reason > VP_REASON_ENDING
              ? VP_REASON_OTHER : reason;
-    cs->counts.refused[refusal[reason]]++;
+    a->counts.refused[refusal[reason]]++;
+    a->conns->counts.refused[refusal[reason]]++;
+}
+
+/* conn_count_reset() - count that it is reset, unless it is over already */
+static void conn_count_reset(VPConn *c, VPResetBy by)
+{
+    if (!conn_over(c)) {
+        c->account->counts.reset[by]++;
+        c->conns->counts.reset[by]++;
+    }
 }
 
 /*
@@ -5965,7 +6070,7 @@ static void conn_abort(VPConn *c, VPResetBy by, VPReason reason,
     if (conn_over(c)) {
         return;
     }
-    c->conns->counts.reset[by]++;
+    conn_count_reset(c, by);
     if (conn_known(c)) {
         conn_set_life(c, LIFE_CLOSING, why);
         c->reason = (uint8_t)reason;
@@ -5999,7 +6104,7 @@ static void conn_lose(VPConn *c, const char *why)
 /* conn_refuse() - there will be no connection to the target */
 static void conn_refuse(VPConn *c, VPReason reason)
 {
-    conns_refused(c->conns, reason);
+    account_refused(c->account, reason);
     event_tell(c->conns->log, VP_LOG_INFO,
                refusal_event(false, c->service_id, "",
                              reason != VP_REASON_ENDING
@@ -6024,7 +6129,7 @@ static void conn_forget(VPConn *c, const char *why)
 /* conn_reset() - conn_forget() because of a reset; @by: for the count */
 static void conn_reset(VPConn *c, VPResetBy by, const char *why)
 {
-    c->conns->counts.reset[by] += !conn_over(c);
+    conn_count_reset(c, by);
     conn_forget(c, why);
 }
 
@@ -6363,6 +6468,7 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
     lead = MIN(waited, c->lead);
     c->lead -= lead;
     c->rx_taken += (uint64_t)len - lead;
+    c->account->bytes[0] += (uint64_t)len - lead;
     c->buf_off += waited;
     c->buf_len -= waited;
     if (!conn_keep(c, iov, n, (size_t)len - waited)) {
@@ -6370,6 +6476,9 @@ static void conn_write(VPConn *c, struct iovec *iov, int n)
                      "of memory", c->service_id);
         conn_abort(c, VP_RESET_DAEMON, VP_REASON_RESOURCES, "out of memory");
         return;
+    }
+    if (waited > 0) {
+        conn_moved(c);
     }
     if (c->buf_len == 0) {
         conn_drop_buf(c);
@@ -6501,7 +6610,8 @@ static void conn_sent(VPConn *c, const struct iovec *iov, uint32_t n)
         done += len;
     }
     c->tx_count += n;
-    c->moved = cs->loop->now;
+    c->account->bytes[1] += n;
+    conn_moved(c);
     sched_spend(&cs->sched, &c->turn, n + pkts * VP_PKT_HDR_LEN);
 }
 
@@ -6653,7 +6763,7 @@ static bool conns_send_due(VPConns *cs)
             conns_known(cs) >= l->peer_max_conns) {
             conns_log_refused(cs, VP_LOG_WARN, c->service_id, c->fd,
                               reason_str(VP_REASON_LIMIT));
-            conns_refused(cs, VP_REASON_LIMIT);
+            account_refused(c->account, VP_REASON_LIMIT);
             conn_forget(c, reason_str(VP_REASON_LIMIT));
             continue;
         }
@@ -6719,6 +6829,7 @@ static void conn_connected(VPConn *c, int fd, const VPOrigin *origin)
     }
     conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN, why);
     conn_log_begin(c, origin_str(origin, client, sizeof(client)));
+    conn_watch_idle(c);
     conn_write(c, iov, 0);
 }
 
@@ -6835,6 +6946,34 @@ static void end_timer(void *opaque)
     }
 }
 
+/* idle_timer() - reset those that were idle for too long */
+static void idle_timer(void *opaque)
+{
+    VPConns *cs = opaque;
+    uint64_t now = cs->loop->now, next = UINT64_MAX;
+    char why[40];
+
+    for (VPNode *n = cs->accounts.next; n != &cs->accounts; n = n->next) {
+        VPAccount *a = container_of(n, VPAccount, node);
+        uint64_t idle = a->limits.idle * SECOND;
+
+        while (node_linked(&a->idlers)) {
+            VPConn *c = container_of(a->idlers.next, VPConn, idler);
+
+            if (c->moved + idle > now) {
+                next = MIN(next, c->moved + idle - now);
+                break;
+            }
+            snprintf(why, sizeof(why), "idle for %u s", a->limits.idle);
+            conn_abort(c, VP_RESET_IDLE, VP_REASON_TIMEOUT, why);
+        }
+    }
+    if (next != UINT64_MAX) {
+        vp_timer_start(cs->loop, &cs->idle_timer, MAX(next, VP_IDLE_STEP),
+                       idle_timer, cs);
+    }
+}
+
 /* ---- packets from the peer -------------------------------------------- */
 
 /* conn_handle_init() - the peer has a connection for a service */
@@ -6933,7 +7072,7 @@ static void conn_handle_reset(VPConn *c, const uint8_t *msg)
     char name[128];
 
     if (msg[0] == VP_MSG_CONNECT_REFUSED && !conn_over(c)) {
-        conns_refused(c->conns, msg[1]);
+        account_refused(c->account, msg[1]);
         conn_peer(c, name, sizeof(name));
         log_event(c->conns->log, VP_LOG_INFO,
                   refusal_event(true, c->service_id, name, reason_str(msg[1])),
@@ -7018,7 +7157,7 @@ static const char *conn_handle_data(VPConns *cs, const VPPacket *pkt,
         return "data after CLOSE";
     }
     c->rx_count += pkt->bytes;
-    c->moved = cs->loop->now;
+    conn_moved(c);
     if (c->rx_count > c->rx_limit) {
         return "more data than credit";
     }
@@ -7092,12 +7231,16 @@ static const VPLinkOps conns_ops = {
 
 static void conns_init(VPConns *cs)
 {
+    static const VPLimits no_limits;
+
     cs->hash_seed = random64();
     cs->next_id = VP_CONN_FIRST;
     node_init(&cs->all);
     node_init(&cs->due);
     node_init(&cs->dead);
     node_init(&cs->ending);
+    node_init(&cs->accounts);
+    account_init(&cs->rest, cs, &no_limits);
     sched_init(&cs->sched);
 }
 
@@ -7111,6 +7254,7 @@ static void conns_end(VPConns *cs)
     conns_reap(cs);
     vp_timer_stop(&cs->sweep_timer);
     vp_timer_stop(&cs->end_timer);
+    vp_timer_stop(&cs->idle_timer);
     free(cs->hash);
 }
 
@@ -7148,6 +7292,9 @@ static void conns_end(VPConns *cs)
 /* Of the version of the peer's program. */
 #define VP_PROGRAM_LEN 64
 
+/* Why one is refused that is beyond VPLimits.max_conns. */
+#define VP_FULL "there are as many connections as max= allows"
+
 #define VP_CALL_WORD "CONNECT "
 /* Bytes of the line that begins with it. */
 #define VP_CALL_LEN (sizeof(VP_CALL_WORD) + VP_SERVICE_ID_LEN)
@@ -7170,6 +7317,7 @@ typedef struct VPOffer {
 typedef struct VPOForward {
     VPNode node;
     struct VPForwards *fwds;
+    VPAccount *account; /* its forward's, or VPConns.rest */
     VPListener listener;
     bool missed;    /* that the peer doesn't offer it was said */
     bool heirs;     /* what it accepts needs no socket_setup() */
@@ -7192,6 +7340,7 @@ typedef struct VPCaller {
 typedef struct VPIForward {
     VPNode node;
     VPNode chained;      /* beside others of its hash */
+    VPAccount *account;  /* its forward's, or VPConns.rest */
     VPTarget target;
     size_t ndials;   /* connections whose target has not answered yet */
     bool proxy;      /* the target gets headers of the PROXY protocol */
@@ -7383,17 +7532,20 @@ static void forwards_wanted(void *up, VPConn *c, const VPOrigin *origin)
 {
     VPForwards *fs = up;
     VPIForward *f = iforward_find(fs, c->service_id);
+    VPAccount *account = f != NULL ? f->account : &fs->conns->rest;
+    bool full = account_full(account);
     /* what HELLO said; a connection that is over there may drain here */
     size_t most = fs->conns->link->hello.max_conns;
     VPReason reason;
 
+    conn_enter(c, account);
     if (fs->ending) {
         log_provoked(fs->log, VP_LOG_INFO, "%s: connection refused: this "
                      "daemon ends", c->service_id);
         conn_refuse(c, VP_REASON_ENDING);
         return;
     }
-    if (forwards_too_fast(fs) || forwards_half_open(fs, f) ||
+    if (forwards_too_fast(fs) || forwards_half_open(fs, f) || full ||
         conns_count(fs->conns, false, LIFE_OPEN, LIFE_ENDING) > most) {
         reason = VP_REASON_LIMIT;
     } else if (f == NULL) {
@@ -7408,7 +7560,7 @@ static void forwards_wanted(void *up, VPConn *c, const VPOrigin *origin)
                  reason == VP_REASON_UNKNOWN_SERVICE ? VP_LOG_INFO
                                                      : VP_LOG_WARN,
                  "%s: connection refused: %s", c->service_id,
-                 reason_str(reason));
+                 full ? VP_FULL : reason_str(reason));
     conn_refuse(c, reason);
 }
 
@@ -7445,6 +7597,7 @@ static int iforward_set(VPForwards *fs, const char *service_id,
         return rc;
     }
     snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
+    f->account = &fs->conns->rest;
     node_append(&fs->iforwards, &f->node);
     node_append(iforward_chain(fs, service_id), &f->chained);
     forwards_tell_anew(fs);
@@ -7781,13 +7934,20 @@ static const VPConnOps forwards_ops = {
 
 /* ---- listeners -------------------------------------------------------- */
 
-/* oforward_refuse() - @fd gets no connection */
-static void oforward_refuse(const VPOForward *f, int fd, VPReason why)
+/* oforward_refuse() - @fd gets no connection; @why: for the log */
+static void oforward_refuse(const VPOForward *f, int fd, VPReason reason,
+                            const char *why)
 {
-    conns_log_refused(f->fwds->conns, VP_LOG_WARN, f->service_id, fd,
-                      reason_str(why));
-    conns_refused(f->fwds->conns, why);
+    conns_log_refused(f->fwds->conns, VP_LOG_WARN, f->service_id, fd, why);
+    account_refused(f->account, reason);
     close(fd);
+}
+
+/* oforward_starved() - @fd gets no connection, for want of memory or more */
+static void oforward_starved(const VPOForward *f, int fd)
+{
+    oforward_refuse(f, fd, VP_REASON_RESOURCES,
+                    reason_str(VP_REASON_RESOURCES));
 }
 
 /* oforward_open() - open a connection to @service_id for @fd; NULL: refused */
@@ -7801,9 +7961,11 @@ static VPConn *oforward_open(VPOForward *f, int fd, const char *service_id)
     }
     c = conn_new(cs, cs->next_id++, true, fd, service_id);
     if (c == NULL) {
-        oforward_refuse(f, fd, VP_REASON_RESOURCES);
+        oforward_starved(f, fd);
         return NULL;
     }
+    conn_enter(c, f->account);
+    conn_watch_idle(c);
     conn_log_begin(c, "");
     c->tx_limit = link_has_session(cs->link) ? cs->link->peer_window : 0;
     conn_set_due(c, DUE_INIT);
@@ -7819,6 +7981,7 @@ static int caller_free(VPCaller *k)
 
     vp_unwatch(fs->loop, fd);
     node_remove(&k->node);
+    k->oforward->account->open--;
     fs->ncallers--;
     free(k);
     return fd;
@@ -7830,7 +7993,7 @@ static void caller_hang_up(VPCaller *k, const char *why)
     VPConns *cs = k->oforward->fwds->conns;
 
     conns_log_refused(cs, VP_LOG_INFO, k->oforward->service_id, k->fd, why);
-    conns_refused(cs, VP_REASON_OTHER);
+    account_refused(k->oforward->account, VP_REASON_OTHER);
     close(caller_free(k));
 }
 
@@ -7908,12 +8071,13 @@ static void caller_new(VPOForward *f, int fd)
 
     if (k == NULL || vp_watch(fs->loop, fd, caller_ready, k) < 0) {
         free(k);
-        oforward_refuse(f, fd, VP_REASON_RESOURCES);
+        oforward_starved(f, fd);
         return;
     }
     k->oforward = f;
     k->fd = fd;
     node_append(&fs->callers, &k->node);
+    f->account->open++;
     fs->ncallers++;
     vp_watch_set(fs->loop, fd, VP_READ);
     k->until = fs->loop->now + VP_CALL_US;
@@ -7935,10 +8099,12 @@ static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
     }
     if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) + fs->ncallers >=
         fs->config->max_conns) {
-        oforward_refuse(f, fd, VP_REASON_LIMIT);
+        oforward_refuse(f, fd, VP_REASON_LIMIT, reason_str(VP_REASON_LIMIT));
+    } else if (account_full(f->account)) {
+        oforward_refuse(f, fd, VP_REASON_LIMIT, VP_FULL);
     } else if (vp_fd_is_kept(fs->loop, fd) ||
                !loop_fds_shared(fs->loop, conns_fds(cs) + fs->ncallers)) {
-        oforward_refuse(f, fd, VP_REASON_RESOURCES);
+        oforward_starved(f, fd);
     } else if (strcmp(f->service_id, VP_ANY_SERVICE) == 0) {
         caller_new(f, fd);
     } else {
@@ -7957,6 +8123,7 @@ static int oforward_add(VPForwards *fs, int channel, int fd,
         return -ENOMEM;
     }
     f->fwds = fs;
+    f->account = &fs->conns->rest;
     snprintf(f->service_id, sizeof(f->service_id), "%s", service_id);
     f->listener.channel = channel;
     f->listener.name = f->service_id;
@@ -7971,6 +8138,19 @@ static int oforward_add(VPForwards *fs, int channel, int fd,
     node_append(&fs->oforwards, &f->node);
     offer_look_later(fs);
     return 0;
+}
+
+/* oforward_find() - the one that listens on @fd; NULL: none does */
+static VPOForward *oforward_find(VPForwards *fs, int fd)
+{
+    for (VPNode *n = fs->oforwards.next; n != &fs->oforwards; n = n->next) {
+        VPOForward *f = container_of(n, VPOForward, node);
+
+        if (f->listener.fd == fd) {
+            return f;
+        }
+    }
+    return NULL;
 }
 
 static void oforward_free(VPOForward *f)
@@ -8340,17 +8520,38 @@ void vp_iforward_proxy(VPDriver *drv, const char *service_id)
     iforward_find(&drv->forwards, service_id)->proxy = true;
 }
 
+VPAccount *vp_account_new(VPDriver *drv, const VPLimits *limits)
+{
+    VPAccount *a = malloc(sizeof(*a));
+
+    if (a != NULL) {
+        account_init(a, &drv->conns, limits);
+    }
+    return a;
+}
+
+void vp_account_free(VPAccount *account)
+{
+    account_leave(account);
+}
+
+void vp_iforward_account(VPDriver *drv, const char *service_id,
+                         VPAccount *account)
+{
+    iforward_find(&drv->forwards, service_id)->account = account;
+}
+
+void vp_oforward_account(VPDriver *drv, int fd, VPAccount *account)
+{
+    oforward_find(&drv->forwards, fd)->account = account;
+}
+
 void vp_del_oforward(VPDriver *drv, int fd)
 {
-    VPNode *ring = &drv->forwards.oforwards;
+    VPOForward *f = oforward_find(&drv->forwards, fd);
 
-    for (VPNode *n = ring->next; n != ring; n = n->next) {
-        VPOForward *f = container_of(n, VPOForward, node);
-
-        if (f->listener.fd == fd) {
-            oforward_free(f);
-            return;
-        }
+    if (f != NULL) {
+        oforward_free(f);
     }
 }
 
@@ -8674,6 +8875,15 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
         .memory = driver_memory(drv),
         .memory_max = memory_reach(&drv->config, driver_reach(&drv->config)),
         .counts = drv->conns.counts,
+    };
+}
+
+void vp_account_info(const VPAccount *account, VPAccountInfo *info)
+{
+    *info = (VPAccountInfo){
+        .conns = account->open,
+        .counts = account->counts,
+        .bytes = { account->bytes[0], account->bytes[1] },
     };
 }
 

@@ -499,6 +499,31 @@ void vp_refuse(VPDriver *drv);
  */
 void vp_reset_all(VPDriver *drv);
 
+/* Limits of a forward. */
+typedef struct VPLimits {
+    unsigned max_conns; /* connections at once; 0: no limit */
+    unsigned idle;      /* s without data, then one is reset; 0: never */
+} VPLimits;
+
+/* A forward's limits and counts, which its connections keep after its end. */
+typedef struct VPAccount VPAccount;
+
+/* vp_account_new() - NULL when out of memory */
+VPAccount *vp_account_new(VPDriver *drv, const VPLimits *limits);
+
+/* vp_account_free() - once no forward has it; before vp_free() */
+void vp_account_free(VPAccount *account);
+
+/*
+ * vp_oforward_account(), vp_iforward_account() - from now on connections that
+ * come through @fd, or for @service_id, are @account's
+ *
+ * The forward must be there.
+ */
+void vp_oforward_account(VPDriver *drv, int fd, VPAccount *account);
+void vp_iforward_account(VPDriver *drv, const char *service_id,
+                         VPAccount *account);
+
 /* vp_max_conns() - how many connections a channel's @memory is enough for */
 size_t vp_max_conns(uint64_t memory);
 
@@ -506,7 +531,7 @@ size_t vp_max_conns(uint64_t memory);
 typedef enum VPRefusal {
     VP_REFUSED_UNKNOWN,   /* there is no such service */
     VP_REFUSED_TARGET,    /* the target can't be connected to */
-    VP_REFUSED_LIMIT,     /* one of VPConfig's */
+    VP_REFUSED_LIMIT,     /* one of VPConfig's, or of VPLimits' */
     VP_REFUSED_RESOURCES, /* no memory or no descriptor */
     VP_REFUSED_ENDING,    /* the daemon was about to end */
     VP_REFUSALS,
@@ -518,6 +543,7 @@ typedef enum VPResetBy {
     VP_RESET_PEER,    /* the other side, or its socket's owner */
     VP_RESET_DAEMON,  /* this one: --grace, the monitor, memory, its end */
     VP_RESET_SESSION, /* nobody: the session was over */
+    VP_RESET_IDLE,    /* this one, because no data moved for so long */
     VP_RESETS,
 } VPResetBy;
 
@@ -527,6 +553,15 @@ typedef struct VPConnCounts {
     uint64_t refused[VP_REFUSALS];
     uint64_t reset[VP_RESETS];
 } VPConnCounts;
+
+/* What there is to know of an account; counts are since vp_account_new(). */
+typedef struct VPAccountInfo {
+    size_t conns;       /* at present */
+    VPConnCounts counts;
+    uint64_t bytes[2];  /* to and from the local sockets */
+} VPAccountInfo;
+
+void vp_account_info(const VPAccount *account, VPAccountInfo *info);
 
 /* What there is to know of a channel; counts are since vp_new(). */
 typedef struct VPChannelInfo {

@@ -160,13 +160,17 @@ static const struct {
       "last_error last_error_us protocol peer" },
     { "oforwards", "oforward channel service spec offered listening" },
     { "iforwards", "iforward channel service spec" },
+    { "forwards", "forward channel kind service spec conns max_conns idle "
+      "opened refused_unknown refused_target refused_limit "
+      "refused_resources refused_ending reset_owner reset_peer reset_daemon "
+      "reset_session reset_idle sent_bytes received_bytes" },
     { "services", "service channel service offered" },
     { "conns", "conn id service from to in out age_us idle_us sent_bytes "
       "received_bytes credit waiting" },
     { "stats", "stats channel conns max_conns memory max_memory "
       "kernel_memory opened_here opened_there refused_unknown refused_target "
       "refused_limit refused_resources refused_ending reset_owner reset_peer "
-      "reset_daemon reset_session" },
+      "reset_daemon reset_session reset_idle" },
 };
 
 /* check_keys() - each line has the words, maybe more after them */
@@ -407,6 +411,69 @@ START_TEST(channel_figures)
 }
 END_TEST
 
+/* account() - the line of a forward of that service in "info forwards" */
+static const char *account(int mon, const char *kind, const char *service)
+{
+    const char *answer = monitor_ask(mon, "info forwards -k"), *line;
+    size_t n = 0;
+
+    do {
+        line = line_find(answer, "forward", n++);
+        ck_assert_msg(line != NULL, "no %s %s in:\n%s", kind, service, answer);
+    } while (strcmp(value(line, "kind"), kind) != 0 ||
+             strcmp(value(line, "service"), service) != 0);
+    return line;
+}
+
+/* Forwards have limits and counts of their own: max= here, idle= there. */
+START_TEST(forward_limits)
+{
+    char where[2][TEXT_LEN], target[TEXT_LEN], more[2 * TEXT_LEN];
+    int listener = listen_any(target), fds[3][2];
+    const char *line;
+    Scene s;
+
+    text_format(more, sizeof(more), "-v -i u:%s -i v:%s,idle=1,max=9", target,
+                target);
+    scene_start(&s, "-o u:127.0.0.1:0,max=2 -o v:127.0.0.1:0", more);
+    oforward_where(s.mon[0], "u", where[0]);
+    oforward_where(s.mon[0], "v", where[1]);
+    through(where[0], listener, fds[0]);
+    through(where[0], listener, fds[1]);
+    send_all(fds[1][0], "abc", 3);
+    recv_all(fds[1][1], more, 3);
+    dial_reset(where[0]);
+    daemon_wait(s.daemon[0], " warn ch0: u: connection refused: there are as "
+                "many connections as max= allows$");
+    line = account(s.mon[0], "oforward", "u");
+    ck_assert_uint_eq(number(line, "conns"), 2);
+    ck_assert_uint_eq(number(line, "max_conns"), 2);
+    ck_assert_uint_eq(number(line, "idle"), 0);
+    ck_assert_uint_eq(number(line, "opened"), 2);
+    ck_assert_uint_eq(number(line, "refused_limit"), 1);
+    ck_assert_uint_eq(number(line, "sent_bytes"), 3);
+    line = account(s.mon[1], "iforward", "u");
+    ck_assert_uint_eq(number(line, "received_bytes"), 3);
+    through(where[1], listener, fds[2]);
+    expect_reset(fds[2][0]);
+    expect_reset(fds[2][1]);
+    daemon_wait(s.daemon[1], " verbose ch0: v: connection .* idle for 1 s$");
+    line = account(s.mon[1], "iforward", "v");
+    ck_assert_uint_eq(number(line, "conns"), 0);
+    ck_assert_uint_eq(number(line, "max_conns"), 9);
+    ck_assert_uint_eq(number(line, "idle"), 1);
+    ck_assert_uint_eq(number(line, "opened"), 1);
+    ck_assert_uint_eq(number(line, "reset_idle"), 1);
+    line = account(s.mon[0], "oforward", "v");
+    ck_assert_uint_eq(number(line, "reset_peer"), 1);
+    talk(fds[0]); /* these have no such limit */
+    for (int i = 0; i < 6; i++) {
+        close(fds[i / 2][i % 2]);
+    }
+    scene_end(&s);
+}
+END_TEST
+
 /* wait_state() - until channel 0 has it; the line, as long as the answer */
 static const char *wait_state(int mon, const char *state)
 {
@@ -620,6 +687,7 @@ START_TEST(tables)
         check_table(monitor_ask(s.mon[k], "info channels"), 10, 2);
         check_table(monitor_ask(s.mon[k], "info oforwards"), 4, k ? 0 : 4);
         check_table(monitor_ask(s.mon[k], "info iforwards"), 3, k ? 4 : 0);
+        check_table(monitor_ask(s.mon[k], "info forwards"), 11, 4);
         check_table(monitor_ask(s.mon[k], "info services"), 3, k ? 0 : 4);
         check_table(monitor_ask(s.mon[k], "info conns"), 10, 6);
         check_table(monitor_ask(s.mon[k], "info stats"), 3, 2);
@@ -2394,6 +2462,7 @@ int main(void)
     SUITE_ADD(s, connection_figures);
     SUITE_ADD(s, waiting_figures);
     SUITE_ADD(s, channel_figures);
+    SUITE_ADD(s, forward_limits);
     SUITE_ADD(s, channel_history);
     SUITE_ADD(s, by_socat);
     SUITE_ADD(s, tables);

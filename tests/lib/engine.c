@@ -218,7 +218,7 @@ void engine_shift_conn(VPDriver *drv, uint32_t id, bool client, uint64_t rx,
 
 void engine_accept(VPDriver *drv, const char *service, int fd)
 {
-    VPOForward f = { .fwds = &drv->forwards };
+    VPOForward f = { .fwds = &drv->forwards, .account = &drv->conns.rest };
     VPAddr addr = { .len = sizeof(addr.ss) };
 
     snprintf(f.service_id, sizeof(f.service_id), "%s", service);

@@ -76,6 +76,8 @@ START_TEST(transitions)
 
     engine_log_level = VP_LOG_DEBUG;
     conns_init(&cs);
+    c.account = &cs.rest;
+    node_init(&c.idler);
     node_init(&c.due_node);
     node_init(&c.turn.node);
     for (int what = 0; what < COUNT_OF(machine); what++) {
@@ -2510,6 +2512,224 @@ START_TEST(portions)
 }
 END_TEST
 
+/* account_of() - what there is to know of an account */
+static VPAccountInfo account_of(const VPAccount *account)
+{
+    VPAccountInfo info;
+
+    vp_account_info(account, &info);
+    return info;
+}
+
+/* A forward has as many connections at once as its account allows. */
+START_TEST(limit_of_account)
+{
+    const VPLimits limits = { .max_conns = 2 };
+    VPAccount *account;
+    static Rig r;
+    int target;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    account = vp_account_new(r.drv, &limits);
+    target = rig_target(&r, "svc");
+    vp_iforward_account(r.drv, "svc", account);
+    close(rig_target(&r, "other"));
+    for (uint32_t id = 1; id <= 50; id++) {
+        peer_init(&r, id, "svc", 0);
+    }
+    ck_assert_uint_eq(account_of(account).conns, 2);
+    log_expect("svc: connection refused: there are as many connections as "
+               "max= allows", 48);
+    for (uint32_t id = 1; id <= 50; id++) {
+        peer_expect(&r, id, id <= 2 ? VP_MSG_CONNECT_ACK
+                                    : VP_MSG_CONNECT_REFUSED);
+        ck_assert(id <= 2 || r.peer.data[1] == VP_REASON_LIMIT);
+    }
+    peer_init(&r, 60, "other", 0); /* whose target is gone */
+    peer_expect(&r, 60, VP_MSG_CONNECT_REFUSED);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_REFUSED);
+    peer_msg(&r, VP_FLAG_CLIENT, 1, VP_MSG_RESET, 0);
+    peer_init(&r, 61, "svc", 0);
+    peer_expect(&r, 61, VP_MSG_CONNECT_ACK);
+    peer_init(&r, 62, "svc", 0);
+    peer_expect(&r, 62, VP_MSG_CONNECT_REFUSED);
+    ck_assert_uint_eq(account_of(account).counts.opened[0], 52);
+    ck_assert_uint_eq(account_of(account).counts.refused[VP_REFUSED_LIMIT],
+                      49);
+    ck_assert_uint_eq(account_of(account).counts.reset[VP_RESET_PEER], 1);
+    vp_del_iforward(r.drv, "svc"); /* the connections go on */
+    vp_account_free(account);
+    peer_send(&r, VP_PKT_CLIENT, 0, 61, "abc", 3);
+    ck_assert_uint_eq(rig_conn(&r, 61, false).rx_taken, 3);
+    close(target);
+    rig_free(&r);
+}
+END_TEST
+
+/* The same for clients here, of all listeners of a forward together, and for
+ * those that have not said yet what they want. */
+START_TEST(limit_of_listeners)
+{
+    const char *service = _i == 0 ? "svc" : VP_ANY_SERVICE;
+    const VPLimits limits = { .max_conns = 3 };
+    VPAccount *account;
+    int client[6], fd[2];
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    account = vp_account_new(r.drv, &limits);
+    for (int i = 0; i < 6; i += 3) {
+        VPAddr addr;
+
+        fd[i / 3] = unix_listen(&addr, 10);
+        fd_nonblock(fd[i / 3]);
+        ck_assert_int_eq(vp_set_oforward(r.drv, fd[i / 3], service), 0);
+        vp_oforward_account(r.drv, fd[i / 3], account);
+        for (int k = i; k < i + 3; k++) {
+            client[k] = socket(AF_UNIX, SOCK_STREAM, 0);
+            ck_assert_int_eq(connect(client[k], (struct sockaddr *)&addr.ss,
+                                     addr.len), 0);
+            fd_nonblock(client[k]);
+            box_settle(r.loop);
+        }
+    }
+    for (int i = 0; i < 6; i++) {
+        fd_wait(r.loop, client[i], i < 3 ? FD_OPEN : FD_EOF);
+    }
+    ck_assert_uint_eq(account_of(account).conns, 3);
+    ck_assert_uint_eq(account_of(account).counts.refused[VP_REFUSED_LIMIT], 3);
+    log_expect("connection refused: there are as many connections as max= "
+               "allows", 3);
+    if (_i == 1) {
+        fd_write(client[0], "CONNECT a\nabc", 13);
+        box_settle(r.loop);
+        ck_assert_uint_eq(account_of(account).conns, 3);
+    }
+    for (int i = 0; i < 6; i++) {
+        close(client[i]);
+    }
+    box_run(r.loop, 2 * VP_SWEEP_US);
+    peer_drain(&r);
+    if (_i == 1) {
+        peer_msg(&r, 0, VP_CONN_FIRST, VP_MSG_CLOSE, 0);
+        box_run(r.loop, 2 * VP_SWEEP_US);
+        ck_assert_uint_eq(account_of(account).counts.opened[1], 1);
+        ck_assert_uint_eq(account_of(account).conns, 0);
+    }
+    vp_del_oforward(r.drv, fd[0]);
+    vp_del_oforward(r.drv, fd[1]);
+    vp_account_free(account);
+    rig_free(&r);
+}
+END_TEST
+
+/* passes() - calls of select() in so many seconds in which nothing happens */
+static unsigned long passes(Rig *r, uint64_t seconds)
+{
+    unsigned long before = box.passes;
+
+    box_run(r->loop, seconds * SECOND);
+    return box.passes - before;
+}
+
+/* Who moves no data for as long as its forward allows is reset, both ways. */
+START_TEST(idle_too_long)
+{
+    const VPLimits limits = { .idle = 600 };
+    VPAccount *account;
+    unsigned long usual;
+    int target, fd[3];
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    account = vp_account_new(r.drv, &limits);
+    target = rig_target(&r, "svc");
+    vp_iforward_account(r.drv, "svc", account);
+    box_run(r.loop, 100 * SECOND);
+    usual = passes(&r, 500);
+    for (uint32_t id = 0; id < 3; id++) {
+        peer_init(&r, id, "svc", 1000);
+        fd[id] = rig_accept(&r, target);
+    }
+    peer_drain(&r);
+    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    box_run(r.loop, 90 * SECOND);
+    ck_assert_uint_le(passes(&r, 500), usual + 2); /* nothing wakes it */
+    peer_send(&r, VP_PKT_CLIENT, 0, 1, "abc", 3); /* at 590 s */
+    fd_write(fd[2], "abcd", 4);
+    box_run(r.loop, 11 * SECOND);
+    ck_assert_int_eq(fd_state(fd[0]), FD_EOF);
+    ck_assert_uint_eq(account_of(account).conns, 2);
+    while (peer_next(&r) >= VP_PKT_HELLO) {
+        continue; /* PINGs */
+    }
+    ck_assert_int_eq(r.peer.pkt.type, VP_PKT_SERVER);
+    peer_expect(&r, 0, VP_MSG_RESET);
+    ck_assert_int_eq(r.peer.data[1], VP_REASON_TIMEOUT);
+    box_run(r.loop, 588 * SECOND); /* at 1189 s */
+    ck_assert_uint_eq(account_of(account).conns, 2);
+    box_run(r.loop, 2 * SECOND);
+    ck_assert_uint_eq(account_of(account).conns, 0);
+    ck_assert_uint_eq(account_of(account).counts.reset[VP_RESET_IDLE], 3);
+    ck_assert_uint_eq(account_of(account).bytes[0], 3);
+    ck_assert_uint_eq(account_of(account).bytes[1], 4);
+    peer_drain(&r);
+    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    box_run(r.loop, 100 * SECOND);
+    ck_assert_uint_le(passes(&r, 500), usual + 2);
+    for (int i = 0; i < 3; i++) {
+        close(fd[i]);
+    }
+    vp_del_iforward(r.drv, "svc");
+    vp_account_free(account);
+    close(target);
+    rig_free(&r);
+}
+END_TEST
+
+/* A client here, and one whose forward has another limit and is gone. */
+START_TEST(idle_client)
+{
+    const VPLimits limits[2] = { { .idle = 7 }, { .idle = 3 } };
+    VPAccount *account[2];
+    int client[2], fd[2];
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    peer_session(&r);
+    for (int i = 0; i < 2; i++) {
+        VPAddr addr;
+
+        fd[i] = tcp_listen(&addr, 10);
+        fd_nonblock(fd[i]);
+        account[i] = vp_account_new(r.drv, &limits[i]);
+        ck_assert_int_eq(vp_set_oforward(r.drv, fd[i], "svc"), 0);
+        vp_oforward_account(r.drv, fd[i], account[i]);
+        client[i] = knock(&addr);
+        box_wait(r.loop, account_of(account[i]).conns == 1);
+        fd_nonblock(client[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        vp_del_oforward(r.drv, fd[i]);
+        vp_account_free(account[i]);
+    }
+    box_run(r.loop, 2500 * MS);
+    ck_assert_int_eq(fd_state(client[1]), FD_OPEN);
+    box_run(r.loop, SECOND);
+    fd_wait(r.loop, client[1], ECONNRESET);
+    ck_assert_int_eq(fd_state(client[0]), FD_OPEN);
+    box_run(r.loop, 4 * SECOND);
+    fd_wait(r.loop, client[0], ECONNRESET);
+    close(client[0]);
+    close(client[1]);
+    rig_free(&r);
+}
+END_TEST
+
 START_TEST(counted)
 {
     static Rig r;
@@ -3073,6 +3293,10 @@ int main(void)
     SUITE_ADD(s, not_paced);
     SUITE_ADD(s, accepted_ones_inherit);
     SUITE_ADD(s, accept_starved);
+    SUITE_ADD(s, limit_of_account);
+    SUITE_LOOP(s, limit_of_listeners, 2);
+    SUITE_ADD(s, idle_too_long);
+    SUITE_ADD(s, idle_client);
     SUITE_ADD(s, counted);
     SUITE_ADD(s, portions);
     SUITE_LOOP(s, information, 2);
