@@ -14,6 +14,8 @@
 #   check-chaos             the suites of damaged channels, nothing left out
 #   check-sanitize          every suite, with the sanitizers, in build/sanitize
 #   check-guest             in real guests, under QEMU (tests/guest)
+#   check-machines          in guests of other processors, and with the QEMU of
+#                           other Debians
 #   check-cross             other processors and C libraries, and POSIX alone
 #                           (tests/cross)
 #   demo [GUEST=1]          see it work, or see it work with a guest
@@ -110,6 +112,9 @@ check-sanitize:
 
 check-guest:
 	tests/guest/run.sh
+
+check-machines:
+	tests/guest/elsewhere.sh
 
 check-cross:
 	tests/cross/run.sh
@@ -228,8 +233,8 @@ install-openrc: install
 comma = ,
 
 .PHONY: all check test check-needs check-long check-chaos check-sanitize \
-    check-guest check-cross demo bench fuzz chaos lint lint-needs \
-    $(sources:%=lint-%) \
+    check-guest check-machines check-cross demo bench fuzz chaos lint \
+    lint-needs $(sources:%=lint-%) \
     lint-cppcheck lint-scripts install uninstall install-systemd \
     install-systemd-guest install-sysv install-openrc clean distclean help
 

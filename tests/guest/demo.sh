@@ -12,6 +12,7 @@
 set -u
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
 top=$(cd "$here/../.." && pwd)
+GUEST_MACHINE=x86_64
 # shellcheck source=image.sh
 . "$here/image.sh"
 # shellcheck source=vm.sh

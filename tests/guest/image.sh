@@ -11,28 +11,69 @@
 #
 # APT=1 lets apt-get download the former and install the latter, which takes
 # root. Without it nothing is: what is missing is named.
-
-cache=$here/cache
-root=$cache/root
-probe=$cache/probe
-
-# What the kernel lacks, in the order in which it can be loaded; vsock's modules
-# by who wants them.
-modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev
-    virtio_pci virtio_console vsock vmw_vsock_virtio_transport_common
-    vsock_loopback"
+#
+# GUEST_MACHINE is the guest's processor: x86_64, this host's own, if nothing is
+# said, or aarch64 or s390x, whose packages and programs then are in a folder of
+# the cache.
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 1
 }
 
+machine=${GUEST_MACHINE:-x86_64}
+cache=$here/cache
+cross=
+emulate=
+qemu_program=qemu-system-$machine
+case $machine in
+x86_64)
+    arch=amd64
+    loader=ld-linux-x86-64.so.2
+    qemu_package=qemu-system-x86
+    ;;
+aarch64)
+    arch=arm64
+    loader=ld-linux-aarch64.so.1
+    qemu_package=qemu-system-arm
+    ;;
+s390x)
+    arch=s390x
+    loader=ld64.so.1
+    qemu_package=qemu-system-misc
+    ;;
+*) die "GUEST_MACHINE is '$machine': expected x86_64, aarch64 or s390x" ;;
+esac
+apt_options=()
+if [ "$machine" != x86_64 ]; then
+    cache=$cache/$machine
+    cross=$machine-linux-gnu
+    emulate=qemu-$machine-static
+    apt_options=(-o "Dir::State=$cache/apt" -o "Dir::Cache=$cache/apt"
+        -o Dir::State::status=/dev/null -o "APT::Architecture=$arch"
+        -o "APT::Architectures=$arch" -o APT::Sandbox::User=root)
+fi
+root=$cache/root
+probe=$here/cache/build/probe
+guest_cc=${cross:+$cross-}gcc
+[ -n "$cross" ] || guest_cc=${CC:-gcc}
+
+# What the kernel may lack, in the order in which it can be loaded; vsock's
+# modules by who wants them.
+modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev
+    virtio_pci virtio_mmio virtio_console vsock
+    vmw_vsock_virtio_transport_common vsock_loopback"
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # need_host() - the programs the host needs
 need_host() {
-    need qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
+    need "$qemu_program:$qemu_package" qemu-img:qemu-utils \
         ssh:openssh-client rsync:rsync wget:wget "${CC:-gcc}:gcc" make:make
+    if [ -n "$cross" ]; then
+        need "$emulate:qemu-user-static" "$guest_cc:gcc-$cross"
+        [ -e "/usr/$cross/lib/libc.a" ] || install_host "libc6-dev-$arch-cross"
+    fi
     links_statically || install_host libc6-dev
     links_statically || die "${CC:-gcc} cannot link a static program"
 }
@@ -70,20 +111,22 @@ install_host() {
 apt_update() {
     [ "$(id -u)" = 0 ] && [ -z "$apt_updated" ] || return 0
     apt_updated=yes
-    apt-get update -q >>"$cache/apt.log" 2>&1 ||
+    mkdir -p "$cache"/apt/{lists,archives}/partial
+    { apt-get update -q && { [ -z "$cross" ] ||
+        apt-get "${apt_options[@]}" update -q; }; } >>"$cache/apt.log" 2>&1 ||
         echo "apt-get update failed, trying what is known" >&2
 }
 
 apt_depends() {
-    apt-cache depends --no-recommends --no-suggests --no-conflicts \
+    apt-cache "${apt_options[@]}" depends --no-recommends --no-suggests --no-conflicts \
         --no-breaks --no-replaces --no-enhances "$@"
 }
 
 # kernel_package() - the real name behind Debian's or Ubuntu's small kernel
 kernel_package() {
     local meta
-    for meta in linux-image-cloud-amd64 linux-image-virtual \
-        linux-image-amd64; do
+    for meta in "linux-image-cloud-$arch" linux-image-virtual \
+        "linux-image-$arch"; do
         apt_depends "$meta" 2>/dev/null |
             sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
     done | head -n 1
@@ -95,7 +138,7 @@ kernel_parts() {
     local part
     for part in "linux-modules-${1#linux-image-}" $(apt_depends "$1" |
         sed -n 's/^ *Depends: \(linux-[bm][a-z]*-[0-9].*\)/\1/p'); do
-        apt-cache show "$part" >/dev/null 2>&1 && echo "$part"
+        apt-cache "${apt_options[@]}" show "$part" >/dev/null 2>&1 && echo "$part"
     done | sort -u
 }
 
@@ -119,7 +162,7 @@ fetch() {
     mkdir -p "$root" "$cache/debs"
     echo "Fetching $kernel and the packages of the guest"
     # apt's own user may not be let into the cache; that is but a warning.
-    (cd "$cache/debs" && apt-get download -q $kernel $parts $wanted) \
+    (cd "$cache/debs" && apt-get "${apt_options[@]}" download -q $kernel $parts $wanted) \
         >>"$cache/apt.log" 2>&1 || die "apt-get failed, see $cache/apt.log"
     # Newer packages unpack through links that older ones hold as directories.
     for wanted in "$cache"/debs/*.deb; do
@@ -149,11 +192,10 @@ add_file() {
 
 # add_program() - a program and all it needs into the image
 add_program() {
-    local file loader lib
+    local file lib
     add_file "$1" "$tree/bin/"
     file=$(find_file "$1")
-    loader=$(find_file ld-linux-x86-64.so.2)
-    for lib in $("$loader" --library-path "$libpath" --list "$file" |
+    for lib in $($emulate "$(find_file $loader)" --library-path "$libpath" --list "$file" |
         sed -n 's/.* => \(.*\) (0x.*/\1/p'); do
         cp -L "$lib" "$tree/lib/" || die "cannot copy $lib"
     done
@@ -174,7 +216,8 @@ build_base() {
     done
     mv "$tree/bin/sftp-server" "$tree/usr/lib/openssh/"
     ln -s openssh/sftp-server "$tree/usr/lib/sftp-server"
-    add_file ld-linux-x86-64.so.2 "$tree/lib64/"
+    add_file $loader "$tree/lib64/"
+    cp "$tree/lib64/$loader" "$tree/lib/"
     for module in $modules; do
         file=$(find_file "$module.ko*")
         case $file in
@@ -205,22 +248,35 @@ build_base() {
 # pack() - a directory as an archive for the kernel, padded so that the next
 # one can follow it
 pack() {
-    (cd "$1" && find . | "$(find_file busybox)" cpio -o -H newc -R 0:0 2>/dev/null)
+    (cd "$1" && find . | $emulate "$(find_file busybox)" cpio -o -H newc -R 0:0 2>/dev/null)
 }
 
-# build() - qemu-vp and probe, linked statically in a place of their own
+# build_in() - qemu-vp and probe, linked statically in directory $1 of their own,
+# by compiler $2 and with options $3... of configure
+build_in() {
+    local dir=$1 cc=$2
+    shift 2
+    mkdir -p "$dir"
+    cp -p "$top"/{configure,Makefile,qemu-vp.c,virtproxy.c,virtproxy.h} "$dir/"
+    (cd "$dir" && unset MAKEFLAGS MAKELEVEL MFLAGS VP_TOP QEMU_VP &&
+        { [ config.mak -nt configure ] ||
+            ./configure LDFLAGS=-static "$@"; } &&
+        make qemu-vp) >"$dir.log" 2>&1 ||
+        die "cannot build qemu-vp statically, see $dir.log"
+    if [ "$here/probe.c" -nt "$dir/probe" ]; then
+        "$cc" -std=c11 -D_XOPEN_SOURCE=700 -O2 -Wall -Wextra -static \
+            -o "$dir/probe" "$here/probe.c" || die "cannot build probe"
+    fi
+}
+
+# build() - both for the host, and for a guest that is another machine
 build() {
-    mkdir -p "$cache/build"
-    cp -p "$top"/{configure,Makefile,qemu-vp.c,virtproxy.c,virtproxy.h} \
-        "$cache/build/"
-    (cd "$cache/build" && unset MAKEFLAGS MAKELEVEL MFLAGS VP_TOP QEMU_VP &&
-        { [ config.mak -nt configure ] || ./configure LDFLAGS=-static; } &&
-        make qemu-vp) >"$cache/build.log" 2>&1 ||
-        die "cannot build qemu-vp statically, see $cache/build.log"
-    vp=$cache/build/qemu-vp
-    if [ "$here/probe.c" -nt "$probe" ]; then
-        "${CC:-gcc}" -std=c11 -D_XOPEN_SOURCE=700 -O2 -Wall -Wextra -static \
-            -o "$probe" "$here/probe.c" || die "cannot build probe"
+    build_in "$here/cache/build" "${CC:-gcc}"
+    vp=$here/cache/build/qemu-vp
+    guest_build=$here/cache/build
+    if [ -n "$cross" ]; then
+        guest_build=$cache/build
+        build_in "$guest_build" "$guest_cc" --host="$cross"
     fi
 }
 
@@ -235,7 +291,7 @@ make_image() {
     build
     rm -rf "$cache/overlay"
     mkdir -p "$cache/overlay/bin"
-    cp "$vp" "$probe" "$cache/overlay/bin/"
+    cp "$guest_build/qemu-vp" "$guest_build/probe" "$cache/overlay/bin/"
     cp "$here/guest-init" "$cache/overlay/init"
     chmod +x "$cache/overlay/init"
     { cat "$cache/base.cpio" && pack "$cache/overlay"; } >"$cache/initrd" ||

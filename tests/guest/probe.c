@@ -127,6 +127,27 @@ static void run_shell(const char *command)
     _exit(127);
 }
 
+/* network64() - a number in network order, and back */
+static uint64_t network64(uint64_t n)
+{
+    uint32_t half[2] = { htonl((uint32_t)(n >> 32)), htonl((uint32_t)n) };
+
+    memcpy(&n, half, sizeof(n));
+    return n;
+}
+
+/* network_header() - a header as it is sent, and back */
+static Header network_header(const Header *h)
+{
+    Header sent = *h;
+
+    sent.token = network64(h->token);
+    sent.up = network64(h->up);
+    sent.down = network64(h->down);
+    sent.mode = network64(h->mode);
+    return sent;
+}
+
 static void sleep_ms(long ms)
 {
     struct timespec ts = { ms / 1000, ms % 1000 * 1000000 };
@@ -299,7 +320,7 @@ static void pattern(unsigned char *buf, uint64_t pos, size_t len,
     while (len) {
         word = (token ^ (to_server ? 0x5555555555555555u : 0)) +
                i++ * 0x9e3779b97f4a7c15u;
-        word ^= word >> 29;
+        word = network64(word ^ word >> 29);
         n = sizeof(word) - skip < len ? sizeof(word) - skip : len;
         memcpy(buf, (unsigned char *)&word + skip, n);
         buf += n;
@@ -324,12 +345,14 @@ static size_t contents(const Xfer *x, bool by_server, uint64_t pos,
 {
     uint64_t body = by_server ? x->head.down : x->head.up;
     uint64_t before = by_server ? 0 : sizeof(Header);
-    uint64_t left, trailer = ~x->head.token;
+    uint64_t left, trailer = network64(~x->head.token);
+    Header head;
 
     if (pos < before) {
         left = before - pos;
         len = len < left ? len : (size_t)left;
-        memcpy(buf, (const unsigned char *)&x->head + pos, len);
+        head = network_header(&x->head);
+        memcpy(buf, (const unsigned char *)&head + pos, len);
     } else if (pos < before + body) {
         left = before + body - pos;
         len = len < left ? len : (size_t)left;
@@ -344,6 +367,14 @@ static size_t contents(const Xfer *x, bool by_server, uint64_t pos,
         len = 0;
     }
     return len;
+}
+
+/* send_header() - at once, and so from a socket or port that waits */
+static bool send_header(const Xfer *x)
+{
+    Header head = network_header(&x->head);
+
+    return write_all(x->fd, &head, sizeof(head));
 }
 
 static void finish(Xfer *x, Outcome outcome, const char *why)
@@ -456,6 +487,8 @@ static void take_header(Xfer *x)
         if (memcmp(x->head.magic, magic,
                    x->rcvd < 8 ? (size_t)x->rcvd : 8) != 0) {
             finish(x, BAD, "bytes that are no header");
+        } else if (x->rcvd == sizeof(Header)) {
+            x->head = network_header(&x->head);
         }
     }
 }
@@ -981,7 +1014,7 @@ static int cmd_type(int argc, char **argv)
                   flood ? MODE_MARK : MODE_ECHO);
         why = x.outcome == REFUSED ? REFUSED : OK;
         fd = x.fd;
-        if (why == OK && !write_all(fd, &x.head, sizeof(x.head))) {
+        if (why == OK && !send_header(&x)) {
             why = RESET;
         }
     }
@@ -1271,7 +1304,7 @@ static int cmd_tell(int argc, char **argv)
         return 2;
     }
     open_xfer(&x, argv[1], 0, 0, MODE_TELL);
-    if (x.outcome != RUNNING || !write_all(x.fd, &x.head, sizeof(x.head)) ||
+    if (x.outcome != RUNNING || !send_header(&x) ||
         !read_line(x.fd, buf, sizeof(buf), now_ms() + 20e3)) {
         fprintf(stderr, "probe: no answer from %s\n", argv[1]);
         return 1;

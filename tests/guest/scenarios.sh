@@ -66,7 +66,7 @@ start_httpd() {
     local try
     for try in 1 2 3 4 5 6 7 8; do
         web=127.0.0.1:$((20000 + (RANDOM + try) % 20000))
-        run "httpd" "$(find_file busybox)" httpd -f -p "$web" -h "$1"
+        run "httpd" $emulate "$(find_file busybox)" httpd -f -p "$web" -h "$1"
         sleep 0.2
         kill -0 "${pids[httpd]}" 2>/dev/null && return
     done
@@ -82,10 +82,13 @@ rfc() {
     head -c "$big" /dev/urandom >"$D/www/file"
     start_httpd "$D/www"
     boot
-    g "head -c $big /dev/urandom >/www/file; httpd -p 127.0.0.1:80 -h /www;
+    g "head -c $big /dev/urandom >/www/file &&
+        start 127.0.0.1:80 httpd -f -p 127.0.0.1:80 -h /www &&
         dropbearkey -t ed25519 -f /etc/dropbear/key &&
-        dropbear -s -r /etc/dropbear/key -p 127.0.0.1:22 &&
-        qemu-ga -d -m unix-listen -p /run/qga.sock -f /run/qga.pid -t /run" \
+        start 127.0.0.1:22 dropbear -F -s -r /etc/dropbear/key \
+            -p 127.0.0.1:22 &&
+        start /run/qga.sock qemu-ga -m unix-listen -p /run/qga.sock \
+            -f /run/qga.pid -t /run" \
         >/dev/null || fail "the guest's servers do not start"
     log_start=0
     host_daemon -o http:127.0.0.1:0 -o ssh:127.0.0.1:0 \
@@ -165,7 +168,8 @@ typing() {
 
     boot
     g 'dropbearkey -t ed25519 -f /etc/dropbear/key >/dev/null &&
-        dropbear -s -r /etc/dropbear/key -p 127.0.0.1:22'
+        start 127.0.0.1:22 dropbear -F -s -r /etc/dropbear/key
+            -p 127.0.0.1:22' || fail "the guest's server does not start"
     start_servers
     start_host -o ssh:127.0.0.1:0
     start_guest -i ssh:127.0.0.1:22

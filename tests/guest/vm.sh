@@ -10,8 +10,10 @@
 
 declare -A pids
 
-# Where the guest's own names for the two ports are.
+# Where the guest's own names for the two ports are. What is called isa is the
+# machine's own kind of serial line, if it has one for us.
 declare -A device=([virtio]=/dev/virtio-ports/virtio [isa]=/dev/ttyS1)
+[ "$machine" != aarch64 ] || device[isa]=/dev/ttyAMA0
 
 fail() {
     echo "$*" >&2
@@ -83,17 +85,33 @@ end_all() {
 
 # qemu_command() - the array $qemu: a guest with its sockets in the directory
 qemu_command() {
-    local dir=$1
+    local dir=$1 board processor=max bus lines
     shift
     mkdir -p "$dir"
-    qemu=(qemu-system-x86_64 -accel tcg -M q35 -cpu max -m 384M
+    case $machine in
+    x86_64)
+        board=q35 bus=pci
+        lines=(-serial chardev:console
+            -device isa-serial,chardev=isa,index=1)
+        ;;
+    aarch64)
+        # The board's one PL011 is the channel, so the console is a port.
+        board=virt processor=cortex-a57 bus=device console=${console:-console=hvc1}
+        lines=(-serial chardev:isa
+            -device virtconsole,bus=vs0.0,chardev=console)
+        ;;
+    s390x)
+        board=s390-ccw-virtio bus=ccw console=${console:-console=ttysclp0}
+        lines=(-device sclpconsole,chardev=console)
+        ;;
+    esac
+    qemu=("$qemu_program" -accel tcg -M "$board" -cpu "$processor" -m 384M
         -nodefaults -no-user-config -display none
         -kernel "$kernel" -initrd "$initrd"
         -append "quiet panic=-1 ${console:-console=ttyS0}"
         -chardev "file,id=console,path=$dir/console.log,append=on"
-        -serial chardev:console
         -monitor "unix:$dir/mon.sock,server=on,wait=off"
-        -device virtio-serial-pci,id=vs0
+        -device "virtio-serial-$bus,id=vs0"
         -chardev "file,id=log,path=$dir/guest-daemon.log,append=on"
         -device virtconsole,bus=vs0.0,chardev=log
         -chardev "socket,id=ctl,path=$dir/ctl.sock,server=on,wait=off"
@@ -101,7 +119,7 @@ qemu_command() {
         -chardev "${virtio_chardev:-socket,path=$dir/virtio.sock,server=on,wait=off},id=virtio"
         -device virtserialport,bus=vs0.0,id=virtio,chardev=virtio,name=virtio
         -chardev "${isa_chardev:-socket,path=$dir/isa.sock,server=on,wait=off},id=isa"
-        -device isa-serial,chardev=isa,index=1 "$@")
+        "${lines[@]}" "$@")
 }
 
 # reconnect_1s() - a chardev's option to connect again after a second
@@ -109,7 +127,7 @@ qemu_command() {
 # "reconnect" is gone since QEMU 10.2, "reconnect-ms" is there since 9.2.
 reconnect_1s() {
     local version
-    version=$(qemu-system-x86_64 --version | sed -n '1s/.*version //p')
+    version=$("$qemu_program" --version | sed -n '1s/.*version //p')
     if printf '%s\n' 9.2 "${version%% *}" | sort -CV; then
         echo reconnect-ms=1000
     else

@@ -1,0 +1,76 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# elsewhere.sh - guests of other processors, and the QEMU of other Debians
+#
+# Usage: tests/guest/elsewhere.sh [JOB]...     (make check-machines does them all)
+#
+#   aarch64  a guest with virtio-mmio and a PL011
+#   s390x    a big-endian guest with virtio-ccw
+#   trixie   Debian 13, in a root directory of its own: its QEMU, its guest
+#   sid      Debian's unstable, likewise
+#
+# The example of the README, a daemon and QEMU that end and come back, and a
+# migration.
+# The first two take what run.sh takes, with GUEST_MACHINE; the others root, and
+# mmdebstrap. APT=1 lets apt-get download and install, as in image.sh.
+
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+jobs=(aarch64 s390x trixie sid)
+scenarios=(rfc-virtio reconnect-virtio migration-virtio)
+packages=qemu-system-x86,qemu-utils,openssh-client,rsync,wget,gcc,libc6-dev,make
+packages=$packages,xz-utils,zstd
+missed=
+
+step() { printf '\n=== %s\n' "$*"; }
+
+# debian() - the scenarios in release $1 of Debian
+#
+# It isn't our fault if there is no such release just now: that is named.
+debian() {
+    local new
+    command -v mmdebstrap >/dev/null || {
+        echo "elsewhere.sh: needs mmdebstrap (Debian's name)" >&2
+        return 1
+    }
+    [ "${APT-}" = 1 ] || {
+        echo "elsewhere.sh: APT=1 lets it download Debian $1" >&2
+        return 1
+    }
+    new=$(mktemp -d "${TMPDIR:-/tmp}/vp-$1.XXXXXX")
+    if ! mmdebstrap --quiet --variant=minbase --include="$packages" "$1" \
+        "$new/root"; then
+        missed="$missed $1"
+    else
+        copy "$new/root/src"
+        # what is mounted goes with the last process in there
+        # shellcheck disable=SC2016 # for the other shell
+        unshare -m --propagation private bash -e -c '
+            mount -t proc proc "$1/proc"
+            mount --rbind /dev "$1/dev"
+            exec chroot "$1" env APT=1 /src/tests/guest/run.sh "${@:2}"' - \
+            "$new/root" "${scenarios[@]}"
+    fi
+    rm -rf --one-file-system "$new"
+}
+
+# copy() - this tree, without what was built, to directory $1
+copy() {
+    mkdir "$1"
+    tar --exclude=./build --exclude=./qemu-vp --exclude=./config.mak \
+        --exclude=./tests/guest/cache --exclude=./.git -c . | tar -C "$1" -x
+}
+
+[ $# -gt 0 ] || set -- "${jobs[@]}"
+for job; do
+    step "$job"
+    case $job in
+    aarch64) GUEST_MACHINE=$job tests/guest/run.sh rfc-isa "${scenarios[@]}" ;;
+    # After a migration this guest answers nobody, by no port: QEMU 7.2's fault.
+    s390x) GUEST_MACHINE=$job tests/guest/run.sh "${scenarios[@]:0:2}" ;;
+    trixie | sid) debian "$job" ;;
+    *) echo "elsewhere.sh: there is no job '$job', but ${jobs[*]}" >&2; exit 2 ;;
+    esac
+done
+step "passed: $*${missed:+, but these could not be downloaded:$missed}"
