@@ -6030,6 +6030,8 @@ static void engine_event(const VPEvent *e)
 {
     static const char *const name[] = {
         [VP_EVENT_UP] = "up",
+        [VP_EVENT_SILENT] = "silent",
+        [VP_EVENT_ANSWERS] = "answers",
         [VP_EVENT_DOWN] = "down",
         [VP_EVENT_OVER] = "over",
         [VP_EVENT_SERVICES] = "services",
@@ -6041,7 +6043,8 @@ static void engine_event(const VPEvent *e)
     Show s = { .out = &line, .keys = true };
 
     s.channel_id = (unsigned)e->channel;
-    if (e->type == VP_EVENT_UP || e->type == VP_EVENT_SERVICES) {
+    if (e->type == VP_EVENT_UP || e->type == VP_EVENT_ANSWERS ||
+        e->type == VP_EVENT_SERVICES) {
         wait_poke(s.channel_id);
     }
     /* that the link was mended, at debug level, is no news */
@@ -6060,7 +6063,7 @@ static void engine_event(const VPEvent *e)
     } else if (e->conn != NULL) {
         show_conn_fields(&s, e->conn);
     }
-    if (e->reason != NULL && e->type != VP_EVENT_UP) {
+    if (e->reason != NULL && e->type >= VP_EVENT_DOWN) {
         add_key(&line, "reason", e->reason);
     }
     text_add(&line, "\n");

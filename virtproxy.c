@@ -1971,6 +1971,29 @@ static void tcp_setup(int fd, const VPAddr *addr)
 #endif
 }
 
+/*
+ * tcp_unheard() - how long the kernel at the other end has owed an answer
+ *
+ * Its program may be stopped, or be a VM's monitor whose guest is paused: then
+ * the kernel answers all the same.  Returns us; 0: it answers, or no TCP of
+ * which that is known.
+ */
+static uint64_t tcp_unheard(int fd)
+{
+#ifdef __linux__
+    struct tcp_info info = { 0 };
+    socklen_t len = sizeof(info);
+
+    /* the first probe of a window that is shut may still be under way */
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 &&
+        (info.tcpi_unacked > 0 || info.tcpi_probes > 1)) {
+        return info.tcpi_last_ack_recv * MS;
+    }
+#endif
+    (void)fd;
+    return 0;
+}
+
 /* socket_held() - bytes that the kernel holds for @fd; 0: not known */
 static size_t socket_held(int fd)
 {
@@ -3500,9 +3523,9 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  * And a peer that was up, but says HELLO as one that isn't, begins a handshake
  * as if it had a new token.
  *
- * Silence is not death, as the peer may be a VM that is paused for days.  What
- * is above the link is told through VPLinkOps, and the link knows no more of
- * it than that.
+ * Silence is not death, as the peer may be a VM that is paused for days.  Only
+ * a TCP whose other end's kernel is silent as well is lost.  What is above the
+ * link is told through VPLinkOps, and the link knows no more of it than that.
  * ====================================================================== */
 
 /*
@@ -3542,7 +3565,10 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 #define VP_PING_IDLE (5 * SECOND)
 /* A PING that isn't answered for so long: the peer may be dead. */
 #define VP_DEAD_US (3 * SECOND)
-/* ... for so long: another connection may get through where it doesn't. */
+/*
+ * ... for so long: another connection may get through where it doesn't; and if
+ * TCP says that nothing comes from that machine at all, this one is lost.
+ */
 #define VP_STALE_US (10 * SECOND)
 /*
  * A packet that takes longer to come may be the rest of a damaged one, and a
@@ -3709,6 +3735,7 @@ typedef struct VPLink {
     uint64_t ping_wait;  /* what it was started with */
     uint32_t ping_base;  /* store.base then */
     uint64_t asked_at;   /* PING not answered since; 0: none */
+    bool silent;         /* that was said: not answered for VP_STALE_US */
 
     bool moved;          /* packets came since the trim timer looked */
     VPTimer trim_timer;  /* while there may be memory to give back */
@@ -3956,6 +3983,7 @@ static void link_down(VPLink *l, VPLinkState to, const char *reason)
     store_rewind(&l->store, l->store.base); /* nothing is on its way */
     l->due = 0;
     l->asked_at = 0;
+    l->silent = false;
     link_acks(l);
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&l->ping_timer);
@@ -4045,6 +4073,7 @@ static void link_hello(VPLink *l, uint64_t delay, const char *why)
     l->hello_wait = VP_HELLO_WAIT_MIN;
     l->due = delay == 0 ? LINK_DUE_HELLO : 0;
     l->asked_at = 0;
+    l->silent = false;
     link_new_token(l);
     link_acks(l); /* HELLO says what I expect */
     vp_timer_stop(&l->ping_timer);
@@ -4161,13 +4190,19 @@ static void link_name_stranger(VPLink *l, bool left)
     }
 }
 
+/* link_is_cut() - does nothing get through a channel that can be had anew? */
+static bool link_is_cut(const VPLink *l)
+{
+    return l->role != 0 && tcp_unheard(l->wfd) >= VP_STALE_US;
+}
+
 static void link_hello_timer(void *opaque)
 {
     VPLink *l = opaque;
 
     link_name_stranger(l, false);
-    if (l->role == VP_HELLO_CONNECTOR &&
-        l->loop->now - l->hello_at >= VP_HELLO_PATIENCE) {
+    if (l->loop->now - l->hello_at >= VP_HELLO_PATIENCE &&
+        (l->role == VP_HELLO_CONNECTOR || link_is_cut(l))) {
         link_lost(l, "no answer");
         return;
     }
@@ -4213,6 +4248,19 @@ static bool link_is_stale(const VPLink *l)
            l->loop->now - l->asked_at >= VP_STALE_US;
 }
 
+/* link_silent() - the peer has answered nothing for VP_STALE_US */
+static void link_silent(VPLink *l)
+{
+    if (!l->silent) {
+        l->silent = true;
+        log_event(l->log, VP_LOG_INFO, (VPEvent){ .type = VP_EVENT_SILENT },
+                  "the other end is silent: waiting");
+    }
+    if (l->stale != NULL) {
+        l->stale(l->lost_opaque);
+    }
+}
+
 /*
  * link_ping_timer() - make a lost tail known, and that we live
  *
@@ -4228,8 +4276,12 @@ static void link_ping_timer(void *opaque)
     bool waiting = l->store.bytes > 0 || l->peer == PEER_UNSURE;
     uint64_t wait = VP_PING_IDLE;
 
-    if (l->stale != NULL && link_is_stale(l)) {
-        l->stale(l->lost_opaque);
+    if (link_is_stale(l)) {
+        if (link_is_cut(l)) {
+            link_lost(l, "no answer");
+            return;
+        }
+        link_silent(l);
     }
     l->ping_waits = waiting;
     if (waiting && l->store.base != l->ping_base) {
@@ -4771,6 +4823,11 @@ static void link_deliver(VPLink *l, const VPPacket *pkt, uint8_t *payload)
     const char *wrong = NULL;
 
     l->asked_at = 0;
+    if (l->silent) {
+        l->silent = false;
+        log_event(l->log, VP_LOG_INFO, (VPEvent){ .type = VP_EVENT_ANSWERS },
+                  "the other end answers again");
+    }
     l->peer = PEER_UP;
     l->rx_delay = (uint32_t)l->rx_last_at - pkt->time;
     l->ack_asked |= (pkt->flags & VP_FLAG_ACK_NOW) || pkt->type == VP_PKT_PING;
@@ -8857,7 +8914,7 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)
     uint64_t now = drv->loop->now;
 
     *info = (VPChannelInfo){
-        .state = state[l->state],
+        .state = l->silent ? "silent" : state[l->state],
         .session_age = link_has_session(l) ? now - l->session_at : 0,
         .bytes = { l->bytes[0], l->bytes[1] },
         .packets = { l->packets[0], l->packets[1] },

@@ -295,6 +295,8 @@ void vp_dialer_stop(VPDialer *d);
 
 typedef enum VPEventType {
     VP_EVENT_UP,       /* the channel is, in a session new or old */
+    VP_EVENT_SILENT,   /* the other side has answered nothing for long */
+    VP_EVENT_ANSWERS,  /* it answers again, and the channel is up */
     VP_EVENT_DOWN,     /* it is lost */
     VP_EVENT_OVER,     /* the session is, and no other one has begun */
     VP_EVENT_SERVICES, /* the other side has told what it offers */
@@ -565,7 +567,7 @@ void vp_account_info(const VPAccount *account, VPAccountInfo *info);
 
 /* What there is to know of a channel; counts are since vp_new(). */
 typedef struct VPChannelInfo {
-    const char *state;        /* "down", "hello" or "up" */
+    const char *state;        /* "down", "hello", "up" or "silent" */
     uint64_t session_age;     /* 0: there is no session */
     uint64_t bytes[2];        /* payload received, sent */
     uint64_t packets[2];      /* sequenced packets received, sent */

@@ -678,6 +678,9 @@ int sim_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
     if (sim_on == NULL) {
         return getsockopt(fd, level, name, value, len);
     }
+    if (level != SOL_SOCKET) {
+        return fail_with(ENOPROTOOPT);
+    }
     SIM_ASSERT(name == SO_ERROR);
     s = sock_of(fd);
     sock_update(sim_on, s);

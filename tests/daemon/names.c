@@ -2,13 +2,16 @@
 /*
  * names.c - see names.h
  */
-#define _XOPEN_SOURCE 700
+#define _GNU_SOURCE
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -85,4 +88,29 @@ int names_server(void)
     dprintf(open("resolv", O_WRONLY | O_CREAT | O_CLOEXEC, 0644),
             "nameserver %s\n", inet_ntoa(in.sin_addr));
     return fd;
+}
+
+void own_network_set(bool up)
+{
+    struct ifreq lo = { .ifr_name = "lo", .ifr_flags = up ? IFF_UP : 0 };
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    ck_assert(ioctl(fd, SIOCSIFFLAGS, &lo) == 0);
+    close(fd);
+}
+
+bool own_network(void)
+{
+    uid_t uid = geteuid();
+    char map[64];
+
+    if (unshare(CLONE_NEWNET | (uid != 0 ? CLONE_NEWUSER : 0)) < 0) {
+        return false;
+    }
+    if (uid != 0) {
+        text_format(map, sizeof(map), "0 %u 1", (unsigned)uid);
+        file_write("/proc/self/uid_map", map, strlen(map));
+    }
+    own_network_set(true);
+    return true;
 }

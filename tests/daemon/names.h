@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * names.h - a name server for daemons, which knows one name
+ * names.h - for daemons, a name server that knows one name, and a network
  */
 #ifndef NAMES_H
 #define NAMES_H
@@ -25,6 +25,17 @@ int names_server(void);
  * later.test is 127.0.0.1, and there is no other name.
  */
 pid_t names_answer(int server);
+
+/*
+ * own_network() - have a network of our own, with nothing but the loopback
+ *
+ * The daemons share it.  False if nobody lets us.
+ */
+bool own_network(void);
+#define OWN_NETWORK "a network of its own (CAP_SYS_ADMIN or user namespaces)"
+
+/* own_network_set() - does anything get through it, from now on? */
+void own_network_set(bool up);
 
 /* names_hang() - what is asked from here on gets no answer */
 void names_hang(pid_t pid);

@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,32 +30,6 @@ static void hosts(const char *text)
 {
     file_write("hosts", text, strlen(text));
 }
-
-/*
- * own_network() - have a network of our own, with nothing but the loopback
- *
- * The daemons share it.  False if nobody lets us.
- */
-static bool own_network(void)
-{
-    struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
-    char map[64];
-    uid_t uid = geteuid();
-    int fd;
-
-    if (unshare(CLONE_NEWNET | (uid != 0 ? CLONE_NEWUSER : 0)) < 0) {
-        return false;
-    }
-    if (uid != 0) {
-        text_format(map, sizeof(map), "0 %u 1", (unsigned)uid);
-        file_write("/proc/self/uid_map", map, strlen(map));
-    }
-    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    ck_assert(ioctl(fd, SIOCSIFFLAGS, &lo) == 0);
-    close(fd);
-    return true;
-}
-#define OWN_NETWORK "a network of its own (CAP_SYS_ADMIN or user namespaces)"
 
 /* address_add() - give the loopback a further address */
 static void address_add(const char *address)

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "tests/lib/harness.h"
+#include "names.h"
 #include "programs.h"
 #include "traffic.h"
 
@@ -400,11 +401,60 @@ START_TEST(half_dead)
 }
 END_TEST
 
+/* --- gone without a word ------------------------------------------------ */
+
+/*
+ * Nothing gets through any more, and nobody says so: neither side calls that
+ * up, and the connections don't outlive --grace, on the side that listens and
+ * on the other one.  Once something gets through there is a new session.
+ */
+START_TEST(gone_without_a_word)
+{
+    char in[PATH_LEN], out[PATH_LEN];
+    int port, listener, client, server;
+    Daemon *d[2];
+
+    if (!own_network()) {
+        PASS_OVER(OWN_NETWORK);
+    }
+    port = free_port();
+    file_path(in, "in");
+    file_path(out, "out");
+    listener = listen_on(in, 5);
+    d[0] = daemon_start("host", "-c tcp-listen:127.0.0.1:%d -o s:%s:- "
+                        "--grace 1", port, out);
+    d[1] = daemon_start("guest", "-c tcp-connect:127.0.0.1:%d -i s:%s:- "
+                        "--grace 1", port, in);
+    daemon_up(d[0]);
+    daemon_up(d[1]);
+    client = dial(out, true);
+    server = accept_one(listener);
+    send_all(client, "a", 1);
+    expect_bytes(server, "a");
+    own_network_set(false);
+    for (int i = 0; i < 2; i++) {
+        daemon_wait(d[i], "channel down: no answer$");
+        daemon_wait(d[i], "no channel for 1 s: session ended$");
+        daemon_mark(d[i]);
+    }
+    expect_eof(client);
+    expect_eof(server);
+    own_network_set(true);
+    for (int i = 0; i < 2; i++) {
+        daemon_wait(d[i], "channel up: new session$");
+    }
+    client = dial(out, true);
+    send_all(client, "b", 1);
+    expect_bytes(accept_one(listener), "b");
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = harness_suite("outage");
 
     SUITE_ADD(s, gone);
     SUITE_LOOP(s, half_dead, 2);
+    SUITE_ADD(s, gone_without_a_word);
     return harness_run(s);
 }

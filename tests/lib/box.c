@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -360,6 +362,19 @@ int box_setsockopt(int fd, int level, int name, const void *value,
         return -1;
     }
     return setsockopt(fd, level, name, value, len);
+}
+
+int box_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
+{
+#ifdef __linux__
+    if (box.unheard_ms != 0 && level == IPPROTO_TCP && name == TCP_INFO) {
+        *(struct tcp_info *)value = (struct tcp_info){
+            .tcpi_unacked = 1, .tcpi_last_ack_recv = box.unheard_ms,
+        };
+        return 0;
+    }
+#endif
+    return getsockopt(fd, level, name, value, len);
 }
 
 int box_connect(int fd, const struct sockaddr *addr, socklen_t len)

@@ -43,6 +43,8 @@
 #define accept(fd, addr, len) box_accept(fd, addr, len)
 #define connect(fd, addr, len) box_connect(fd, addr, len)
 #define poll(fds, n, timeout) box_poll(fds, n, timeout)
+#define getsockopt(fd, level, name, value, len) \
+    box_getsockopt(fd, level, name, value, len)
 #define setsockopt(...) box_setsockopt(__VA_ARGS__)
 #define fcntl(...) (box_fails(CALL_FCNTL) ? -1 : fcntl(__VA_ARGS__))
 
@@ -65,6 +67,7 @@
 #undef accept
 #undef connect
 #undef poll
+#undef getsockopt
 #undef setsockopt
 #undef fcntl
 

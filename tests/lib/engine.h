@@ -25,7 +25,7 @@ VPLoop *engine_loop_new(void);
 /* ---- the link ----------------------------------------------------------- */
 
 typedef struct EngineLink {
-    const char *state;    /* "down", "hello" or "up" */
+    const char *state;    /* "down", "hello", "up" or "silent" */
     bool away;            /* a port whose other side is not connected */
     bool heard;           /* a HELLO came through the present descriptor */
     bool confirmed;       /* the peer is known to hold the session, too */

@@ -464,6 +464,7 @@ START_TEST(peer_gone)
     }
     peer_drain(&p.r);
     ck_assert_int_ne(p.r.peer.pkt.type, VP_PKT_CONTROL); /* no answer */
+    peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
     play_over(&p);
     if (!broken) {
         close(p.fd);

@@ -1502,7 +1502,8 @@ START_TEST(offer_over_stale)
         fd_write(fd, buf, len);
         box_settle(h.r.loop);
     }
-    ck_assert_str_eq(engine_link(h.r.drv).state, _i == 0 ? "hello" : "up");
+    ck_assert_str_eq(engine_link(h.r.drv).state, _i == 0 ? "hello"
+                     : _i == 1 ? "silent" : "up");
     if (_i == 0) {
         ck_assert_int_eq(fd_state(fd), FD_OPEN);
         while (recv(fd, buf, sizeof(buf), 0) == sizeof(buf)) {
@@ -1515,6 +1516,107 @@ START_TEST(offer_over_stale)
     ck_assert(!engine_counts(h.r.drv).candidate);
     close(fd);
     held_free(&h);
+}
+END_TEST
+
+/* state() - as the monitor shows it */
+static const char *state(const Rig *r)
+{
+    VPChannelInfo info;
+
+    vp_channel_info(r->drv, &info);
+    return info.state;
+}
+
+static unsigned events[VP_EVENT_ENDED + 1]; /* that were told, of each type */
+
+static void note_event(const VPEvent *event)
+{
+    events[event->type]++;
+}
+
+/* Who is silent is said to be so, and may be paused for as long as he likes. */
+START_TEST(silent_peer)
+{
+    static const bool none;
+    static Held h;
+
+    held_new(&h, &rig_config);
+    vp_set_events(h.r.loop, note_event, &none);
+    box.unheard_ms = _i == 0 ? 0 : 1;
+    box_run(h.r.loop, 8 * SECOND);
+    ck_assert_str_eq(state(&h.r), "up");
+    for (int i = 0; i < 2; i++) {
+        box_run(h.r.loop, 12 * SECOND);
+        ck_assert_str_eq(state(&h.r), "silent");
+        box_run(h.r.loop, 3600 * SECOND);
+        log_expect("the other end is silent: waiting\n", 1);
+        peer_send(&h.r, VP_PKT_ACK, 0, 0, NULL, 0);
+        ck_assert_str_eq(state(&h.r), "up");
+        log_expect("the other end answers again\n", 1);
+    }
+    ck_assert_uint_eq(events[VP_EVENT_SILENT], 2);
+    ck_assert_uint_eq(events[VP_EVENT_ANSWERS], 2);
+    ck_assert_int_eq(h.r.lost, 0);
+    ck_assert_int_eq(fd_state(h.client[0]), FD_OPEN);
+    held_free(&h);
+}
+END_TEST
+
+static const VPChannelRole roles[] = { VP_ACCEPTED, VP_CONNECTED, VP_OPENED };
+
+/*
+ * Where TCP says that the kernel at the other end is silent as well, the
+ * channel is lost, and --grace runs; an inherited one could not be had anew.
+ */
+START_TEST(path_is_cut)
+{
+    VPChannelRole role = roles[_i];
+    static Rig r;
+    int client;
+
+    rig_new(&r, &rig_config);
+    rig_unplug(&r);
+    rig_plug(&r, VP_CHN_SOCKET, role);
+    peer_session(&r);
+    r.lost = 0;
+    client = rig_client(&r, "c");
+    peer_drain(&r);
+    box.unheard_ms = 10000;
+    box_run(r.loop, 8 * SECOND);
+    ck_assert_int_eq(r.lost, 0);
+    box_run(r.loop, 12 * SECOND);
+    ck_assert_int_eq(r.lost, role != VP_OPENED);
+    if (role != VP_OPENED) {
+        ck_assert_str_eq(r.reason, "no answer");
+        ck_assert_str_eq(state(&r), "down");
+        ck_assert_int_eq(fd_state(client), FD_OPEN);
+    }
+    box_run(r.loop, 31 * SECOND);
+    ck_assert_int_eq(fd_state(client), role != VP_OPENED ? FD_EOF : FD_OPEN);
+    close(client);
+    rig_free(&r);
+}
+END_TEST
+
+/* The same during a handshake, which a listener else waits for for ever. */
+START_TEST(path_is_cut_early)
+{
+    static Rig r;
+
+    rig_new(&r, &rig_config);
+    box_run(r.loop, 3600 * SECOND);
+    ck_assert_int_eq(r.lost, 0);
+    rig_unplug(&r);
+    r.lost = 0;
+    rig_plug(&r, VP_CHN_SOCKET, VP_ACCEPTED);
+    box.unheard_ms = 10000;
+    box_run(r.loop, 9 * SECOND);
+    ck_assert_int_eq(r.lost, 0);
+    box_run(r.loop, 2 * SECOND);
+    ck_assert_int_eq(r.lost, 1);
+    ck_assert_str_eq(r.reason, "no answer");
+    rig_free(&r);
 }
 END_TEST
 
@@ -1832,6 +1934,11 @@ int main(void)
     SUITE_ADD(s, offer_and_free);
     SUITE_ROWS(s, offer_with_key, keyed_offers);
     SUITE_LOOP(s, offer_over_stale, 3);
+    SUITE_LOOP(s, silent_peer, 2);
+#ifdef __linux__
+    SUITE_ROWS(s, path_is_cut, roles);
+    SUITE_ADD(s, path_is_cut_early);
+#endif
     SUITE_ADD(s, offer_beside_silent);
     SUITE_ROWS(s, bye, byes);
     SUITE_LOOP(s, bye_said, 2);
