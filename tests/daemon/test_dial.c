@@ -336,8 +336,8 @@ START_TEST(ssh_proxy_256)
 END_TEST
 
 /*
- * As it is since: the proxy looks at no more than 9 bytes, the longest answer,
- * which it expects first, takes that answer and leaves the rest to ssh.
+ * As newer ones have it: the proxy looks at no more than 9 bytes, the longest
+ * answer, which it expects first, takes that answer and leaves the rest to ssh.
  */
 START_TEST(ssh_proxy)
 {
