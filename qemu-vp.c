@@ -2607,16 +2607,21 @@ static void v6_only(int fd, int only)
 static uid_t files_uid = (uid_t)-1;
 static gid_t files_gid = (gid_t)-1;
 
-/* file_rights() - give the socket at @path its owner, group and mode */
+/*
+ * file_rights() - give the socket at @path its owner, group and mode
+ *
+ * The mode comes first, because to change it once the file belongs to USER takes
+ * a capability more.
+ */
 static int file_rights(const char *path, const Props *props)
 {
     gid_t gid = props->group >= 0 ? (gid_t)props->group : files_gid;
 
-    if ((files_uid != (uid_t)-1 || gid != (gid_t)-1) &&
-        lchown(path, files_uid, gid) < 0) {
+    if (props->mode >= 0 && chmod(path, (mode_t)props->mode) < 0) {
         return -1;
     }
-    return props->mode >= 0 ? chmod(path, (mode_t)props->mode) : 0;
+    return files_uid != (uid_t)-1 || gid != (gid_t)-1
+           ? lchown(path, files_uid, gid) : 0;
 }
 
 /*
