@@ -59,7 +59,7 @@
  *             ack_timer         an ack is due (10 ms)
  *             ping_timer        a tail may be lost (20 ms on); we live (5 s)
  *             away_timer        AWAY: look again; DUMB: give up
- *             rest_timer        read on, after much that was no packet
+ *             rest_timer        go on, after much work for this peer
  *             trim_timer        give memory back (2 s)
  *   conn      sweep_timer       resets of sockets that nobody reads (1 s)
  *             idle_timer        the one that moved no data longest is reset
@@ -132,6 +132,7 @@
  * a mixing function, random numbers, addresses as text, and what is said once.
  * ====================================================================== */
 
+#define US 1000u /* of work, in ns */
 #define MS 1000ull
 #define SECOND 1000000ull
 
@@ -421,6 +422,18 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * So others use what a quiet channel leaves, never all of it, and give it back
  * as their connections end.
  *
+ * Time is a budget as well.  What is done for a channel is counted as work,
+ * with the time that it takes where nobody is in the way (VP_WORK_...), since
+ * the clock would count what others do with the processor.  In a pass each
+ * channel has a portion, so that none waits long for its turn.  Bulk, which is
+ * bytes that local sockets give and take, is all that a channel may fill the
+ * time with while others work: for the rest, which is what a hostile peer can
+ * have us do without end, it has the part of the time that the others leave
+ * twice, and 1 / VP_SHARE_PARTS at least; then it rests (link_owes()).  So one
+ * that works alone has all of it, and one beside a bulk stream hardly slows it.
+ * What others had lately counts for a while, as a stream that is held up by its
+ * own ends goes on soon.
+ *
  * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
  * there is no descriptor left, because it stays readable and the loop would
  * spin.  A dialler tries the addresses of a target, first the one that worked
@@ -452,7 +465,7 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_COLD_BATCH 64
 
 /* Accepted in a row: other descriptors have their turn after that. */
-#define VP_ACCEPT_BATCH 64
+#define VP_ACCEPT_BATCH 16
 #define VP_ACCEPT_PAUSE (200 * MS)
 
 /* A channel has one; so has its lookup, a further peer, a FIFO, or a line. */
@@ -485,6 +498,30 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 /* Of what a client within the machine sends and we may not take: half of it. */
 #define VP_RCVBUF_NEAR (256 << 10)
 
+/* Work, in ns: reading or writing a socket, a packet, and so on. */
+#define VP_WORK_CALL 1000u
+#define VP_WORK_PACKET 100u
+#define VP_WORK_HELLO (4 * US)
+#define VP_WORK_CONNECT (16 * US)
+#define VP_WORK_LOOK 500u
+#define VP_WORK_TOLD 2u /* each byte of a service's name */
+/* So many bytes that are read, checked and written are a ns of work. */
+#define VP_WORK_BYTES 4
+/* So many bytes of bulk excuse a ns of other work. */
+#define VP_WORK_EXCUSED 8
+/*
+ * Work other than bulk in a pass: for a channel that is the only one; and for
+ * all that have worked in the last window, together.
+ */
+#define VP_WORK_ALONE (2048 * US)
+#define VP_WORK_SHARED (48 * US)
+/* A window in which shares are measured. */
+#define VP_SHARE_US (2 * MS)
+/* Part of a share that still counts a window later. */
+#define VP_SHARE_KEPT 0.98
+/* Of the time, the part that what isn't bulk has in any case. */
+#define VP_SHARE_PARTS 5
+
 /* Lines that a peer or a client can provoke: so many per span, then none. */
 #define VP_LOG_LINES 50
 #define VP_LOG_SPAN (10 * SECOND)
@@ -500,6 +537,10 @@ typedef struct VPTask {
     VPNode node;
     bool (*run)(void *opaque);
     void *opaque;
+    unsigned work;   /* in this pass, without bulk: VP_WORK_..., ns */
+    uint32_t bulk;   /* bytes of bulk in this pass */
+    uint64_t spent;  /* work in this window, with bulk, ns */
+    double share;    /* part of the loop's time that it had lately */
 } VPTask;
 
 enum { R, W };
@@ -510,6 +551,9 @@ struct VPLoop {
     uint64_t instance; /* random number of this process's own */
     VPTimer *timers; /* soonest first */
     VPNode tasks;
+    uint64_t window_at; /* when the window of the shares began */
+    double shares;      /* of all tasks, together */
+    size_t nbusy;       /* tasks that worked in the last window */
     VPLogFunc *log;
     const VPLogLevel *log_level;
     VPEventFunc *event;      /* NULL: nobody follows events */
@@ -1276,10 +1320,52 @@ static void loop_dispatch(VPLoop *loop, int n)
     }
 }
 
-/* loop_shared() - are there several tasks that want their turn? */
-static bool loop_shared(const VPLoop *loop)
+/* loop_portion() - work other than bulk that a task may do in a pass, ns */
+static unsigned loop_portion(const VPLoop *loop)
 {
-    return loop->tasks.next != loop->tasks.prev;
+    return loop->nchannels <= 1 ? VP_WORK_ALONE
+           : VP_WORK_SHARED / (unsigned)MAX(loop->nbusy, 1);
+}
+
+/* loop_shares() - at the end of a window, what each task had of its time */
+static void loop_shares(VPLoop *loop)
+{
+    uint64_t us = loop->now - loop->window_at;
+
+    if (us < VP_SHARE_US) {
+        return;
+    }
+    loop->window_at = loop->now;
+    loop->shares = 0;
+    loop->nbusy = 0;
+    for (VPNode *t = loop->tasks.next; t != &loop->tasks; t = t->next) {
+        VPTask *task = container_of(t, VPTask, node);
+        double share = (double)task->spent / (double)us / 1000;
+
+        task->share = MAX(share, VP_SHARE_KEPT * task->share);
+        loop->shares += task->share;
+        loop->nbusy += task->spent > 0;
+        task->spent = 0;
+    }
+}
+
+/* task_rests() - how many times as long as it works does @task rest then? */
+static double task_rests(const VPLoop *loop, const VPTask *task)
+{
+    double others = loop->shares - task->share;
+
+    return 1 / MAX(1 - 2 * others, 1.0 / VP_SHARE_PARTS) - 1;
+}
+
+/* task_settle() - end a pass; returns its work, if no bulk excuses it */
+static unsigned task_settle(VPTask *task)
+{
+    unsigned excused = task->bulk / VP_WORK_EXCUSED;
+    unsigned work = task->work - MIN(excused, task->work);
+
+    task->spent += task->work + task->bulk / VP_WORK_BYTES;
+    task->work = task->bulk = 0;
+    return work;
 }
 
 static void loop_add_task(VPLoop *loop, VPTask *task,
@@ -1305,6 +1391,7 @@ int vp_loop_run(VPLoop *loop)
         VPNode *t;
         int n;
 
+        loop_shares(loop);
         for (t = loop->tasks.next; t != &loop->tasks; t = t->next) {
             VPTask *task = container_of(t, VPTask, node);
 
@@ -3585,19 +3672,7 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 /* What was not used for so long goes back to the system. */
 #define VP_TRIM_US (2 * SECOND)
 
-/*
- * What a channel's peer may have done for it in a pass, in units of about half
- * a microsecond; less if there are other channels.
- */
-#define VP_WORK_ALONE 4096
-#define VP_WORK_SHARED 192
-#define VP_WORK_PACKET 1
-#define VP_WORK_WRITE 2
-#define VP_WORK_HELLO 8
-#define VP_WORK_CONNECT 32
-/* So many bytes of names are a unit of work. */
-#define VP_WORK_TOLD 64
-/* So many places where a header was looked for are a unit of work. */
+/* So many places where a header was looked for are VP_WORK_LOOK. */
 #define VP_WORK_LOOKS 8
 /* Skipping so many bytes, with reading them, costs as much as such a look. */
 #define VP_LOOK_BYTES 64
@@ -3606,7 +3681,7 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  * has one part in so many of the time.  It rests when it owes so much work.
  */
 #define VP_REST_PARTS 16
-#define VP_REST_WORK 64
+#define VP_REST_WORK (32 * US)
 
 typedef enum VPLinkState {
     LINK_DOWN,
@@ -3655,6 +3730,7 @@ typedef struct VPLinkOps {
 
 typedef struct VPLink {
     VPLoop *loop;
+    VPTask *task;        /* counts the work for this channel */
     VPLog *log;
     const VPLinkOps *ops;
     void *up;
@@ -3712,7 +3788,8 @@ typedef struct VPLink {
     uint8_t *rx;
     size_t rx_cap;
     size_t rx_len;
-    bool rx_more;        /* packets wait in rx for the next pass */
+    bool rx_more;        /* packets wait in rx for another pass */
+    size_t rx_done;      /* rx_more: bytes before these, which are done with */
     size_t rx_scanned;   /* bytes of a packet that stopped arriving */
     uint64_t rx_at;      /* when the packet at the front began; 0: none */
     uint64_t rx_last_at; /* when bytes came last */
@@ -3720,10 +3797,9 @@ typedef struct VPLink {
     uint32_t rx_expect;  /* sequence number */
     uint64_t rx_digest;  /* of all packets before rx_expect */
     uint32_t rx_delay;   /* the next header's "delay" */
-    unsigned work;       /* done for the peer in this pass, VP_WORK_... */
-    unsigned looks;      /* for headers, that are no unit of work yet */
-    unsigned owed;       /* work done for a peer without a session */
-    VPTimer rest_timer;  /* while nothing is read because of that */
+    unsigned looks;      /* for headers, that don't count as work yet */
+    unsigned owed;       /* work for which it has yet to rest, ns */
+    VPTimer rest_timer;  /* while nothing is read or filled, as it rests */
 
     /* acks and life */
     bool ack_asked;      /* the peer waits for one */
@@ -3783,10 +3859,11 @@ static bool link_goes_on(const VPLink *l)
     return l->rx_more && !timer_running(&l->rest_timer);
 }
 
-/* link_may_send() - do connections' packets go out? */
+/* link_may_send() - may connections' packets go out now? */
 static bool link_may_send(const VPLink *l)
 {
-    return l->state == LINK_UP && l->peer != PEER_UNSURE && !l->blocked;
+    return l->state == LINK_UP && l->peer != PEER_UNSURE && !l->blocked &&
+           !timer_running(&l->rest_timer);
 }
 
 /* link_interest() - what is watched, from state alone */
@@ -3977,7 +4054,7 @@ static void link_down(VPLink *l, VPLinkState to, const char *reason)
         log_provoked(l->log, VP_LOG_INFO, "no channel yet: %s", reason);
     }
     l->heard = l->refused = l->was_up = l->blocked = l->away_polled = false;
-    l->rx_len = l->rx_gap = 0;
+    l->rx_len = l->rx_gap = l->rx_done = 0;
     l->rx_more = false;
     l->ctl_len = l->ctl_off = 0;
     store_rewind(&l->store, l->store.base); /* nothing is on its way */
@@ -3988,8 +4065,6 @@ static void link_down(VPLink *l, VPLinkState to, const char *reason)
     vp_timer_stop(&l->hello_timer);
     vp_timer_stop(&l->ping_timer);
     vp_timer_stop(&l->away_timer);
-    vp_timer_stop(&l->rest_timer);
-    l->owed = 0;
     link_trim_later(l);
     link_set_state(l, to, reason);
 }
@@ -4176,7 +4251,7 @@ static void link_away(VPLink *l)
  */
 static void link_name_stranger(VPLink *l, bool left)
 {
-    unsigned long long garbage = l->garbage + l->rx_len;
+    unsigned long long garbage = l->garbage + l->rx_len - l->rx_done;
 
     if (l->heard ||
         (!left && l->loop->now - l->attached_at < VP_STRANGER_US)) {
@@ -4492,6 +4567,9 @@ static void link_flush(VPLink *l)
         if (n == 0) {
             break;
         }
+        if (l->state == LINK_UP) {
+            l->task->work += VP_WORK_CALL; /* a HELLO is due by a timer */
+        }
         len = writev(l->wfd, iov, n);
         if (len >= 0) {
             link_written(l, (size_t)len);
@@ -4699,7 +4777,7 @@ static bool link_hello_again(VPLink *l, const VPHello *h)
 static void link_looked(VPLink *l, size_t bytes)
 {
     l->looks += 1 + (unsigned)(bytes / VP_LOOK_BYTES);
-    l->work += l->looks / VP_WORK_LOOKS;
+    l->task->work += l->looks / VP_WORK_LOOKS * VP_WORK_LOOK;
     l->looks %= VP_WORK_LOOKS;
 }
 
@@ -4709,7 +4787,7 @@ static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
     char text[160];
     const char *wrong = link_unfit(l, h, text, sizeof(text));
 
-    l->work += VP_WORK_HELLO;
+    l->task->work += VP_WORK_HELLO;
     if (wrong != NULL) {
         link_wrong(l, wrong);
         if (l->state == LINK_UP && hello_version(h) == 0) {
@@ -4822,6 +4900,7 @@ static void link_deliver(VPLink *l, const VPPacket *pkt, uint8_t *payload)
 {
     const char *wrong = NULL;
 
+    l->task->work += VP_WORK_PACKET;
     l->asked_at = 0;
     if (l->silent) {
         l->silent = false;
@@ -4848,7 +4927,6 @@ static void link_deliver(VPLink *l, const VPPacket *pkt, uint8_t *payload)
         l->packets[0]++;
         l->bytes[0] += pkt->bytes;
         l->moved = true;
-        l->work += VP_WORK_PACKET;
         wrong = l->ops->packet(l->up, pkt, payload);
         break;
     default:
@@ -4949,7 +5027,7 @@ static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
         }
     } else {
         if (p[VP_PKT_TYPE_AT] == VP_PKT_HELLO) {
-            l->work++; /* the check of a payload takes so long */
+            l->task->work += VP_WORK_LOOK; /* the check of a payload */
         }
         skip = MIN(hello_next(p, 1, len), len - VP_PKT_TYPE_AT);
         link_looked(l, skip);
@@ -4963,19 +5041,16 @@ static void link_rested(void *opaque)
     link_interest(opaque); /* driver_run() goes on with what is there */
 }
 
-/* link_owes() - @work was done; let others have their time if it was much */
+/* link_owes() - @work was done in this pass; others have time if it was much */
 static void link_owes(VPLink *l, unsigned work)
 {
-    if (l->state != LINK_HELLO) {
-        l->owed = 0;
-        return;
-    }
-    l->owed += work;
-    if (l->owed >= VP_REST_WORK) {
-        /* a unit takes half a microsecond */
+    double rests = l->state == LINK_HELLO ? VP_REST_PARTS - 1
+                                          : task_rests(l->loop, l->task);
+
+    l->owed = rests > 0 ? l->owed + work : 0;
+    if (l->owed >= VP_REST_WORK && !timer_running(&l->rest_timer)) {
         vp_timer_start(l->loop, &l->rest_timer,
-                       (uint64_t)l->owed * (VP_REST_PARTS - 1) / 2,
-                       link_rested, l);
+                       (uint64_t)(l->owed * rests / 1000), link_rested, l);
         l->owed = 0;
         link_interest(l);
     }
@@ -4989,15 +5064,14 @@ static void link_owes(VPLink *l, unsigned work)
  */
 static void link_process(VPLink *l)
 {
-    unsigned most = loop_shared(l->loop) ? VP_WORK_SHARED : VP_WORK_ALONE;
-    unsigned before = l->work;
-    size_t pos = 0;
+    unsigned most = loop_portion(l->loop);
+    size_t pos = l->rx_done;
 
     l->rx_more = false;
     while (pos < l->rx_len) {
         size_t used;
 
-        if (l->work >= most) {
+        if (l->task->work >= most) {
             l->rx_more = true;
             break;
         }
@@ -5008,7 +5082,8 @@ static void link_process(VPLink *l)
         pos += used;
     }
     l->ops->flush(l->up);
-    link_owes(l, l->work - before);
+    l->rx_done = l->rx_more ? pos : 0;
+    pos -= l->rx_done; /* moving the rest in each pass would be much work */
     l->rx_len -= pos;
     l->rx_gap -= MIN(pos, l->rx_gap);
     memmove(l->rx, l->rx + pos, l->rx_len);
@@ -5069,12 +5144,8 @@ static void link_read(VPLink *l)
     if (full) {
         link_rx_grow(l);
     }
-    while (ended && l->rx_more) {
-        l->work = 0; /* there will be no other pass for what came last */
-        link_process(l);
-    }
-    if (!ended || !link_has_fd(l)) {
-        return;
+    if (!ended || l->rx_more || !link_has_fd(l)) {
+        return; /* that it has ended is read again, after what came last */
     }
     if (n == 0 && l->kind == VP_CHN_VIRTSERIAL) {
         link_away(l);
@@ -6464,7 +6535,7 @@ static ssize_t conn_push(VPConn *c, struct iovec *iov, int n)
         iov[0].iov_base = c->buf + c->buf_off;
         iov[0].iov_len = c->buf_len;
     }
-    c->conns->link->work += VP_WORK_WRITE;
+    c->conns->link->task->work += VP_WORK_CALL;
     do {
         len = c->buf_len > 0 ? writev(c->fd, iov, 1 + n)
                              : writev(c->fd, iov + 1, n);
@@ -6669,6 +6740,7 @@ static void conn_sent(VPConn *c, const struct iovec *iov, uint32_t n)
     c->tx_count += n;
     c->account->bytes[1] += n;
     conn_moved(c);
+    cs->link->task->bulk += n;
     sched_spend(&cs->sched, &c->turn, n + pkts * VP_PKT_HDR_LEN);
 }
 
@@ -6697,6 +6769,7 @@ static bool conn_read(VPConn *c)
     if (k == 0) {
         return false;
     }
+    l->task->work += VP_WORK_CALL;
     do {
         n = readv(c->fd, iov, k);
     } while (n < 0 && errno == EINTR);
@@ -6836,16 +6909,17 @@ static bool conns_send_due(VPConns *cs)
 
 /*
  * conns_fill() - fill the store for one write
+ * @most:  of task->work, in this pass
  *
  * Returns true if there was more to send than could be taken now.
  */
-static bool conns_fill(VPConns *cs)
+static bool conns_fill(VPConns *cs, unsigned most)
 {
     VPStore *s = &cs->link->store;
     VPFlow *flow = &cs->link->flow;
     uint32_t end = s->bytes + VP_WRITE_MAX;
 
-    while (s->bytes < end) {
+    while (s->bytes < end && cs->link->task->work < most) {
         VPTurn *turn;
 
         if (node_linked(&cs->due) && !conns_send_due(cs)) {
@@ -7205,8 +7279,10 @@ static const char *conn_handle_data(VPConns *cs, const VPPacket *pkt,
     VPConn *c = conn_named(cs, pkt, pkt->type == VP_PKT_SERVER);
 
     if (c == NULL || conn_over(c)) {
+        cs->link->task->work += pkt->bytes / VP_WORK_BYTES;
         return NULL;
     }
+    cs->link->task->bulk += pkt->bytes;
     if (pkt->bytes == 0) {
         return "data without data";
     }
@@ -7230,6 +7306,7 @@ static const char *conns_packet(void *up, const VPPacket *pkt,
     VPConns *cs = up;
 
     if (pkt->type == VP_PKT_CONTROL) {
+        cs->link->task->work += pkt->bytes / VP_WORK_BYTES;
         batch_flush(cs);
         return conn_handle_control(cs, pkt, payload);
     }
@@ -7487,7 +7564,7 @@ static bool dial_made(void *opaque, int fd, const VPAddr *addr)
     VPDial *d = opaque;
 
     socket_setup(fd, addr);
-    d->fwds->conns->link->work += VP_WORK_CONNECT;
+    d->fwds->conns->link->task->work += VP_WORK_CONNECT;
     return !vp_fd_is_kept(d->fwds->loop, fd);
 }
 
@@ -7935,7 +8012,7 @@ static const char *told_services(VPForwards *fs, const uint8_t *msg, size_t len)
         }
         offer_add(o, msg + at + 1, msg[at]);
     }
-    fs->conns->link->work += (unsigned)len / VP_WORK_TOLD;
+    fs->conns->link->task->work += (unsigned)len * VP_WORK_TOLD;
     o->ended = msg[1] & VP_SERVICES_END;
     if (o->ended) {
         event_tell(fs->log, VP_LOG_INFO,
@@ -8442,22 +8519,24 @@ static bool driver_run(void *opaque)
 {
     VPDriver *drv = opaque;
     VPLink *l = &drv->link;
+    unsigned most;
     bool more = false;
 
-    l->work = 0;
     if (link_goes_on(l)) {
         link_process(l);
     }
+    most = drv->task.work + loop_portion(l->loop);
     for (int i = 0; i < VP_RUN_ROUNDS; i++) {
-        more = link_may_send(l) && conns_fill(&drv->conns);
+        more = link_may_send(l) && conns_fill(&drv->conns, most);
         more |= link_may_send(l) && forwards_tell(&drv->forwards);
         link_flush(l);
-        if (!more) {
+        if (!more || drv->task.work >= most) {
             break;
         }
     }
     conns_reap(&drv->conns);
     driver_grace(drv);
+    link_owes(l, task_settle(&drv->task));
     return link_goes_on(l) || (more && link_may_send(l));
 }
 
@@ -8516,6 +8595,7 @@ VPDriver *vp_new(VPLoop *loop, int channel_id, const VPConfig *config,
     drv->conn_log = drv->log;
 
     drv->link.loop = drv->conns.loop = drv->forwards.loop = loop;
+    drv->link.task = &drv->task;
     drv->link.log = &drv->log;
     drv->conns.log = drv->forwards.log = &drv->conn_log;
     drv->link.ops = &conns_ops;

@@ -272,7 +272,7 @@ static inline bool peer_shake(Rig *r)
 
         peer_say(r, token, 0);
         if (!engine_up(r->drv)) {
-            box_run(r->loop, MS); /* it rests after much that it looked at */
+            box_run(r->loop, 10 * MS); /* it rests, and reads a byte a pass */
         }
         peer_keys(p);
         if (engine_up(r->drv)) {

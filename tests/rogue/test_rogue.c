@@ -32,8 +32,11 @@
 #define MILLION 1000000
 #define SANE_FDS 16     /* beyond a connection's: channels, listeners */
 
-/* So many times less than alone the innocent may get: a ninth is usual. */
-#define LEAST_SHARE 30
+/*
+ * So many times less than alone the innocent may get: 1.2 is usual, and more
+ * where those who serve it wait for a processor.
+ */
+#define LEAST_SHARE 6
 /* ... beside a flood of what is no packet: 0.9 times less is usual */
 #define LEAST_FLOODED 1.6
 #define BLOCK 65536

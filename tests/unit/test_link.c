@@ -786,10 +786,83 @@ START_TEST(garbage_is_work)
         before = r.drv->link.garbage;
     }
     ck_assert_uint_ge(before, 90000);
-    ck_assert_uint_le(most, VP_WORK_SHARED * VP_WORK_LOOKS);
-    /* of each of these bytes a whole HELLO might begin, which takes a unit */
+    ck_assert_uint_le(most, VP_WORK_SHARED / VP_WORK_LOOK * VP_WORK_LOOKS);
+    /* of each of these bytes a whole HELLO might begin: that much work each */
     ck_assert_uint_ge(r.loop->now - began,
-                      before * (VP_REST_PARTS - 1) / 2 - SECOND / 100);
+                      before * (VP_REST_PARTS - 1) * VP_WORK_LOOK / 1000 -
+                      SECOND / 100);
+    vp_free(other);
+    rig_free(&r);
+}
+END_TEST
+
+#define FLOOD 1000
+
+/* flood_for() - packets that the engine takes in @us from a flood of them */
+static uint64_t flood_for(Rig *r, VPDriver *other, double share, bool ping,
+                          uint64_t us)
+{
+    static uint8_t buf[FLOOD * (VP_PKT_HDR_LEN + 1000)], data[1000];
+    static uint8_t in[1 << 18];
+    uint64_t until = r->loop->now + us, before = r->loop->now;
+    size_t at = 0, len = 0, taken = 0;
+
+    while (r->loop->now < until) {
+        ssize_t n;
+
+        if (at == len) {
+            at = len = 0;
+            for (int i = 0; i < FLOOD; i++) {
+                len += peer_put(&r->peer, buf + len,
+                                ping ? VP_PKT_PING : VP_PKT_CLIENT, 0, 99,
+                                data, ping ? 0 : sizeof(data));
+            }
+        }
+        n = send(r->peer.fd, buf + at, len - at, MSG_NOSIGNAL);
+        n = MAX(n, 0);
+        at += (size_t)n;
+        taken += (size_t)n;
+        while (recv(r->peer.fd, in, sizeof(in), 0) > 0) {
+            continue;
+        }
+        box_step(r->loop, 1);
+        other->task.spent +=
+            (uint64_t)(share * 1000 * (double)(r->loop->now - before));
+        before = r->loop->now;
+    }
+    taken -= r->drv->link.rx_len - r->drv->link.rx_done;
+    ck_assert_uint_eq(r->drv->link.resyncs, 0);
+    return taken / (VP_PKT_HDR_LEN + (ping ? 0 : sizeof(data)));
+}
+
+/*
+ * What isn't bulk has the time that others leave twice, and a fifth at least;
+ * all of it where nobody else does anything.
+ */
+static const struct {
+    double others, least, most; /* shares of the loop's time */
+} beside[] = {
+    /* simulated passes take less time than there is work in them */
+    { 0, 0.9, 3 }, { 0.01, 0.9, 1.5 }, { 0.3, 0.3, 0.55 },
+    { 0.5, 0.15, 0.25 }, { 0.9, 0.15, 0.25 },
+};
+
+#define BESIDE (COUNT_OF(beside))
+
+START_TEST(work_beside_others)
+{
+    bool ping = _i % 2;
+    double cost = VP_WORK_PACKET + (ping ? 0 : 1000.0 / VP_WORK_BYTES), share;
+    static Rig r;
+    VPDriver *other;
+
+    rig_new(&r, &rig_config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    peer_session(&r);
+    share = (double)flood_for(&r, other, beside[_i / 2].others, ping,
+                              400 * MS) * cost / (400 * MS * 1000);
+    ck_assert_double_ge(share, beside[_i / 2].least);
+    ck_assert_double_le(share, beside[_i / 2].most);
     vp_free(other);
     rig_free(&r);
 }
@@ -1864,6 +1937,7 @@ int main(void)
     SUITE_ADD(s, paused_in_packet);
     SUITE_ADD(s, stranger_brief);
     SUITE_ADD(s, garbage_is_work);
+    SUITE_LOOP(s, work_beside_others, 2 * BESIDE);
     SUITE_ADD(s, log_of_visitors);
     SUITE_ADD(s, hello_breaks_off);
     SUITE_ADD(s, hello_in_payload);
