@@ -6441,18 +6441,20 @@ static void conn_credit(VPConn *c)
 /* conn_buffer() - keep @len bytes until the socket takes them */
 static bool conn_buffer(VPConn *c, const uint8_t *data, size_t len)
 {
+    size_t need = c->buf_len + len;
+
     if (c->buf_off + c->buf_len + len > c->buf_cap && c->buf_off > 0) {
         memmove(c->buf, c->buf + c->buf_off, c->buf_len);
         c->buf_off = 0;
     }
-    if (c->buf_len + len > c->buf_cap) {
+    if (need > c->buf_cap) {
         size_t cap = MAX(c->buf_cap, VP_CONN_BUF_MIN);
         uint8_t *buf;
 
-        while (cap < c->buf_len + len) {
+        while (cap < need) {
             cap *= 2;
         }
-        cap = MIN(cap, c->window + VP_PROXY_LEN_MAX);
+        cap = MAX(need, MIN(cap, c->window + VP_PROXY_LEN_MAX));
         buf = realloc(c->buf, cap);
         if (buf == NULL) {
             return false;

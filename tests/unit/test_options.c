@@ -208,6 +208,8 @@ static const char *const good[] = {
     "-c fd:3:- -o x:/a,b:-,mode=0,group=root",
     "-c tcp-connect:h:9p-test -o x:h:9p-test -o y:h:zero-test",
     "-c fd:3:- -o x:/a:-:0,group=65534",
+    "-c fd:3:- -i x:h:1,proxy=v2 -i y:[::1]:1:0,idle=1000000,proxy=v2,max=1",
+    "-c fd:3:- -o x:h:0,max=1000000 -o *:/a:-,idle=1,mode=0,max=2",
     "-c unix-listen:[/a:]b]:-,mode=777",
 };
 
