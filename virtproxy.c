@@ -2068,13 +2068,17 @@ static void tcp_setup(int fd, const VPAddr *addr)
 static uint64_t tcp_unheard(int fd)
 {
 #ifdef __linux__
-    struct tcp_info info = { 0 };
+    /* bytes of struct tcp_info, which musl declares with _GNU_SOURCE alone */
+    enum { PROBES = 3, UNACKED = 24, LAST_ACK_RECV = 56, FIELDS_LEN = 60 };
+    uint8_t info[FIELDS_LEN] = { 0 };
     socklen_t len = sizeof(info);
+    uint32_t unacked, silent;
 
-    /* the first probe of a window that is shut may still be under way */
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 &&
-        (info.tcpi_unacked > 0 || info.tcpi_probes > 1)) {
-        return info.tcpi_last_ack_recv * MS;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, &len) == 0) {
+        memcpy(&unacked, info + UNACKED, sizeof(unacked));
+        memcpy(&silent, info + LAST_ACK_RECV, sizeof(silent));
+        /* the first probe of a window that is shut may still be under way */
+        return unacked > 0 || info[PROBES] > 1 ? silent * MS : 0;
     }
 #endif
     (void)fd;

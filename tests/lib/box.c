@@ -368,9 +368,14 @@ int box_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 {
 #ifdef __linux__
     if (box.unheard_ms != 0 && level == IPPROTO_TCP && name == TCP_INFO) {
-        *(struct tcp_info *)value = (struct tcp_info){
-            .tcpi_unacked = 1, .tcpi_last_ack_recv = box.unheard_ms,
-        };
+        /* bytes of struct tcp_info, which musl doesn't declare for all */
+        enum { UNACKED = 24, LAST_ACK_RECV = 56 };
+        const uint32_t one = 1;
+
+        memset(value, 0, *len);
+        memcpy((char *)value + UNACKED, &one, sizeof(one));
+        memcpy((char *)value + LAST_ACK_RECV, &box.unheard_ms,
+               sizeof(box.unheard_ms));
         return 0;
     }
 #endif
