@@ -258,6 +258,25 @@ static void targets_new(char *options, size_t size)
     }
 }
 
+/* watcher_start() - a client of the monitor that reads all events */
+static void watcher_start(void)
+{
+    char path[PATH_LEN];
+    static char buf[65536];
+    int fd;
+
+    file_path(path, "monitor");
+    fd = dial(path, true);
+    send_all(fd, "batch\nwatch conns\n", 18);
+    expect_bytes(fd, "(qemu-vp) 20");
+    if (fork_child() == 0) {
+        while (read(fd, buf, sizeof(buf)) != 0) {
+        }
+        _exit(0);
+    }
+    close(fd);
+}
+
 static void scene_new(Scene *s, const Limits *limits)
 {
     char link[PATH_LEN], source[TEXT_LEN], options[4 * TEXT_LEN];
@@ -274,8 +293,8 @@ static void scene_new(Scene *s, const Limits *limits)
     file_path(link, "good");
     s->host = daemon_start("host", "-v -v -c unix-listen:%s:- "
                            "-c unix-listen:%s:-:1 -o out:127.0.0.1:0 "
-                           "-i source:%s:1 %s %s", s->rogue_at, link, source,
-                           options, limits->options);
+                           "-m %s/monitor -i source:%s:1 %s %s", s->rogue_at,
+                           link, vp_dir, source, options, limits->options);
     s->host->hurried = true;
     daemon_wait(s->host, "ch0: oforward out: listening");
     s->guest = daemon_start("guest", "-c unix-connect:%s:- "
@@ -283,6 +302,7 @@ static void scene_new(Scene *s, const Limits *limits)
     daemon_wait(s->host, "ch1: channel up");
     s->innocent = dial(daemon_listens(s->guest, "source"), true);
     set_nonblocking(s->innocent);
+    watcher_start();
     s->rss = status_kib(s->host, "VmRSS:");
     s->fds = daemon_fds(s->host);
     daemon_mark(s->host);
