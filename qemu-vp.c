@@ -6031,7 +6031,7 @@ static bool run_wait(Mon *mon, char *args, Error *err)
 }
 
 /* engine_event() - VPEventFunc */
-static void engine_event(const VPEvent *e)
+static bool engine_event(const VPEvent *e)
 {
     static const char *const name[] = {
         [VP_EVENT_UP] = "up",
@@ -6054,7 +6054,7 @@ static void engine_event(const VPEvent *e)
     }
     /* that the link was mended, at debug level, is no news */
     if (!watched || e->level > VP_LOG_VERBOSE) {
-        return;
+        return false;
     }
     event_begin_at(&line, s.channel_id, name[e->type]);
     if (e->type == VP_EVENT_UP) {
@@ -6073,6 +6073,7 @@ static void engine_event(const VPEvent *e)
     }
     text_add(&line, "\n");
     watch_event(&line, e->conn != NULL);
+    return true;
 }
 
 /* running_event() - change_told() */

@@ -503,6 +503,7 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_WORK_PACKET 100u
 #define VP_WORK_HELLO (4 * US)
 #define VP_WORK_CONNECT (16 * US)
+#define VP_WORK_EVENT (4 * US) /* a line for who watches */
 #define VP_WORK_LOOK 500u
 #define VP_WORK_TOLD 2u /* each byte of a service's name */
 /* So many bytes that are read, checked and written are a ns of work. */
@@ -675,14 +676,12 @@ static void log_provoked(VPLog *log, VPLogLevel level, const char *fmt, ...)
     }
 }
 
-/* event_tell() - tell who follows events that it has happened */
-static void event_tell(const VPLog *log, VPLogLevel level, VPEvent event)
+/* event_tell() - is there somebody who was told that it has happened? */
+static bool event_tell(const VPLog *log, VPLogLevel level, VPEvent event)
 {
     event.channel = log->channel;
     event.level = level;
-    if (log->loop->event != NULL) {
-        log->loop->event(&event);
-    }
+    return log->loop->event != NULL && log->loop->event(&event);
 }
 
 /*
@@ -5747,6 +5746,14 @@ static VPConnInfo conn_info(const VPConn *c)
     };
 }
 
+/* conns_tell() - tell of what the peer may have caused */
+static void conns_tell(VPConns *cs, VPLogLevel level, VPEvent event)
+{
+    if (event_tell(cs->log, level, event)) {
+        cs->link->task->work += VP_WORK_EVENT;
+    }
+}
+
 /* conn_tell() - tell who wants to know of connections what becomes of @c */
 static void conn_tell(const VPConn *c, VPEventType type, const char *reason)
 {
@@ -5755,7 +5762,7 @@ static void conn_tell(const VPConn *c, VPEventType type, const char *reason)
     if (loop->conn_events != NULL && *loop->conn_events) {
         VPConnInfo info = conn_info(c);
 
-        event_tell(c->conns->log, VP_LOG_VERBOSE,
+        conns_tell(c->conns, VP_LOG_VERBOSE,
                    (VPEvent){ .type = type, .reason = reason, .conn = &info });
     }
 }
@@ -6237,7 +6244,7 @@ static void conn_lose(VPConn *c, const char *why)
 static void conn_refuse(VPConn *c, VPReason reason)
 {
     account_refused(c->account, reason);
-    event_tell(c->conns->log, VP_LOG_INFO,
+    conns_tell(c->conns, VP_LOG_INFO,
                refusal_event(false, c->service_id, "",
                              reason != VP_REASON_ENDING
                              ? reason_str(reason) : "this daemon ends"));
@@ -8021,7 +8028,7 @@ static const char *told_services(VPForwards *fs, const uint8_t *msg, size_t len)
     fs->conns->link->task->work += (unsigned)len * VP_WORK_TOLD;
     o->ended = msg[1] & VP_SERVICES_END;
     if (o->ended) {
-        event_tell(fs->log, VP_LOG_INFO,
+        conns_tell(fs->conns, VP_LOG_INFO,
                    (VPEvent){ .type = VP_EVENT_SERVICES, .services = o->n });
     }
     offer_look_later(fs);

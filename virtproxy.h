@@ -319,7 +319,8 @@ typedef struct VPEvent {
     const char *reason;            /* DOWN, OVER, REFUSED, ENDED: why */
 } VPEvent;
 
-typedef void VPEventFunc(const VPEvent *event);
+/* Called for an event; false: nobody wanted to know of it. */
+typedef bool VPEventFunc(const VPEvent *event);
 
 /*
  * vp_set_events() - call @event for all that happens

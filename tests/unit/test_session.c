@@ -1530,9 +1530,10 @@ static const char *state(const Rig *r)
 
 static unsigned events[VP_EVENT_ENDED + 1]; /* that were told, of each type */
 
-static void note_event(const VPEvent *event)
+static bool note_event(const VPEvent *event)
 {
     events[event->type]++;
+    return true;
 }
 
 /* Who is silent is said to be so, and may be paused for as long as he likes. */
