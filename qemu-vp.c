@@ -2425,6 +2425,7 @@ static void name_error(const Spec *spec, int rc, Error *err)
  *   looking up   the child                  listening, or missing
  *   missing      its timer, 0.1 s to 5 s    looking up if a name, or listening
  *   listening    the timer, while some of its addresses are missing
+ *                the timer, 1 minute, if a name, looking up
  *
  * What is wrong for good is an error for whoever asked, if he still waits: the
  * start, a reload, a client of the monitor.  Later it counts as missing.
@@ -2979,9 +2980,18 @@ typedef struct Listening {
     int fds[MAX_ADDRS]; /* by address; -1: it can't be listened on yet */
     SocketFile *file;   /* of a unix socket */
     bool starting;      /* the start waits for the first answer */
+    bool follows;       /* its name is asked for again and again */
     Lookup lookup;
     Retry retry;
 } Listening;
+
+/*
+ * Each of them asks once in NAME_OLD, but where there are many only so often
+ * that all of them together ask once in this time, us.
+ */
+#define FOLLOW_STEP (100 * MS)
+
+static unsigned followers; /* that follow their names */
 
 /* The start, as far as it waits for names to listen on. */
 static struct {
@@ -3023,11 +3033,18 @@ static int listening_try(const Listening *l, int *fds, int first)
     const Spec *spec = l->spec;
     in_port_t port = 0;
     int wrong = -1;
+    VPAddr at;
 
+    for (int i = 0; i < spec->naddrs && spec->port != NULL; i++) {
+        if (l->fds[i] >= 0) {
+            addr_bound(l->fds[i], &at);
+            port = *addr_port(&at);
+        }
+    }
     for (int n = 0; n < spec->naddrs; n++) {
         int i = (first + n) % spec->naddrs;
-        VPAddr at = spec->addrs[i];
 
+        at = spec->addrs[i];
         fds[i] = l->fds[i];
         if (fds[i] >= 0) {
             addr_bound(fds[i], &at);
@@ -3095,6 +3112,19 @@ static int listening_take(Listening *l, const int *fds, Error *err)
 
 static void listening_retry(void *opaque);
 
+/* listening_age() - us after which its name is asked for again */
+static uint64_t listening_age(void)
+{
+    return followers * FOLLOW_STEP > NAME_OLD ? followers * FOLLOW_STEP
+                                              : NAME_OLD;
+}
+
+/* listening_rest() - until it is time to ask again */
+static void listening_rest(Listening *l)
+{
+    vp_timer_start(loop, &l->retry.timer, listening_age(), listening_retry, l);
+}
+
 /*
  * listening_bind() - listen at every address that isn't listened on
  * @patient:  be content with none of them, as yet
@@ -3142,6 +3172,8 @@ static int listening_bind(Listening *l, bool patient, Error *err)
         retry_later(&l->retry, listening_retry, l);
     } else if (spec_has_scope(spec)) {
         vp_timer_start(loop, &l->retry.timer, RETRY_MAX, listening_retry, l);
+    } else if (l->follows) {
+        listening_rest(l);
     }
     return listening_take(l, fds, err);
 }
@@ -3198,7 +3230,9 @@ static void listening_retry(void *opaque)
         listening_go_on(l);
         return;
     }
-    if (!spec_known(l->spec) || (!any && spec_is_name(l->spec))) {
+    if (!spec_known(l->spec) || (!any && spec_is_name(l->spec)) ||
+        (l->follows &&
+         vp_loop_now(loop) - l->lookup.at >= listening_age())) {
         lookup_start(&l->lookup);
     } else {
         listening_go_on(l);
@@ -3214,10 +3248,63 @@ static void listening_again(Listening *l)
     listening_go_on(l);
 }
 
+/* listening_place() - which of the spec's addresses is @at?  -1: none */
+static int listening_place(const Spec *spec, VPAddr *at)
+{
+    for (int i = 0; i < spec->naddrs; i++) {
+        VPAddr addr = spec->addrs[i];
+
+        *addr_port(&addr) = *addr_port(at); /* it may be any free one */
+        if (addr.len == at->len && memcmp(&addr.ss, &at->ss, at->len) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/*
+ * listening_move() - the name has other addresses: leave those it had
+ *
+ * Returns whether it is listened on at any.
+ */
+static bool listening_move(Listening *l)
+{
+    const Spec *spec = l->spec;
+    int fds[MAX_ADDRS], n = 0;
+
+    memcpy(fds, l->fds, sizeof(fds));
+    for (int i = 0; i < MAX_ADDRS; i++) {
+        l->fds[i] = -1;
+    }
+    for (int i = 0; i < MAX_ADDRS; i++) {
+        VPAddr at;
+        int to;
+
+        if (fds[i] < 0) {
+            continue;
+        }
+        addr_bound(fds[i], &at);
+        to = listening_place(spec, &at);
+        if (to >= 0) {
+            l->fds[to] = fds[i];
+            n++;
+            continue;
+        }
+        log_at(VP_LOG_INFO, (int)spec->channel_id, "%s %s: no longer "
+               "listening on %s", spec_name(spec),
+               spec->option == 'o' ? spec->service_id
+                                   : method_name[spec->method],
+               addr_name(&at));
+        l->drop(l->opaque, fds[i]);
+    }
+    return n > 0;
+}
+
 /* listening_looked_up() - Lookup.done() */
 static void listening_looked_up(void *opaque, int rc)
 {
     Listening *l = opaque;
+    bool serves = l->spec->naddrs > 0 && listening_move(l);
     Error err;
 
     if (rc == 0) {
@@ -3225,12 +3312,24 @@ static void listening_looked_up(void *opaque, int rc)
     } else {
         if (retry_is_news(&l->retry, rc)) {
             name_error(l->spec, rc, &err);
-            log_at(VP_LOG_WARN, (int)l->spec->channel_id, "%s: trying again",
-                   err.text);
+            log_at(VP_LOG_WARN, (int)l->spec->channel_id, "%s: %s", err.text,
+                   serves ? "the address it had serves" : "trying again");
         }
-        retry_later(&l->retry, listening_retry, l);
+        if (serves) {
+            listening_rest(l);
+        } else {
+            retry_later(&l->retry, listening_retry, l);
+        }
     }
     starting_less(l);
+}
+
+/* listening_ask() - a reload asks for all names */
+static void listening_ask(Listening *l)
+{
+    if (l->follows) {
+        lookup_start(&l->lookup);
+    }
 }
 
 /*
@@ -3247,6 +3346,10 @@ static bool listening_start(Listening *l, bool patient, Error *err)
     l->lookup.spec = l->spec;
     l->lookup.done = listening_looked_up;
     l->lookup.opaque = l;
+    /* that one is always the loopback (RFC 6761) */
+    l->follows = spec_is_name(l->spec) && !spec_has_scope(l->spec) &&
+                 strcmp(l->spec->addr, "localhost") != 0;
+    followers += l->follows;
     if (l->spec->inherited) {
         int fds[MAX_ADDRS];
 
@@ -3267,6 +3370,8 @@ static void listening_stop(Listening *l)
 {
     lookup_cancel(&l->lookup);
     vp_timer_stop(&l->retry.timer);
+    followers -= l->follows;
+    l->follows = false;
     starting_less(l);
     socket_file_remove(l->file);
     l->file = NULL;
@@ -4875,11 +4980,13 @@ static void reload_start(void)
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_set_config(ch->drv, &now->config);
         channel_set_key(ch, &now->config);
+        listening_ask(&ch->listening);
     }
     for (Forward *f = forwards; f != NULL; f = f->next) {
         if (f->lookup.spec != NULL) {
             lookup_start(&f->lookup);
         }
+        listening_ask(&f->listening);
     }
     reloading.change = (Change){ .before = &settings, .now = now };
     reloading.until = vp_loop_now(loop) + RELOAD_NAMES;

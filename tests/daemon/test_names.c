@@ -106,6 +106,63 @@ START_TEST(name_moves)
 END_TEST
 
 /*
+ * A name that is listened on has another address: so have the listeners of
+ * channels and services, and connections that are there go on.
+ */
+START_TEST(name_to_listen_on_moves)
+{
+    StartOptions o = { .setup = HOSTS_SETUP };
+    int listener, port = free_port(), served = free_port(), client, server, fd;
+    char target[TEXT_LEN], where[2][TEXT_LEN];
+    Daemon *host, *guest;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    for (int i = 0; i < 2; i++) {
+        text_format(where[i], TEXT_LEN, "127.0.0.%d:%d", 2 + i, served);
+    }
+    listener = listen_any(target);
+    hosts("127.0.0.1 localhost\n127.0.0.2 here.test\n");
+    host = daemon_start_with(&o, "host", "-c tcp-listen:here.test:%d "
+                             "-o s:here.test:%d", port, served);
+    guest = daemon_start("guest", "-c tcp-connect:127.0.0.2:%d -i s:%s", port,
+                         target);
+    daemon_up(guest);
+    client = dial(where[0], true);
+    send_all(client, "a", 1);
+    server = accept_one(listener);
+    expect_bytes(server, "a");
+
+    hosts("127.0.0.1 localhost\n127.0.0.3 here.test\n");
+    daemon_mark(host);
+    kill(host->pid, SIGHUP);
+    daemon_wait(host, "oforward s: no longer listening on %s$", where[0]);
+    daemon_wait(host, "oforward s: listening on %s$", where[1]);
+    daemon_wait(host, "channel tcp-listen: no longer listening on "
+                "127.0.0.2:%d$", port);
+    daemon_wait(host, "channel tcp-listen: listening on 127.0.0.3:%d$", port);
+    daemon_wait(host, "info reloaded");
+    ck_assert_int_eq(dial_errno(where[0], true, &fd), ECONNREFUSED);
+    close(fd);
+    check_works(where[1], listener);
+    send_all(client, "b", 1);
+    expect_bytes(server, "b");
+
+    daemon_kill(guest);
+    guest = daemon_start("new", "-c tcp-connect:127.0.0.3:%d -i s:%s", port,
+                         target);
+    daemon_up(guest);
+    check_works(where[1], listener);
+    daemon_mark(host);
+    kill(host->pid, SIGHUP);
+    daemon_wait(host, "info reloaded");
+    ck_assert(!daemon_saw(host, "listening on"));
+}
+END_TEST
+
+/*
  * The name server comes up after the daemons: what needs no name works from the
  * start, what does is there in the end, and who came for it has waited.
  */
@@ -534,6 +591,7 @@ int main(void)
     Suite *s = harness_suite("names");
 
     SUITE_ADD(s, name_moves);
+    SUITE_ADD(s, name_to_listen_on_moves);
     SUITE_ADD(s, server_later);
     SUITE_ADD(s, end_while_starting);
     SUITE_ADD(s, name_late_in_use);
