@@ -2721,6 +2721,32 @@ static void inherited_find(void)
     }
 }
 
+/*
+ * inherited_high_close() - those that nothing can name; see above
+ *
+ * To be called before the daemon has opened any that it keeps.
+ */
+static void inherited_high_close(void)
+{
+#ifdef HAVE_CLOSEFROM
+    closefrom((int)COUNT(inherited));
+#else
+    DIR *dir = opendir("/dev/fd");
+    const struct dirent *entry;
+    unsigned long fd;
+
+    while (dir != NULL && (entry = readdir(dir)) != NULL) {
+        if (parse_number(entry->d_name, COUNT(inherited), INT_MAX, &fd) &&
+            (int)fd != dirfd(dir)) {
+            close((int)fd);
+        }
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+#endif
+}
+
 /* inherited_name() - of descriptor @fd; returns its length, 0: it has none */
 static int inherited_name(int fd, const char **name)
 {
@@ -6967,6 +6993,7 @@ static bool daemonize(Error *err)
     pid_t pid;
     char ok;
 
+    inherited_high_close();
     if (pipe(fds) < 0) {
         return error_set(err, "cannot make a pipe: %s", strerror(errno));
     }

@@ -113,7 +113,8 @@ quick=(build/tests/daemon/test_{usage,connections})
 posix() {
     local flags='-U_DEFAULT_SOURCE -D_POSIX_C_SOURCE=200809L -U__linux__'
     local name source one=$cross/posix/one.h
-    flags="$flags -UHAVE_GETRANDOM -UHAVE_MALLOC_TRIM -UHAVE_VSOCK"
+    flags="$flags -UHAVE_CLOSEFROM -UHAVE_GETRANDOM -UHAVE_MALLOC_TRIM"
+    flags="$flags -UHAVE_VSOCK"
     build posix CPPFLAGS="$flags -include tests/cross/posix.h"
     # not test_usage, which needs locks of folders in one of its tests
     natively posix build/tests/daemon/test_{connections,life}
@@ -126,16 +127,16 @@ posix() {
 
     step without each of these things
     for name in $(sed -n 's/^#undef //p' tests/cross/posix.h) \
-        HAVE_GETRANDOM HAVE_INITGROUPS HAVE_MALLOC_TRIM HAVE_VSOCK \
-        __linux__; do
+        HAVE_CLOSEFROM HAVE_GETRANDOM HAVE_INITGROUPS HAVE_MALLOC_TRIM \
+        HAVE_VSOCK __linux__; do
         sed "/^#undef /{/ $name\$/!d}" tests/cross/posix.h >"$one"
         for source in virtproxy.c qemu-vp.c; do
             # a state of TCP in it has the name of one of the program's methods
             [ $source = virtproxy.c ] || sed -i /tcp.h/d "$one"
             (cd "$cross/posix" &&
                 gcc -std=c11 -Wall -Wextra -Werror -D_DEFAULT_SOURCE \
-                    -DHAVE_GETRANDOM -DHAVE_INITGROUPS -DHAVE_MALLOC_TRIM \
-                    -DHAVE_VSOCK -U"$name" -include one.h -fsyntax-only "$source")
+                    -DHAVE_CLOSEFROM -DHAVE_GETRANDOM -DHAVE_INITGROUPS \
+                    -DHAVE_MALLOC_TRIM -DHAVE_VSOCK -U"$name" -include one.h -fsyntax-only "$source")
         done
         echo "without $name: both sources are taken"
     done

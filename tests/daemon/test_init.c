@@ -16,7 +16,9 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -530,6 +532,35 @@ START_TEST(starters_descriptors)
                                vp_dir, log, path, WAIT_MS / 1000, lock));
     ck_assert_int_eq(execute(path, "channel_add fd:0:-"), 1);
     ck_assert(strstr(executed(2), "it was not open at the start, or is taken"));
+    daemon_stop(daemon_adopted("host", pid_in("p"), log));
+}
+END_TEST
+
+/* The same where the starter's descriptor is beyond those that fd: can name. */
+START_TEST(starters_high_descriptor)
+{
+    enum { HIGH = 1500 };
+    char lock[PATH_LEN], log[PATH_LEN];
+    struct rlimit lim;
+    int fd;
+
+    ck_assert(getrlimit(RLIMIT_NOFILE, &lim) == 0);
+    lim.rlim_cur = lim.rlim_max;
+    if (lim.rlim_max <= HIGH || setrlimit(RLIMIT_NOFILE, &lim) < 0) {
+        PASS_OVER("a limit of more than 1500 descriptors");
+    }
+    daemons_adopt();
+    file_path(lock, "lock");
+    file_path(log, "log");
+    fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    ck_assert(flock(fd, LOCK_EX) == 0 && dup2(fd, HIGH) == HIGH);
+    close(fd);
+    command_wait(command_start("start", "%s -d -f %s/p -l %s "
+                               "-c unix-listen:%s/c:-", vp_program, vp_dir,
+                               log, vp_dir));
+    close(HIGH);
+    fd = open(lock, O_RDWR | O_CLOEXEC);
+    ck_assert_msg(flock(fd, LOCK_EX | LOCK_NB) == 0, "the lock is held");
     daemon_stop(daemon_adopted("host", pid_in("p"), log));
 }
 END_TEST
@@ -2810,6 +2841,7 @@ int main(void)
     SUITE_ADD(s, pid_file_replaced);
     SUITE_ADD(s, no_dev_null);
     SUITE_ADD(s, starters_descriptors);
+    SUITE_ADD(s, starters_high_descriptor);
     SUITE_ADD(s, process_one);
     SUITE_LOOP(s, closed_stdio, 2 * COUNT_OF(closed_fds));
     SUITE_LOOP(s, inherited_stdio, 3);
