@@ -4340,6 +4340,7 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
 typedef struct Forward {
     struct Forward *next;
     struct Forward **link; /* what points at us */
+    uint64_t number;     /* how many there had been when it came, with it */
     Spec spec;
     Channel *channel;    /* that it belongs to; outlives it */
     VPAccount *account;  /* of its connections */
@@ -4350,6 +4351,7 @@ typedef struct Forward {
 
 static Forward *forwards;
 static Forward **last_forward = &forwards; /* where the next one goes */
+static uint64_t forwards_so_far;
 
 /* forward_listen() - Listening.take() */
 static int forward_listen(void *opaque, int fd)
@@ -4515,6 +4517,7 @@ static bool forward_add(Spec *spec, bool patient, Error *err)
     }
     f->spec.owner = f;
     index_add(&running, &f->spec);
+    f->number = ++forwards_so_far;
     f->link = last_forward;
     *f->link = f;
     last_forward = &f->next;
@@ -5311,22 +5314,6 @@ static void show_status(Text *out, bool keys)
              fds.kept, fds.max);
 }
 
-/* show_config() - what is in force, as an init file */
-static void show_config(Text *out, bool keys)
-{
-    Settings now = settings;
-
-    (void)keys;
-    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
-        text_add(out, "channel %s\n", ch->spec.text);
-    }
-    for (const Forward *f = forwards; f != NULL; f = f->next) {
-        text_add(out, "%s %s\n", spec_name(&f->spec), f->spec.text);
-    }
-    now.level = (int)log_level; /* because "log" may have changed it */
-    options_print(out, &now);
-}
-
 /* channel_info() - of @ch; nothing in the row with the columns' names */
 static VPChannelInfo channel_info(const Show *s, const Channel *ch)
 {
@@ -5564,58 +5551,6 @@ static void show_conn(const VPConnInfo *c, void *opaque)
     row_end(opaque);
 }
 
-/*
- * Connections of a portion.  There may be thousands, each of which takes some
- * us: the other channels have their turn after so many.
- */
-#define PORTION 64
-
-/* An answer to "info conns" that is given in portions. */
-typedef struct Listing {
-    bool going_on;       /* there is more to come */
-    bool keys;           /* -k was given */
-    bool begun;
-    bool cut;            /* the channel whose turn it was is gone */
-    unsigned channel_id; /* whose connections come next */
-    uint64_t after;      /* for vp_conns() */
-    int width[COLUMNS];
-} Listing;
-
-/* listing_step() - append the next portion of @l to @out */
-static void listing_step(Listing *l, Text *out)
-{
-    static const VPConnInfo none = { .fd = -1 };
-    const Channel *ch = l->begun ? channel_find(l->channel_id) : channels;
-    Text rows = { .data = NULL };
-    Show s = {
-        .out = l->keys ? out : &rows,
-        .word = "conn",
-        .keys = l->keys,
-        .head = !l->keys && !l->begun,
-    };
-
-    if (s.head) {
-        show_conn(&none, &s);
-    }
-    s.rows = 0;
-    l->cut = l->begun && ch == NULL;
-    while (ch != NULL && s.rows < PORTION) {
-        s.channel_id = ch->spec.channel_id;
-        l->after = vp_conns(ch->drv, l->after, PORTION - s.rows, show_conn,
-                            &s);
-        ch = l->after == 0 ? ch->next : ch;
-    }
-    l->begun = true;
-    l->going_on = ch != NULL;
-    l->channel_id = ch != NULL ? ch->spec.channel_id : 0;
-    if (rows.failed) {
-        out->failed = true;
-    } else if (rows.len > 0) {
-        align_table(out, &rows, l->width);
-    }
-    text_free(&rows);
-}
-
 /* show_service() - that the other side offers, or that it doesn't */
 static void show_service(Show *s, const char *service_id, const char *offer)
 {
@@ -5648,26 +5583,132 @@ static void show_services(Show *s, const Channel *ch)
     }
 }
 
-/* What "info" can show.  One function is set, unless it is a Listing. */
-typedef struct Info {
+/*
+ * Connections, or forwards, of a portion.  There may be thousands, each of
+ * which takes some us: the channels have their turn after so many.
+ */
+#define PORTION 64
+
+typedef struct Info Info;
+
+/* An answer to "info" that is given in portions. */
+typedef struct Listing {
+    const Info *info;
+    bool going_on;       /* there is more to come */
+    bool keys;           /* -k was given */
+    bool begun;
+    bool cut;            /* the channel whose turn it was is gone */
+    unsigned channel_id; /* whose connections come next */
+    uint64_t after;      /* for vp_conns(), or number of the last forward */
+    int width[COLUMNS];
+} Listing;
+
+/* What "info" can show, by @text, @channel or @list. */
+struct Info {
     const char *name; /* what stands after "info" */
     const char *word; /* what a line of keys begins with; NULL: it has none */
     void (*text)(Text *out, bool keys);          /* all of it */
     void (*channel)(Show *s, const Channel *ch); /* the rows of a channel */
-    void (*forward)(Show *s, const Forward *f);  /* the row of a forward */
-    bool listed;                                 /* in portions */
-} Info;
+    bool (*list)(Listing *l, Show *s); /* the next portion; is there more? */
+    void (*forward)(Show *s, const Forward *f);  /* list_forwards(): a row */
+};
+
+/* list_conns() - Info.list() */
+static bool list_conns(Listing *l, Show *s)
+{
+    static const VPConnInfo none = { .fd = -1 };
+    const Channel *ch = l->begun ? channel_find(l->channel_id) : channels;
+
+    if (s->head) {
+        show_conn(&none, s);
+    }
+    s->rows = 0;
+    l->cut = l->begun && ch == NULL;
+    while (ch != NULL && s->rows < PORTION) {
+        s->channel_id = ch->spec.channel_id;
+        l->after = vp_conns(ch->drv, l->after, PORTION - s->rows, show_conn,
+                            s);
+        ch = l->after == 0 ? ch->next : ch;
+    }
+    l->channel_id = ch != NULL ? ch->spec.channel_id : 0;
+    return ch != NULL;
+}
+
+/* list_forwards() - Info.list(); some may have been removed meanwhile */
+static bool list_forwards(Listing *l, Show *s)
+{
+    static const Forward none;
+    const Forward *f = forwards;
+
+    if (s->head) {
+        l->info->forward(s, &none);
+    }
+    while (f != NULL && f->number <= l->after) {
+        f = f->next;
+    }
+    for (int n = 0; f != NULL && n < PORTION; n++, f = f->next) {
+        l->info->forward(s, f);
+        l->after = f->number;
+    }
+    return f != NULL;
+}
+
+static void show_config(Show *s, const Forward *f)
+{
+    text_add(s->out, "%s %s\n", spec_name(&f->spec), f->spec.text);
+}
+
+/* list_config() - Info.list(): what is in force, as an init file */
+static bool list_config(Listing *l, Show *s)
+{
+    Settings now = settings;
+
+    for (const Channel *ch = channels; ch != NULL && !l->begun;
+         ch = ch->next) {
+        text_add(s->out, "channel %s\n", ch->spec.text);
+    }
+    if (list_forwards(l, s)) {
+        return true;
+    }
+    now.level = (int)log_level; /* because "log" may have changed it */
+    options_print(s->out, &now);
+    return false;
+}
+
+/* listing_step() - append the next portion of @l to @out */
+static void listing_step(Listing *l, Text *out)
+{
+    bool table = !l->keys && l->info->word != NULL;
+    Text rows = { .data = NULL };
+    Show s = {
+        .out = table ? &rows : out,
+        .word = l->info->word,
+        .keys = l->keys,
+        .head = table && !l->begun,
+    };
+
+    l->going_on = l->info->list(l, &s);
+    l->begun = true;
+    if (rows.failed) {
+        out->failed = true;
+    } else if (rows.len > 0) {
+        align_table(out, &rows, l->width);
+    }
+    text_free(&rows);
+}
 
 static const Info infos[] = {
     { "status", "status", .text = show_status },
     { "channels", "channel", .channel = show_channel },
-    { "oforwards", "oforward", .forward = show_forward },
-    { "iforwards", "iforward", .forward = show_forward },
-    { "forwards", "forward", .forward = show_account },
+    { "oforwards", "oforward", .forward = show_forward,
+      .list = list_forwards },
+    { "iforwards", "iforward", .forward = show_forward,
+      .list = list_forwards },
+    { "forwards", "forward", .forward = show_account, .list = list_forwards },
     { "services", "service", .channel = show_services },
-    { "conns", "conn", .listed = true },
+    { "conns", "conn", .list = list_conns },
     { "stats", "stats", .channel = show_stats },
-    { "config", NULL, .text = show_config },
+    { "config", NULL, .forward = show_config, .list = list_config },
 };
 
 static const Info *info_find(const char *name)
@@ -5685,9 +5726,7 @@ static void info_show(const Info *info, Text *out, bool keys)
 {
     /* stand where a thing would, in the row with the names of the columns */
     const Channel no_channel = { .next = channels };
-    const Forward no_forward = { .next = forwards };
     const Channel *ch = keys ? channels : &no_channel;
-    const Forward *f = keys ? forwards : &no_forward;
     int width[COLUMNS] = { 0 };
     Text rows = { .data = NULL };
     Show s = {
@@ -5703,9 +5742,6 @@ static void info_show(const Info *info, Text *out, bool keys)
     }
     for (; info->channel != NULL && ch != NULL; ch = ch->next) {
         info->channel(&s, ch);
-    }
-    for (; info->forward != NULL && f != NULL; f = f->next) {
-        info->forward(&s, f);
     }
     if (rows.failed) {
         out->failed = true;
@@ -5810,8 +5846,8 @@ static bool run_info(Mon *mon, char *args, Error *err)
     if (keys && info->word == NULL) {
         return error_set(err, "'-k': 'info config' is an init file already");
     }
-    if (info->listed) {
-        mon->listing = (Listing){ .keys = keys };
+    if (info->list != NULL) {
+        mon->listing = (Listing){ .info = info, .keys = keys };
         listing_step(&mon->listing, &mon->out);
     } else {
         info_show(info, &mon->out, keys);

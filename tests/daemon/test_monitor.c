@@ -1815,6 +1815,64 @@ START_TEST(many_conns)
 }
 END_TEST
 
+/*
+ * Many forwards are told in portions, too: a client that has yet to take them
+ * isn't told of one that is removed meanwhile.  One who leaves in the middle
+ * costs nothing.
+ */
+START_TEST(many_forwards)
+{
+    enum { MANY = 9000, LINE = 80 };
+    static const struct {
+        const char *command, *last;
+    } rows[] = {
+        { "info config\n", "\niforward service-8999-xxxxxxxxxxxxx:" },
+        { "info iforwards -k\n", "service=service-8999-xxxxxxxxxxxxx " },
+        { "info forwards -k\n", "service=service-8999-xxxxxxxxxxxxx " },
+        { "info iforwards\n", " service-8999-xxxxxxxxxxxxx " },
+    };
+    static char config[MANY * LINE];
+    char init[PATH_LEN], path[PATH_LEN], link[PATH_LEN];
+    int deaf[COUNT_OF(rows)], gone, mon;
+    size_t len = 0;
+    char *answer;
+
+    file_path(init, "init");
+    file_path(path, "monitor");
+    for (int i = 0; i < MANY; i++) {
+        len += (size_t)snprintf(config + len, LINE, "iforward service-%04d-"
+                                "xxxxxxxxxxxxx:127.0.0.1:80\n", i);
+    }
+    file_write(init, config, len);
+    file_path(link, "channel");
+    daemon_start("host", "-q -m %s -c unix-listen:%s:- -C %s", path, link,
+                 init);
+    gone = monitor_batch(path);
+    for (int i = 0; i < COUNT_OF(rows); i++) {
+        struct pollfd pfd = { .events = POLLIN };
+
+        deaf[i] = pfd.fd = monitor_batch(path);
+        send_all(deaf[i], rows[i].command, strlen(rows[i].command));
+        ck_assert_int_eq(poll(&pfd, 1, WAIT_MS), 1); /* the answer begins */
+    }
+    send_all(gone, rows[1].command, strlen(rows[1].command));
+    close(gone);
+    mon = monitor_batch(path);
+    monitor_ask(mon, "iforward_del service-8999-xxxxxxxxxxxxx");
+    for (int i = 0; i < COUNT_OF(rows); i++) {
+        answer = monitor_answer(deaf[i]);
+        ck_assert_ptr_nonnull(strstr(answer, "service-8998-xxxxxxxxxxxxx"));
+        ck_assert_msg(strstr(answer, rows[i].last) == NULL, "%s has it",
+                      rows[i].command);
+        free(answer);
+        close(deaf[i]);
+    }
+    ck_assert_uint_eq(line_count(monitor_ask(mon, "info iforwards -k"),
+                                 "iforward"), MANY - 1);
+    close(mon);
+}
+END_TEST
+
 /* Why a peer of another version is refused is there when it has gone. */
 START_TEST(other_version)
 {
@@ -2490,6 +2548,7 @@ int main(void)
     SUITE_ADD(s, crowd);
     SUITE_ADD(s, starved);
     SUITE_ADD(s, many_conns);
+    SUITE_ADD(s, many_forwards);
     SUITE_ADD(s, watch_events);
     SUITE_ADD(s, watch_executes);
     SUITE_ADD(s, watch_missed);
