@@ -3334,7 +3334,7 @@ typedef struct VPFlow {
     uint64_t app_limited; /* up to this "delivered" too little was sent */
     uint32_t enough;      /* bytes in flight that keep the channel busy */
     uint32_t limit;       /* bytes in flight, at most */
-    uint32_t limit_max;   /* that limit may become; see link_reach() */
+    uint32_t limit_max;   /* that limit may become; see flow_carried() */
     uint32_t pkt_len;     /* bytes of a packet, at most */
     uint32_t unmarked;    /* bytes sent since the last VP_FLAG_ACK_NOW */
     uint64_t marked_at;   /* time of the last VP_FLAG_ACK_NOW */
@@ -3530,6 +3530,21 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
     if (f->rate > 0) {
         flow_update(f, now);
     }
+}
+
+/*
+ * flow_carried() - @sent is acked, and so is what else was since it was sent
+ * @most:  bytes in flight, at most
+ *
+ * No more than twice what the channel has carried in a round trip may be in
+ * flight, unless that is little: because one that has become slow seems long,
+ * and fast as well, until its new rate is known.
+ */
+static void flow_carried(VPFlow *f, const VPSent *sent, uint32_t most)
+{
+    uint64_t bytes = f->delivered - sent->delivered;
+
+    f->limit_max = (uint32_t)MIN(MAX(2 * bytes, f->limit_max), most);
 }
 
 /*
@@ -4180,13 +4195,6 @@ static void link_refuse(VPLink *l, const char *what)
     link_hello(l, VP_PENALTY_US, "the peer breaks the protocol");
 }
 
-/* link_reach() - the store may become @len bytes long, if a long way asks */
-static void link_reach(VPLink *l, uint32_t len)
-{
-    l->store.len_max = len;
-    l->flow.limit_max = VP_LIMIT_MAX(len);
-}
-
 /* link_open() - the descriptors are good: say hello */
 static void link_open(VPLink *l, const char *why)
 {
@@ -4198,7 +4206,6 @@ static void link_open(VPLink *l, const char *why)
     l->garbage = 0;
     l->blocked = false;
     flow_reset(&l->flow, now);
-    link_reach(l, l->store.len_max);
     link_hello(l, l->penalty_until > now ? l->penalty_until - now : 0, why);
 }
 
@@ -4867,6 +4874,7 @@ static void link_acked(VPLink *l, const VPPacket *pkt)
     flow_acked(&l->flow, &newest, before - s->bytes,
                (flags & VP_FLAG_ACK_NOW) != 0,
                (uint32_t)l->loop->now - pkt->time, l->loop->now);
+    flow_carried(&l->flow, &newest, VP_LIMIT_MAX(l->store.len_max));
 }
 
 /*
@@ -8585,7 +8593,7 @@ static void driver_configure(VPDriver *drv)
 
     drv->link.key = drv->config.key.len > 0 ? &drv->config.key : NULL;
     drv->link.max_conns = drv->config.max_conns;
-    link_reach(&drv->link, len);
+    drv->link.store.len_max = len;
     drv->conns.window_budget = VP_WINDOW_BUDGET(len);
 }
 
