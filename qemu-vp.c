@@ -2876,7 +2876,7 @@ static const char *inherited_wrong(int given)
 
 /*
  * inherited_copy() - have @spec listen on descriptor @given
- * @copy:  becomes its own, non-blocking
+ * @copy:  becomes its own, non-blocking, or -1
  *
  * Returns NULL, or why it can't.
  */
@@ -2886,6 +2886,7 @@ static const char *inherited_copy(const Spec *spec, int given, int *copy)
     VPAddr addr;
     int fd;
 
+    *copy = -1;
     if (wrong != NULL) {
         return wrong;
     }
@@ -2900,11 +2901,11 @@ static const char *inherited_copy(const Spec *spec, int given, int *copy)
         return "it is not a unix socket";
     }
     fd = standard_move(fd);
+    inherited[given].fd = fd;
     if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
         (*copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0) {
         return strerror(errno);
     }
-    inherited[given].fd = fd;
     inherited[given].user = spec;
     return NULL;
 }
@@ -2972,7 +2973,7 @@ static void inherited_close(void)
 static void inherited_check(void)
 {
     Text unused = { .data = NULL };
-    const char *name;
+    const char *name = "";
 
     for (int i = 0; i < listen_fds; i++) {
         int fd = LISTEN_FDS_START + i, len = inherited_name(fd, &name);

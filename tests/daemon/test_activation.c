@@ -52,6 +52,7 @@ static void scene_make(Scene *s)
     s->start.listen_names = "web::web:mon:chan";
     s->guest = daemon_start("guest", "-c unix-connect:%s:- -i web:%s -i u:%s",
                             s->chan, target, u_target);
+    daemon_wait(s->guest, "iforward u: to");    /* it takes signals by now */
 }
 
 static Daemon *scene_host(Scene *s)
