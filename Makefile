@@ -232,6 +232,15 @@ install-openrc: install
 
 comma = ,
 
+clean:
+	rm -rf build qemu-vp
+
+distclean: clean
+	rm -rf config.mak tests/guest/cache
+
+help:
+	@sed -n '/^#   /s/^#  //p' Makefile
+
 .PHONY: all check test check-needs check-long check-chaos check-sanitize \
     check-guest check-machines check-cross demo bench fuzz chaos lint \
     lint-needs $(sources:%=lint-%) \

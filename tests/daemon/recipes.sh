@@ -663,6 +663,9 @@ recipe_install() {
         ./opt/vp/bin/qemu-vp ./opt/vp/share/doc/qemu-vp/README \
         ./opt/vp/share/man/man8/qemu-vp.8)" ]
     [ -z "$(find /unstaged -type f)" ]
+    grep -q '^ check, test ' /listed || fail 'make help lists no targets'
+    grep -q '^rm -rf build qemu-vp$' /cleaning
+    grep -q '^rm -rf config.mak' /cleaning
 }
 
 # What make installs for an init system is the recipe, with the program's place
@@ -697,11 +700,11 @@ recipe_manual() {
 
 # ---- the world -----------------------------------------------------------
 
-# installed() - make install, staged in $1, for PREFIX $2
-installed() {
-    env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s -C "$VP_TOP" "$3" \
-        DESTDIR="$1" PREFIX="$2"
-}
+# made() - make with these words, as if by a user
+made() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s -C "$VP_TOP" "$@"; }
+
+# installed() - make $3, staged in $1, for PREFIX $2
+installed() { made "$3" DESTDIR="$1" PREFIX="$2"; }
 
 # world_make() - in $root for recipe $1; this process is alone in its namespaces
 world_make() {
@@ -746,6 +749,8 @@ world_make() {
         installed "$root/stage" /opt/vp install
         installed "$root/unstaged" /opt/vp install
         installed "$root/unstaged" /opt/vp uninstall
+        made help >listed
+        made -n distclean >cleaning
     fi
 }
 
