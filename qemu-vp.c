@@ -464,8 +464,10 @@ static void fail(int status, const Error *err)
  *
  * The value of -c, -o and -i is METHOD or SERVICE_ID, ADDR, PORT and
  * CHANNEL_ID with colons between, and properties behind that, ",NAME=VALUE"
- * each; -m has them behind its PATH.  A spec has been checked as far as it can
- * be without opening anything and without asking a name server.
+ * each; -m has them behind its PATH.  A new property is a row of the table in
+ * prop_take() and a member of Props, which props_same() compares.  A spec has
+ * been checked as far as it can be without opening anything and without asking
+ * a name server.
  * ====================================================================== */
 
 typedef enum Method {
