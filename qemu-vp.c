@@ -5406,6 +5406,7 @@ static void show_counts(Show *s, const VPConnCounts *c)
         [VP_REFUSED_LIMIT] = "refused_limit",
         [VP_REFUSED_RESOURCES] = "refused_resources",
         [VP_REFUSED_ENDING] = "refused_ending",
+        [VP_REFUSED_CLIENT] = "refused_client",
     };
     static const char *const reset[] = {
         [VP_RESET_OWNER] = "reset_owner",

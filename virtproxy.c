@@ -6175,6 +6175,12 @@ static void conns_reap(VPConns *cs)
 
 /* ---- ends ------------------------------------------------------------- */
 
+static void account_count_refused(VPAccount *a, VPRefusal why)
+{
+    a->counts.refused[why]++;
+    a->conns->counts.refused[why]++;
+}
+
 /* account_refused() - count one that was refused because of @reason */
 static void account_refused(VPAccount *a, unsigned reason)
 {
@@ -6191,8 +6197,7 @@ static void account_refused(VPAccount *a, unsigned reason)
 
     reason = reason == VP_REASON_NONE || reason > VP_REASON_ENDING
              ? VP_REASON_OTHER : reason;
-    a->counts.refused[refusal[reason]]++;
-    a->conns->counts.refused[refusal[reason]]++;
+    account_count_refused(a, refusal[reason]);
 }
 
 /* conn_count_reset() - count that it is reset, unless it is over already */
@@ -8148,7 +8153,7 @@ static void caller_hang_up(VPCaller *k, const char *why)
     VPConns *cs = k->oforward->fwds->conns;
 
     conns_log_refused(cs, VP_LOG_INFO, k->oforward->service_id, k->fd, why);
-    account_refused(k->oforward->account, VP_REASON_OTHER);
+    account_count_refused(k->oforward->account, VP_REFUSED_CLIENT);
     close(caller_free(k));
 }
 

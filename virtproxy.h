@@ -537,6 +537,7 @@ typedef enum VPRefusal {
     VP_REFUSED_LIMIT,     /* one of VPConfig's, or of VPLimits' */
     VP_REFUSED_RESOURCES, /* no memory or no descriptor */
     VP_REFUSED_ENDING,    /* the daemon was about to end */
+    VP_REFUSED_CLIENT,    /* it didn't say right what it wanted */
     VP_REFUSALS,
 } VPRefusal;
 

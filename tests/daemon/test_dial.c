@@ -128,6 +128,9 @@ START_TEST(bad_line)
     expect_closed(client);
     daemon_wait(s.pair.host, "ch0: [*]: connection refused: (not a line|its "
                 "first line|it ends before)");
+    kill(s.pair.host->pid, SIGUSR1);
+    daemon_wait(s.pair.host, "stats channel=0 .* refused_target=0 .* "
+                "refused_client=1 ");
     dialled(&s, fds);
     talk(fds);
 }

@@ -162,14 +162,15 @@ static const struct {
     { "iforwards", "iforward channel service spec" },
     { "forwards", "forward channel kind service spec conns max_conns idle "
       "opened refused_unknown refused_target refused_limit "
-      "refused_resources refused_ending reset_owner reset_peer reset_daemon "
-      "reset_session reset_idle sent_bytes received_bytes" },
+      "refused_resources refused_ending refused_client reset_owner reset_peer "
+      "reset_daemon reset_session reset_idle sent_bytes received_bytes" },
     { "services", "service channel service offered" },
     { "conns", "conn id service from to in out age_us idle_us sent_bytes "
       "received_bytes credit waiting" },
     { "stats", "stats channel conns max_conns memory max_memory "
       "kernel_memory opened_here opened_there refused_unknown refused_target "
-      "refused_limit refused_resources refused_ending reset_owner reset_peer "
+      "refused_limit refused_resources refused_ending refused_client "
+      "reset_owner reset_peer "
       "reset_daemon reset_session reset_idle" },
 };
 

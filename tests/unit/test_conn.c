@@ -2766,6 +2766,47 @@ START_TEST(counted)
 }
 END_TEST
 
+/* What the side that counts has done itself, and what it has no room for */
+START_TEST(counted_here)
+{
+    static Rig r;
+    VPConfig config = rig_config;
+    VPChannelInfo info;
+    int target, fds[2];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    target = rig_target(&r, "svc");
+    for (uint32_t id = 1; id <= 2; id++) {
+        peer_init(&r, id, "svc", 0);
+        fds[id - 1] = rig_accept(&r, target);
+    }
+    ck_assert_int_eq(vp_conn_reset(r.drv, 1, false), 0);
+    vp_refuse(r.drv);
+    peer_init(&r, 3, "svc", 0);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_eq(info.counts.reset[VP_RESET_DAEMON], 1);
+    ck_assert_uint_eq(info.counts.refused[VP_REFUSED_ENDING], 1);
+    vp_reset_all(r.drv);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_eq(info.counts.reset[VP_RESET_DAEMON], 2);
+    for (int i = 0; i < 2; i++) {
+        close(fds[i]);
+    }
+    close(target);
+    rig_free(&r);
+
+    config.max_opens = 0;
+    rig_new(&r, &config);
+    peer_session(&r);
+    peer_init(&r, 1, "svc", 0);
+    vp_channel_info(r.drv, &info);
+    ck_assert_uint_eq(info.counts.refused[VP_REFUSED_LIMIT], 1);
+    ck_assert_uint_eq(info.counts.refused[VP_REFUSED_UNKNOWN], 0);
+    rig_free(&r);
+}
+END_TEST
+
 START_TEST(information)
 {
     static Play p;
@@ -3299,6 +3340,7 @@ int main(void)
     SUITE_ADD(s, idle_too_long);
     SUITE_ADD(s, idle_client);
     SUITE_ADD(s, counted);
+    SUITE_ADD(s, counted_here);
     SUITE_ADD(s, portions);
     SUITE_LOOP(s, information, 2);
     SUITE_ADD(s, memory_formula);
