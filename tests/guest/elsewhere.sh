@@ -39,8 +39,11 @@ debian() {
         return 1
     }
     new=$(mktemp -d "${TMPDIR:-/tmp}/vp-$1.XXXXXX")
-    if ! mmdebstrap --quiet --variant=minbase --include="$packages" "$1" \
-        "$new/root"; then
+    # shellcheck disable=SC2064 # the directory as it is now
+    trap "rm -rf --one-file-system '$new'" EXIT
+    # A mirror may lag behind; that is no reason to go without.
+    if ! mmdebstrap --quiet --variant=minbase --include="$packages" \
+        --aptopt='Acquire::Check-Valid-Until "false"' "$1" "$new/root"; then
         missed="$missed $1"
     else
         copy "$new/root/src"

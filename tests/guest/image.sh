@@ -170,7 +170,7 @@ fetch() {
             tar -x -C "$root" --keep-directory-symlink ||
             die "cannot unpack $wanted"
     done
-    wanted=$(find_file 'vmlinuz-*')
+    wanted=$(find_file 'vmlinuz*')
     [ -n "$wanted" ] || die "no kernel in $kernel and what it depends on"
     cp "$wanted" "$cache/vmlinuz" || die "cannot copy the kernel"
     # Init scripts have the names of what they start.

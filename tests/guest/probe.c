@@ -74,7 +74,7 @@ typedef struct Header {
     uint64_t mode;
 } Header;
 
-static const char magic[8] = "probe-1\n";
+static const char magic[] = "probe-1\n";
 
 typedef enum Outcome {
     RUNNING, OK, RESET, END, BAD, REFUSED, TIMEOUT, OUTCOMES
@@ -736,7 +736,7 @@ static void open_xfer(Xfer *x, const char *addr, uint64_t up, uint64_t down,
                       uint64_t mode)
 {
     memset(x, 0, sizeof(*x));
-    memcpy(x->head.magic, magic, sizeof(magic));
+    memcpy(x->head.magic, magic, sizeof(x->head.magic));
     x->head.token = random64();
     x->head.up = up;
     x->head.down = down;

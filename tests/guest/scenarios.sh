@@ -574,7 +574,7 @@ start_target() {
 migrate() {
     hmp migrate_set_parameter max-bandwidth 10G >/dev/null
     hmp migrate -d "unix:$D/incoming.sock" >/dev/null
-    wait_for 100 eval 'hmp info migrate | grep -qi "status: completed"' ||
+    wait_for 100 eval 'hmp info migrate | grep -qi "status:\s*completed"' ||
         fail "migration: $(hmp info migrate)"
     vm=$D/2
     wait_for 20 eval 'hmp info status | grep -q running' ||
