@@ -4878,6 +4878,7 @@ static struct {
     VPTimer timer;
     uint64_t until; /* when names aren't waited for any more, us */
     bool again;     /* there was a further SIGHUP */
+    Error wrong;    /* with this one, or the last; "": nothing */
 } reloading;
 
 /* settings_newest() - in force, or about to be */
@@ -4957,8 +4958,9 @@ static void reload_end(void)
 
     reload_keep(now, &settings);
     if (reloading.change.failed) {
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "reloaded, but not all of it: "
-               "what could not be added is missing, what was removed has gone");
+        error_set(&reloading.wrong, "reloaded, but not all of it: what could "
+                  "not be added is missing, what was removed has gone");
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", reloading.wrong.text);
     } else {
         log_at(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
     }
@@ -5006,8 +5008,9 @@ static void reload_start(void)
     Settings *now = &reloading.now;
 
     if (now->key_kept) {
-        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "--key '%s': %s: the old one stays "
-               "in force", now->key_path, strerror(EACCES));
+        error_set(&reloading.wrong, "--key '%s': %s: the old one stays in "
+                  "force", now->key_path, strerror(EACCES));
+        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "%s", reloading.wrong.text);
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_set_config(ch->drv, &now->config);
@@ -5058,10 +5061,12 @@ static void reload(void)
     if (quitting || reloading.again) {
         return;
     }
+    reloading.wrong = (Error){ "" };
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s: the old one stays in force",
-               err.text);
+        error_set(&reloading.wrong, "%.400s: the old one stays in force",
+                  err.text);
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", reloading.wrong.text);
         if (ok) {
             free(now.logfile);
             now.logfile = settings.logfile != NULL ? strdup(settings.logfile)
@@ -5073,8 +5078,8 @@ static void reload(void)
         reloading.now = now;
         reload_start();
     } else {
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "nothing reloaded: %s",
-               wrong.text);
+        error_set(&reloading.wrong, "nothing reloaded: %.480s", wrong.text);
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", reloading.wrong.text);
         settings_free(&now);
     }
 }
@@ -5795,6 +5800,7 @@ typedef struct Command {
 /* What a client waits for. */
 typedef struct Wait {
     VPTimer timer;       /* runs while it waits */
+    bool reload;         /* for the end of that, and nothing else */
     uint64_t until;      /* us */
     unsigned channel_id; /* has to be up */
     char service_id[VP_SERVICE_ID_LEN + 1]; /* and to offer it; "": none */
@@ -5983,6 +5989,21 @@ static bool run_quit(Mon *mon, char *args, Error *err)
     return true;
 }
 
+static void wait_look(void *opaque);
+
+/* run_reload() - as SIGHUP; wait_look() answers, once it is over */
+static bool run_reload(Mon *mon, char *args, Error *err)
+{
+    (void)args;
+    if (quitting) {
+        return error_set(err, "the daemon ends");
+    }
+    reload();
+    mon->wait.reload = true;
+    vp_timer_start(loop, &mon->wait.timer, RELOAD_STEP, wait_look, mon);
+    return true;
+}
+
 /* run_exit() - a person, who gets no prompt after it, gets no answer */
 static bool run_exit(Mon *mon, char *args, Error *err)
 {
@@ -6141,6 +6162,7 @@ static bool wait_parse(Wait *w, char *args, Error *err)
         return error_set(err, "'%.64s': expected a CHANNEL_ID, 0 to 65535",
                          id);
     }
+    w->reload = false;
     snprintf(w->service_id, sizeof(w->service_id), "%s", up ? "" : what);
     w->channel_id = (unsigned)channel_id;
     w->until = seconds * SECOND;
@@ -6168,8 +6190,6 @@ static bool wait_met(const Wait *w, Error *err)
     return offered || error_set(err, "the other side of channel %u offers no "
                                 "service '%s'", w->channel_id, w->service_id);
 }
-
-static void wait_look(void *opaque);
 
 /* wait_poke() - clients that wait for @channel_id have to look */
 static void wait_poke(unsigned channel_id)
@@ -6300,6 +6320,8 @@ static const Command commands[] = {
       run_wait, 0 },
     { "conn_reset", "ID", "reset a connection at both ends", run_conn_reset,
       0 },
+    { "reload", "", "read command line and init file again, as SIGHUP does; "
+      "says what is wrong", run_reload, 0 },
     { "log", "error|warn|info|verbose|debug", "set what is logged", run_log,
       0 },
     { "batch", "", "no prompt; end each answer with 'ok' or 'error: ...'",
@@ -6536,8 +6558,19 @@ static void wait_look(void *opaque)
     Wait *w = &mon->wait;
     uint64_t now = vp_loop_now(loop);
     Error err;
-    bool met = wait_met(w, &err), there = channel_find(w->channel_id) != NULL;
+    bool met, there;
 
+    if (w->reload && reloading.change.now != NULL) {
+        vp_timer_start(loop, &w->timer, RELOAD_LOOK, wait_look, mon);
+        return;
+    }
+    if (w->reload) {
+        mon_answer(mon, reloading.wrong.text[0] == '\0', &reloading.wrong);
+        mon_continue(mon);
+        return;
+    }
+    met = wait_met(w, &err);
+    there = channel_find(w->channel_id) != NULL;
     if (!met && now < w->until && (there || reloading.change.now != NULL)) {
         /* a reload may be about to add again what it has removed */
         vp_timer_start(loop, &w->timer, there ? w->until - now : RELOAD_LOOK,

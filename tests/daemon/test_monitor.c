@@ -565,13 +565,60 @@ static const char *ask_by_socat(const Scene *s, const char *lines)
     return answer + sizeof(prompt) - 1;
 }
 
+/* reload_conf() - write the init file that reload_says() has read anew */
+static void reload_conf(const char *lines)
+{
+    char text[3 * TEXT_LEN];
+
+    text_format(text, sizeof(text), "channel unix-listen:%s/c:-\n%s\n",
+                vp_dir, lines);
+    file_write("conf", text, strlen(text));
+}
+
+/* Who has it read again by the monitor is told how that ended. */
+START_TEST(reload_says)
+{
+    char path[PATH_LEN], line[2 * TEXT_LEN], where[TEXT_LEN];
+    int listener = listen_any(where);
+
+    ck_assert(chdir(vp_dir) == 0);
+    file_path(path, "m");
+    reload_conf("");
+    daemon_start("host", "-C %s/conf -m %s", vp_dir, path);
+    close(monitor_batch(path));
+    ck_assert_int_eq(execute(path, "reload"), 0);
+    reload_conf("iforward new:127.0.0.1:1");
+    ck_assert_int_eq(execute(path, "reload"), 0);
+    ck_assert_int_eq(execute(path, "info iforwards"), 0);
+    ck_assert(strstr(executed(1), "new") != NULL);
+
+    reload_conf("nonsense");
+    ck_assert_int_eq(execute(path, "reload"), 1);
+    ck_assert_msg(strstr(executed(2), "nothing reloaded: ") != NULL,
+                  "%s", executed(2));
+    text_format(line, sizeof(line), "oforward s:%s", where);
+    reload_conf(line);
+    ck_assert_int_eq(execute(path, "reload"), 1);
+    ck_assert_msg(strstr(executed(2), "not all of it") != NULL, "%s",
+                  executed(2));
+    text_format(line, sizeof(line), "logfile %s/none/log", vp_dir);
+    reload_conf(line);
+    ck_assert_int_eq(execute(path, "reload"), 1);
+    ck_assert_msg(strstr(executed(2), "cannot open the log file") != NULL,
+                  "%s", executed(2));
+    reload_conf("");
+    ck_assert_int_eq(execute(path, "reload"), 0);
+    close(listener);
+}
+END_TEST
+
 /* Nothing but socat: help on each command, answers, errors and prompts. */
 START_TEST(by_socat)
 {
     static const char *const commands[] = {
         "help", "info", "channel_add", "channel_del", "oforward_add",
-        "oforward_del", "iforward_add", "iforward_del", "conn_reset", "log",
-        "exit", "quit",
+        "oforward_del", "iforward_add", "iforward_del", "conn_reset",
+        "reload", "log", "exit", "quit",
     };
     char head[TEXT_LEN];
     const char *answer;
@@ -2523,6 +2570,7 @@ int main(void)
     SUITE_ADD(s, channel_figures);
     SUITE_ADD(s, forward_limits);
     SUITE_ADD(s, channel_history);
+    SUITE_ADD(s, reload_says);
     SUITE_ADD(s, by_socat);
     SUITE_ADD(s, tables);
     SUITE_ADD(s, narrow_tables);
