@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -1619,6 +1620,23 @@ static long rss(pid_t pid)
     return kib;
 }
 
+/* channel_cut() - the channel is removed while its connections are told */
+static void channel_cut(Scene *s, const char *question)
+{
+    struct pollfd pfd = { .fd = monitor_batch(s->path[0]), .events = POLLIN };
+    char *answer;
+
+    send_all(pfd.fd, question, strlen(question));
+    ck_assert_int_eq(poll(&pfd, 1, WAIT_MS), 1); /* the answer begins */
+    monitor_ask(s->mon[0], "channel_del 0");
+    answer = monitor_answer(pfd.fd);
+    ck_assert_uint_ge(line_count(answer, "conn"), 1);
+    ck_assert_ptr_nonnull(strstr(answer, "\nerror: a channel was removed "
+                                 "meanwhile: ask again\n"));
+    free(answer);
+    close(pfd.fd);
+}
+
 /*
  * Clients that ask for 2,000 connections again and again and never read: they
  * are held up, nobody else is, and what is kept for them has a bound.  In the
@@ -1670,13 +1688,18 @@ START_TEST(deaf_client)
         free(answer);
     }
     close(deaf[0]);
+    flow(&s);
+    traffic_free(&s.traffic);
+    channel_cut(&s, question);
     for (int i = 0; i < CONNS; i++) {
         close(conns[0][i]);
         close(conns[1][i]);
     }
     close(last[0]);
     close(last[1]);
-    scene_end(&s);
+    close(s.mon[0]);
+    close(s.mon[1]);
+    close(s.listener);
 }
 END_TEST
 
@@ -1918,6 +1941,37 @@ START_TEST(many_forwards)
     ck_assert_uint_eq(line_count(monitor_ask(mon, "info iforwards -k"),
                                  "iforward"), MANY - 1);
     close(mon);
+}
+END_TEST
+
+/*
+ * A daemon that serves doesn't wait for a folder that another one has locked.
+ * On a busy machine an answer may take long all the same, so one that is soon
+ * is enough; who waits takes a second each time.
+ */
+START_TEST(folder_locked)
+{
+    int lock = open(vp_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), mon;
+    char path[PATH_LEN], stale[PATH_LEN];
+    int64_t took = WAIT_MS;
+
+    file_path(path, "monitor");
+    file_path(stale, "stale");
+    daemon_start("host", "-m %s -c unix-connect:/nonexistent:-", path);
+    mon = monitor_batch(path);
+    ck_assert(flock(lock, LOCK_EX) == 0);
+    for (int i = 0; i < 10 && took > 500; i++) {
+        int64_t since;
+
+        close(listen_on(stale, 5)); /* nobody answers there any more */
+        since = now_ms();
+        monitor_ask(mon, "oforward_add s:%s:-", stale);
+        took = now_ms() - since;
+        monitor_ask(mon, "oforward_del s");
+    }
+    ck_assert_int_le(took, 500);
+    close(mon);
+    close(lock);
 }
 END_TEST
 
@@ -2598,6 +2652,7 @@ int main(void)
     SUITE_ADD(s, starved);
     SUITE_ADD(s, many_conns);
     SUITE_ADD(s, many_forwards);
+    SUITE_ADD(s, folder_locked);
     SUITE_ADD(s, watch_events);
     SUITE_ADD(s, watch_executes);
     SUITE_ADD(s, watch_missed);

@@ -2314,6 +2314,41 @@ START_TEST(listener)
 }
 END_TEST
 
+/*
+ * Clients that don't say which service they want share a timer: each of them is
+ * hung up on when its own time is over.
+ */
+START_TEST(callers_time)
+{
+    static Rig r;
+    VPAddr addr;
+    int fd, client[3];
+
+    rig_new(&r, &rig_config);
+    r.tcp = true;
+    peer_session(&r);
+    fd = tcp_listen(&addr, 10);
+    fd_nonblock(fd);
+    ck_assert_int_eq(vp_set_oforward(r.drv, fd, VP_ANY_SERVICE), 0);
+    for (int i = 0; i < COUNT_OF(client); i++) {
+        client[i] = knock(&addr);
+        box_wait(r.loop, r.drv->forwards.ncallers == (size_t)i + 1);
+        box_run(r.loop, 3 * SECOND);
+    }
+    for (int i = 0; i < COUNT_OF(client); i++) {
+        /* the first one came 9 seconds ago */
+        box_run(r.loop, VP_CALL_US - 9 * SECOND - SECOND / 2);
+        ck_assert_uint_eq(r.drv->forwards.ncallers, 3u - (unsigned)i);
+        box_run(r.loop, SECOND);
+        ck_assert_uint_eq(r.drv->forwards.ncallers, 2u - (unsigned)i);
+        box_run(r.loop, 3 * SECOND - SECOND - (VP_CALL_US - 9 * SECOND -
+                                               SECOND / 2));
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
 /* Who is on another machine and vanished without a word is noticed. */
 START_TEST(tcp_peer_alive)
 {
@@ -3331,6 +3366,7 @@ int main(void)
     SUITE_ADD(s, memory_runs_out);
     SUITE_ADD(s, fair_shares);
     SUITE_ADD(s, listener);
+    SUITE_ADD(s, callers_time);
     SUITE_ADD(s, tcp_peer_alive);
     SUITE_ADD(s, not_paced);
     SUITE_ADD(s, accepted_ones_inherit);

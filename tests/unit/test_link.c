@@ -796,6 +796,38 @@ START_TEST(garbage_is_work)
 }
 END_TEST
 
+/* HELLOs that won't do: each is as much work as one that does. */
+static const char *const vain[] = {
+    "of another version", "during a penalty", "that echo nothing",
+};
+
+START_TEST(hello_is_work)
+{
+    enum { HELLOS = 200 };
+    static Rig r;
+    static uint8_t buf[HELLOS * ENGINE_HELLO_ROOM];
+    uint64_t began;
+    size_t len = 0;
+
+    rig_new(&r, &rig_config);
+    box_settle(r.loop);
+    for (int i = 0; i < HELLOS; i++) {
+        len += engine_hello(buf + len, _i == 0 ? 1 : 0);
+    }
+    r.drv->link.penalty_until = _i == 1 ? UINT64_MAX : 0;
+    began = r.loop->now;
+    ck_assert_int_eq(write(r.peer.fd, buf, len), (ssize_t)len);
+    for (int i = 0; i < 3 || r.drv->link.rx_more ||
+         timer_running(&r.drv->link.rest_timer); i++) {
+        box_step(r.loop, 1);
+    }
+    ck_assert_msg(r.loop->now - began >= HELLOS * (VP_WORK_HELLO / 1000) *
+                  (VP_REST_PARTS - 1) / 2, "%s: %d us", vain[_i],
+                  (int)(r.loop->now - began));
+    rig_free(&r);
+}
+END_TEST
+
 #define FLOOD 1000
 
 /* flood_for() - packets that the engine takes in @us from a flood of them */
@@ -1937,6 +1969,7 @@ int main(void)
     SUITE_ADD(s, paused_in_packet);
     SUITE_ADD(s, stranger_brief);
     SUITE_ADD(s, garbage_is_work);
+    SUITE_ROWS(s, hello_is_work, vain);
     SUITE_LOOP(s, work_beside_others, 2 * BESIDE);
     SUITE_ADD(s, log_of_visitors);
     SUITE_ADD(s, hello_breaks_off);
