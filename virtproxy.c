@@ -4236,7 +4236,7 @@ static int link_attach(VPLink *l, int rfd, int wfd, VPChannelKind kind,
         } else {
             tcp_setup(wfd, &addr);
             if (!vp_addr_is_local(&addr)) {
-                socket_force(wfd, (int)l->flow.limit_max);
+                socket_force(wfd, (int)VP_LIMIT_MAX(l->store.len_max));
             }
         }
     }
