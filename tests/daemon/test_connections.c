@@ -368,20 +368,33 @@ START_TEST(reset)
 }
 END_TEST
 
-/* One that has ended its direction is told of a reset all the same. */
+/*
+ * One that has ended its direction is told of a reset all the same, and so is
+ * the other one of its own, though nobody reads it any more.
+ */
 START_TEST(reset_after_half_close)
 {
+    bool by_server = _i & 1, by_ended = _i & 2;
+    int fds[2], ended;
     Wire w;
-    int client, server;
 
     wire_start(&w);
-    client = dial(w.where, true);
-    server = accept_one(w.listener);
-    shutdown(client, SHUT_WR);
-    expect_eof(server);
-    close_reset(server);
-    expect_reset(client);
-    close(client);
+    fds[0] = dial(w.where, true);
+    fds[1] = accept_one(w.listener);
+    ended = by_server == by_ended;
+    shutdown(fds[ended], SHUT_WR);
+    expect_eof(fds[!ended]);
+    close_reset(fds[by_server]);
+    if (by_ended) {
+        struct pollfd other = { .fd = fds[!by_server] };
+
+        /* the end of data has come before, so read() doesn't tell */
+        ck_assert_int_eq(poll(&other, 1, WAIT_MS), 1);
+        ck_assert_int_eq(other.revents, POLLERR | POLLHUP);
+    } else {
+        expect_reset(fds[!by_server]);
+    }
+    close(fds[!by_server]);
     check_works(&w);
 }
 END_TEST
@@ -1156,7 +1169,7 @@ int main(void)
     SUITE_ADD(s, half_close_idle);
     SUITE_ADD(s, send_and_close);
     SUITE_LOOP(s, reset, 4);
-    SUITE_ADD(s, reset_after_half_close);
+    SUITE_LOOP(s, reset_after_half_close, 4);
     SUITE_LOOP(s, gone_after_half_close, 2);
     SUITE_ADD(s, refused_target);
     SUITE_ADD(s, refused_unix_target);
