@@ -5055,9 +5055,13 @@ static void link_rested(void *opaque)
 /* link_owes() - @work was done in this pass; others have time if it was much */
 static void link_owes(VPLink *l, unsigned work)
 {
-    double rests = l->state == LINK_HELLO ? VP_REST_PARTS - 1
-                                          : task_rests(l->loop, l->task);
+    double rests;
 
+    if (work == 0 || (l->state != LINK_HELLO && l->loop->nchannels <= 1)) {
+        return; /* there is nobody to rest for */
+    }
+    rests = l->state == LINK_HELLO ? VP_REST_PARTS - 1
+                                   : task_rests(l->loop, l->task);
     l->owed = rests > 0 ? l->owed + work : 0;
     if (l->owed >= VP_REST_WORK && !timer_running(&l->rest_timer)) {
         vp_timer_start(l->loop, &l->rest_timer,
