@@ -5805,13 +5805,16 @@ static void conns_log_refused(VPConns *cs, VPLogLevel level,
 
 /*
  * conn_log_begin() - who has come, or was reached: the local socket's owner
- * @client:  whom the target was reached for; "": not known
+ * @origin:  whom the target was reached for; NULL where a client has come
  */
-static void conn_log_begin(const VPConn *c, const char *client)
+static void conn_log_begin(const VPConn *c, const VPOrigin *origin)
 {
-    char name[128];
+    char name[128], client[128] = "";
 
     if (*c->conns->loop->log_level >= VP_LOG_VERBOSE) {
+        if (origin != NULL) {
+            origin_str(origin, client, sizeof(client));
+        }
         log_provoked(c->conns->log, VP_LOG_VERBOSE,
                      "%s: connection %u %s %s%s%s", c->service_id, c->id,
                      c->client ? "from" : "to",
@@ -6975,7 +6978,6 @@ static bool conns_fill(VPConns *cs, unsigned most)
 static void conn_connected(VPConn *c, int fd, const VPOrigin *origin)
 {
     static const char why[] = "the target has accepted";
-    char client[128];
     struct iovec iov[1];
 
     if (vp_watch(c->conns->loop, fd, conn_ready, c) < 0) {
@@ -6989,7 +6991,7 @@ static void conn_connected(VPConn *c, int fd, const VPOrigin *origin)
         conn_set_due(c, DUE_ACK);
     }
     conn_set_out(c, c->out == OUT_WAIT ? OUT_OPEN : OUT_DRAIN, why);
-    conn_log_begin(c, origin_str(origin, client, sizeof(client)));
+    conn_log_begin(c, origin);
     conn_watch_idle(c);
     conn_write(c, iov, 0);
 }
@@ -7818,6 +7820,12 @@ static size_t tell_services(const VPForwards *fs, uint8_t *msg, size_t room,
     return len;
 }
 
+/* forwards_untold() - is there something that the peer doesn't know? */
+static inline bool forwards_untold(const VPForwards *fs)
+{
+    return fs->tell_program || fs->tell != NULL;
+}
+
 /*
  * forwards_tell() - tell the peer what it doesn't know, one portion
  *
@@ -7831,7 +7839,7 @@ static bool forwards_tell(VPForwards *fs)
     VPNode *next;
     size_t len;
 
-    if ((!fs->tell_program && fs->tell == NULL) || link_room(l) == 0) {
+    if (link_room(l) == 0) {
         return false;
     }
     if (fs->tell_program) {
@@ -8130,7 +8138,7 @@ static VPConn *oforward_open(VPOForward *f, int fd, const char *service_id)
     }
     conn_enter(c, f->account);
     conn_watch_idle(c);
-    conn_log_begin(c, "");
+    conn_log_begin(c, NULL);
     c->tx_limit = link_has_session(cs->link) ? cs->link->peer_window : 0;
     conn_set_due(c, DUE_INIT);
     conn_interest(c);
@@ -8558,7 +8566,8 @@ static bool driver_run(void *opaque)
     most = drv->task.work + loop_portion(l->loop);
     for (int i = 0; i < VP_RUN_ROUNDS; i++) {
         more = link_may_send(l) && conns_fill(&drv->conns, most);
-        more |= link_may_send(l) && forwards_tell(&drv->forwards);
+        more |= forwards_untold(&drv->forwards) && link_may_send(l) &&
+                forwards_tell(&drv->forwards);
         link_flush(l);
         if (!more || drv->task.work >= most) {
             break;
@@ -8570,7 +8579,6 @@ static bool driver_run(void *opaque)
     return link_goes_on(l) || (more && link_may_send(l));
 }
 
-/* driver_configure() - have the parts use what drv->config says */
 /* memory_reach() - bytes at most, with a store that becomes @len bytes long */
 static size_t memory_reach(const VPConfig *config, uint32_t len)
 {
@@ -8596,6 +8604,7 @@ static uint32_t driver_reach(const VPConfig *config)
     return len;
 }
 
+/* driver_configure() - have the parts use what drv->config says */
 static void driver_configure(VPDriver *drv)
 {
     uint32_t len = driver_reach(&drv->config);
