@@ -361,7 +361,26 @@ int box_setsockopt(int fd, int level, int name, const void *value,
         errno = ENOBUFS;
         return -1;
     }
+#ifdef SO_SNDBUFFORCE
+    if (level == SOL_SOCKET && name == SO_SNDBUFFORCE) {
+        box.forced = *(const int *)value; /* only root may */
+        return 0;
+    }
+#endif
     return setsockopt(fd, level, name, value, len);
+}
+
+int box_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
+{
+    struct sockaddr_in *in = (void *)addr;
+
+    if (getsockname(fd, addr, len) < 0) {
+        return -1;
+    }
+    if (box.far && addr->sa_family == AF_INET) {
+        in->sin_addr.s_addr = htonl(0xc0000201);
+    }
+    return 0;
 }
 
 int box_getsockopt(int fd, int level, int name, void *value, socklen_t *len)

@@ -77,6 +77,8 @@ typedef struct Box {
     unsigned long connects; /* calls of connect() since box_reset() */
     unsigned long polls;   /* calls of poll() since box_reset() */
     unsigned long setsockopts; /* calls of setsockopt() since box_reset() */
+    int forced;            /* bytes of the send buffer that was forced last */
+    bool far;              /* TCP sockets have an address of a network */
     uint32_t unheard_ms;   /* for so long no ack has come, as TCP_INFO has it;
                               0: TCP isn't asked */
     FdOrder fd_order;      /* of the bits in an fd_set */
@@ -138,6 +140,7 @@ int box_connect(int fd, const struct sockaddr *addr, socklen_t len);
 int box_setsockopt(int fd, int level, int name, const void *value,
                    socklen_t len);
 int box_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
+int box_getsockname(int fd, struct sockaddr *addr, socklen_t *len);
 int box_poll(struct pollfd *fds, nfds_t n, int timeout);
 void *box_malloc(size_t size);
 void *box_calloc(size_t n, size_t size);

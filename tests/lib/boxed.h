@@ -46,6 +46,7 @@
 #define getsockopt(fd, level, name, value, len) \
     box_getsockopt(fd, level, name, value, len)
 #define setsockopt(...) box_setsockopt(__VA_ARGS__)
+#define getsockname(fd, addr, len) box_getsockname(fd, addr, len)
 #define fcntl(...) (box_fails(CALL_FCNTL) ? -1 : fcntl(__VA_ARGS__))
 
 #include "engine.c"
@@ -69,6 +70,7 @@
 #undef poll
 #undef getsockopt
 #undef setsockopt
+#undef getsockname
 #undef fcntl
 
 #endif

@@ -166,6 +166,37 @@ START_TEST(send_buffer)
 }
 END_TEST
 
+#ifdef SO_SNDBUFFORCE
+/*
+ * A tcp channel to another machine has a send buffer for all that memory lets
+ * be in flight, from the first one on; one within the machine what TCP gives.
+ */
+START_TEST(send_buffer_far)
+{
+    VPConfig config = rig_config;
+    static Rig r;
+    int fd[2];
+
+    config.memory = memory_reach(&config, VP_STORE_LEN << _i);
+    rig_new(&r, &config);
+    vp_free(r.drv);
+    for (int far = 0; far < 2; far++) {
+        box.far = far;
+        r.drv = vp_new(r.loop, 7, &config, rig_lost, &r);
+        tcp_pair(fd);
+        ck_assert_int_eq(vp_attach(r.drv, fd[0], fd[0], VP_CHN_SOCKET,
+                                   VP_CONNECTED), 0);
+        ck_assert_uint_eq((unsigned)box.forced,
+                          far ? VP_LIMIT_MAX(VP_STORE_LEN << _i) : 0);
+        vp_free(r.drv);
+        close(fd[1]);
+    }
+    r.drv = vp_new(r.loop, 7, &config, rig_lost, &r);
+    rig_free(&r);
+}
+END_TEST
+#endif
+
 /* ---- the handshake ---------------------------------------------------- */
 
 START_TEST(first_hello)
@@ -1947,6 +1978,9 @@ int main(void)
 
     SUITE_ADD(s, transitions);
     SUITE_ADD(s, send_buffer);
+#ifdef SO_SNDBUFFORCE
+    SUITE_LOOP(s, send_buffer_far, 3);
+#endif
     SUITE_ADD(s, first_hello);
     SUITE_LOOP(s, hello_when_up, 2);
     SUITE_ADD(s, no_answer);
