@@ -5057,8 +5057,9 @@ static void link_owes(VPLink *l, unsigned work)
 {
     double rests;
 
-    if (work == 0 || (l->state != LINK_HELLO && l->loop->nchannels <= 1)) {
-        return; /* there is nobody to rest for */
+    if (l->state != LINK_HELLO && l->loop->nchannels <= 1) {
+        l->owed = 0; /* there is nobody to rest for */
+        return;
     }
     rests = l->state == LINK_HELLO ? VP_REST_PARTS - 1
                                    : task_rests(l->loop, l->task);
