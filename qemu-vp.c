@@ -3157,12 +3157,13 @@ static void listening_rest(Listening *l)
 /*
  * listening_bind() - listen at every address that isn't listened on
  * @patient:  be content with none of them, as yet
+ * @partly:   be content with some of them, whatever is wrong with the others
  *
  * An address that isn't there yet is logged, and tried again.  One of a family
  * that this machine doesn't have is only logged, if there are others.
  * Returns 0, or a negative errno value: see @err.
  */
-static int listening_bind(Listening *l, bool patient, Error *err)
+static int listening_bind(Listening *l, bool patient, bool partly, Error *err)
 {
     const Spec *spec = l->spec;
     bool free_port = spec->port != NULL && !spec_is_vsock(spec) &&
@@ -3181,14 +3182,15 @@ static int listening_bind(Listening *l, bool patient, Error *err)
         missing = fds[i] < 0 ? i : missing;
         later |= listen_later(spec, fds[i]);
     }
-    if (wrong >= 0 || (n == 0 && !(patient && later))) {
-        missing = wrong >= 0 ? wrong : missing;
+    missing = wrong >= 0 ? wrong : missing;
+    if (wrong >= 0 ? n == 0 || !partly : n == 0 && !(patient && later)) {
         error_set(err, "-%c '%.128s': cannot listen on %.160s: %s",
                   spec->option, spec->text, addr_name(&spec->addrs[missing]),
                   listen_error(fds[missing]));
         listening_drop(l, fds);
         return fds[missing];
     }
+    later |= wrong >= 0;
     if (missing < 0) {
         retry_over(&l->retry);
     } else if (retry_is_news(&l->retry, fds[missing])) {
@@ -3210,13 +3212,14 @@ static int listening_bind(Listening *l, bool patient, Error *err)
 /* listening_go_on() - nobody waits for this but, perhaps, the start */
 static void listening_go_on(Listening *l)
 {
+    bool awaited = l->starting && starting.waits;
     Error err;
-    int rc = listening_bind(l, true, &err);
+    int rc = listening_bind(l, true, !awaited, &err);
 
     if (rc == 0) {
         return;
     }
-    if (l->starting && starting.waits) {
+    if (awaited) {
         starting.failed = true;
         starting.err = err;
         return;
@@ -3386,7 +3389,7 @@ static bool listening_start(Listening *l, bool patient, Error *err)
                listening_take(l, fds, err) == 0;
     }
     if (spec_known(l->spec)) {
-        return listening_bind(l, patient, err) == 0;
+        return listening_bind(l, patient, false, err) == 0;
     }
     l->starting = starting.waits;
     starting.names += l->starting;

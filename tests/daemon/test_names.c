@@ -163,6 +163,46 @@ START_TEST(name_to_listen_on_moves)
 END_TEST
 
 /*
+ * One of the addresses that a name has moved to is in use: the other one serves
+ * from then on, and that one once it is free.
+ */
+START_TEST(name_moves_to_port_in_use)
+{
+    StartOptions o = { .setup = HOSTS_SETUP };
+    int listener, served = free_port(), taken;
+    char target[TEXT_LEN], where[2][TEXT_LEN], path[PATH_LEN];
+    Daemon *host;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    ck_assert(chdir(vp_dir) == 0);
+    for (int i = 0; i < 2; i++) {
+        text_format(where[i], TEXT_LEN, "127.0.0.%d:%d", 3 + i, served);
+    }
+    file_path(path, "channel");
+    listener = listen_any(target);
+    hosts("127.0.0.1 localhost\n127.0.0.2 here.test\n");
+    host = daemon_start_with(&o, "host", "-c unix-listen:%s:- "
+                             "-o s:here.test:%d", path, served);
+    daemon_up(daemon_start("guest", "-c unix-connect:%s:- -i s:%s", path,
+                           target));
+    taken = listen_on(where[1], 1);
+    hosts("127.0.0.1 localhost\n127.0.0.3 here.test\n127.0.0.4 here.test\n");
+    kill(host->pid, SIGHUP);
+    daemon_wait(host, "oforward s:.*: cannot listen on %s: " IN_USE
+                ": trying again", where[1]);
+    daemon_wait(host, "oforward s: listening on %s$", where[0]);
+    daemon_wait(host, "info reloaded");
+    check_works(where[0], listener);
+    close(taken);
+    daemon_wait(host, "oforward s: listening on %s$", where[1]);
+    check_works(where[1], listener);
+    close(listener);
+}
+END_TEST
+
+/*
  * The name server comes up after the daemons: what needs no name works from the
  * start, what does is there in the end, and who came for it has waited.
  */
@@ -592,6 +632,7 @@ int main(void)
 
     SUITE_ADD(s, name_moves);
     SUITE_ADD(s, name_to_listen_on_moves);
+    SUITE_ADD(s, name_moves_to_port_in_use);
     SUITE_ADD(s, server_later);
     SUITE_ADD(s, end_while_starting);
     SUITE_ADD(s, name_late_in_use);
