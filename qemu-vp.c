@@ -5336,6 +5336,22 @@ static VPChannelInfo channel_info(const Show *s, const Channel *ch)
     return info;
 }
 
+/*
+ * channel_bound() - where the first listener of @ch from number @n on listens
+ *
+ * @n becomes its number.  Returns false if there is none.
+ */
+static bool channel_bound(const Channel *ch, int *n, VPAddr *addr)
+{
+    while (*n < ch->nlisteners && ch->listeners[*n].fd < 0) {
+        ++*n; /* its address has gone from the name */
+    }
+    if (*n < ch->nlisteners) {
+        addr_bound(ch->listeners[*n].fd, addr);
+    }
+    return *n < ch->nlisteners;
+}
+
 static void show_channel(Show *s, const Channel *ch)
 {
     const VPChannelInfo i = channel_info(s, ch);
@@ -5367,13 +5383,12 @@ static void show_channel(Show *s, const Channel *ch)
     show_time(s, "last_error_us", NULL, i.last_error_age, true);
     show_number(s, "protocol", NULL, peer.version, NULL);
     show_text(s, "peer", NULL, peer.program, LEFT);
-    for (int n = 0; n < ch->nlisteners && !s->head; n++) {
-        addr_bound(ch->listeners[n].fd, &addr);
+    for (int n = 0; !s->head && channel_bound(ch, &n, &addr); n++) {
         show_text(s, "listening", NULL, addr_name(&addr), LEFT);
     }
     row_end(s);
-    for (int n = 0; n < ch->nlisteners && !s->head && !s->keys; n++) {
-        addr_bound(ch->listeners[n].fd, &addr);
+    for (int n = 0; !s->head && !s->keys && channel_bound(ch, &n, &addr);
+         n++) {
         text_add(s->out, "     listening on %s\n", addr_name(&addr));
     }
     if (!s->keys && peer.program[0] != '\0') {

@@ -113,7 +113,9 @@ START_TEST(name_to_listen_on_moves)
 {
     StartOptions o = { .setup = HOSTS_SETUP };
     int listener, port = free_port(), served = free_port(), client, server, fd;
-    char target[TEXT_LEN], where[2][TEXT_LEN];
+    char target[TEXT_LEN], where[2][TEXT_LEN], path[PATH_LEN];
+    const char *line;
+    int mon;
     Daemon *host, *guest;
 
     if (!may_mount()) {
@@ -125,8 +127,9 @@ START_TEST(name_to_listen_on_moves)
     }
     listener = listen_any(target);
     hosts("127.0.0.1 localhost\n127.0.0.2 here.test\n");
+    file_path(path, "monitor");
     host = daemon_start_with(&o, "host", "-c tcp-listen:here.test:%d "
-                             "-o s:here.test:%d", port, served);
+                             "-o s:here.test:%d -m %s", port, served, path);
     guest = daemon_start("guest", "-c tcp-connect:127.0.0.2:%d -i s:%s", port,
                          target);
     daemon_up(guest);
@@ -159,6 +162,23 @@ START_TEST(name_to_listen_on_moves)
     kill(host->pid, SIGHUP);
     daemon_wait(host, "info reloaded");
     ck_assert(!daemon_saw(host, "listening on"));
+
+    /* one of two addresses goes: it isn't shown any more */
+    hosts("127.0.0.1 localhost\n127.0.0.3 here.test\n127.0.0.4 here.test\n");
+    kill(host->pid, SIGHUP);
+    daemon_wait(host, "channel tcp-listen: listening on 127.0.0.4:%d$", port);
+    hosts("127.0.0.1 localhost\n127.0.0.4 here.test\n");
+    kill(host->pid, SIGHUP);
+    daemon_wait(host, "channel tcp-listen: no longer listening on "
+                "127.0.0.3:%d$", port);
+    mon = monitor_batch(path);
+    text_format(target, sizeof(target), "127.0.0.4:%d", port);
+    line = line_find(monitor_ask(mon, "info channels -k"), "channel", 0);
+    ck_assert_str_eq(value(line, "listening"), target);
+    line = strstr(monitor_ask(mon, "info channels"), "listening on ");
+    ck_assert_ptr_nonnull(line);
+    ck_assert_msg(strncmp(line + 13, target, strlen(target)) == 0, "%s", line);
+    close(mon);
 }
 END_TEST
 
