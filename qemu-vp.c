@@ -5626,7 +5626,8 @@ typedef struct Listing {
     bool begun;
     bool cut;            /* the channel whose turn it was is gone */
     unsigned channel_id; /* whose connections come next */
-    uint64_t after;      /* for vp_conns(), or number of the last forward */
+    uint64_t after;      /* for vp_conns(), or number of a told forward */
+    uint64_t last;       /* number of the last forward that is told */
     int width[COLUMNS];
 } Listing;
 
@@ -5661,23 +5662,32 @@ static bool list_conns(Listing *l, Show *s)
     return ch != NULL;
 }
 
-/* list_forwards() - Info.list(); some may have been removed meanwhile */
+/*
+ * list_forwards() - Info.list(): those that were there when it began
+ *
+ * Some may have been removed meanwhile.  One that is added anew would be told
+ * twice, or without its channel.
+ */
 static bool list_forwards(Listing *l, Show *s)
 {
     static const Forward none;
     const Forward *f = forwards;
 
+    if (!l->begun) {
+        l->last = forwards_so_far;
+    }
     if (s->head) {
         l->info->forward(s, &none);
     }
     while (f != NULL && f->number <= l->after) {
         f = f->next;
     }
-    for (int n = 0; f != NULL && n < PORTION; n++, f = f->next) {
+    for (int n = 0; f != NULL && f->number <= l->last && n < PORTION; n++) {
         l->info->forward(s, f);
         l->after = f->number;
+        f = f->next;
     }
-    return f != NULL;
+    return f != NULL && f->number <= l->last;
 }
 
 static void show_config(Show *s, const Forward *f)
