@@ -2838,6 +2838,24 @@ static int standard_move(int fd)
     return copy;
 }
 
+/* inherited_has_v4() - does one of them listen on IPv4's @port? */
+static bool inherited_has_v4(int port)
+{
+    for (size_t i = 0; i < COUNT(inherited); i++) {
+        int fd = inherited[i].fd;
+        VPAddr addr;
+
+        if (fd < 0 || !socket_listens(fd)) {
+            continue;
+        }
+        addr_bound(fd, &addr);
+        if (addr.ss.ss_family == AF_INET && ntohs(*addr_port(&addr)) == port) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* inherited_listens() - is the first descriptor of @spec one to listen on? */
 static bool inherited_listens(const Spec *spec)
 {
@@ -4622,7 +4640,7 @@ static bool spec_both(const Spec *spec, const Settings *asked)
 {
     int port = spec_port(spec);
     struct in6_addr in6;
-    bool alone = true;
+    bool alone;
 
     if (port < 0 || inet_pton(AF_INET6, spec->addr, &in6) != 1 ||
         !IN6_IS_ADDR_UNSPECIFIED(&in6)) {
@@ -4631,6 +4649,7 @@ static bool spec_both(const Spec *spec, const Settings *asked)
     if (port == 0) {
         return true; /* any that is free in both */
     }
+    alone = !inherited_has_v4(port);
     for (size_t i = 0; i < asked->nspecs && alone; i++) {
         alone = !spec_clashes_v4(&asked->specs[i], port);
     }

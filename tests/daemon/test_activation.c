@@ -208,6 +208,30 @@ START_TEST(of_another)
 }
 END_TEST
 
+/* [::] leaves IPv4 to a socket that was passed, whichever is asked for first. */
+START_TEST(other_family)
+{
+    char any[TEXT_LEN];
+    Daemon *host;
+    Scene s;
+
+    if (!has_ipv6()) {
+        PASS_OVER(HAS_IPV6);
+    }
+    scene_make(&s);
+    text_format(any, sizeof(any), "[::]:%d", port_of(s.web[0]));
+    for (int i = 0; i < 2; i++) {
+        host = daemon_start_with(&s.start, i ? "six-last" : "six-first",
+                                 "-c fd:chan:- -o a:%s -o b:%s",
+                                 i ? "fd:3" : any, i ? any : "fd:3");
+        daemon_wait(host, "listening on .::.:%d$", port_of(s.web[0]));
+        daemon_wait(host, "listening on %s$", s.web[0]);
+        daemon_up(host);
+        daemon_stop(host);
+    }
+}
+END_TEST
+
 /* With its spec, or with that of its channel, taken away and given again. */
 START_TEST(reloaded)
 {
@@ -356,6 +380,7 @@ int main(void)
     SUITE_ADD(s, unused);
     SUITE_ROWS(s, wrong, wrongs);
     SUITE_ADD(s, of_another);
+    SUITE_ADD(s, other_family);
     SUITE_ADD(s, reloaded);
     SUITE_ADD(s, restarted);
     SUITE_LOOP(s, systemd, 3);
