@@ -5844,6 +5844,9 @@ typedef struct Command {
     char option;       /* letter of what it adds or removes, or 0 */
 } Command;
 
+/* One that waits looks so long after an event that may be what it waits for. */
+#define WAIT_LOOK (10 * MS)
+
 /* What a client waits for. */
 typedef struct Wait {
     VPTimer timer;       /* runs while it waits */
@@ -6238,14 +6241,19 @@ static bool wait_met(const Wait *w, Error *err)
                                 "service '%s'", w->channel_id, w->service_id);
 }
 
-/* wait_poke() - clients that wait for @channel_id have to look */
+/*
+ * wait_poke() - clients that wait for @channel_id have to look, soon
+ *
+ * Not at once, because the peer chooses how often there is something to see.
+ */
 static void wait_poke(unsigned channel_id)
 {
     for (Mon *mon = monitors; mon != NULL; mon = mon->next) {
-        if (mon->wait.timer.link != NULL &&
-            mon->wait.channel_id == channel_id) {
-            /* in the next pass, because a client may go meanwhile */
-            vp_timer_start(loop, &mon->wait.timer, 1, wait_look, mon);
+        const VPTimer *timer = &mon->wait.timer;
+
+        if (timer->link != NULL && mon->wait.channel_id == channel_id &&
+            timer->deadline > vp_loop_now(loop) + WAIT_LOOK) {
+            vp_timer_start(loop, &mon->wait.timer, WAIT_LOOK, wait_look, mon);
         }
     }
 }

@@ -506,6 +506,7 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_WORK_EVENT (4 * US) /* a line for who watches */
 #define VP_WORK_LOOK 500u
 #define VP_WORK_TOLD 2u /* each byte of a service's name */
+#define VP_WORK_SORTED 100u /* each name of a list put in order */
 /* So many bytes that are read, checked and written are a ns of work. */
 #define VP_WORK_BYTES 4
 /* So many bytes of bulk excuse a ns of other work. */
@@ -7865,13 +7866,15 @@ static int service_cmp(const void *a, const void *b)
 }
 
 /* offer_sort() - and leave out what was named twice */
-static void offer_sort(VPOffer *o)
+static void offer_sort(VPForwards *fs)
 {
+    VPOffer *o = &fs->offer;
     size_t n = 0;
 
     if (o->sorted) {
         return;
     }
+    fs->conns->link->task->work += (unsigned)o->n * VP_WORK_SORTED;
     if (o->n > 0) {
         qsort(o->names, o->n, sizeof(*o->names), service_cmp);
     }
@@ -7884,12 +7887,14 @@ static void offer_sort(VPOffer *o)
     o->sorted = true;
 }
 
-static VPOffered offer_has(VPOffer *o, const char *service_id)
+static VPOffered offer_has(VPForwards *fs, const char *service_id)
 {
+    const VPOffer *o = &fs->offer;
+
     if (strcmp(service_id, VP_ANY_SERVICE) == 0) {
         return VP_OFFER_UNKNOWN; /* each client says which one it wants */
     }
-    offer_sort(o);
+    offer_sort(fs);
     if (o->n > 0 && bsearch(service_id, o->names, o->n, sizeof(*o->names),
                             service_cmp) != NULL) {
         return VP_OFFERED;
@@ -7965,7 +7970,7 @@ static void offer_timer(void *opaque)
 
     for (VPNode *n = fs->oforwards.next; n != &fs->oforwards; n = n->next) {
         VPOForward *f = container_of(n, VPOForward, node);
-        VPOffered offered = offer_has(&fs->offer, f->service_id);
+        VPOffered offered = offer_has(fs, f->service_id);
 
         if (offered == VP_OFFER_UNKNOWN ||
             f->missed == (offered == VP_NOT_OFFERED)) {
@@ -9079,9 +9084,9 @@ void vp_services(VPDriver *drv,
                  void (*each)(const char *service_id, void *opaque),
                  void *opaque)
 {
-    VPOffer *o = &drv->forwards.offer;
+    const VPOffer *o = &drv->forwards.offer;
 
-    offer_sort(o);
+    offer_sort(&drv->forwards);
     for (size_t i = 0; i < o->n; i++) {
         each(o->names[i], opaque);
     }
@@ -9089,7 +9094,7 @@ void vp_services(VPDriver *drv,
 
 VPOffered vp_offered(VPDriver *drv, const char *service_id)
 {
-    return offer_has(&drv->forwards.offer, service_id);
+    return offer_has(&drv->forwards, service_id);
 }
 
 uint64_t vp_conns(const VPDriver *drv, uint64_t after, size_t most,

@@ -79,6 +79,11 @@ bool engine_has_session(const VPDriver *drv)
     return link_has_session(&drv->link);
 }
 
+unsigned engine_work(const VPDriver *drv)
+{
+    return drv->link.task->work;
+}
+
 uint32_t engine_unacked(const VPDriver *drv)
 {
     return drv->link.store.bytes;

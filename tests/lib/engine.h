@@ -59,6 +59,9 @@ bool engine_keys_fit(const VPDriver *a, const VPDriver *b);
 bool engine_up(const VPDriver *drv);
 bool engine_has_session(const VPDriver *drv);
 
+/* engine_work() - other than bulk, that is counted so far in this pass, ns */
+unsigned engine_work(const VPDriver *drv);
+
 /* engine_unacked() - bytes in the send store */
 uint32_t engine_unacked(const VPDriver *drv);
 

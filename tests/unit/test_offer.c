@@ -235,6 +235,34 @@ START_TEST(hears_too_many)
 }
 END_TEST
 
+/* What it costs to look something up in a new list is the peer's work. */
+START_TEST(order_counts)
+{
+    char names[16 * 100];
+    unsigned before;
+    static Rig r;
+
+    telling(&r);
+    peer_session(&r);
+    for (int i = 1000; i > 0; i -= 100) {
+        size_t len = 0;
+
+        for (int k = 0; k < 100; k++) {
+            len += (size_t)sprintf(names + len, "%d ", i - k);
+        }
+        tell(&r, 0, names);
+    }
+    for (int i = 0; i < 2; i++) {
+        tell(&r, VP_SERVICES_END, "");
+        before = engine_work(r.drv);
+        ck_assert_int_eq(vp_offered(r.drv, "17"), VP_OFFERED);
+        ck_assert_uint_eq(engine_work(r.drv) - before,
+                          i ? 0 : 1000 * VP_WORK_SORTED);
+    }
+    rig_free(&r);
+}
+END_TEST
+
 static const struct {
     size_t len;
     const char *msg;
@@ -503,6 +531,7 @@ int main(void)
     SUITE_ADD(s, told_in_portions);
     SUITE_ADD(s, hears);
     SUITE_ADD(s, hears_too_many);
+    SUITE_ADD(s, order_counts);
     SUITE_ROWS(s, message, messages);
     SUITE_ROWS(s, typo, typos);
     SUITE_ADD(s, typo_later);
