@@ -4909,10 +4909,12 @@ static const Settings *settings_newest(void)
     return reloading.change.now != NULL ? &reloading.now : &settings;
 }
 
+/* reload_cancel() - the daemon ends: leave undone what has not been done */
 static void reload_cancel(void)
 {
     vp_timer_stop(&reloading.timer);
     if (reloading.change.now != NULL) {
+        error_set(&reloading.wrong, "the daemon ends");
         settings_free(&reloading.now);
         reloading.change.now = NULL;
     }
@@ -5050,6 +5052,9 @@ static void reload_start(void)
     reload_step(NULL);
 }
 
+/* Listens anew if the file of the monitor has gone; the monitor sets it. */
+static bool (*monitor_anew)(Error *err);
+
 /*
  * reload_files() - listen anew where a socket's file has gone
  *
@@ -5058,6 +5063,12 @@ static void reload_start(void)
  */
 static void reload_files(void)
 {
+    Error err;
+
+    if (monitor_anew != NULL && !monitor_anew(&err)) {
+        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
+        reloading.wrong = err;
+    }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         if (ch->nlisteners > 0 && socket_file_gone(ch->listening.file)) {
             vp_listener_stop(&ch->listeners[--ch->nlisteners]);
@@ -6769,6 +6780,23 @@ static bool monitor_listen(Error *err)
     return true;
 }
 
+/* monitor_again() - monitor_anew() */
+static bool monitor_again(Error *err)
+{
+    SocketFile *gone = monitor_file;
+
+    if (!socket_file_gone(gone)) {
+        return true;
+    }
+    if (!monitor_listen(err)) {
+        return false;
+    }
+    socket_file_remove(gone);
+    log_at(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: listening on %s",
+           monitor_spec.addr);
+    return true;
+}
+
 static bool monitor_start(const char *text, Error *err)
 {
     if (!spec_parse(&monitor_spec, 'm', text, err)) {
@@ -6777,25 +6805,8 @@ static bool monitor_start(const char *text, Error *err)
     if (monitor_spec.props.mode < 0) {
         monitor_spec.props.mode = S_IRUSR | S_IWUSR;
     }
+    monitor_anew = monitor_again;
     return monitor_listen(err);
-}
-
-/* monitor_again() - listen anew if the socket's file has gone */
-static void monitor_again(void)
-{
-    SocketFile *gone = monitor_file;
-    Error err;
-
-    if (!socket_file_gone(gone)) {
-        return;
-    }
-    if (monitor_listen(&err)) {
-        socket_file_remove(gone);
-        log_at(VP_LOG_INFO, VP_NO_CHANNEL, "monitor: listening on %s",
-               monitor_spec.addr);
-    } else {
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
-    }
 }
 
 /* monitor_end() - the clients are told that the daemon ends */
@@ -6870,7 +6881,7 @@ static bool client_lasts(const char *command, time_t *time)
     snprintf(line, sizeof(line), "%s", command);
     name = cut_word(line, " \t", &args);
     *time = ANSWER_TIME;
-    if (strcmp(name, "watch") == 0) {
+    if (strcmp(name, "watch") == 0 || strcmp(name, "reload") == 0) {
         *time = 0;
         return true;
     }
@@ -7313,7 +7324,6 @@ static void signal_ready(void *opaque, int fd, int events)
     for (ssize_t i = 0; i < n; i++) {
         if (sigs[i] == SIGHUP) {
             reload();
-            monitor_again();
         } else if (sigs[i] == SIGUSR1) {
             log_status();
         } else {

@@ -543,6 +543,20 @@ START_TEST(channel_history)
 }
 END_TEST
 
+/* next_line() - of a client's answer; good until the next call */
+static const char *next_line(int fd)
+{
+    static char line[8192];
+    size_t len = 0;
+
+    do {
+        ck_assert(len + 1 < sizeof(line));
+        recv_all(fd, line + len, 1);
+    } while (line[len++] != '\n');
+    line[len] = '\0';
+    return line;
+}
+
 /* --- for people --------------------------------------------------------- */
 
 /* ask_by_socat() - send lines to the monitor as the README says */
@@ -580,13 +594,13 @@ static void reload_conf(const char *lines)
 START_TEST(reload_says)
 {
     char path[PATH_LEN], line[2 * TEXT_LEN], where[TEXT_LEN];
-    int listener = listen_any(where);
+    int listener = listen_any(where), mon;
 
     ck_assert(chdir(vp_dir) == 0);
     file_path(path, "m");
     reload_conf("");
     daemon_start("host", "-C %s/conf -m %s", vp_dir, path);
-    close(monitor_batch(path));
+    mon = monitor_batch(path);
     ck_assert_int_eq(execute(path, "reload"), 0);
     reload_conf("iforward new:127.0.0.1:1");
     ck_assert_int_eq(execute(path, "reload"), 0);
@@ -608,8 +622,49 @@ START_TEST(reload_says)
     ck_assert_msg(strstr(executed(2), "cannot open the log file") != NULL,
                   "%s", executed(2));
     reload_conf("");
+    ck_assert(unlink(path) == 0 && mkdir(path, 0700) == 0);
+    monitor_refuses(mon, "reload", "cannot listen");
+    ck_assert(rmdir(path) == 0);
+    monitor_ask(mon, "reload");
     ck_assert_int_eq(execute(path, "reload"), 0);
     close(listener);
+    close(mon);
+}
+END_TEST
+
+/* That it is ended half-way is no success. */
+START_TEST(reload_cancelled)
+{
+    enum { LINES = 2000 };
+    static char conf[LINES * 40];
+    char path[PATH_LEN];
+    const char *line;
+    size_t len;
+    int mon[2];
+    Daemon *d;
+
+    ck_assert(chdir(vp_dir) == 0);
+    text_format(conf, sizeof(conf), "channel unix-listen:%s/c:-\n", vp_dir);
+    len = strlen(conf);
+    for (int i = 0; i < LINES; i++) {
+        text_format(conf + len, sizeof(conf) - len,
+                    "iforward s%d:127.0.0.1:1\n", i);
+        len += strlen(conf + len);
+    }
+    file_write("conf", conf, len);
+    file_path(path, "m");
+    d = daemon_start("host", "-C conf -m %s", path);
+    mon[0] = monitor_batch(path);
+    mon[1] = monitor_batch(path);
+    kill(d->pid, SIGSTOP); /* so that it gets both at once */
+    send_all(mon[0], "reload\n", 7);
+    send_all(mon[1], "quit\n", 5);
+    kill(d->pid, SIGCONT);
+    line = next_line(mon[0]);
+    ck_assert_msg(strncmp(line, "error: the daemon ", 18) == 0, "%s", line);
+    ck_assert_int_eq(daemon_exit(d), 0);
+    close(mon[0]);
+    close(mon[1]);
 }
 END_TEST
 
@@ -2017,20 +2072,6 @@ static int monitor_says(const char *path, const char *lines)
     return fd;
 }
 
-/* next_line() - of a client's answer; good until the next call */
-static const char *next_line(int fd)
-{
-    static char line[8192];
-    size_t len = 0;
-
-    do {
-        ck_assert(len + 1 < sizeof(line));
-        recv_all(fd, line + len, 1);
-    } while (line[len++] != '\n');
-    line[len] = '\0';
-    return line;
-}
-
 /* check_event() - it has the form, and the keys, that the README promises */
 static void check_event(const char *line)
 {
@@ -2440,14 +2481,21 @@ END_TEST
 
 /* --- the client --------------------------------------------------------- */
 
-/* -x ends though the daemon has stopped. */
+/* -x ends though the daemon has stopped; a reload may take as long as that. */
 START_TEST(unanswered)
 {
-    char path[PATH_LEN];
-    pid_t client;
+    char path[PATH_LEN], slow[PATH_LEN];
+    pid_t client, reload;
     int64_t start;
+    int listener, fd;
     Daemon *d;
 
+    file_path(slow, "slow");
+    listener = listen_on(slow, 1);
+    reload = command_start("reload", "'%s' -m %s -x reload", vp_program, slow);
+    fd = accept_one(listener);
+    send_all(fd, "(qemu-vp) ", 10);
+    expect_bytes(fd, "batch\nreload\n");
     file_path(path, "monitor");
     d = daemon_start("host", "-m %s", path);
     close(monitor_dial(path));
@@ -2459,12 +2507,17 @@ START_TEST(unanswered)
                            path);
     ck_assert_int_eq(execute(path, "info status"), 1);
     ck_assert_int_lt(now_ms() - start, 19000);  /* 10 s are promised */
+    sleep_ms(1000);
+    send_all(fd, "ok\n", 3);
+    command_wait(reload);
     command_wait(client);
     file_wait("wait.log", "doesn't answer");
     ck_assert_msg(strstr(executed(2), "doesn't answer") != NULL, "%s",
                   executed(2));
     kill(d->pid, SIGCONT);
     ck_assert_int_eq(execute(path, "info status"), 0);
+    close(fd);
+    close(listener);
 }
 END_TEST
 
@@ -2629,6 +2682,7 @@ int main(void)
     SUITE_ADD(s, forward_limits);
     SUITE_ADD(s, channel_history);
     SUITE_ADD(s, reload_says);
+    SUITE_ADD(s, reload_cancelled);
     SUITE_ADD(s, by_socat);
     SUITE_ADD(s, tables);
     SUITE_ADD(s, narrow_tables);
