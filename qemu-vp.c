@@ -4887,8 +4887,8 @@ static void quit_step(void *opaque)
     vp_timer_start(loop, &quit_timer, QUIT_STEP, quit_step, NULL);
 }
 
-/* A reload goes on with so many specs each time, in between others. */
-#define RELOAD_SPECS 200
+/* A reload goes on for so long each time, in between others have their turn. */
+#define RELOAD_PORTION (2 * MS)
 #define RELOAD_STEP 1 /* us: in the next pass of the loop */
 /* Then it waits for the names so long, and looks for them so often. */
 #define RELOAD_NAMES (1 * SECOND)
@@ -5011,19 +5011,26 @@ static void reload_names(void *opaque)
     }
 }
 
-/* reload_step() - a portion of the change */
+/*
+ * reload_step() - a portion of the change
+ *
+ * It is timed, because a spec that stays takes a us and a socket that is bound
+ * to a file may take 2 ms.
+ */
 static void reload_step(void *opaque)
 {
+    uint64_t until = vp_clock() + RELOAD_PORTION;
     Error err;
 
     (void)opaque;
-    for (int n = 0; n < RELOAD_SPECS; n++) {
-        if (!change_next(&reloading.change, &err)) {
-            reload_names(NULL);
+    while (change_next(&reloading.change, &err)) {
+        if (vp_clock() >= until) {
+            vp_timer_start(loop, &reloading.timer, RELOAD_STEP, reload_step,
+                           NULL);
             return;
         }
     }
-    vp_timer_start(loop, &reloading.timer, RELOAD_STEP, reload_step, NULL);
+    reload_names(NULL);
 }
 
 /* reload_start() - change what runs, and what is in force, to what was read */

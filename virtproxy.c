@@ -210,7 +210,7 @@ static uint64_t mix64(uint64_t x)
     return x ^ x >> 31;
 }
 
-static uint64_t clock_us(void)
+uint64_t vp_clock(void)
 {
     struct timespec ts;
 
@@ -769,7 +769,7 @@ VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
 
     if (loop != NULL) {
         loop->turned = turned;
-        loop->now = clock_us();
+        loop->now = vp_clock();
         loop->instance = random64();
         loop->cold_fd = -1;
         loop->look_us = VP_LOOK_SOON_US;
@@ -1276,10 +1276,10 @@ static int loop_select(VPLoop *loop, uint64_t timeout)
         if (err == EBADF) {
             loop_drop_bad(loop);
         }
-        loop->now = clock_us();
+        loop->now = vp_clock();
         return err == EINTR || err == EBADF ? 0 : -err;
     }
-    loop->now = clock_us();
+    loop->now = vp_clock();
     if (due || !hot) {
         loop->looked_at = loop->now;
     }
@@ -1385,7 +1385,7 @@ static void loop_del_task(VPLoop *loop, VPTask *task)
 
 int vp_loop_run(VPLoop *loop)
 {
-    loop->now = clock_us();
+    loop->now = vp_clock();
     while (!loop->stop) {
         uint64_t timeout = UINT64_MAX;
         VPNode *t;

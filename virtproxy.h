@@ -118,8 +118,11 @@ void vp_loop_free(VPLoop *loop);
 int vp_loop_run(VPLoop *loop);
 void vp_loop_stop(VPLoop *loop);
 
-/* vp_loop_now() - monotonic time of the current pass */
+/* vp_loop_now() - monotonic time of the current pass, us */
 uint64_t vp_loop_now(const VPLoop *loop);
+
+/* vp_clock() - what it is by now */
+uint64_t vp_clock(void);
 
 /*
  * vp_watch() - have @handler called for @fd, initially for no event
