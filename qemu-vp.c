@@ -611,16 +611,53 @@ static bool prop_mode(Props *props, const char *value)
            props->mode <= 0777;
 }
 
+/*
+ * Groups' numbers that were looked up.  Thousands of specs may name the same
+ * group, and to look it up may take a server's answer, for which all wait.
+ */
+static struct {
+    char *name; /* NULL: none */
+    long number;
+} known_groups[8];
+
+/* groups_forget() - have the numbers looked up anew */
+static void groups_forget(void)
+{
+    for (size_t i = 0; i < COUNT(known_groups); i++) {
+        free(known_groups[i].name);
+        known_groups[i].name = NULL;
+    }
+}
+
+/* group_number() - of the group @name, which may be a number; -1: none */
+static long group_number(const char *name)
+{
+    static size_t next; /* of known_groups, whose place is taken next */
+    const struct group *gr;
+    unsigned long number;
+    size_t i = next;
+
+    for (size_t k = 0; k < COUNT(known_groups); k++) {
+        if (known_groups[k].name != NULL &&
+            strcmp(known_groups[k].name, name) == 0) {
+            return known_groups[k].number;
+        }
+    }
+    gr = getgrnam(name);
+    if (gr == NULL && !parse_number(name, 0, UINT_MAX - 1ul, &number)) {
+        return -1;
+    }
+    next = (i + 1) % COUNT(known_groups);
+    free(known_groups[i].name);
+    known_groups[i].name = strdup(name); /* NULL: it is looked up again */
+    known_groups[i].number = gr != NULL ? (long)gr->gr_gid : (long)number;
+    return known_groups[i].number;
+}
+
 static bool prop_group(Props *props, const char *value)
 {
-    const struct group *gr = getgrnam(value);
-    unsigned long number;
-
-    if (gr == NULL && !parse_number(value, 0, UINT_MAX - 1ul, &number)) {
-        return false;
-    }
-    props->group = gr != NULL ? (long)gr->gr_gid : (long)number;
-    return true;
+    props->group = group_number(value);
+    return props->group >= 0;
 }
 
 static bool prop_proxy(Props *props, const char *value)
@@ -5102,6 +5139,7 @@ static void reload(void)
         return;
     }
     reloading.wrong = (Error){ "" };
+    groups_forget();
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
         error_set(&reloading.wrong, "%.400s: the old one stays in force",

@@ -2115,6 +2115,34 @@ START_TEST(pid_file_link)
 }
 END_TEST
 
+/* A group's number is looked up once, and again by a reload. */
+START_TEST(group_known)
+{
+    StartOptions o = { .setup = "mount -n --bind group /etc/group" };
+    char path[PATH_LEN];
+    Daemon *d;
+    int mon;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    umask(0022);
+    ck_assert(chdir(vp_dir) == 0);
+    write_file("group", "root:x:0:\nvpgroup:x:%ld:\n", (long)getegid());
+    write_file("conf", "channel unix-listen:%s/c:-,group=vpgroup\n", vp_dir);
+    file_path(path, "m");
+    d = daemon_start_with(&o, "host", "-C conf -m %s", path);
+    mon = monitor_batch(path);
+    write_file("group", "root:x:0:\n");
+    monitor_ask(mon, "oforward_add s:%s/s:-,group=vpgroup", vp_dir);
+    rights("s", geteuid(), getegid(), 0755);
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "nothing reloaded: .*vpgroup");
+    monitor_refuses(mon, "oforward_add t:/t:-,group=vpgroup", "vpgroup");
+    close(mon);
+}
+END_TEST
+
 /* With -u they are USER's from the start on. */
 START_TEST(socket_owner)
 {
@@ -2849,6 +2877,7 @@ int main(void)
     SUITE_ADD(s, inherited_flush);
     SUITE_LOOP(s, open_to_others, 2);
     SUITE_ADD(s, socket_rights);
+    SUITE_ADD(s, group_known);
     SUITE_ADD(s, socket_owner);
     SUITE_ADD(s, proxy);
     SUITE_ADD(s, sockets_removed);
