@@ -5809,6 +5809,7 @@ static void listing_step(Listing *l, Text *out)
     text_free(&rows);
 }
 
+/* Those that have no keys come last, see info_args(). */
 static const Info infos[] = {
     { "status", "status", .text = show_status },
     { "channels", "channel", .channel = show_channel },
@@ -5831,6 +5832,21 @@ static const Info *info_find(const char *name)
         }
     }
     return NULL;
+}
+
+/* info_args() - what may stand after "info" */
+static const char *info_args(void)
+{
+    static char args[256];
+    size_t len = 0;
+
+    for (size_t i = 0; i < COUNT(infos) && len < sizeof(args); i++) {
+        len += (size_t)snprintf(args + len, sizeof(args) - len, "%s%s",
+                                i == 0 ? ""
+                                : infos[i].word != NULL ? "|" : " [-k] | ",
+                                infos[i].name);
+    }
+    return args;
 }
 
 /* info_show() - append what @info shows to @out */
@@ -5894,7 +5910,8 @@ typedef struct Mon Mon;
 
 typedef struct Command {
     const char *name;
-    const char *args;  /* what "help" calls them; "": it takes none */
+    const char *args;  /* what "help" calls them; "": it takes none; NULL:
+                          info_args() */
     const char *help;
     bool (*run)(Mon *mon, char *args, Error *err);
     char option;       /* letter of what it adds or removes, or 0 */
@@ -5956,8 +5973,7 @@ static bool run_info(Mon *mon, char *args, Error *err)
         return error_set(err, "'%.64s': expected -k", more);
     }
     if (info == NULL) {
-        return error_set(err, "'%.64s': expected status, channels, oforwards, "
-                         "iforwards, services, conns, stats or config", name);
+        return error_set(err, "'%.64s': expected %s", name, info_args());
     }
     if (keys && info->word == NULL) {
         return error_set(err, "'-k': 'info config' is an init file already");
@@ -6191,9 +6207,9 @@ static void watch_tell(Mon *mon, const Text *line)
     if (mon->missed > 0 || line->failed ||
         out->len + line->len > WATCH_ROOM) {
         mon->missed++; /* until all is taken, so that one gap remains one */
-        return;
+    } else {
+        text_add(out, "%s", line->data);
     }
-    text_add(out, "%s", line->data);
     vp_watch_set(loop, mon->fd, VP_WRITE);
 }
 
@@ -6288,6 +6304,10 @@ static bool wait_met(const Wait *w, Error *err)
         return error_set(err, "there is no channel %u", w->channel_id);
     }
     vp_channel_info(ch->drv, &info);
+    if (strcmp(info.state, "silent") == 0) {
+        /* its last error is of an earlier time */
+        return error_set(err, "channel %u is silent", w->channel_id);
+    }
     if (strcmp(info.state, "up") != 0) {
         return error_set(err, "channel %u is not up: %s", w->channel_id,
                          info.last_error[0] != '\0' ? info.last_error
@@ -6409,9 +6429,8 @@ static bool run_help(Mon *mon, char *args, Error *err);
 
 static const Command commands[] = {
     { "help", "[COMMAND]", "show the commands, or one of them", run_help, 0 },
-    { "info", "status|channels|oforwards|iforwards|services|conns|stats [-k]"
-      " | config",
-      "show what is there; -k: as key=value, for programs", run_info, 0 },
+    { "info", NULL, "show what is there; -k: as key=value, for programs",
+      run_info, 0 },
     { "channel_add", "METHOD:ADDR:PORT[:CHANNEL_ID]", "add a channel, as -c",
       run_add, 'c' },
     { "channel_del", "CHANNEL_ID|METHOD:ADDR:PORT[:CHANNEL_ID]",
@@ -6441,6 +6460,11 @@ static const Command commands[] = {
     { "quit", "", "end the daemon", run_quit, 0 },
 };
 
+static const char *command_args(const Command *c)
+{
+    return c->args != NULL ? c->args : info_args();
+}
+
 static bool run_help(Mon *mon, char *args, Error *err)
 {
     bool found = false;
@@ -6450,7 +6474,8 @@ static bool run_help(Mon *mon, char *args, Error *err)
 
         if (args[0] == '\0' || strcmp(args, c->name) == 0) {
             text_add(&mon->out, "%s%s%s -- %s\n", c->name,
-                     c->args[0] != '\0' ? " " : "", c->args, c->help);
+                     command_args(c)[0] != '\0' ? " " : "", command_args(c),
+                     c->help);
             found = true;
         }
     }
@@ -6461,6 +6486,7 @@ static bool run_help(Mon *mon, char *args, Error *err)
 static bool command_run(Mon *mon, const char *name, char *args, Error *err)
 {
     const Command *c = commands;
+    const char *takes;
 
     while (c < commands + COUNT(commands) && strcmp(c->name, name) != 0) {
         c++;
@@ -6469,11 +6495,12 @@ static bool command_run(Mon *mon, const char *name, char *args, Error *err)
         return error_set(err, "'%.64s': there is no such command, try 'help'",
                          name);
     }
-    if (c->args[0] == '\0' && args[0] != '\0') {
+    takes = command_args(c);
+    if (takes[0] == '\0' && args[0] != '\0') {
         return error_set(err, "'%.64s': %s takes no argument", args, name);
     }
-    if (c->args[0] != '\0' && c->args[0] != '[' && args[0] == '\0') {
-        return error_set(err, "%s: expected %s", name, c->args);
+    if (takes[0] != '\0' && takes[0] != '[' && args[0] == '\0') {
+        return error_set(err, "%s: expected %s", name, takes);
     }
     mon->repeated = mon->command == c;
     mon->command = c;
@@ -6519,7 +6546,10 @@ static void mon_execute(Mon *mon, char *line)
  */
 #define MON_CLIENTS 128
 
-/* select() doesn't tell who goes after the end of his data: time to look. */
+/*
+ * select() doesn't tell who goes after the end of his data, or with more of it
+ * than there is room for: time to look.
+ */
 #define MON_LOOK (1 * SECOND)
 
 static Spec monitor_spec; /* of -m */
@@ -6627,7 +6657,7 @@ static bool mon_hung_up(const Mon *mon)
     return poll(&pfd, 1, 0) > 0 && (pfd.revents & POLLHUP);
 }
 
-/* mon_look_gone() - has a client gone that had nothing more to say before? */
+/* mon_look_gone() - has a client gone of which nothing is read now? */
 static void mon_look_gone(void *opaque)
 {
     Mon *mon = opaque;
@@ -6646,6 +6676,7 @@ static void mon_continue(Mon *mon)
         mon_run(mon);
     }
     if (!mon->broken && mon->len == sizeof(mon->line) &&
+        mon->wait.timer.link == NULL &&
         memchr(mon->line, '\n', mon->len) == NULL) {
         text_add(&mon->out, "error: the line is longer than %d bytes\n",
                  MON_LINE_MAX - 1);
@@ -6657,7 +6688,8 @@ static void mon_continue(Mon *mon)
         (mon->eof && mon->out.len == 0 && !mon->listing.going_on &&
          !lookup_busy(&mon->lookup) && !mon_lasts(mon))) {
         mon_close(mon);
-    } else if (mon->eof && mon->gone_timer.link == NULL) {
+    } else if ((mon->eof || mon->len == sizeof(mon->line)) &&
+               mon->gone_timer.link == NULL) {
         mon_look_gone(mon);
     }
 }
@@ -6971,12 +7003,12 @@ static int monitor_client(const char *path, const char *command)
 
     if (!spec_parse(&monitor_spec, 'm', path, &err)) {
         fprintf(stderr, "qemu-vp: %s\n", err.text);
-        return 1;
+        return 2;
     }
     if (monitor_spec.inherited) {
         fprintf(stderr, "qemu-vp: -m '%s': -x needs the path of the socket\n",
                 path);
-        return 1;
+        return 2;
     }
     fd = client_connect(monitor_spec.addr, ANSWER_TIME);
     if (fd < 0 || (lasts && !client_patient(fd, time)) ||

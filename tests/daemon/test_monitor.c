@@ -852,8 +852,9 @@ typedef struct BadCommand {
 static const BadCommand bad_commands[] = {
     { "nonsense", "'nonsense'" },
     { "INFO status", "'INFO'" },
-    { "info", "status|channels|" },
-    { "info nothing", "'nothing'" },
+    { "info", "|forwards|" },
+    { "info nothing", "'nothing': expected status|" },
+    { "info oforward", "|forwards|services|conns|stats [-k] | config" },
     { "info conn", "'conn'" },
     { "info status -x", "-x" },
     { "info status -k -k", "-k -k" },
@@ -2342,6 +2343,7 @@ static void clients_wait(const Daemon *d, int fds)
 /* "wait" ends when it is there, when the time is over, or never can be. */
 START_TEST(waits)
 {
+    static const char endless[4096];
     char path[2][PATH_LEN], channel[PATH_LEN];
     int before, raw, gone;
     pid_t up, service;
@@ -2394,9 +2396,15 @@ START_TEST(waits)
     command_wait(service);
 
     raw = monitor_says(path[0], "wait nobody 60\n");
+    send_all(raw, endless, sizeof(endless));
+    gone = monitor_says(path[0], "wait nobody 60\n");
+    send_all(gone, endless, sizeof(endless));
+    clients_wait(d, before + 3);
+    close(gone);
     clients_wait(d, before + 2);
     ck_assert_int_eq(execute(path[0], "channel_del 0"), 0);
     ck_assert_str_eq(next_line(raw), "error: there is no channel 0\n");
+    ck_assert(strstr(next_line(raw), "longer than") != NULL);
     close(raw);
     raw = monitor_says(path[1], "wait nobody 60\n");
     monitor_ask(gone = monitor_batch(path[1]), "info status");
@@ -2481,15 +2489,24 @@ END_TEST
 
 /* --- the client --------------------------------------------------------- */
 
-/* -x ends though the daemon has stopped; a reload may take as long as that. */
+/*
+ * -x ends though the daemon has stopped; a reload may take as long as that.
+ * The other end's "wait" says that it is silent, and not what was wrong before.
+ */
 START_TEST(unanswered)
 {
-    char path[PATH_LEN], slow[PATH_LEN];
+    char path[PATH_LEN], slow[PATH_LEN], end[PATH_LEN], channel[PATH_LEN];
+    char text[TEXT_LEN];
     pid_t client, reload;
     int64_t start;
-    int listener, fd;
+    int listener, fd, mon;
     Daemon *d;
 
+    file_path(channel, "channel");
+    file_path(end, "end");
+    daemon_start("end", "-m %s -c unix-connect:%s:-", end, channel);
+    mon = monitor_batch(end);
+    ck_assert_str_ne(value(wait_state(mon, "down"), "last_error"), "");
     file_path(slow, "slow");
     listener = listen_on(slow, 1);
     reload = command_start("reload", "'%s' -m %s -x reload", vp_program, slow);
@@ -2500,7 +2517,9 @@ START_TEST(unanswered)
     d = daemon_start("host", "-m %s", path);
     close(monitor_dial(path));
     daemon_wait(d, "the monitor can add one");
-    ck_assert_int_eq(execute(path, "info status"), 0);
+    text_format(text, sizeof(text), "channel_add unix-listen:%s:-", channel);
+    ck_assert_int_eq(execute(path, text), 0);
+    ck_assert_str_ne(value(wait_state(mon, "up"), "last_error"), "");
     kill(d->pid, SIGSTOP);
     start = now_ms();
     client = command_start("wait", "! '%s' -m %s -x 'wait up 1'", vp_program,
@@ -2514,10 +2533,15 @@ START_TEST(unanswered)
     file_wait("wait.log", "doesn't answer");
     ck_assert_msg(strstr(executed(2), "doesn't answer") != NULL, "%s",
                   executed(2));
+    wait_state(mon, "silent");
+    ck_assert_int_eq(execute(end, "wait up 0"), 1);
+    ck_assert_msg(strstr(executed(2), "channel 0 is silent") != NULL, "%s",
+                  executed(2));
     kill(d->pid, SIGCONT);
     ck_assert_int_eq(execute(path, "info status"), 0);
     close(fd);
     close(listener);
+    close(mon);
 }
 END_TEST
 
@@ -2549,6 +2573,8 @@ START_TEST(executes)
     ck_assert_int_eq(execute(s.path[0], "info status\nquit"), 2);
     ck_assert_msg(strstr(executed(2), "-x 'info status?quit'"), "%s",
                   executed(2));
+    ck_assert_int_eq(execute("fd:monitor", "info status"), 2);
+    ck_assert_msg(strstr(executed(2), "needs the path"), "%s", executed(2));
     file_path(path, "nobody");
     ck_assert_int_eq(execute(path, "info status"), 1);
     ck_assert_msg(strstr(executed(2), path) &&
