@@ -5668,26 +5668,19 @@ static void show_offered(const char *service_id, void *opaque)
     show_service(opaque, service_id, "yes");
 }
 
-/* show_services() - what the other side offers, and what is missing there */
-static void show_services(Show *s, const Channel *ch)
+/* show_missing() - an oforward that has nobody to answer it */
+static void show_missing(Show *s, const Forward *f)
 {
-    s->channel_id = ch->spec.channel_id;
-    if (s->head) {
-        show_service(s, "", "");
-        return;
-    }
-    vp_services(ch->drv, show_offered, s);
-    for (const Forward *f = forwards; f != NULL; f = f->next) {
-        if (f->spec.option == 'o' && f->spec.channel_id == s->channel_id &&
-            vp_offered(ch->drv, f->spec.service_id) != VP_OFFERED) {
-            show_service(s, f->spec.service_id, offered(f));
-        }
+    if (f->spec.option == 'o' &&
+        vp_offered(f->channel->drv, f->spec.service_id) != VP_OFFERED) {
+        s->channel_id = f->spec.channel_id;
+        show_service(s, f->spec.service_id, offered(f));
     }
 }
 
 /*
- * Connections, or forwards, of a portion.  There may be thousands, each of
- * which takes some us: the channels have their turn after so many.
+ * Connections, forwards or services of a portion.  There may be thousands, each
+ * of which takes some us: the channels have their turn after so many.
  */
 #define PORTION 64
 
@@ -5700,7 +5693,9 @@ typedef struct Listing {
     bool keys;           /* -k was given */
     bool begun;
     bool cut;            /* the channel whose turn it was is gone */
-    unsigned channel_id; /* whose connections come next */
+    unsigned channel_id; /* whose connections, or services, come next */
+    char service[VP_SERVICE_ID_LEN + 1]; /* for vp_services() */
+    bool offers_told;    /* only what is missing is still to be told */
     uint64_t after;      /* for vp_conns(), or number of a told forward */
     uint64_t last;       /* number of the last forward that is told */
     int width[COLUMNS];
@@ -5748,9 +5743,6 @@ static bool list_forwards(Listing *l, Show *s)
     static const Forward none;
     const Forward *f = forwards;
 
-    if (!l->begun) {
-        l->last = forwards_so_far;
-    }
     if (s->head) {
         l->info->forward(s, &none);
     }
@@ -5763,6 +5755,37 @@ static bool list_forwards(Listing *l, Show *s)
         f = f->next;
     }
     return f != NULL && f->number <= l->last;
+}
+
+/*
+ * list_services() - Info.list(): what the other sides offer, then what is
+ * missing there
+ */
+static bool list_services(Listing *l, Show *s)
+{
+    const Channel *ch = l->begun ? channel_find(l->channel_id) : channels;
+
+    if (s->head) {
+        show_service(s, "", "");
+    }
+    s->rows = 0;
+    if (l->offers_told) {
+        return list_forwards(l, s);
+    }
+    l->cut = l->begun && ch == NULL;
+    while (ch != NULL && s->rows < PORTION) {
+        const char *last;
+
+        s->channel_id = ch->spec.channel_id;
+        last = vp_services(ch->drv, l->service, PORTION - s->rows,
+                           show_offered, s);
+        snprintf(l->service, sizeof(l->service), "%s",
+                 last != NULL ? last : "");
+        ch = last == NULL ? ch->next : ch;
+    }
+    l->channel_id = ch != NULL ? ch->spec.channel_id : 0;
+    l->offers_told = ch == NULL && !l->cut;
+    return l->offers_told ? list_forwards(l, s) : ch != NULL;
 }
 
 static void show_config(Show *s, const Forward *f)
@@ -5799,6 +5822,9 @@ static void listing_step(Listing *l, Text *out)
         .head = table && !l->begun,
     };
 
+    if (!l->begun) {
+        l->last = forwards_so_far;
+    }
     l->going_on = l->info->list(l, &s);
     l->begun = true;
     if (rows.failed) {
@@ -5818,7 +5844,7 @@ static const Info infos[] = {
     { "iforwards", "iforward", .forward = show_forward,
       .list = list_forwards },
     { "forwards", "forward", .forward = show_account, .list = list_forwards },
-    { "services", "service", .channel = show_services },
+    { "services", "service", .forward = show_missing, .list = list_services },
     { "conns", "conn", .list = list_conns },
     { "stats", "stats", .channel = show_stats },
     { "config", NULL, .forward = show_config, .list = list_config },

@@ -9080,16 +9080,21 @@ void vp_peer_info(const VPDriver *drv, VPPeerInfo *info)
     };
 }
 
-void vp_services(VPDriver *drv,
-                 void (*each)(const char *service_id, void *opaque),
-                 void *opaque)
+const char *vp_services(VPDriver *drv, const char *after, size_t most,
+                        void (*each)(const char *service_id, void *opaque),
+                        void *opaque)
 {
     const VPOffer *o = &drv->forwards.offer;
+    size_t i = 0;
 
     offer_sort(&drv->forwards);
-    for (size_t i = 0; i < o->n; i++) {
+    while (i < o->n && strcmp(o->names[i], after) <= 0) {
+        i++;
+    }
+    for (; i < o->n && most > 0; i++, most--) {
         each(o->names[i], opaque);
     }
+    return i < o->n ? o->names[i - 1] : NULL;
 }
 
 VPOffered vp_offered(VPDriver *drv, const char *service_id)

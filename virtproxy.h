@@ -609,10 +609,16 @@ typedef struct VPPeerInfo {
 
 void vp_peer_info(const VPDriver *drv, VPPeerInfo *info);
 
-/* vp_services() - call @each for every service that the other side offers */
-void vp_services(VPDriver *drv,
-                 void (*each)(const char *service_id, void *opaque),
-                 void *opaque);
+/*
+ * vp_services() - call @each for services that the other side offers, by name
+ * @after:  the name that they follow; "": none
+ * @most:   so many of them, at least one
+ *
+ * Returns the last one's name if there are more; NULL: there are none.
+ */
+const char *vp_services(VPDriver *drv, const char *after, size_t most,
+                        void (*each)(const char *service_id, void *opaque),
+                        void *opaque);
 
 typedef enum VPOffered {
     VP_OFFER_UNKNOWN, /* it has not told all, or there is no session */

@@ -1945,11 +1945,12 @@ END_TEST
 /*
  * Many forwards are told in portions, too: a client that has yet to take them
  * isn't told of one that is removed meanwhile, nor of one that is added, whose
- * channel it may not know.  One who leaves in the middle costs nothing.
+ * channel it may not know.  One who leaves in the middle costs nothing.  So are
+ * the services that they are to the other side, of which it keeps a part.
  */
 START_TEST(many_forwards)
 {
-    enum { MANY = 9000, LINE = 80 };
+    enum { MANY = 9000, KNOWN = 4096, LINE = 80 };
     static const struct {
         const char *command, *last;
     } rows[] = {
@@ -1961,7 +1962,7 @@ START_TEST(many_forwards)
     static char config[MANY * LINE];
     char init[PATH_LEN], path[PATH_LEN], link[PATH_LEN];
     int deaf[COUNT_OF(rows)], gone, mon;
-    size_t len = 0;
+    size_t len = 0, known = 0;
     char *answer;
 
     file_path(init, "init");
@@ -2000,6 +2001,18 @@ START_TEST(many_forwards)
     }
     ck_assert_uint_eq(line_count(monitor_ask(mon, "info iforwards -k"),
                                  "iforward"), MANY);
+    close(mon);
+
+    file_path(path, "there");
+    daemon_start("guest", "-q -m %s -c unix-connect:%s:-", path, link);
+    mon = monitor_batch(path);
+    for (int64_t end = now_ms() + WAIT_MS; now_ms() < end; sleep_ms(10)) {
+        known = line_count(monitor_ask(mon, "info services -k"), "service");
+        if (known == KNOWN) {
+            break;
+        }
+    }
+    ck_assert_uint_eq(known, KNOWN);
     close(mon);
 }
 END_TEST

@@ -166,7 +166,7 @@ static size_t names_known(Rig *r)
 {
     size_t n = 0;
 
-    vp_services(r->drv, name_count, &n);
+    ck_assert_ptr_null(vp_services(r->drv, "", SIZE_MAX, name_count, &n));
     return n;
 }
 
@@ -231,6 +231,34 @@ START_TEST(hears_too_many)
     ck_assert_int_eq(vp_offered(r.drv, "17"), VP_OFFERED);
     ck_assert_int_eq(vp_offered(r.drv, "last"), VP_OFFER_UNKNOWN);
     ck_assert_int_eq(engine_link(r.drv).epoch[0] != 0, true);
+    rig_free(&r);
+}
+END_TEST
+
+static void name_append(const char *service_id, void *opaque)
+{
+    strcat(strcat(opaque, service_id), " ");
+}
+
+/* They are shown in portions, of a list that may change in between. */
+START_TEST(shown_in_portions)
+{
+    char text[80] = "", last[VP_SERVICE_ID_LEN + 1];
+    static Rig r;
+
+    telling(&r);
+    peer_session(&r);
+    tell(&r, VP_SERVICES_BEGIN | VP_SERVICES_END, "e c a b d");
+    strcpy(last, vp_services(r.drv, "", 2, name_append, text));
+    ck_assert_str_eq(text, "a b ");
+    strcpy(last, vp_services(r.drv, last, 2, name_append, text));
+    ck_assert_str_eq(text, "a b c d ");
+    tell(&r, VP_SERVICES_BEGIN | VP_SERVICES_END, "f e cc b aa");
+    ck_assert_ptr_null(vp_services(r.drv, last, 2, name_append, text));
+    ck_assert_str_eq(text, "a b c d e f ");
+    tell(&r, VP_SERVICES_BEGIN | VP_SERVICES_END, "a");
+    ck_assert_ptr_null(vp_services(r.drv, last, 2, name_append, text));
+    ck_assert_str_eq(text, "a b c d e f ");
     rig_free(&r);
 }
 END_TEST
@@ -531,6 +559,7 @@ int main(void)
     SUITE_ADD(s, told_in_portions);
     SUITE_ADD(s, hears);
     SUITE_ADD(s, hears_too_many);
+    SUITE_ADD(s, shown_in_portions);
     SUITE_ADD(s, order_counts);
     SUITE_ROWS(s, message, messages);
     SUITE_ROWS(s, typo, typos);
