@@ -543,20 +543,6 @@ START_TEST(channel_history)
 }
 END_TEST
 
-/* next_line() - of a client's answer; good until the next call */
-static const char *next_line(int fd)
-{
-    static char line[8192];
-    size_t len = 0;
-
-    do {
-        ck_assert(len + 1 < sizeof(line));
-        recv_all(fd, line + len, 1);
-    } while (line[len++] != '\n');
-    line[len] = '\0';
-    return line;
-}
-
 /* --- for people --------------------------------------------------------- */
 
 /* ask_by_socat() - send lines to the monitor as the README says */
@@ -629,42 +615,6 @@ START_TEST(reload_says)
     ck_assert_int_eq(execute(path, "reload"), 0);
     close(listener);
     close(mon);
-}
-END_TEST
-
-/* That it is ended half-way is no success. */
-START_TEST(reload_cancelled)
-{
-    enum { LINES = 2000 };
-    static char conf[LINES * 40];
-    char path[PATH_LEN];
-    const char *line;
-    size_t len;
-    int mon[2];
-    Daemon *d;
-
-    ck_assert(chdir(vp_dir) == 0);
-    text_format(conf, sizeof(conf), "channel unix-listen:%s/c:-\n", vp_dir);
-    len = strlen(conf);
-    for (int i = 0; i < LINES; i++) {
-        text_format(conf + len, sizeof(conf) - len,
-                    "iforward s%d:127.0.0.1:1\n", i);
-        len += strlen(conf + len);
-    }
-    file_write("conf", conf, len);
-    file_path(path, "m");
-    d = daemon_start("host", "-C conf -m %s", path);
-    mon[0] = monitor_batch(path);
-    mon[1] = monitor_batch(path);
-    kill(d->pid, SIGSTOP); /* so that it gets both at once */
-    send_all(mon[0], "reload\n", 7);
-    send_all(mon[1], "quit\n", 5);
-    kill(d->pid, SIGCONT);
-    line = next_line(mon[0]);
-    ck_assert_msg(strncmp(line, "error: the daemon ", 18) == 0, "%s", line);
-    ck_assert_int_eq(daemon_exit(d), 0);
-    close(mon[0]);
-    close(mon[1]);
 }
 END_TEST
 
@@ -2086,6 +2036,20 @@ static int monitor_says(const char *path, const char *lines)
     return fd;
 }
 
+/* next_line() - of a client's answer; good until the next call */
+static const char *next_line(int fd)
+{
+    static char line[8192];
+    size_t len = 0;
+
+    do {
+        ck_assert(len + 1 < sizeof(line));
+        recv_all(fd, line + len, 1);
+    } while (line[len++] != '\n');
+    line[len] = '\0';
+    return line;
+}
+
 /* check_event() - it has the form, and the keys, that the README promises */
 static void check_event(const char *line)
 {
@@ -2721,7 +2685,6 @@ int main(void)
     SUITE_ADD(s, forward_limits);
     SUITE_ADD(s, channel_history);
     SUITE_ADD(s, reload_says);
-    SUITE_ADD(s, reload_cancelled);
     SUITE_ADD(s, by_socat);
     SUITE_ADD(s, tables);
     SUITE_ADD(s, narrow_tables);

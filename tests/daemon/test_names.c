@@ -392,6 +392,36 @@ START_TEST(key_while_reloading)
 }
 END_TEST
 
+/* That the daemon is ended while a reload waits for names is no success. */
+START_TEST(end_while_reloading)
+{
+    StartOptions o = { .setup = NAMES_SETUP };
+    int server = names_server(), mon[2];
+    char path[PATH_LEN], *answer;
+    Daemon *d;
+
+    if (server < 0) {
+        PASS_OVER(MAY_SERVE_NAMES);
+    }
+    file_path(path, "m");
+    d = daemon_start_with(&o, "host", "-c unix-listen:%s/ch:- "
+                          "-i s:later.test:80 -m %s", vp_dir, path);
+    mon[0] = monitor_batch(path);
+    mon[1] = monitor_batch(path);
+    kill(d->pid, SIGSTOP); /* so that it gets both at once */
+    send_all(mon[0], "reload\n", 7);
+    send_all(mon[1], "quit\n", 5);
+    kill(d->pid, SIGCONT);
+    answer = monitor_answer(mon[0]);
+    ck_assert_msg(strncmp(answer, "error: the daemon ", 18) == 0, "%s", answer);
+    ck_assert_int_eq(daemon_exit(d), 0);
+    free(answer);
+    close(mon[0]);
+    close(mon[1]);
+    close(server);
+}
+END_TEST
+
 /* What is wrong for good still ends the start, name or not. */
 START_TEST(name_in_use)
 {
@@ -657,6 +687,7 @@ int main(void)
     SUITE_ADD(s, end_while_starting);
     SUITE_ADD(s, name_late_in_use);
     SUITE_ADD(s, key_while_reloading);
+    SUITE_ADD(s, end_while_reloading);
     SUITE_ADD(s, name_in_use);
     SUITE_ADD(s, address_later);
     SUITE_ADD(s, interface_anew);
