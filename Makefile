@@ -218,6 +218,7 @@ chmod $(3) '$(DESTDIR)$(2)'
 endef
 
 install-systemd: install
+	$(INSTALL) -d '$(DESTDIR)/etc/qemu-vp'
 	$(call recipe,systemd$(comma) host;,/etc/systemd/system/qemu-vp@.service,644)
 
 install-systemd-guest: install
