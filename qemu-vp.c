@@ -2650,7 +2650,7 @@ static gid_t files_gid = (gid_t)-1;
 /*
  * file_rights() - give the socket at @path its owner, group and mode
  *
- * The mode comes first, because to change it once the file belongs to USER takes
+ * The mode comes first, because to change it once the file is USER's takes
  * a capability more.
  */
 static int file_rights(const char *path, const Props *props)
