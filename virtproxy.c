@@ -3297,7 +3297,9 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 /*
  * Acks count as held up for so long, at most, and only while the rest of the
  * round trip is no longer than that, because a line that has become slower
- * would get a long queue for the rate it had before.
+ * would get a long queue for the rate it had before.  While the peer has as
+ * much on its way as we have, they count for less by a round trip: on a long
+ * path the half of what came in, see above, has to do.
  */
 #define VP_HELD_MAX (50 * MS)
 /* How long the shortest round trip seen is believed, as in BBR. */
@@ -3411,9 +3413,11 @@ static void flow_update(VPFlow *f, uint64_t now)
     limit += queue < rtt ? pkt : pkt - VP_PKT_LEN_MIN / 2;
     limit = MAX(limit, 2 * pkt + VP_PKT_LEN_MIN / 4); /* and a small one */
     acks = MIN(limit, f->came / 2);
-    if (f->came < limit / 2 &&
-        (double)f->srtt - f->held < 2 * rtt + VP_HELD_MAX) {
-        acks = MAX(acks, f->rate * MIN(f->held, VP_HELD_MAX));
+    if ((double)f->srtt - f->held < 2 * rtt + VP_HELD_MAX) {
+        double held = f->came < limit / 2 ? VP_HELD_MAX
+                                          : VP_HELD_MAX - MIN(rtt, VP_HELD_MAX);
+
+        acks = MAX(acks, f->rate * MIN(f->held, held));
     }
     limit += acks;
     if (f->min_rtt < VP_NEAR_US) {
