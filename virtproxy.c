@@ -2427,7 +2427,7 @@ typedef enum VPReason {
     VP_REASON_RESOURCES,
     VP_REASON_OTHER,
     VP_REASON_ENDING, /* the daemon ends: deliver what it sent before */
-    VP_REASON_GONE,   /* nobody is left who reads; no more data: the same */
+    VP_REASON_GONE,   /* nobody is left who reads: deliver what was sent */
 } VPReason;
 
 static const char *reason_str(unsigned reason)
@@ -5394,6 +5394,8 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  * and packets for one that is gone are ignored.  It is two half machines,
  *
  *   in    WAIT -> OPEN -> EOF -> CLOSED         local socket to channel
+ *          |       |            |
+ *          +-------+--> DROP ---+
  *
  *   out   WAIT ----> OPEN ---> DRAIN --> CLOSED channel to local socket
  *          |          |          |
@@ -5435,7 +5437,10 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *   RESET as the peer ends,
  *     and bytes wait              -> CLOSED                   -> ENDING
  *   RESET as the owner of its
- *     socket is gone              -> CLOSED   as CLOSE        -> ENDING
+ *     socket is gone              -> DROP     as CLOSE        -> ENDING
+ *     after its end of data       -> CLOSED   as CLOSE        -> ENDING
+ *   end of data in DROP           -> CLOSED
+ *   all delivered when ENDING     -> CLOSED   -> CLOSED       -> FREE
  *   CONNECT_INIT came with its id CLOSED      DRAIN           -> ENDING
  *   ENDING's time is over         CLOSED      -> CLOSED       -> FREE
  *   RESET or REFUSED sent                                     CLOSING -> FREE
@@ -5443,7 +5448,11 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  * A reset closes the socket so that its owner sees a reset, too: see
  * socket_setup().  It may overtake data, as TCP's does.  Who resets a unix
  * socket is only gone, and all that he sent is read first: so the peer delivers
- * it, and then closes its own socket in order.
+ * it.  Then it closes its own socket in order if he had ended his data, else
+ * resets it, lest a part looks like the whole.  It goes on reading its socket
+ * until then, and drops what comes (DROP): who writes before he reads would
+ * take nothing else.  Who takes nothing while he writes for VP_DROP_US is
+ * reset; who does neither may take his time.
  *
  * Pull, not push.  Nothing queues in front of the channel: a local socket is
  * read only when the link may send its bytes now, straight into the send
@@ -5496,6 +5505,10 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
 /* How long what waits is delivered after the peer's daemon has ended. */
 #define VP_END_US (2 * SECOND)
 #define VP_END_STEP (10 * MS)
+/* Who takes nothing, and writes what is dropped, is reset after this. */
+#define VP_DROP_US (10 * SECOND)
+/* How much is read at a time to be dropped. */
+#define VP_DROP_LEN (16u << 10)
 /* Idle connections are looked for no more often. */
 #define VP_IDLE_STEP (250 * MS)
 
@@ -5503,6 +5516,7 @@ typedef enum VPIn {
     IN_WAIT,   /* not connected yet */
     IN_OPEN,
     IN_EOF,    /* CLOSE still to be sent */
+    IN_DROP,   /* ENDING, so nobody gets what comes: read and dropped */
     IN_CLOSED,
 } VPIn;
 
@@ -5525,7 +5539,9 @@ typedef enum VPLife {
     LIVES,
 } VPLife;
 
-static const char *const in_name[] = { "WAIT", "OPEN", "EOF", "CLOSED" };
+static const char *const in_name[] = {
+    "WAIT", "OPEN", "EOF", "DROP", "CLOSED",
+};
 
 static const char *const out_name[] = {
     "WAIT", "WAIT_DRAIN", "OPEN", "DRAIN", "BROKEN", "BROKEN_END", "CLOSED",
@@ -5572,12 +5588,16 @@ typedef struct VPConn {
     bool blocked;      /* the local socket takes no more for the moment */
     bool doomed;       /* the sweep saw that it was reset */
     bool greets;       /* its client waits for "OK", see VPCaller */
+    bool cut;          /* ENDING: no CLOSE had come, it ends in a reset */
     uint8_t reason;    /* for DUE_REFUSED and DUE_RESET */
     unsigned due;
     int fd;            /* -1: none yet, or closed */
     int watched;       /* what is watched of it, VP_READ | VP_WRITE */
     void *dial;        /* of the room above, while it connects to the target */
     uint64_t ends_at;  /* ENDING: when it is reset at the latest; 0: never */
+    uint64_t dropped_at; /* DROP: time of the first drop since its owner took
+                            something; 0: none */
+    size_t dropped_left; /* conn_queued() at that time */
     uint64_t number;   /* how many there had been when it came, with it */
     uint64_t born;
     uint64_t moved;    /* when data moved last */
@@ -5714,8 +5734,8 @@ static void conn_interest(VPConn *c)
     if (c->fd < 0) {
         return;
     }
-    if (c->in == IN_OPEN && !sched_waits(&c->turn) &&
-        c->tx_count < c->tx_limit) {
+    if (c->in == IN_DROP || (c->in == IN_OPEN && !sched_waits(&c->turn) &&
+                             c->tx_count < c->tx_limit)) {
         events |= VP_READ;
     }
     if (c->buf_len > 0) {
@@ -5874,9 +5894,10 @@ static inline void conn_debug(const VPConn *c, const char *what,
 static bool conn_set_in(VPConn *c, VPIn to, const char *why)
 {
     static const unsigned legal[] = {
-        [IN_WAIT] = 1u << IN_OPEN | 1u << IN_CLOSED,
-        [IN_OPEN] = 1u << IN_EOF | 1u << IN_CLOSED,
+        [IN_WAIT] = 1u << IN_OPEN | 1u << IN_DROP | 1u << IN_CLOSED,
+        [IN_OPEN] = 1u << IN_EOF | 1u << IN_DROP | 1u << IN_CLOSED,
         [IN_EOF] = 1u << IN_CLOSED,
+        [IN_DROP] = 1u << IN_CLOSED,
         [IN_CLOSED] = 1u << IN_CLOSED,
     };
 
@@ -6257,10 +6278,12 @@ static bool conn_is_unix(const VPConn *c)
 /* conn_lose() - the local socket's owner is gone, all that he sent is read */
 static void conn_lose(VPConn *c, const char *why)
 {
+    unsigned close_due = c->in == IN_EOF ? DUE_CLOSE : 0;
+
     if (conn_known(c) && !conn_over(c) && conn_is_unix(c)) {
         conn_set_life(c, LIFE_CLOSING, why);
         c->reason = VP_REASON_GONE;
-        conn_set_due(c, DUE_RESET);
+        conn_set_due(c, close_due | DUE_RESET);
     } else {
         conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, why);
     }
@@ -6298,17 +6321,28 @@ static void conn_reset(VPConn *c, VPResetBy by, const char *why)
     conn_forget(c, why);
 }
 
-/* conn_queued() - bytes the local socket's owner has not got yet */
-static size_t conn_queued(const VPConn *c)
+/* conn_outq() - bytes the kernel holds for the local socket; -1: not known */
+static int conn_outq(const VPConn *c)
 {
-    int n = 0;
+    int n = -1;
 
 #ifdef TIOCOUTQ
     if (c->fd < 0 || ioctl(c->fd, TIOCOUTQ, &n) < 0) {
-        n = 0; /* not known: then only our own buffer counts */
+        n = -1;
     }
+#else
+    (void)c;
 #endif
-    return c->buf_len + (size_t)n;
+    return n;
+}
+
+/* conn_queued() - bytes the local socket's owner has not got yet */
+static size_t conn_queued(const VPConn *c)
+{
+    int n = conn_outq(c);
+
+    /* what isn't known is left out: then only our own buffer counts */
+    return c->buf_len + (n > 0 ? (size_t)n : 0);
 }
 
 /* conn_unread() - bytes of the local socket's owner that wait for credit */
@@ -6354,12 +6388,17 @@ static void conn_check_over(VPConn *c)
 {
     struct linger off = { 0, 0 };
 
-    if (c->in != IN_CLOSED || c->out != OUT_CLOSED || conn_over(c)) {
+    if ((c->in != IN_CLOSED && c->in != IN_DROP) || c->out != OUT_CLOSED ||
+        conn_over(c)) {
         return;
     }
     if (conn_settles(c) && conn_queued(c) > 0 && !conn_is_unix(c)) {
         /* what nobody reads would make of close() a reset, and lose it */
         conns_sweep_later(c->conns);
+        return;
+    }
+    if (c->cut) {
+        conn_reset(c, VP_RESET_PEER, reason_str(VP_REASON_GONE));
         return;
     }
     if (c->fd >= 0) {
@@ -6541,10 +6580,14 @@ static void conn_break(VPConn *c)
     conn_credit(c);
 }
 
-/* conn_shutdown() - the local socket took everything, and CLOSE came */
+/* conn_shutdown() - the local socket took everything, and no more will come */
 static void conn_shutdown(VPConn *c)
 {
-    shutdown(c->fd, SHUT_WR);
+    /* a reset loses what the kernel holds, if that can't be waited for */
+    c->cut = c->cut && conn_outq(c) >= 0;
+    if (!c->cut) {
+        shutdown(c->fd, SHUT_WR);
+    }
     conn_set_out(c, OUT_CLOSED, "the local socket took all of it");
     conn_check_over(c);
 }
@@ -6721,11 +6764,11 @@ static void conn_eof(VPConn *c)
     static const char why[] = "end of data from the local socket";
 
     sched_leave(&c->conns->sched, &c->turn);
+    conn_set_in(c, IN_EOF, why);
     if (conn_broken(c)) {
         conn_lose(c, why);
         return;
     }
-    conn_set_in(c, IN_EOF, why);
     conn_set_due(c, DUE_CLOSE);
     conns_sweep_later(c->conns);
 }
@@ -6816,8 +6859,12 @@ static bool conn_read(VPConn *c)
         conn_idle(c);
         return true;
     }
-    if (n < 0) {
+    if (n < 0 && (errno == ECONNRESET || errno == EPIPE)) {
         conn_lose(c, strerror(errno));
+        return true;
+    }
+    if (n < 0) {
+        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, strerror(errno));
         return true;
     }
     if (n == 0) {
@@ -6834,6 +6881,42 @@ static bool conn_read(VPConn *c)
         sched_end_turn(sched, &c->turn, l->flow.pkt_len);
     }
     return true;
+}
+
+/* conn_check_stuck() - reset it if its owner only writes, and takes nothing */
+static void conn_check_stuck(VPConn *c)
+{
+    uint64_t now = c->conns->loop->now;
+    size_t left = conn_queued(c);
+
+    if (c->dropped_at == 0 || left != c->dropped_left) {
+        c->dropped_at = now;
+        c->dropped_left = left;
+    } else if (now - c->dropped_at >= VP_DROP_US) {
+        conn_reset(c, VP_RESET_PEER, "its owner writes, and takes nothing");
+    }
+}
+
+/* conn_drop() - read the local socket, though nobody gets what it says */
+static void conn_drop(VPConn *c)
+{
+    VPTask *task = c->conns->link->task;
+    uint8_t data[VP_DROP_LEN];
+    ssize_t n;
+
+    task->work += VP_WORK_CALL;
+    do {
+        n = read(c->fd, data, sizeof(data));
+    } while (n < 0 && errno == EINTR);
+    if (n > 0) {
+        task->work += (unsigned)n / VP_WORK_BYTES;
+        conn_check_stuck(c);
+    } else if (n == 0) {
+        conn_set_in(c, IN_CLOSED, "end of data from the local socket");
+        conn_check_over(c);
+    } else if (errno != EAGAIN && errno != EWOULDBLOCK) {
+        conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, strerror(errno));
+    }
 }
 
 /* ---- control messages: sending ---------------------------------------- */
@@ -7031,7 +7114,11 @@ static void conn_ready(void *opaque, int fd, int events)
         conn_write(c, iov, 0);
     }
     if ((events & VP_READ) && c->fd >= 0) {
-        conn_readable(c);
+        if (c->in == IN_DROP) {
+            conn_drop(c);
+        } else {
+            conn_readable(c);
+        }
     }
 }
 
@@ -7217,10 +7304,12 @@ static void conn_handle_gone(VPConn *c)
     const char *why = reason_str(VP_REASON_GONE);
 
     conn_set_life(c, LIFE_ENDING, why);
-    conn_set_in(c, IN_CLOSED, why);
+    conn_set_in(c, c->in == IN_WAIT || c->in == IN_OPEN ? IN_DROP : IN_CLOSED,
+                why);
     if (conn_broken(c)) {
         conn_forget(c, why);
     } else if (c->out == OUT_WAIT || c->out == OUT_OPEN) {
+        c->cut = true;
         conn_handle_close(c);
     } else {
         conn_check_over(c);

@@ -13,10 +13,11 @@
 
 /* From each state (a line) to each state: is it legal? */
 static const char *const legal_in[] = {
-    [IN_WAIT]   = "-x-x",
-    [IN_OPEN]   = "--xx",
-    [IN_EOF]    = "---x",
-    [IN_CLOSED] = "---x",
+    [IN_WAIT]   = "-x-xx",
+    [IN_OPEN]   = "--xxx",
+    [IN_EOF]    = "----x",
+    [IN_DROP]   = "----x",
+    [IN_CLOSED] = "----x",
 };
 
 static const char *const legal_out[] = {
@@ -370,29 +371,58 @@ START_TEST(gone_after_end)
 }
 END_TEST
 
-/* He dies while more than his credit waits: nothing of that is lost. */
+/*
+ * He dies while more than his credit waits: nothing of that is lost.  That he
+ * had read all is an end of his data, although what comes later finds nobody.
+ */
 START_TEST(gone_without_credit)
 {
+    bool ended = _i & 2;
     static Play p;
     int type;
 
-    play_begin(&p, _i, 3, false);
-    play_send(&p, "unread", 6);
+    play_begin(&p, _i & 1, 3, false);
+    if (!ended) {
+        play_send(&p, "unread", 6);
+    }
     fd_write(p.fd, "abcdefg", 7);
     close(p.fd);
     p.fd = -1;
     box_run(p.r.loop, 9 * SECOND);
     ck_assert_int_lt(peer_next(&p.r), VP_PKT_HELLO);
     ck_assert_mem_eq(p.r.peer.data, "abc", 3);
+    if (ended) {
+        play_send(&p, "late", 4);
+        ck_assert_str_eq(play_conn(&p).out, "BROKEN");
+    }
     peer_credit(&p.r, p.mine, p.id, VP_MSG_WINDOW, 1000);
     do {
         type = peer_next(&p.r);
     } while (type >= VP_PKT_HELLO);
     ck_assert_mem_eq(p.r.peer.data, "defg", 4);
+    if (ended) {
+        play_expect(&p, VP_MSG_CLOSE);
+    }
     play_expect(&p, VP_MSG_RESET);
     ck_assert_int_eq(p.r.peer.data[1], VP_REASON_GONE);
     play_over(&p);
     rig_free(&p.r);
+}
+END_TEST
+
+/* An error that says nothing of its owner is a reset, of a unix socket, too. */
+START_TEST(unreadable)
+{
+    static Play p;
+
+    play_begin(&p, _i, 1 << 20, false);
+    fd_write(p.fd, "never read", 10);
+    box_fail(CALL_READ, ENOMEM, 0, 1);
+    box_run(p.r.loop, MS);
+    play_expect(&p, VP_MSG_RESET);
+    ck_assert_int_eq(p.r.peer.data[1], VP_REASON_NONE);
+    play_over(&p);
+    play_free(&p);
 }
 END_TEST
 
@@ -421,8 +451,9 @@ static uint64_t play_fill(Play *p)
 
 /*
  * Nobody is left at the other side: what was sent before is delivered, however
- * long it takes, then the local socket is closed, in order.  Its owner's own
- * bytes, which nobody reads, don't cut that short.
+ * long it takes, then the local socket is closed: in order after CLOSE, else
+ * by a reset, which a unix socket's owner can't see.  The owner's own bytes,
+ * which nobody gets, don't cut that short.
  */
 static const struct {
     bool client;
@@ -432,14 +463,17 @@ static const struct {
 } peer_gone_rows[] = {
     { .client = true }, { .closed = true }, { .broken = true },
     { .tcp = true }, { .client = true, .tcp = true, .closed = true },
+    { .client = true, .tcp = true },
 };
 
 START_TEST(peer_gone)
 {
     bool broken = peer_gone_rows[_i].broken;
+    bool cut = peer_gone_rows[_i].tcp && !peer_gone_rows[_i].closed;
+    VPChannelInfo info;
     static Play p;
     uint64_t sent, got = 0;
-    int tries = 0;
+    int tries = 0, end = FD_OPEN;
 
     play_begin(&p, peer_gone_rows[_i].client, 3, peer_gone_rows[_i].tcp);
     fd_write(p.fd, "unread", 6);
@@ -455,12 +489,21 @@ START_TEST(peer_gone)
     peer_drain(&p.r);
     if (!broken) {
         box_run(p.r.loop, 100 * SECOND);
-        box_wait(p.r.loop, fd_drain(p.fd, 1, &got) == FD_EOF);
+        while ((end = fd_drain(p.fd, 1, &got)) == FD_OPEN) {
+            box_pause(&tries);
+            box_run(p.r.loop, 1500 * MS);
+        }
+        ck_assert_int_eq(end, cut ? ECONNRESET : FD_EOF);
         ck_assert_uint_eq(got, sent);
     }
+    tries = 0;
     while (engine_counts(p.r.drv).conns > 0) {
         box_pause(&tries); /* the kernel's acks take real time */
         box_run(p.r.loop, 1500 * MS);
+    }
+    vp_channel_info(p.r.drv, &info);
+    if (cut) {
+        ck_assert_uint_eq(info.counts.reset[VP_RESET_PEER], 1);
     }
     peer_drain(&p.r);
     ck_assert_int_ne(p.r.peer.pkt.type, VP_PKT_CONTROL); /* no answer */
@@ -470,6 +513,64 @@ START_TEST(peer_gone)
         close(p.fd);
     }
     rig_free(&p.r);
+}
+END_TEST
+
+/* play_talk() - the local socket's owner writes @most bytes, or what he can */
+static size_t play_talk(Play *p, size_t most)
+{
+    static const uint8_t data[64 << 10];
+    size_t done = 0;
+    ssize_t n;
+    int idle = 0;
+
+    while (done < most && idle < 20) {
+        n = send(p->fd, data, MIN(sizeof(data), most - done), MSG_NOSIGNAL);
+        idle = n < 0 ? idle + 1 : 0;
+        done += n < 0 ? 0 : (size_t)n;
+        box_run(p->r.loop, MS);
+    }
+    return done;
+}
+
+/*
+ * Nobody is left at the other side, and the owner of the local socket says all
+ * that he has to say before he reads: he gets rid of it, and then gets what
+ * was sent.  If he never reads that ends some day.
+ */
+START_TEST(peer_gone_talker)
+{
+    bool reads = _i & 2;
+    static Play p;
+    uint64_t sent, got = 0;
+    int tries = 0, end;
+
+    play_begin(&p, _i & 4, 3, _i & 1);
+    sent = play_fill(&p);
+    play_msg(&p, VP_MSG_RESET, VP_REASON_GONE);
+    ck_assert_uint_eq(play_talk(&p, 20 << 20), 20 << 20);
+    if (reads) {
+        box_run(p.r.loop, 100 * SECOND); /* no haste, if nothing is written */
+        ck_assert_uint_eq(engine_counts(p.r.drv).conns, 1);
+        while ((end = fd_drain(p.fd, 1, &got)) == FD_OPEN) {
+            box_pause(&tries);
+            box_run(p.r.loop, 1500 * MS);
+        }
+        ck_assert_uint_eq(got, sent);
+        ck_assert_int_eq(end, _i & 1 ? ECONNRESET : FD_EOF);
+    } else {
+        for (int i = 0; i < 9; i++) {
+            box_run(p.r.loop, SECOND);
+            ck_assert_uint_eq(play_talk(&p, 1), 1);
+        }
+        ck_assert_uint_eq(engine_counts(p.r.drv).conns, 1);
+        box_run(p.r.loop, 2 * SECOND);
+        play_talk(&p, 1);
+    }
+    peer_drain(&p.r);
+    peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
+    play_over(&p);
+    play_free(&p);
 }
 END_TEST
 
@@ -3322,8 +3423,10 @@ int main(void)
     SUITE_LOOP(s, reset_after_end, 2);
     SUITE_LOOP(s, reset_without_credit, 8);
     SUITE_LOOP(s, gone_after_end, 8);
-    SUITE_LOOP(s, gone_without_credit, 2);
+    SUITE_LOOP(s, gone_without_credit, 4);
+    SUITE_LOOP(s, unreadable, 2);
     SUITE_ROWS(s, peer_gone, peer_gone_rows);
+    SUITE_LOOP(s, peer_gone_talker, 8);
     SUITE_ADD(s, end_beside_many);
     SUITE_ROWS(s, refused, refusals);
     SUITE_LOOP(s, early, 2);
