@@ -135,7 +135,7 @@ static void turn(int nfds, fd_set *set)
 void box_fd_set(int fd, fd_set *set)
 {
     /* some libraries' FD_SET() would convert the sign of an int */
-    FD_SET((size_t)(box.fd_order == FD_ORDER_ODD ? fd ^ 1 : fd), set);
+    FD_SET((uint16_t)(box.fd_order == FD_ORDER_ODD ? fd ^ 1 : fd), set);
     turn(fd + 1, set);
 }
 
