@@ -432,7 +432,9 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * twice, and 1 / VP_SHARE_PARTS at least; then it rests (link_owes()).  So one
  * that works alone has all of it, and one beside a bulk stream hardly slows it.
  * What others had lately counts for a while, as a stream that is held up by its
- * own ends goes on soon.
+ * own ends goes on soon.  What local clients make us do neither takes from what
+ * is read of the channel in a pass nor keeps it from being read between two
+ * rests, else a local flood would have the channel stand still.
  *
  * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
  * there is no descriptor left, because it stays readable and the loop would
@@ -519,8 +521,8 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_WORK_SHARED (48 * US)
 /* A window in which shares are measured. */
 #define VP_SHARE_US (2 * MS)
-/* Part of a share that still counts a window later. */
-#define VP_SHARE_KEPT 0.98
+/* A share that isn't used any more counts for so long: it fades over it. */
+#define VP_SHARE_FADE_US (100 * MS)
 /* Of the time, the part that what isn't bulk has in any case. */
 #define VP_SHARE_PARTS 5
 
@@ -1331,10 +1333,12 @@ static unsigned loop_portion(const VPLoop *loop)
 static void loop_shares(VPLoop *loop)
 {
     uint64_t us = loop->now - loop->window_at;
+    double kept;
 
     if (us < VP_SHARE_US) {
         return;
     }
+    kept = 1 - (double)MIN(us, VP_SHARE_FADE_US) / VP_SHARE_FADE_US;
     loop->window_at = loop->now;
     loop->shares = 0;
     loop->nbusy = 0;
@@ -1342,7 +1346,7 @@ static void loop_shares(VPLoop *loop)
         VPTask *task = container_of(t, VPTask, node);
         double share = (double)task->spent / (double)us / 1000;
 
-        task->share = MAX(share, VP_SHARE_KEPT * task->share);
+        task->share = MAX(share, kept * task->share);
         loop->shares += task->share;
         loop->nbusy += task->spent > 0;
         task->spent = 0;
@@ -3821,7 +3825,9 @@ typedef struct VPLink {
     uint64_t rx_digest;  /* of all packets before rx_expect */
     uint32_t rx_delay;   /* the next header's "delay" */
     unsigned looks;      /* for headers, that don't count as work yet */
+    unsigned rx_work;    /* what link_process() did of task->work, ns */
     unsigned owed;       /* work for which it has yet to rest, ns */
+    bool unread;         /* it wasn't looked at since the last rest */
     VPTimer rest_timer;  /* while nothing is read or filled, as it rests */
 
     /* acks and life */
@@ -5054,22 +5060,37 @@ static size_t link_parse_hello(VPLink *l, uint8_t *p, size_t len)
 
 static void link_rested(void *opaque)
 {
-    link_interest(opaque); /* driver_run() goes on with what is there */
+    VPLink *l = opaque;
+
+    l->unread = true;
+    link_interest(l); /* driver_run() goes on with what is there */
 }
 
-/* link_owes() - @work was done in this pass; others have time if it was much */
+/*
+ * link_owes() - @work was done in this pass; others have time if it was much
+ *
+ * Before a handshake only what the peer sends counts.  Work during a rest isn't
+ * the peer's.  The pass after a rest comes before the channel is looked at, so
+ * the next rest can't begin in it.
+ */
 static void link_owes(VPLink *l, unsigned work)
 {
+    bool hello = l->state == LINK_HELLO, unread = l->unread;
     double rests;
 
-    if (l->state != LINK_HELLO && l->loop->nchannels <= 1) {
+    work = hello ? l->rx_work : work;
+    l->rx_work = 0;
+    if (!hello && l->loop->nchannels <= 1) {
         l->owed = 0; /* there is nobody to rest for */
         return;
     }
-    rests = l->state == LINK_HELLO ? VP_REST_PARTS - 1
-                                   : task_rests(l->loop, l->task);
+    if (timer_running(&l->rest_timer)) {
+        return;
+    }
+    l->unread = false;
+    rests = hello ? VP_REST_PARTS - 1 : task_rests(l->loop, l->task);
     l->owed = rests > 0 ? l->owed + work : 0;
-    if (l->owed >= VP_REST_WORK && !timer_running(&l->rest_timer)) {
+    if (l->owed >= VP_REST_WORK && !unread) {
         vp_timer_start(l->loop, &l->rest_timer,
                        (uint64_t)(l->owed * rests / 1000), link_rested, l);
         l->owed = 0;
@@ -5081,11 +5102,13 @@ static void link_owes(VPLink *l, unsigned work)
  * link_process() - take what lies in the receive buffer
  *
  * Where a peer's packets are of the kind that makes much work the rest is left
- * for the next pass: other channels have their turn before that.
+ * for the next pass: other channels have their turn before that.  It has its
+ * portion whatever else was done in the pass.
  */
 static void link_process(VPLink *l)
 {
-    unsigned most = loop_portion(l->loop);
+    unsigned other = l->task->work - l->rx_work;
+    unsigned most = other + loop_portion(l->loop);
     size_t pos = l->rx_done;
 
     l->rx_more = false;
@@ -5103,6 +5126,7 @@ static void link_process(VPLink *l)
         pos += used;
     }
     l->ops->flush(l->up);
+    l->rx_work = l->task->work - other;
     l->rx_done = l->rx_more ? pos : 0;
     pos -= l->rx_done; /* moving the rest in each pass would be much work */
     l->rx_len -= pos;
@@ -5784,7 +5808,7 @@ static VPConnInfo conn_info(const VPConn *c)
     };
 }
 
-/* conns_tell() - tell of what the peer may have caused */
+/* conns_tell() - tell of what the peer may cause at any rate */
 static void conns_tell(VPConns *cs, VPLogLevel level, VPEvent event)
 {
     if (event_tell(cs->log, level, event)) {
@@ -5792,16 +5816,26 @@ static void conns_tell(VPConns *cs, VPLogLevel level, VPEvent event)
     }
 }
 
-/* conn_tell() - tell who wants to know of connections what becomes of @c */
+/*
+ * conn_tell() - tell who wants to know of connections what becomes of @c
+ *
+ * That isn't counted where a local client began it: VP_ACCEPT_BATCH of them
+ * come in a pass, and if as many ends were more than a portion, what the peer
+ * says of them would come in faster than it is taken.
+ */
 static void conn_tell(const VPConn *c, VPEventType type, const char *reason)
 {
     const VPLoop *loop = c->conns->loop;
 
     if (loop->conn_events != NULL && *loop->conn_events) {
         VPConnInfo info = conn_info(c);
+        VPEvent event = { .type = type, .reason = reason, .conn = &info };
 
-        conns_tell(c->conns, VP_LOG_VERBOSE,
-                   (VPEvent){ .type = type, .reason = reason, .conn = &info });
+        if (c->client) {
+            event_tell(c->conns->log, VP_LOG_VERBOSE, event);
+        } else {
+            conns_tell(c->conns, VP_LOG_VERBOSE, event);
+        }
     }
 }
 

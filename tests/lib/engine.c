@@ -120,7 +120,7 @@ bool engine_take(VPDriver *drv, const uint8_t *data, size_t len)
     memcpy(l->rx + l->rx_len, data, len);
     l->rx_len += len;
     do { /* as many passes as it takes: each does only so much work */
-        l->task->work = 0;
+        l->task->work = l->rx_work = 0;
         link_process(l);
     } while (l->rx_more);
     return true;

@@ -931,6 +931,178 @@ START_TEST(work_beside_others)
 }
 END_TEST
 
+/* What others had counts for a while; after a second of silence it's gone. */
+START_TEST(share_fades)
+{
+    static Rig r;
+    VPDriver *other;
+
+    rig_new(&r, &rig_config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    peer_session(&r);
+    for (int i = 0; i < 10; i++) {
+        other->task.spent = 900 * VP_SHARE_US;
+        box_run(r.loop, VP_SHARE_US);
+    }
+    ck_assert_double_ge(r.loop->shares, 0.4);
+    box_run(r.loop, SECOND);
+    ck_assert_uint_ge(flood_for(&r, other, 0, true, 20 * MS) * VP_WORK_PACKET,
+                      20 * MS * 1000 * 9 / 10);
+    vp_free(other);
+    rig_free(&r);
+}
+END_TEST
+
+/* A handler that has done more for the driver than it may do in a pass */
+static void does_much(void *opaque, int fd, int events)
+{
+    VPDriver *drv = opaque;
+
+    (void)fd;
+    (void)events;
+    drv->task.work += 2 * VP_WORK_SHARED;
+}
+
+/* What was done for local sockets in a pass doesn't keep it from being read. */
+START_TEST(read_beside_work)
+{
+    static Rig r;
+    VPDriver *other;
+    int fd[2];
+
+    fd_pair(fd); /* below the channel's number: it comes first */
+    rig_new(&r, &rig_config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    peer_session(&r);
+    ck_assert_int_eq(vp_watch(r.loop, fd[0], does_much, r.drv), 0);
+    vp_watch_set(r.loop, fd[0], VP_WRITE);
+    for (int i = 0; i < 10; i++) {
+        uint8_t ping[VP_PKT_HDR_LEN];
+
+        peer_put(&r.peer, ping, VP_PKT_PING, 0, 0, NULL, 0);
+        ck_assert(write(r.peer.fd, ping, sizeof(ping)) == sizeof(ping));
+        box_step(r.loop, 1);
+        ck_assert_uint_eq(r.drv->link.rx_len, 0);
+    }
+    vp_unwatch(r.loop, fd[0]);
+    close(fd[0]);
+    close(fd[1]);
+    vp_free(other);
+    rig_free(&r);
+}
+END_TEST
+
+static bool followed(const VPEvent *event)
+{
+    (void)event;
+    return true;
+}
+
+/*
+ * Clients that come without end, and whose connections are followed: what the
+ * peer says of them is taken as fast as they come, and before there is a
+ * session the channel doesn't rest for them.
+ */
+START_TEST(clients_flood)
+{
+    static const bool conns = true;
+    static Rig r;
+    VPConfig config = rig_config;
+    VPAddr addr;
+    VPDriver *other;
+    uint32_t refused = VP_CONN_FIRST;
+    int listener = unix_listen(&addr, 100);
+
+    config.max_conns = 1000;
+    fd_nonblock(listener);
+    rig_new(&r, &config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    vp_set_events(r.loop, followed, &conns);
+    if (_i == 0) {
+        peer_session(&r);
+    } else {
+        box_settle(r.loop);
+    }
+    ck_assert_int_eq(vp_set_oforward(r.drv, listener, "svc"), 0);
+    for (int i = 0; i < 20; i++) {
+        uint8_t msg[2], buf[VP_ACCEPT_BATCH * (VP_PKT_HDR_LEN + sizeof(msg))];
+        size_t len = 0;
+
+        for (int j = 0; j < VP_ACCEPT_BATCH; j++) {
+            int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+            ck_assert(connect(fd, (struct sockaddr *)&addr.ss, addr.len) == 0);
+            close(fd);
+        }
+        peer_expects(&r, engine_link(r.drv).unsent);
+        while (_i == 0 && refused < engine_counts(r.drv).next_id) {
+            msg_end(msg, VP_MSG_CONNECT_REFUSED, VP_REASON_REFUSED);
+            len += peer_put(&r.peer, buf + len, VP_PKT_CONTROL, 0, refused++,
+                            msg, sizeof(msg));
+        }
+        ck_assert(write(r.peer.fd, buf, len) == (ssize_t)len);
+        box_step(r.loop, 1);
+        ck_assert(!r.drv->link.rx_more);
+        ck_assert(!timer_running(&r.drv->link.rest_timer));
+    }
+    ck_assert_uint_ge(engine_counts(r.drv).next_id, 10 * VP_ACCEPT_BATCH);
+    ck_assert_uint_eq(r.drv->link.resyncs, 0);
+    vp_free(other);
+    rig_free(&r);
+}
+END_TEST
+
+/* Small reads of many clients make it rest; it's read between two rests. */
+START_TEST(read_between_rests)
+{
+    enum { CLIENTS = 50 };
+    static Rig r;
+    VPDriver *other;
+    bool was_read = true;
+    int client[CLIENTS], rests = 0;
+
+    rig_new(&r, &rig_config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    peer_session(&r);
+    for (uint32_t i = 0; i < CLIENTS; i++) {
+        client[i] = rig_client(&r, "svc");
+        peer_drain(&r);
+        peer_credit(&r, 0, VP_CONN_FIRST + i, VP_MSG_CONNECT_ACK, 1 << 20);
+    }
+    for (int i = 0; i < 1000; i++) {
+        uint64_t before = r.loop->now, read_at = r.drv->link.rx_last_at;
+        bool rested = timer_running(&r.drv->link.rest_timer);
+        uint8_t buf[4096];
+
+        for (int j = 0; j < CLIENTS; j++) {
+            ck_assert_int_eq(write(client[j], "x", 1), 1);
+        }
+        while (recv(r.peer.fd, buf, sizeof(buf), 0) > 0) {
+            continue;
+        }
+        peer_expects(&r, engine_link(r.drv).unsent);
+        peer_put(&r.peer, buf, VP_PKT_PING, 0, 0, NULL, 0);
+        ck_assert(write(r.peer.fd, buf, VP_PKT_HDR_LEN) == VP_PKT_HDR_LEN);
+        box_step(r.loop, 1);
+        if (i < 500) { /* then its share counts, but the portion is whole */
+            other->task.spent += 500 * (r.loop->now - before);
+        }
+        if (!rested && timer_running(&r.drv->link.rest_timer)) {
+            ck_assert_msg(was_read, "not read after rest %d", rests);
+            was_read = false;
+            rests++;
+        }
+        was_read |= r.drv->link.rx_last_at != read_at;
+    }
+    ck_assert_int_ge(rests, 10);
+    for (int i = 0; i < CLIENTS; i++) {
+        close(client[i]);
+    }
+    vp_free(other);
+    rig_free(&r);
+}
+END_TEST
+
 /* Whoever comes and goes all the time doesn't fill the disk with that. */
 START_TEST(log_of_visitors)
 {
@@ -2005,6 +2177,10 @@ int main(void)
     SUITE_ADD(s, garbage_is_work);
     SUITE_ROWS(s, hello_is_work, vain);
     SUITE_LOOP(s, work_beside_others, 2 * BESIDE);
+    SUITE_ADD(s, share_fades);
+    SUITE_ADD(s, read_beside_work);
+    SUITE_LOOP(s, clients_flood, 2);
+    SUITE_ADD(s, read_between_rests);
     SUITE_ADD(s, log_of_visitors);
     SUITE_ADD(s, hello_breaks_off);
     SUITE_ADD(s, hello_in_payload);
