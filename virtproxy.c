@@ -5069,9 +5069,10 @@ static void link_rested(void *opaque)
 /*
  * link_owes() - @work was done in this pass; others have time if it was much
  *
- * Before a handshake only what the peer sends counts.  Work during a rest isn't
- * the peer's.  The pass after a rest comes before the channel is looked at, so
- * the next rest can't begin in it.
+ * Before a handshake only what the peer sends counts.  Work during a rest is
+ * what the peer has set going before, such as attempts to connect.  The pass
+ * after a rest comes before the channel is looked at, so the next rest can't
+ * begin in it.
  */
 static void link_owes(VPLink *l, unsigned work)
 {
@@ -5085,6 +5086,7 @@ static void link_owes(VPLink *l, unsigned work)
         return;
     }
     if (timer_running(&l->rest_timer)) {
+        l->owed += work;
         return;
     }
     l->unread = false;
@@ -5475,8 +5477,8 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  * it.  Then it closes its own socket in order if he had ended his data, else
  * resets it, lest a part looks like the whole.  It goes on reading its socket
  * until then, and drops what comes (DROP): who writes before he reads would
- * take nothing else.  Who takes nothing while he writes for VP_DROP_US is
- * reset; who does neither may take his time.
+ * take nothing else.  Who takes nothing for VP_DROP_US while he writes
+ * VP_DROP_MOST is reset; who writes less may take his time.
  *
  * Pull, not push.  Nothing queues in front of the channel: a local socket is
  * read only when the link may send its bytes now, straight into the send
@@ -5529,8 +5531,13 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
 /* How long what waits is delivered after the peer's daemon has ended. */
 #define VP_END_US (2 * SECOND)
 #define VP_END_STEP (10 * MS)
-/* Who takes nothing, and writes what is dropped, is reset after this. */
+/*
+ * Who takes nothing for that long, and writes as much, is reset.  It is more
+ * than kernels would hold unread, so whoever writes less would not have waited
+ * for a reader.
+ */
 #define VP_DROP_US (10 * SECOND)
+#define VP_DROP_MOST (16u << 20)
 /* How much is read at a time to be dropped. */
 #define VP_DROP_LEN (16u << 10)
 /* Idle connections are looked for no more often. */
@@ -5622,6 +5629,7 @@ typedef struct VPConn {
     uint64_t dropped_at; /* DROP: time of the first drop since its owner took
                             something; 0: none */
     size_t dropped_left; /* conn_queued() at that time */
+    uint64_t dropped;  /* bytes since then */
     uint64_t number;   /* how many there had been when it came, with it */
     uint64_t born;
     uint64_t moved;    /* when data moved last */
@@ -6917,8 +6925,8 @@ static bool conn_read(VPConn *c)
     return true;
 }
 
-/* conn_check_stuck() - reset it if its owner only writes, and takes nothing */
-static void conn_check_stuck(VPConn *c)
+/* conn_check_stuck() - reset it if its owner only writes, now @n bytes */
+static void conn_check_stuck(VPConn *c, size_t n)
 {
     uint64_t now = c->conns->loop->now;
     size_t left = conn_queued(c);
@@ -6926,7 +6934,10 @@ static void conn_check_stuck(VPConn *c)
     if (c->dropped_at == 0 || left != c->dropped_left) {
         c->dropped_at = now;
         c->dropped_left = left;
-    } else if (now - c->dropped_at >= VP_DROP_US) {
+        c->dropped = 0;
+    }
+    c->dropped += n;
+    if (now - c->dropped_at >= VP_DROP_US && c->dropped >= VP_DROP_MOST) {
         conn_reset(c, VP_RESET_PEER, "its owner writes, and takes nothing");
     }
 }
@@ -6944,7 +6955,7 @@ static void conn_drop(VPConn *c)
     } while (n < 0 && errno == EINTR);
     if (n > 0) {
         task->work += (unsigned)n / VP_WORK_BYTES;
-        conn_check_stuck(c);
+        conn_check_stuck(c, (size_t)n);
     } else if (n == 0) {
         conn_set_in(c, IN_CLOSED, "end of data from the local socket");
         conn_check_over(c);
