@@ -105,6 +105,38 @@ START_TEST(pieces)
 }
 END_TEST
 
+/* Two guests of one daemon: the same name is each one's own service. */
+START_TEST(two_guests)
+{
+    char path[2][PATH_LEN], target[TEXT_LEN], name[] = "guest0";
+    int listener[2], fds[2];
+    Daemon *host;
+
+    file_path(path[0], "dial0");
+    file_path(path[1], "dial1");
+    host = daemon_start("host", "-c unix-listen:%s/ch0:- "
+                        "-c unix-listen:%s/ch1:-:1 -o *:%s:- -o *:%s:-:1",
+                        vp_dir, vp_dir, path[0], path[1]);
+    for (int i = 0; i < 2; i++) {
+        listener[i] = listen_any(target);
+        name[5] = (char)('0' + i);
+        daemon_start(name, "-c unix-connect:%s/ch%d:- -i s:%s", vp_dir, i,
+                     target);
+        daemon_wait(host, i == 0 ? "ch0: channel up" : "ch1: channel up");
+    }
+    for (int i = 0; i < 2; i++) {
+        fds[0] = dial(path[i], true);
+        send_all(fds[0], "CONNECT s\n", 10);
+        fds[1] = accept_one(listener[i]);
+        expect_ok(fds[0]);
+        talk(fds);
+        close(fds[0]);
+        close(fds[1]);
+        close(listener[i]);
+    }
+}
+END_TEST
+
 static const char *const bad_lines[] = {
     "GET / HTTP/1.1\r\n", "CONNECT \n", "CONNECT\n", "\n", "connect s\n",
     "CONNECT s \n", "CONNECT s\r\n", " CONNECT s\n", "CONNECT a:b\n",
@@ -402,6 +434,7 @@ int main(void)
     Suite *s = harness_suite("dial");
 
     SUITE_LOOP(s, pieces, 3);
+    SUITE_ADD(s, two_guests);
     SUITE_ROWS(s, bad_line, bad_lines);
     SUITE_ADD(s, refused);
     SUITE_ADD(s, silent);
