@@ -4940,6 +4940,13 @@ static struct {
     Error wrong;    /* with this one, or the last; "": nothing */
 } reloading;
 
+/* Forwards whose sockets' files are looked for, in order of their numbers. */
+static struct {
+    VPTimer timer;
+    uint64_t after; /* those up to this one have been */
+    bool under_way;
+} refiling;
+
 /* settings_newest() - in force, or about to be */
 static const Settings *settings_newest(void)
 {
@@ -4949,6 +4956,7 @@ static const Settings *settings_newest(void)
 /* reload_cancel() - the daemon ends: leave undone what has not been done */
 static void reload_cancel(void)
 {
+    vp_timer_stop(&refiling.timer);
     vp_timer_stop(&reloading.timer);
     if (reloading.change.now != NULL) {
         error_set(&reloading.wrong, "the daemon ends");
@@ -5036,11 +5044,12 @@ static void reload_end(void)
     }
 }
 
-/* reload_names() - once the names are known, who reads "reloaded" gets these */
+/* reload_names() - who reads "reloaded" gets the names, and finds the files */
 static void reload_names(void *opaque)
 {
     (void)opaque;
-    if (lookups_under_way() && vp_loop_now(loop) < reloading.until) {
+    if ((lookups_under_way() || refiling.under_way) &&
+        vp_loop_now(loop) < reloading.until) {
         vp_timer_start(loop, &reloading.timer, RELOAD_LOOK, reload_names,
                        NULL);
     } else {
@@ -5099,6 +5108,30 @@ static void reload_start(void)
 /* Listens anew if the file of the monitor has gone; the monitor sets it. */
 static bool (*monitor_anew)(Error *err);
 
+/* refile_step() - listen anew for forwards without a file, a portion of them */
+static void refile_step(void *opaque)
+{
+    uint64_t until = vp_clock() + RELOAD_PORTION;
+
+    (void)opaque;
+    for (Forward *f = forwards; f != NULL; f = f->next) {
+        if (f->number <= refiling.after) {
+            continue;
+        }
+        if (vp_clock() >= until) {
+            vp_timer_start(loop, &refiling.timer, RELOAD_STEP, refile_step,
+                           NULL);
+            return;
+        }
+        refiling.after = f->number;
+        if (socket_file_gone(f->listening.file)) {
+            vp_del_oforward(f->channel->drv, f->listening.fds[0]);
+            listening_again(&f->listening);
+        }
+    }
+    refiling.under_way = false;
+}
+
 /*
  * reload_files() - listen anew where a socket's file has gone
  *
@@ -5119,12 +5152,9 @@ static void reload_files(void)
             listening_again(&ch->listening);
         }
     }
-    for (Forward *f = forwards; f != NULL; f = f->next) {
-        if (socket_file_gone(f->listening.file)) {
-            vp_del_oforward(f->channel->drv, f->listening.fds[0]);
-            listening_again(&f->listening);
-        }
-    }
+    refiling.after = 0;
+    refiling.under_way = true;
+    refile_step(NULL);
 }
 
 /* reload() - read it all again; nothing changes if any of it is wrong */

@@ -9313,8 +9313,10 @@ void vp_reset_all(VPDriver *drv)
     const VPNode *ring = &drv->conns.all;
 
     for (VPNode *n = ring->next; n != ring; n = n->next) {
-        conn_abort(container_of(n, VPConn, all), VP_RESET_DAEMON,
-                   VP_REASON_ENDING, "this daemon ends");
+        VPConn *c = container_of(n, VPConn, all);
+
+        conn_check_over(c); /* the sweep may not have seen it yet */
+        conn_abort(c, VP_RESET_DAEMON, VP_REASON_ENDING, "this daemon ends");
     }
 }
 
