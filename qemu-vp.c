@@ -23,7 +23,7 @@
  *              ever
  *   forwards   oforwards and iforwards
  *   running    what runs: add to it, remove from it, reload it, end it
- *   monitor    "info", commands, clients; the client that -x is
+ *   monitor    "info", commands, events, clients; the client that -x is
  *   dial       the client that -W is
  *   daemon     pid file, user, readiness, signals, start and end
  *
@@ -2463,8 +2463,10 @@ static void name_error(const Spec *spec, int rc, Error *err)
  *   state        waits for                  and then
  *   looking up   the child                  listening, or missing
  *   missing      its timer, 0.1 s to 5 s    looking up if a name, or listening
- *   listening    the timer, while some of its addresses are missing
- *                the timer, 1 minute, if a name, looking up
+ *   listening    its timer, 0.1 s to 5 s,   looking up if a name, or listening
+ *                while some are missing
+ *                its timer, a minute or     looking up
+ *                more, if it is a name
  *
  * What is wrong for good is an error for whoever asked, if he still waits: the
  * start, a reload, a client of the monitor.  Later it counts as missing.
@@ -2761,7 +2763,7 @@ static void inherited_find(void)
 }
 
 /*
- * inherited_high_close() - those that nothing can name; see above
+ * inherited_high_close() - close those beyond "inherited", which nothing names
  *
  * To be called before the daemon has opened any that it keeps.
  */
@@ -3101,8 +3103,9 @@ static void starting_less(Listening *l)
 /* listen_later() - is @rc of listen_at() over once the address is there? */
 static bool listen_later(const Spec *spec, int rc)
 {
+    /* vsock's module may be loaded later */
     return rc == -EADDRNOTAVAIL || rc == -ENODEV ||
-           (rc == -EAFNOSUPPORT && spec_is_vsock(spec)); /* a module's */
+           (rc == -EAFNOSUPPORT && spec_is_vsock(spec));
 }
 
 /*
@@ -3433,7 +3436,7 @@ static bool listening_start(Listening *l, bool patient, Error *err)
     l->lookup.spec = l->spec;
     l->lookup.done = listening_looked_up;
     l->lookup.opaque = l;
-    /* that one is always the loopback (RFC 6761) */
+    /* localhost is always the loopback (RFC 6761) */
     l->follows = spec_is_name(l->spec) && !spec_has_scope(l->spec) &&
                  strcmp(l->spec->addr, "localhost") != 0;
     followers += l->follows;
@@ -4959,7 +4962,7 @@ static void reload_cancel(void)
     vp_timer_stop(&refiling.timer);
     vp_timer_stop(&reloading.timer);
     if (reloading.change.now != NULL) {
-        error_set(&reloading.wrong, "the daemon ends");
+        error_set(&reloading.wrong, "the daemon is ending");
         settings_free(&reloading.now);
         reloading.change.now = NULL;
     }
@@ -5020,6 +5023,18 @@ static void reload_keep(Settings *now, const Settings *was)
 
 static void reload(void);
 
+/* reload_wrong() - log what is wrong; the monitor's "reload" answers it */
+__attribute__((format(printf, 2, 3)))
+static void reload_wrong(VPLogLevel level, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    format_line(reloading.wrong.text, sizeof(reloading.wrong.text), fmt, ap);
+    va_end(ap);
+    log_at(level, VP_NO_CHANNEL, "%s", reloading.wrong.text);
+}
+
 /* reload_end() - what was read is in force */
 static void reload_end(void)
 {
@@ -5027,9 +5042,8 @@ static void reload_end(void)
 
     reload_keep(now, &settings);
     if (reloading.change.failed) {
-        error_set(&reloading.wrong, "reloaded, but not all of it: what could "
-                  "not be added is missing, what was removed has gone");
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", reloading.wrong.text);
+        reload_wrong(VP_LOG_ERROR, "reloaded, but not all of it: what could "
+                     "not be added is missing, what was removed has gone");
     } else {
         log_at(VP_LOG_INFO, VP_NO_CHANNEL, "reloaded");
     }
@@ -5085,9 +5099,8 @@ static void reload_start(void)
     Settings *now = &reloading.now;
 
     if (now->key_kept) {
-        error_set(&reloading.wrong, "--key '%s': %s: the old one stays in "
-                  "force", now->key_path, strerror(EACCES));
-        log_at(VP_LOG_WARN, VP_NO_CHANNEL, "%s", reloading.wrong.text);
+        reload_wrong(VP_LOG_WARN, "--key '%s': %s: the old one stays in force",
+                     now->key_path, strerror(EACCES));
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         vp_set_config(ch->drv, &now->config);
@@ -5143,8 +5156,7 @@ static void reload_files(void)
     Error err;
 
     if (monitor_anew != NULL && !monitor_anew(&err)) {
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", err.text);
-        reloading.wrong = err;
+        reload_wrong(VP_LOG_ERROR, "%s", err.text);
     }
     for (Channel *ch = channels; ch != NULL; ch = ch->next) {
         if (ch->nlisteners > 0 && socket_file_gone(ch->listening.file)) {
@@ -5172,9 +5184,8 @@ static void reload(void)
     groups_forget();
     ok = settings_read(&now, saved_argc, saved_argv, &wrong);
     if (!log_open(settings_log(ok ? &now : &settings), &err)) {
-        error_set(&reloading.wrong, "%.400s: the old one stays in force",
-                  err.text);
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", reloading.wrong.text);
+        reload_wrong(VP_LOG_ERROR, "%.400s: the old one stays in force",
+                     err.text);
         if (ok) {
             free(now.logfile);
             now.logfile = settings.logfile != NULL ? strdup(settings.logfile)
@@ -5186,8 +5197,7 @@ static void reload(void)
         reloading.now = now;
         reload_start();
     } else {
-        error_set(&reloading.wrong, "nothing reloaded: %.480s", wrong.text);
-        log_at(VP_LOG_ERROR, VP_NO_CHANNEL, "%s", reloading.wrong.text);
+        reload_wrong(VP_LOG_ERROR, "nothing reloaded: %.480s", wrong.text);
         settings_free(&now);
     }
 }
@@ -5202,11 +5212,11 @@ static void reload(void)
  * client is bounded by one answer, and a client that doesn't read holds up
  * nobody but itself.
  *
- * Two answers take longer.  That of "watch" grows by a line for each event,
+ * Some answers take longer.  That of "watch" grows by a line for each event,
  * which the engine tells through VPEventFunc and "running" through
  * change_told(); of a client that doesn't read, lines beyond WATCH_ROOM bytes
  * are only counted.  "wait" looks at what it waits for when an event may have
- * brought it, and when its time is over.
+ * brought it, and when its time is over; "reload" waits for the reload's end.
  * ====================================================================== */
 
 /* ---- info -------------------------------------------------------------
@@ -5229,7 +5239,7 @@ typedef struct Show {
     bool head;           /* the first row of a table: names of the columns */
     const char *between; /* follows the row's last cell if another one comes */
     Text wide;           /* the row's wide columns */
-    unsigned channel_id; /* of the connections that are shown */
+    unsigned channel_id; /* of the connections or services shown */
     size_t rows;         /* shown so far */
 } Show;
 
@@ -5575,9 +5585,8 @@ static const char *offered(const Forward *f)
         [VP_OFFERED] = "yes",
         [VP_NOT_OFFERED] = "no",
     };
-    const Channel *ch = channel_find(f->spec.channel_id);
 
-    return text[vp_offered(ch->drv, f->spec.service_id)];
+    return text[vp_offered(f->channel->drv, f->spec.service_id)];
 }
 
 static void show_forward(Show *s, const Forward *f)
@@ -5621,12 +5630,11 @@ static void show_account(Show *s, const Forward *f)
 {
     const VPLimits *limits = &f->spec.props.limits;
     VPAccountInfo i = { .conns = 0 };
-    char max[16], idle[16];
+    char idle[16];
 
     if (!s->head) {
         vp_account_info(f->account, &i);
     }
-    snprintf(max, sizeof(max), "%u", limits->max_conns);
     row_begin(s);
     show_number(s, "channel", "CHANNEL", f->spec.channel_id, NULL);
     show_text(s, "kind", "KIND", spec_name(&f->spec), LEFT);
@@ -5634,7 +5642,7 @@ static void show_account(Show *s, const Forward *f)
     show_text(s, "spec", NULL, f->spec.text, LEFT);
     show_number(s, "conns", "CONNS", i.conns, NULL);
     show_number(s, "max_conns", "MAX", limits->max_conns,
-                limits->max_conns > 0 ? max : "-");
+                limits->max_conns > 0 ? NULL : "-");
     show_number(s, "idle", "IDLE", limits->idle, limits->idle > 0
                 ? seconds(limits->idle * SECOND, idle) : "-");
     show_number(s, "opened", "OPENED",
@@ -5979,7 +5987,7 @@ typedef struct Command {
 /* What a client waits for. */
 typedef struct Wait {
     VPTimer timer;       /* runs while it waits */
-    bool reload;         /* for the end of that, and nothing else */
+    bool reload;         /* for a reload's end; the rest doesn't count */
     uint64_t until;      /* us */
     unsigned channel_id; /* has to be up */
     char service_id[VP_SERVICE_ID_LEN + 1]; /* and to offer it; "": none */
@@ -6007,7 +6015,7 @@ struct Mon {
     Wait wait;
     bool watches;           /* it is told of events */
     bool watches_conns;     /* of those of connections as well */
-    unsigned long missed;   /* lines since it was told a line */
+    unsigned long missed;   /* lines left out since the last that it was told */
     VPTimer gone_timer;     /* runs while it may go without our seeing it */
 };
 
@@ -6174,7 +6182,7 @@ static bool run_reload(Mon *mon, char *args, Error *err)
 {
     (void)args;
     if (quitting) {
-        return error_set(err, "the daemon ends");
+        return error_set(err, "the daemon is ending");
     }
     reload();
     mon->wait.reload = true;
@@ -6432,8 +6440,8 @@ static bool engine_event(const VPEvent *e)
         e->type == VP_EVENT_SERVICES) {
         wait_poke(s.channel_id);
     }
-    /* that the link was mended, at debug level, is no news */
-    if (!watched || e->level > VP_LOG_VERBOSE) {
+    /* that the link was mended is no news */
+    if (!watched || e->mended) {
         return false;
     }
     event_begin_at(&line, s.channel_id, name[e->type]);
@@ -6448,7 +6456,7 @@ static bool engine_event(const VPEvent *e)
     } else if (e->conn != NULL) {
         show_conn_fields(&s, e->conn);
     }
-    if (e->reason != NULL && e->type >= VP_EVENT_DOWN) {
+    if (e->reason != NULL) {
         add_key(&line, "reason", e->reason);
     }
     text_add(&line, "\n");
@@ -6900,8 +6908,6 @@ static bool monitor_listen(Error *err)
     monitor_listener.keeps_spare = true;
     monitor_listener.accepted = mon_accepted;
     rc = fd < 0 ? fd : vp_listener_start(&monitor_listener, loop, fd);
-    vp_set_events(loop, engine_event, &watch_conns);
-    change_told = running_event;
     if (rc < 0) {
         socket_file_remove(file);
         return error_set(err, "-m '%s': cannot listen: %s%s",
@@ -6939,6 +6945,8 @@ static bool monitor_start(const char *text, Error *err)
         monitor_spec.props.mode = S_IRUSR | S_IWUSR;
     }
     monitor_anew = monitor_again;
+    change_told = running_event;
+    vp_set_events(loop, engine_event, &watch_conns);
     return monitor_listen(err);
 }
 

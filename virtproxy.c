@@ -83,6 +83,8 @@
  *   turn       the right to fill the next packets; quantum: how many bytes
  *   grace      how long connections outlive their channel
  *   account    limits and counts of one forward's connections
+ *   work       time that what is done for a channel takes, ns, as reckoned
+ *   bulk       bytes that local sockets give and take
  *   candidate  a further connection of a channel that is in use, made by a
  *              peer, or by us because the present one is stale
  *
@@ -506,7 +508,7 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_WORK_HELLO (4 * US)
 #define VP_WORK_CONNECT (16 * US)
 #define VP_WORK_EVENT (4 * US) /* a line for who watches */
-#define VP_WORK_LOOK 500u
+#define VP_WORK_LOOK 500u /* looking for a header, see VP_WORK_LOOKS */
 #define VP_WORK_TOLD 2u /* each byte of a service's name */
 #define VP_WORK_SORTED 100u /* each name of a list put in order */
 /* So many bytes that are read, checked and written are a ns of work. */
@@ -680,17 +682,16 @@ static void log_provoked(VPLog *log, VPLogLevel level, const char *fmt, ...)
 }
 
 /* event_tell() - is there somebody who was told that it has happened? */
-static bool event_tell(const VPLog *log, VPLogLevel level, VPEvent event)
+static bool event_tell(const VPLog *log, VPEvent event)
 {
     event.channel = log->channel;
-    event.level = level;
     return log->loop->event != NULL && log->loop->event(&event);
 }
 
 /*
  * log_event() - log_provoked(), for what is an event as well
  *
- * The line is its reason, unless it has another one.
+ * The line is the reason of an OVER; other events bring their own.
  */
 static void log_event(VPLog *log, VPLogLevel level, VPEvent event,
                       const char *fmt, ...)
@@ -702,8 +703,10 @@ static void log_event(VPLog *log, VPLogLevel level, VPEvent event,
     vsnprintf(line, sizeof(line), fmt, ap);
     va_end(ap);
     log_provoked(log, level, "%s", line);
-    event.reason = event.reason != NULL ? event.reason : line;
-    event_tell(log, level, event);
+    if (event.type == VP_EVENT_OVER) {
+        event.reason = line;
+    }
+    event_tell(log, event);
 }
 
 /* ---- descriptors ------------------------------------------------------ */
@@ -3271,7 +3274,7 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_PKT_US 4000
 /* Bytes in flight before anything is known. */
 #define VP_LIMIT_START (4 * VP_PKT_LEN_MIN)
-/* ... and ever, where the store may become @len bytes long. */
+/* Bytes in flight at most, where the store may become @len bytes long. */
 #define VP_LIMIT_MAX(len) ((len) / 2)
 /* A shorter round trip than this is one within the machine. */
 #define VP_NEAR_US 2000
@@ -3661,7 +3664,10 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 
 #define VP_HELLO_WAIT_MIN (100 * MS)
 #define VP_HELLO_WAIT_MAX SECOND
-/* A HELLO unanswered so long: a connecting side had better connect anew. */
+/*
+ * A HELLO unanswered so long: a connecting side had better connect anew, and so
+ * had the other one if TCP says that nothing comes from that machine.
+ */
 #define VP_HELLO_PATIENCE (10 * SECOND)
 /* A stranger at the other end is named after so long without a HELLO. */
 #define VP_STRANGER_US (2 * SECOND)
@@ -3680,8 +3686,9 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 /* A PING that isn't answered for so long: the peer may be dead. */
 #define VP_DEAD_US (3 * SECOND)
 /*
- * ... for so long: another connection may get through where it doesn't; and if
- * TCP says that nothing comes from that machine at all, this one is lost.
+ * A PING that isn't answered for so long: another connection may get through
+ * where this one doesn't; and if TCP says that nothing comes from that machine
+ * at all, this one is lost.
  */
 #define VP_STALE_US (10 * SECOND)
 /*
@@ -3705,9 +3712,10 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 #define VP_LOOK_BYTES 64
 /*
  * What looks for a HELLO may be a flood, and nobody waits for what it skips: it
- * has one part in so many of the time.  It rests when it owes so much work.
+ * has one part in so many of the time.
  */
 #define VP_REST_PARTS 16
+/* A channel rests when it owes so much work, see link_owes(). */
 #define VP_REST_WORK (32 * US)
 
 typedef enum VPLinkState {
@@ -3816,7 +3824,7 @@ typedef struct VPLink {
     size_t rx_cap;
     size_t rx_len;
     bool rx_more;        /* packets wait in rx for another pass */
-    size_t rx_done;      /* rx_more: bytes before these, which are done with */
+    size_t rx_done;      /* rx_more: bytes at the front that are done with */
     size_t rx_scanned;   /* bytes of a packet that stopped arriving */
     uint64_t rx_at;      /* when the packet at the front began; 0: none */
     uint64_t rx_last_at; /* when bytes came last */
@@ -3827,8 +3835,8 @@ typedef struct VPLink {
     unsigned looks;      /* for headers, that don't count as work yet */
     unsigned rx_work;    /* what link_process() did of task->work, ns */
     unsigned owed;       /* work for which it has yet to rest, ns */
-    bool unread;         /* it wasn't looked at since the last rest */
-    VPTimer rest_timer;  /* while nothing is read or filled, as it rests */
+    bool unread;         /* the channel wasn't looked at since a rest */
+    VPTimer rest_timer;  /* while the channel rests: not read nor filled */
 
     /* acks and life */
     bool ack_asked;      /* the peer waits for one */
@@ -3840,7 +3848,7 @@ typedef struct VPLink {
     uint64_t ping_wait;  /* what it was started with */
     uint32_t ping_base;  /* store.base then */
     uint64_t asked_at;   /* PING not answered since; 0: none */
-    bool silent;         /* that was said: not answered for VP_STALE_US */
+    bool silent;         /* it was said that asked_at is VP_STALE_US ago */
 
     bool moved;          /* packets came since the trim timer looked */
     VPTimer trim_timer;  /* while there may be memory to give back */
@@ -4660,7 +4668,8 @@ static void link_up(VPLink *l, const VPHello *h, bool resumed)
     l->ping_waits = true;
     link_ping_start(l, link_ping_wait(l));
     log_event(l->log, quiet ? VP_LOG_DEBUG : VP_LOG_INFO,
-              (VPEvent){ .type = VP_EVENT_UP, .resumed = resumed },
+              (VPEvent){ .type = VP_EVENT_UP, .resumed = resumed,
+                         .mended = quiet },
               "channel up: %s", what);
     l->ops->began(l->up);
 }
@@ -5443,7 +5452,8 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *   CONNECT_INIT sent                                         NEW -> OPEN
  *   CONNECT_INIT came             WAIT        WAIT            OPEN
  *   the target answers            -> OPEN     -> OPEN, DRAIN
- *   the target doesn't            -> CLOSED   -> CLOSED       -> CLOSING
+ *                                 (DROP stays)
+ *   the target doesn't            -> CLOSED   -> CLOSED       -> CLOSING, FREE
  *   end of data from the socket   -> EOF
  *   CLOSE sent                    -> CLOSED
  *   CLOSE came                                -> DRAIN (WAIT_DRAIN,
@@ -5455,17 +5465,19 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *   both halves CLOSED in order                               -> FREE
  *   end of data when BROKEN       -> CLOSED   -> CLOSED       -> CLOSING
  *   reset here, or by a limit,
- *     or the socket's owner is gone
- *     after its end of data,
+ *     or the socket's owner is gone,
  *     or idle for too long        -> CLOSED   -> CLOSED       -> CLOSING, FREE
  *   RESET or REFUSED came,
  *     or the session is over      -> CLOSED   -> CLOSED       -> FREE
  *   RESET as the peer ends,
  *     and bytes wait              -> CLOSED                   -> ENDING
- *   RESET as the owner of its
- *     socket is gone              -> DROP     as CLOSE        -> ENDING
- *     after its end of data       -> CLOSED   as CLOSE        -> ENDING
+ *   RESET as the owner of the
+ *     peer's socket is gone,
+ *     in is WAIT or OPEN          -> DROP     as CLOSE        -> ENDING
+ *     in is EOF or CLOSED         -> CLOSED   as CLOSE        -> ENDING
+ *     out is BROKEN               -> CLOSED   -> CLOSED       -> FREE
  *   end of data in DROP           -> CLOSED
+ *   in DROP, takes nothing        -> CLOSED   -> CLOSED       -> FREE
  *   all delivered when ENDING     -> CLOSED   -> CLOSED       -> FREE
  *   CONNECT_INIT came with its id CLOSED      DRAIN           -> ENDING
  *   ENDING's time is over         CLOSED      -> CLOSED       -> FREE
@@ -5508,8 +5520,9 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  */
 #define VP_WINDOW_BUDGET(len) (2 * (len))
 /*
- * In so many round trips half of a window is used up that is too small, or too
- * large for the way: in one the credit for the next half comes.
+ * Round trips in which half of a window is used up: in fewer than
+ * VP_WINDOW_SHORT it is too small, since the credit for the next half takes one
+ * to come; in more than VP_WINDOW_LONG it is too large.
  */
 #define VP_WINDOW_SHORT 1.5
 #define VP_WINDOW_LONG 8
@@ -5532,9 +5545,9 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
 #define VP_END_US (2 * SECOND)
 #define VP_END_STEP (10 * MS)
 /*
- * Who takes nothing for that long, and writes as much, is reset.  It is more
- * than kernels would hold unread, so whoever writes less would not have waited
- * for a reader.
+ * Whoever takes nothing for VP_DROP_US, and writes VP_DROP_MOST meanwhile, is
+ * reset.  That is more than kernels hold unread, so whoever writes less would
+ * not have waited for a reader.
  */
 #define VP_DROP_US (10 * SECOND)
 #define VP_DROP_MOST (16u << 20)
@@ -5796,7 +5809,7 @@ static const char *conn_peer(const VPConn *c, char *buf, size_t size)
     return fd_peer(c->fd, buf, size);
 }
 
-/* conn_info() - of one that isn't being connected any more */
+/* conn_info() - all but "connecting", which the room above knows */
 static VPConnInfo conn_info(const VPConn *c)
 {
     uint64_t now = c->conns->loop->now;
@@ -5817,9 +5830,9 @@ static VPConnInfo conn_info(const VPConn *c)
 }
 
 /* conns_tell() - tell of what the peer may cause at any rate */
-static void conns_tell(VPConns *cs, VPLogLevel level, VPEvent event)
+static void conns_tell(VPConns *cs, VPEvent event)
 {
-    if (event_tell(cs->log, level, event)) {
+    if (event_tell(cs->log, event)) {
         cs->link->task->work += VP_WORK_EVENT;
     }
 }
@@ -5840,9 +5853,9 @@ static void conn_tell(const VPConn *c, VPEventType type, const char *reason)
         VPEvent event = { .type = type, .reason = reason, .conn = &info };
 
         if (c->client) {
-            event_tell(c->conns->log, VP_LOG_VERBOSE, event);
+            event_tell(c->conns->log, event);
         } else {
-            conns_tell(c->conns, VP_LOG_VERBOSE, event);
+            conns_tell(c->conns, event);
         }
     }
 }
@@ -6317,7 +6330,11 @@ static bool conn_is_unix(const VPConn *c)
            addr.ss.ss_family == AF_UNIX;
 }
 
-/* conn_lose() - the local socket's owner is gone, all that he sent is read */
+/*
+ * conn_lose() - the local socket's owner is gone, all that he sent is read
+ *
+ * It isn't counted as a reset: a unix socket doesn't tell one from an end.
+ */
 static void conn_lose(VPConn *c, const char *why)
 {
     unsigned close_due = c->in == IN_EOF ? DUE_CLOSE : 0;
@@ -6335,10 +6352,10 @@ static void conn_lose(VPConn *c, const char *why)
 static void conn_refuse(VPConn *c, VPReason reason)
 {
     account_refused(c->account, reason);
-    conns_tell(c->conns, VP_LOG_INFO,
-               refusal_event(false, c->service_id, "",
-                             reason != VP_REASON_ENDING
-                             ? reason_str(reason) : "this daemon ends"));
+    conns_tell(c->conns, refusal_event(false, c->service_id, "",
+                                       reason != VP_REASON_ENDING
+                                       ? reason_str(reason)
+                                       : "this daemon ends"));
     if (c->life == LIFE_ENDING) {
         conn_set_life(c, LIFE_FREE, reason_str(reason));
         return;
@@ -6572,6 +6589,7 @@ static bool conn_buffer(VPConn *c, const uint8_t *data, size_t len)
         while (cap < need) {
             cap *= 2;
         }
+        /* the peer sends no more than that, and the bound counts on it */
         cap = MAX(need, MIN(cap, c->window + VP_PROXY_LEN_MAX));
         buf = realloc(c->buf, cap);
         if (buf == NULL) {
@@ -8197,8 +8215,8 @@ static const char *told_services(VPForwards *fs, const uint8_t *msg, size_t len)
     fs->conns->link->task->work += (unsigned)len * VP_WORK_TOLD;
     o->ended = msg[1] & VP_SERVICES_END;
     if (o->ended) {
-        conns_tell(fs->conns, VP_LOG_INFO,
-                   (VPEvent){ .type = VP_EVENT_SERVICES, .services = o->n });
+        conns_tell(fs->conns, (VPEvent){ .type = VP_EVENT_SERVICES,
+                                         .services = o->n });
     }
     offer_look_later(fs);
     return NULL;

@@ -121,7 +121,7 @@ void vp_loop_stop(VPLoop *loop);
 /* vp_loop_now() - monotonic time of the current pass, us */
 uint64_t vp_loop_now(const VPLoop *loop);
 
-/* vp_clock() - what it is by now */
+/* vp_clock() - monotonic time, read anew, us */
 uint64_t vp_clock(void);
 
 /*
@@ -312,8 +312,8 @@ typedef enum VPEventType {
 typedef struct VPEvent {
     VPEventType type;
     int channel;                   /* its id */
-    VPLogLevel level;              /* of who wants to know of it */
     bool resumed;                  /* UP: the session is the old one */
+    bool mended;                   /* UP: it was up, and only out of step */
     size_t services;               /* SERVICES: how many */
     bool client;                   /* REFUSED: the client is on this side */
     const char *service_id;        /* REFUSED */
@@ -365,8 +365,8 @@ typedef struct VPConfig {
     /* Connections that the peer may open in a second. */
     unsigned max_opens;
     /*
-     * Bytes that the channel may use: what max_conns leaves of them is for long
-     * ways.  It isn't bounded by this, see vp_max_conns().
+     * Bytes that the channel may use.  What max_conns leaves of them is for
+     * long ways; max_conns itself isn't bounded by them, see vp_max_conns().
      */
     uint64_t memory;
     VPKey key;
