@@ -237,6 +237,18 @@ static inline int peer_drain(Rig *r)
     return last;
 }
 
+/* peer_quiet() - take all packets; a sequenced one fails the test */
+static inline void peer_quiet(Rig *r)
+{
+    int type;
+
+    while ((type = peer_next(r)) != 0) {
+        ck_assert_msg(type >= VP_PKT_HELLO, "type %d, connection %u, message "
+                      "%d; in the log:\n%s", type, r->peer.pkt.conn,
+                      r->peer.data[0], log_text());
+    }
+}
+
 /* peer_expects() - have the peer claim to have got the packets before @seq */
 static inline void peer_expects(Rig *r, uint32_t seq)
 {
@@ -362,8 +374,20 @@ static inline int rig_target(Rig *r, const char *service)
     VPAddr addr;
     int fd = r->tcp ? tcp_listen(&addr, 100) : unix_listen(&addr, 100);
 
-    fd_nonblock(fd);
     ck_assert_int_eq(vp_set_iforward(r->drv, service, &addr, 1), 0);
+    return fd;
+}
+
+/*
+ * rig_listen() - set an oforward to a new listener, whose address goes to @addr
+ *
+ * Returns the listener.
+ */
+static inline int rig_listen(Rig *r, const char *service, VPAddr *addr)
+{
+    int fd = r->tcp ? tcp_listen(addr, 100) : unix_listen(addr, 100);
+
+    ck_assert_int_eq(vp_set_oforward(r->drv, fd, service), 0);
     return fd;
 }
 

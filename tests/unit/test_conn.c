@@ -296,9 +296,7 @@ START_TEST(reset_by_peer)
     } else {
         fd_wait(p.r.loop, p.fd, ECONNRESET);
     }
-    while (peer_next(&p.r) != 0) {
-        ck_assert_int_ge(p.r.peer.pkt.type, VP_PKT_HELLO); /* no answer */
-    }
+    peer_quiet(&p.r);
     play_over(&p);
     play_free(&p);
 }
@@ -485,8 +483,9 @@ START_TEST(peer_gone)
         close(p.fd);
         p.fd = -1;
     }
-    play_msg(&p, VP_MSG_RESET, VP_REASON_GONE);
     peer_drain(&p.r);
+    play_msg(&p, VP_MSG_RESET, VP_REASON_GONE);
+    peer_quiet(&p.r);
     if (!broken) {
         box_run(p.r.loop, 100 * SECOND);
         while ((end = fd_drain(p.fd, 1, &got)) == FD_OPEN) {
@@ -505,8 +504,7 @@ START_TEST(peer_gone)
     if (cut) {
         ck_assert_uint_eq(info.counts.reset[VP_RESET_PEER], 1);
     }
-    peer_drain(&p.r);
-    ck_assert_int_ne(p.r.peer.pkt.type, VP_PKT_CONTROL); /* no answer */
+    peer_quiet(&p.r);
     peer_send(&p.r, VP_PKT_ACK, 0, 0, NULL, 0);
     play_over(&p);
     if (!broken) {
@@ -687,7 +685,6 @@ static void busy_target(Busy *b, Rig *r, const char *service)
     VPAddr addr;
 
     b->listener = unix_listen(&addr, 0);
-    fd_nonblock(b->listener);
     b->filler = socket(AF_UNIX, SOCK_STREAM, 0);
     ck_assert_int_eq(connect(b->filler, (struct sockaddr *)&addr.ss,
                              addr.len), 0);
@@ -921,7 +918,7 @@ START_TEST(early_gone)
         busy_no_more(&b);
     }
     box_run(r.loop, SECOND);
-    ck_assert_int_ge(peer_drain(&r), _i == 0 ? VP_PKT_HELLO : 0);
+    peer_quiet(&r);
     ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
     ck_assert_uint_eq(engine_counts(r.drv).connecting, 0);
     log_quiet("error");
@@ -948,7 +945,7 @@ START_TEST(mute_addresses)
     peer_init(&r, 1, "svc", 1000);
     box_run(r.loop, 9 * SECOND);
     log_expect("svc: cannot connect to", 0);
-    ck_assert_int_ge(peer_drain(&r), VP_PKT_HELLO); /* nothing of it yet */
+    peer_quiet(&r);
     box_run(r.loop, 2 * SECOND);
     log_expect("svc: cannot connect to", 4);
     peer_expect(&r, 1, VP_MSG_CONNECT_REFUSED);
@@ -1017,7 +1014,6 @@ START_TEST(addresses)
     addr[1].len = sizeof(addr[1].ss);
     getsockname(b.listener, (struct sockaddr *)&addr[1].ss, &addr[1].len);
     closed = tcp_listen(&addr[2], 5);
-    fd_nonblock(closed);
     ck_assert_int_eq(vp_set_iforward(r.drv, "svc", addr, 3), 0);
     peer_init(&r, 1, "svc", 1000);
     box_run(r.loop, VP_CONNECT_NEXT - 20 * MS);
@@ -1064,7 +1060,6 @@ START_TEST(addresses_later)
     rig_new(&r, &rig_config);
     peer_session(&r);
     listener = tcp_listen(&addr, 5);
-    fd_nonblock(listener);
     ck_assert_int_eq(vp_set_iforward(r.drv, "svc", NULL, 0), 0);
     vp_iforward_used(r.drv, "svc", count_uses, &uses);
     peer_init(&r, 1, "svc", 1000);
@@ -1739,9 +1734,7 @@ START_TEST(late_packets)
         }
         peer_msg(&r, 0, id, VP_MSG_CONNECT_REFUSED, 1);
     }
-    while (peer_next(&r) != 0) {
-        ck_assert_int_ge(r.peer.pkt.type, VP_PKT_HELLO);
-    }
+    peer_quiet(&r);
     ck_assert_uint_eq(engine_counts(r.drv).conns, 0);
     ck_assert_str_eq(engine_link(r.drv).state, "up");
     log_quiet("warn");
@@ -2397,9 +2390,7 @@ START_TEST(listener)
     rig_new(&r, &rig_config);
     r.tcp = true;
     peer_session(&r);
-    fd = tcp_listen(&addr, 10);
-    fd_nonblock(fd);
-    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    fd = rig_listen(&r, "svc", &addr);
     client[0] = knock(&addr);
     box_wait(r.loop, engine_counts(r.drv).conns == 1);
     peer_expect(&r, VP_CONN_FIRST, VP_MSG_CONNECT_INIT);
@@ -2427,14 +2418,12 @@ START_TEST(callers_time)
 {
     static Rig r;
     VPAddr addr;
-    int fd, client[3];
+    int client[3];
 
     rig_new(&r, &rig_config);
     r.tcp = true;
     peer_session(&r);
-    fd = tcp_listen(&addr, 10);
-    fd_nonblock(fd);
-    ck_assert_int_eq(vp_set_oforward(r.drv, fd, VP_ANY_SERVICE), 0);
+    rig_listen(&r, VP_ANY_SERVICE, &addr);
     for (int i = 0; i < COUNT_OF(client); i++) {
         client[i] = knock(&addr);
         box_wait(r.loop, r.drv->forwards.ncallers == (size_t)i + 1);
@@ -2489,7 +2478,7 @@ START_TEST(not_paced)
 {
     static Rig r;
     VPAddr addr;
-    int fd, client, target;
+    int client, target;
 
     if (!has_reno()) {
         PASS_OVER("TCP_CONGESTION");
@@ -2497,9 +2486,7 @@ START_TEST(not_paced)
     rig_new(&r, &rig_config);
     r.tcp = true;
     peer_session(&r);
-    fd = tcp_listen(&addr, 10);
-    fd_nonblock(fd);
-    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    rig_listen(&r, "svc", &addr);
     client = knock(&addr);
     box_wait(r.loop, engine_counts(r.drv).conns == 1);
     target = rig_target(&r, "target");
@@ -2534,13 +2521,12 @@ START_TEST(accepted_ones_inherit)
     VPAddr addr;
     unsigned long calls;
     EngineConn c;
-    int fd, client;
+    int client;
 
     rig_new(&r, &rig_config);
+    r.tcp = true;
     peer_session(&r);
-    fd = tcp_listen(&addr, 10);
-    fd_nonblock(fd);
-    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    rig_listen(&r, "svc", &addr);
     calls = box.setsockopts;
     client = knock(&addr);
     box_wait(r.loop, engine_counts(r.drv).conns == 1);
@@ -2566,14 +2552,13 @@ START_TEST(accept_starved)
     static Rig r;
     VPAddr addr;
     unsigned long passes;
-    int fd, client[3];
+    int client[3];
     char line[80];
 
     rig_new(&r, &rig_config);
+    r.tcp = true;
     peer_session(&r);
-    fd = tcp_listen(&addr, 10);
-    fd_nonblock(fd);
-    ck_assert_int_eq(vp_set_oforward(r.drv, fd, "svc"), 0);
+    rig_listen(&r, "svc", &addr);
     for (int i = 0; i < 3; i++) {
         client[i] = knock(&addr);
     }
@@ -2724,9 +2709,7 @@ START_TEST(limit_of_listeners)
     for (int i = 0; i < 6; i += 3) {
         VPAddr addr;
 
-        fd[i / 3] = unix_listen(&addr, 10);
-        fd_nonblock(fd[i / 3]);
-        ck_assert_int_eq(vp_set_oforward(r.drv, fd[i / 3], service), 0);
+        fd[i / 3] = rig_listen(&r, service, &addr);
         vp_oforward_account(r.drv, fd[i / 3], account);
         for (int k = i; k < i + 3; k++) {
             client[k] = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -2845,10 +2828,8 @@ START_TEST(idle_client)
     for (int i = 0; i < 2; i++) {
         VPAddr addr;
 
-        fd[i] = tcp_listen(&addr, 10);
-        fd_nonblock(fd[i]);
+        fd[i] = rig_listen(&r, "svc", &addr);
         account[i] = vp_account_new(r.drv, &limits[i]);
-        ck_assert_int_eq(vp_set_oforward(r.drv, fd[i], "svc"), 0);
         vp_oforward_account(r.drv, fd[i], account[i]);
         client[i] = knock(&addr);
         box_wait(r.loop, account_of(account[i]).conns == 1);
@@ -3397,7 +3378,6 @@ START_TEST(listener_stopped)
     VPAddr addr;
 
     fd = unix_listen(&addr, 3);
-    fd_nonblock(fd);
     ck_assert_int_eq(vp_listener_start(&l, loop, fd), 0);
     for (int i = 0; i < 3; i++) {
         client[i] = socket(AF_UNIX, SOCK_STREAM, 0);

@@ -296,6 +296,7 @@ static const struct {
     { "x:fd:web.socket:1", 'o', UNIX_CONNECT, "x", "web.socket", NULL, 1 },
     { "x:fd:-", 'o', UNIX_CONNECT, "x", "fd", NULL, 0 },
     { "x:fd:22", 'i', UNIX_CONNECT, "x", "fd", "22", 0 },
+    { "x:fd.:22", 'o', UNIX_CONNECT, "x", "fd.", "22", 0 },
     { "fd:mon", 'm', UNIX_CONNECT, NULL, "mon", NULL, 0 },
     { "[fd:mon]", 'm', UNIX_CONNECT, NULL, "fd:mon", NULL, 0 },
 #ifdef HAVE_VSOCK

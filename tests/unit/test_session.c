@@ -630,9 +630,7 @@ START_TEST(replay)
             peer_expect(&h.r, VP_CONN_FIRST + i, VP_MSG_CONNECT_INIT);
             ck_assert(p->pkt.flags & VP_FLAG_ACK_NOW);
         }
-        while (peer_next(&h.r) != 0) {
-            ck_assert_int_ge(p->pkt.type, VP_PKT_HELLO);
-        }
+        peer_quiet(&h.r);
         log_expect("channel up: session resumed", 1);
         held_free(&h);
     }
