@@ -291,6 +291,20 @@ static int notified(void)
     return fd;
 }
 
+/* notified_next() - wait for what systemd would be told next */
+static const char *notified_next(int notify)
+{
+    static char said[TEXT_LEN];
+    struct pollfd pfd = { .fd = notify, .events = POLLIN };
+    ssize_t n;
+
+    ck_assert_msg(poll(&pfd, 1, WAIT_MS) == 1, "systemd is told nothing");
+    n = recv(notify, said, sizeof(said) - 1, 0);
+    ck_assert(n > 0);
+    said[n] = '\0';
+    return said;
+}
+
 /*
  * A daemon that was told to end doesn't wait for names, at its start either,
  * nor does it say that it is ready.
@@ -299,10 +313,9 @@ START_TEST(end_while_starting)
 {
     StartOptions o = { .setup = NAMES_SETUP };
     int server, notify;
-    char said[TEXT_LEN];
     Daemon *d[1];
     int64_t start;
-    ssize_t n;
+    char more;
 
     server = names_server();
     if (server < 0) {
@@ -318,10 +331,8 @@ START_TEST(end_while_starting)
     kill(d[0]->pid, SIGTERM);
     ck_assert_int_eq(daemon_exit(d[0]), 0);
     ck_assert_int_lt(undelayed_ms(d, 0) - start, 4000);
-    while ((n = recv(notify, said, sizeof(said) - 1, 0)) > 0) {
-        said[n] = '\0';
-        ck_assert_msg(strstr(said, "READY=1") == NULL, "%s", said);
-    }
+    ck_assert_str_eq(notified_next(notify), "STOPPING=1");
+    ck_assert(recv(notify, &more, 1, 0) < 0);
     close(notify);
     close(server);
 }
@@ -334,26 +345,25 @@ END_TEST
 START_TEST(name_late_in_use)
 {
     StartOptions o = { .setup = NAMES_SETUP };
-    char where[TEXT_LEN], path[PATH_LEN];
-    int taken = listen_any(where), server = names_server(), mon;
+    char where[TEXT_LEN];
+    int taken = listen_any(where), server = names_server(), notify;
     pid_t names;
     Daemon *d;
 
     if (server < 0) {
         PASS_OVER(MAY_SERVE_NAMES);
     }
-    file_path(path, "m");
-    d = daemon_start_with(&o, "late", "-c unix-listen:%s/ch:- -m %s "
-                          "-o s:later.test:%d", vp_dir, path, port_of(where));
-    mon = monitor_batch(path);
-    sleep_ms(10500); /* the start waits for 10 s */
+    notify = notified();
+    d = daemon_start_with(&o, "late", "-c unix-listen:%s/ch:- "
+                          "-o s:later.test:%d", vp_dir, port_of(where));
+    ck_assert_str_eq(notified_next(notify), "READY=1"); /* after 10 s */
     names = names_answer(server);
     daemon_wait(d, "cannot listen on .*: " IN_USE ".*: trying again");
     names_hang(names); /* its copy of the port's socket goes with it */
     close(taken);
     names_answer(server);
     daemon_listens(d, "s");
-    close(mon);
+    close(notify);
     close(server);
 }
 END_TEST
