@@ -32,6 +32,7 @@
 #define KIB UINT64_C(1024)
 #define MIB (1024 * KIB)
 #define ID_32 "abcdefghijklmnopqrstuvwxyz012345"
+#define CLIENTS_MAX 128         /* clients that a monitor has, at most */
 
 /* Two daemons with monitors, a background, and a service t for the test */
 typedef struct Scene {
@@ -197,6 +198,24 @@ static void check_keys(const char *answer, const char *words)
         lines++;
     }
     ck_assert_msg(lines > 0, "no line for: %s", words);
+}
+
+/*
+ * check_event_keys() - the same of an event that shows a row of "info WHAT -k",
+ * and then perhaps more
+ */
+static void check_event_keys(const char *line, const char *event,
+                             const char *what, const char *more)
+{
+    char words[TEXT_LEN] = "";
+
+    for (int i = 0; i < COUNT_OF(keys); i++) {
+        if (strcmp(keys[i].info, what) == 0) {
+            text_format(words, sizeof(words), "%s%s%s", event,
+                        strchr(keys[i].keys, ' '), more);
+        }
+    }
+    check_keys(line, words);
 }
 
 /* readme() - its text with single blanks, for the caller to free */
@@ -566,7 +585,7 @@ static const char *ask_by_socat(const Scene *s, const char *lines)
     return answer + sizeof(prompt) - 1;
 }
 
-/* reload_conf() - write the init file that reload_says() has read anew */
+/* reload_conf() - write the init file that a reload then reads */
 static void reload_conf(const char *lines)
 {
     char text[3 * TEXT_LEN];
@@ -613,6 +632,39 @@ START_TEST(reload_says)
     ck_assert(rmdir(path) == 0);
     monitor_ask(mon, "reload");
     ck_assert_int_eq(execute(path, "reload"), 0);
+    close(listener);
+    close(mon);
+}
+END_TEST
+
+/* Of a forward that is changed, none counts who came through the old one. */
+START_TEST(limit_of_changed)
+{
+    char path[PATH_LEN], target[TEXT_LEN], where[TEXT_LEN];
+    int listener = listen_any(target), fds[2][2], mon;
+
+    ck_assert(chdir(vp_dir) == 0);
+    file_path(path, "m");
+    reload_conf("oforward u:127.0.0.1:0,max=1");
+    daemon_start("host", "-C %s/conf -m %s", vp_dir, path);
+    daemon_start("guest", "-c unix-connect:%s/c:- -i u:%s", vp_dir,
+                 target);
+    mon = monitor_batch(path);
+    oforward_where(mon, "u", where);
+    through(where, listener, fds[0]);
+    dial_reset(where);
+    reload_conf("oforward u:127.0.0.1:0,max=1,idle=600");
+    monitor_ask(mon, "reload");
+    ck_assert_uint_eq(number(account(mon, "oforward", "u"), "conns"), 0);
+    oforward_where(mon, "u", where);
+    through(where, listener, fds[1]);
+    ck_assert_uint_eq(number(account(mon, "oforward", "u"), "conns"), 1);
+    dial_reset(where);
+    talk(fds[0]);
+    talk(fds[1]);
+    for (int i = 0; i < 4; i++) {
+        close(fds[i / 2][i % 2]);
+    }
     close(listener);
     close(mon);
 }
@@ -1801,7 +1853,7 @@ START_TEST(crowd)
     }
     ck_assert_int_eq(execute(s.path[0], "info status -k"), 0);
     ck_assert_uint_eq(number(executed(1), "channels"), 1);
-    ck_assert_int_le(daemon_fds(s.daemon[0]), before + CROWD);
+    ck_assert_int_le(daemon_fds(s.daemon[0]), before + CLIENTS_MAX);
     for (int i = 0; i < CROWD; i++) {
         close(fds[i]);
     }
@@ -2067,13 +2119,20 @@ static void check_event(const char *line)
     regfree(&re);
     text = text ? text : readme();
     at += strcspn(at, " ") + 1;
-    if (strchr(at, '=') && strncmp(at, "channel ", 8) != 0 &&
-        strncmp(at, "opened ", 7) != 0 && strncmp(at, "ended ", 6) != 0) {
-        for (; *at != '\0'; at += strcspn(at, " \n") + 1) {
-            text_format(words + len, sizeof(words) - len, " %.*s",
-                        (int)strcspn(at, "= \n"), at);
-            len += strlen(words + len);
-        }
+    if (strncmp(at, "channel ", 8) == 0) {
+        check_event_keys(at, "channel", "channels", "");
+        return;
+    } else if (strncmp(at, "opened ", 7) == 0) {
+        check_event_keys(at, "opened", "conns", "");
+        return;
+    } else if (strncmp(at, "ended ", 6) == 0) {
+        check_event_keys(at, "ended", "conns", " reason");
+        return;
+    }
+    for (; *at != '\0'; at += strcspn(at, " \n") + 1) {
+        text_format(words + len, sizeof(words) - len, " %.*s",
+                    (int)strcspn(at, "= \n"), at);
+        len += strlen(words + len);
     }
     ck_assert_msg(strstr(text, words) != NULL, "not in the README:%s", words);
 }
@@ -2341,6 +2400,8 @@ START_TEST(waits)
     ck_assert_int_eq(execute(path[0], "wait up 60 7"), 1);
     ck_assert_msg(strstr(executed(2), "no channel 7"), "%s", executed(2));
 
+    /* its client reads up to the end: those before have gone by then, too */
+    ck_assert_int_eq(execute(path[0], "info status"), 0);
     before = daemon_fds(d);
     up = wait_start(path[0], "up", "up 60");
     service = wait_start(path[0], "service", "s 60 0");
@@ -2450,13 +2511,13 @@ START_TEST(waiting_crowd)
     }
     ck_assert_int_eq(execute(path, "info status -k"), 0);
     ck_assert_uint_eq(number(executed(1), "channels"), 1);
-    ck_assert_int_le(daemon_fds(d), before + CROWD);
+    /* one may be of epoll, which watches many */
+    ck_assert_int_le(daemon_fds(d), before + CLIENTS_MAX + 1);
     daemons_idle(&d, 1);
     for (int i = 0; i < CROWD; i++) {
         close(fds[i]);
     }
     for (int64_t end = now_ms() + WAIT_MS; daemon_fds(d) > before + 1;) {
-        /* one may be of epoll, which watches many */
         ck_assert_msg(now_ms() < end, "clients that left keep descriptors");
         sleep_ms(10);
     }
@@ -2468,7 +2529,8 @@ END_TEST
 
 /*
  * -x ends though the daemon has stopped; a reload may take as long as that.
- * The other end's "wait" says that it is silent, and not what was wrong before.
+ * The other end's "wait" says that it is silent, and not what was wrong before;
+ * who watches there is told, and one who waits gets on once it answers.
  */
 START_TEST(unanswered)
 {
@@ -2476,7 +2538,7 @@ START_TEST(unanswered)
     char text[TEXT_LEN];
     pid_t client, reload;
     int64_t start;
-    int listener, fd, mon;
+    int listener, fd, mon, watcher, waiter;
     Daemon *d;
 
     file_path(channel, "channel");
@@ -2497,6 +2559,8 @@ START_TEST(unanswered)
     text_format(text, sizeof(text), "channel_add unix-listen:%s:-", channel);
     ck_assert_int_eq(execute(path, text), 0);
     ck_assert_str_ne(value(wait_state(mon, "up"), "last_error"), "");
+    watcher = monitor_says(end, "watch\n");
+    expect_event(watcher, "0 channel");
     kill(d->pid, SIGSTOP);
     start = now_ms();
     client = command_start("wait", "! '%s' -m %s -x 'wait up 1'", vp_program,
@@ -2511,11 +2575,17 @@ START_TEST(unanswered)
     ck_assert_msg(strstr(executed(2), "doesn't answer") != NULL, "%s",
                   executed(2));
     wait_state(mon, "silent");
+    expect_event(watcher, "0 silent");
     ck_assert_int_eq(execute(end, "wait up 0"), 1);
     ck_assert_msg(strstr(executed(2), "channel 0 is silent") != NULL, "%s",
                   executed(2));
+    waiter = monitor_says(end, "wait up 60\n");
     kill(d->pid, SIGCONT);
+    ck_assert_str_eq(next_line(waiter), "ok\n");
+    expect_event(watcher, "0 answers");
     ck_assert_int_eq(execute(path, "info status"), 0);
+    close(watcher);
+    close(waiter);
     close(fd);
     close(listener);
     close(mon);
@@ -2685,6 +2755,7 @@ int main(void)
     SUITE_ADD(s, forward_limits);
     SUITE_ADD(s, channel_history);
     SUITE_ADD(s, reload_says);
+    SUITE_ADD(s, limit_of_changed);
     SUITE_ADD(s, by_socat);
     SUITE_ADD(s, tables);
     SUITE_ADD(s, narrow_tables);
