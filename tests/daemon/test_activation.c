@@ -61,17 +61,6 @@ static Daemon *scene_host(Scene *s)
                              "-o u:fd:4 -m fd:mon");
 }
 
-/* pid_at() - the number in a pid file */
-static pid_t pid_at(const char *path)
-{
-    FILE *f = fopen(path, "r");
-    int pid = 0;
-
-    ck_assert(f != NULL && fscanf(f, "%d", &pid) == 1 && pid > 1);
-    fclose(f);
-    return pid;
-}
-
 /* By name and by number; several of a name; they belong to the starter. */
 START_TEST(named)
 {
@@ -359,10 +348,8 @@ START_TEST(systemd)
     ck_assert_int_eq(execute(mon, "info status"), 0);
     if (_i == 2) {
         command_wait(pid);
-        file_path(log, "pid");
-        pid = pid_at(log);
         file_path(log, "host.log");
-        daemon_adopted("host", pid, log);
+        daemon_adopted("host", pid_in("pid"), log);
         file_wait("host.log", "of LISTEN_FDS: 5 (extra)\n");
         ck_assert_int_eq(dial_errno(extra, true, &fds[0]), ECONNREFUSED);
         ck_assert_int_eq(execute(mon, "oforward_del u:fd:web"), 0);

@@ -268,19 +268,27 @@ START_TEST(half_close_tcp)
 }
 END_TEST
 
-/* The same with unix sockets for client and server. */
-START_TEST(half_close_unix)
+/* unix_start() - have a service s of unix sockets; the target's listener */
+static int unix_start(Pair *pair)
 {
     char in[PATH_LEN], out[PATH_LEN], options[2][2 * TEXT_LEN];
-    Pair pair;
     int listener;
 
     file_path(in, "in");
     file_path(out, "out");
     listener = listen_on(in, 5);
-    text_format(options[0], sizeof(options[0]), "-o s:%s:-", out);
-    text_format(options[1], sizeof(options[1]), "-i s:%s:-", in);
-    pair_start(&pair, CHANNEL_UNIX, options[0], options[1]);
+    text_format(options[0], sizeof(options[0]), "-v -o s:%s:-", out);
+    text_format(options[1], sizeof(options[1]), "-v -i s:%s:-", in);
+    pair_start(pair, CHANNEL_UNIX, options[0], options[1]);
+    return listener;
+}
+
+/* The same with unix sockets for client and server. */
+START_TEST(half_close_unix)
+{
+    Pair pair;
+    int listener = unix_start(&pair);
+
     half_close(daemon_listens(pair.host, "s"), listener, _i);
 }
 END_TEST
@@ -406,18 +414,12 @@ END_TEST
 START_TEST(gone_after_half_close)
 {
     static unsigned char data[600000], got[sizeof(data)];
-    char in[PATH_LEN], out[PATH_LEN], options[2][2 * TEXT_LEN];
     struct pollfd other;
-    Pair pair;
     int listener, fds[2];
+    Pair pair;
     pid_t pid;
 
-    file_path(in, "in");
-    file_path(out, "out");
-    listener = listen_on(in, 5);
-    text_format(options[0], sizeof(options[0]), "-v -o s:%s:-", out);
-    text_format(options[1], sizeof(options[1]), "-v -i s:%s:-", in);
-    pair_start(&pair, CHANNEL_UNIX, options[0], options[1]);
+    listener = unix_start(&pair);
     fds[0] = dial(daemon_listens(pair.host, "s"), true);
     fds[1] = accept_one(listener);
     other = (struct pollfd){ .fd = fds[!_i] };

@@ -107,17 +107,6 @@ static void check_files(char *before)
     free(now);
 }
 
-/* pid_in() - the number in a pid file, which must be there */
-static pid_t pid_in(const char *name)
-{
-    const char *text = file_text(name);
-    char *end;
-    long pid = strtol(text, &end, 10);
-
-    ck_assert_msg(pid > 1 && strcmp(end, "\n") == 0, "pid file: '%s'", text);
-    return (pid_t)pid;
-}
-
 /* --- starting ----------------------------------------------------------- */
 
 /*

@@ -151,6 +151,19 @@ void file_wait(const char *name, const char *text)
     }
 }
 
+pid_t pid_in(const char *name)
+{
+    char path[PATH_LEN], *text, *end;
+    long pid;
+
+    file_path(path, name);
+    text = file_text(path, 0);
+    pid = strtol(text, &end, 10);
+    ck_assert_msg(pid > 1 && strcmp(end, "\n") == 0, "%s: '%s'", path, text);
+    free(text);
+    return (pid_t)pid;
+}
+
 /* ------------------------------------------------------------------------ */
 /* Processes                                                                */
 /* ------------------------------------------------------------------------ */

@@ -60,6 +60,9 @@ void file_write(const char *path, const void *data, size_t len);
 /* file_wait() - wait until the file vp_dir/name contains text */
 void file_wait(const char *name, const char *text);
 
+/* pid_in() - returns the number in the pid file vp_dir/name */
+pid_t pid_in(const char *name);
+
 /* --- processes ---------------------------------------------------------- */
 
 /* How one start of a daemon differs from the usual one: all 0 */
