@@ -27,7 +27,8 @@ step() { printf '\n=== %s\n' "$*"; }
 
 # debian() - the scenarios in release $1 of Debian
 #
-# It isn't our fault if there is no such release just now: that is named.
+# It isn't our fault if unstable can't be installed just now: that is named. What
+# the guests leave is in the directory for temporary files, of here as of there.
 debian() {
     local new
     command -v mmdebstrap >/dev/null || {
@@ -44,6 +45,10 @@ debian() {
     # A mirror may lag behind; that is no reason to go without.
     if ! mmdebstrap --quiet --variant=minbase --include="$packages" \
         --aptopt='Acquire::Check-Valid-Until "false"' "$1" "$new/root"; then
+        [ "$1" = sid ] || {
+            echo "elsewhere.sh: cannot install Debian $1" >&2
+            return 1
+        }
         missed="$missed $1"
     else
         copy "$new/root/src"
@@ -52,8 +57,9 @@ debian() {
         unshare -m --propagation private bash -e -c '
             mount -t proc proc "$1/proc"
             mount --rbind /dev "$1/dev"
-            exec chroot "$1" env APT=1 /src/tests/guest/run.sh "${@:2}"' - \
-            "$new/root" "${scenarios[@]}"
+            mount --bind "${TMPDIR:-/tmp}" "$1/tmp"
+            exec chroot "$1" env APT=1 TMPDIR=/tmp /src/tests/guest/run.sh \
+                "${@:2}"' - "$new/root" "${scenarios[@]}"
     fi
     rm -rf --one-file-system "$new"
 }

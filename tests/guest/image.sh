@@ -257,7 +257,8 @@ build_in() {
     local dir=$1 cc=$2
     shift 2
     mkdir -p "$dir"
-    cp -p "$top"/{configure,Makefile,qemu-vp.c,virtproxy.c,virtproxy.h} "$dir/"
+    cp -p "$top"/{configure,Makefile,qemu-vp.c,virtproxy.c,virtproxy.h} "$dir/" ||
+        die "cannot copy the source to $dir"
     (cd "$dir" && unset MAKEFLAGS MAKELEVEL MFLAGS VP_TOP QEMU_VP &&
         { [ config.mak -nt configure ] ||
             ./configure LDFLAGS=-static "$@"; } &&

@@ -702,6 +702,14 @@ vsock_said() {
         fail "never logged: $1"
 }
 
+# vsock_kill() - one of them, with no time to say goodbye; waits until it has let
+# go of its sockets
+vsock_kill() {
+    g "kill -KILL \$(cat /run/$1.pid);
+        while [ -e /proc/\$(cat /run/$1.pid) ]; do usleep 5000; done" ||
+        fail "the $1 does not end"
+}
+
 # Both daemons in the guest, over the kernel's own vsock, whose modules, where it
 # isn't built in, come only after both have begun to wait for it; then either of
 # them is killed.
@@ -730,15 +738,16 @@ vsock() {
     vsock_load -n 8 -t 60 -u "$small" -d "$small" -m ||
         fail "transfers failed: $(cat "$D/load.out")"
 
-    g 'kill -KILL $(cat /run/listener.pid)'
+    vsock_kill listener
     g "$listener"
     wait_for 30 vsock_load -t 5 -u 500 -d 500 ||
         fail "the listening side does not come back"
-    g 'kill -KILL $(cat /run/connector.pid)'
+    vsock_kill connector
     g "$connector"
     wait_for 30 vsock_load -t 5 -u 500 -d 500 ||
         fail "the connecting side does not come back"
-    g '! grep BAD /tmp/server.log' || fail "the server got wrong bytes"
+    g '[ -e /tmp/server.log ] && ! grep BAD /tmp/server.log' ||
+        fail "the server got wrong bytes"
 }
 
 many() {
