@@ -5708,6 +5708,9 @@ typedef struct VPConns {
     VPTimer sweep_timer;
     VPTimer end_timer;        /* while there is one in "ending" */
     VPTimer idle_timer;       /* while an account may have an idle one */
+    unsigned drop_work;       /* reading to drop it, in this pass, ns */
+    int drop_from;            /* lower descriptors had their turn to be read */
+    int drop_next;            /* what that is in the next pass */
     VPNode accounts;
     VPAccount rest;           /* of connections that have no forward */
     VPBatch batch;
@@ -6960,19 +6963,35 @@ static void conn_check_stuck(VPConn *c, size_t n)
     }
 }
 
-/* conn_drop() - read the local socket, though nobody gets what it says */
+/*
+ * conn_drop() - read the local socket, though nobody gets what it says
+ *
+ * All of a channel's have a portion in a pass, because there may be thousands
+ * whose owners say much.  Those that it isn't enough for stay readable, and are
+ * first in the next pass, which begins with the lowest descriptor, too.
+ */
 static void conn_drop(VPConn *c)
 {
-    VPTask *task = c->conns->link->task;
+    VPConns *cs = c->conns;
+    VPTask *task = cs->link->task;
+    unsigned before = task->work;
     uint8_t data[VP_DROP_LEN];
     ssize_t n;
 
+    if (c->fd < cs->drop_from) {
+        return;
+    }
+    if (cs->drop_work >= loop_portion(cs->loop)) {
+        cs->drop_next = cs->drop_next == 0 ? c->fd : cs->drop_next;
+        return;
+    }
     task->work += VP_WORK_CALL;
     do {
         n = read(c->fd, data, sizeof(data));
     } while (n < 0 && errno == EINTR);
+    task->work += n > 0 ? (unsigned)n / VP_WORK_BYTES : 0;
+    cs->drop_work += task->work - before;
     if (n > 0) {
-        task->work += (unsigned)n / VP_WORK_BYTES;
         conn_check_stuck(c, (size_t)n);
     } else if (n == 0) {
         conn_set_in(c, IN_CLOSED, "end of data from the local socket");
@@ -6980,6 +6999,14 @@ static void conn_drop(VPConn *c)
     } else if (errno != EAGAIN && errno != EWOULDBLOCK) {
         conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE, strerror(errno));
     }
+}
+
+/* conns_drop_next() - a pass is over: who had no turn in it is first now */
+static void conns_drop_next(VPConns *cs)
+{
+    cs->drop_from = cs->drop_next;
+    cs->drop_next = 0;
+    cs->drop_work = 0;
 }
 
 /* ---- control messages: sending ---------------------------------------- */
@@ -8735,6 +8762,7 @@ static bool driver_run(void *opaque)
             break;
         }
     }
+    conns_drop_next(&drv->conns);
     conns_reap(&drv->conns);
     driver_grace(drv);
     link_owes(l, task_settle(&drv->task));

@@ -577,6 +577,64 @@ START_TEST(peer_gone_talker)
 END_TEST
 
 /*
+ * Many of them, who all have something to say: beside another channel so few
+ * are read in a pass that it doesn't wait, and none twice before all have been.
+ */
+START_TEST(peer_gone_talkers)
+{
+    enum { TALKERS = 50, SAID = 2 * VP_DROP_LEN };
+    static const uint8_t data[SAID];
+    static Rig r;
+    VPDriver *other;
+    int client[TALKERS], small = 4096, passes = 0;
+    size_t before = 0, dropped = 0;
+
+    rig_new(&r, &rig_config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    peer_session(&r);
+    for (uint32_t i = 0; i < TALKERS; i++) {
+        uint32_t id = VP_CONN_FIRST + i;
+
+        client[i] = rig_client(&r, "svc");
+        peer_drain(&r);
+        peer_credit(&r, 0, id, VP_MSG_CONNECT_ACK, 0);
+        setsockopt(rig_conn(&r, id, true).fd, SOL_SOCKET, SO_SNDBUF, &small,
+                   sizeof(small));
+        peer_send(&r, VP_PKT_SERVER, 0, id, data, VP_WINDOW_INIT);
+        peer_msg(&r, 0, id, VP_MSG_RESET, VP_REASON_GONE);
+        box_settle(r.loop);
+    }
+    for (int i = 0; i < TALKERS; i++) {
+        fd_write(client[i], data, SAID);
+    }
+    while (dropped < TALKERS * SAID) {
+        size_t least = SAID, most = 0;
+
+        ck_assert_int_lt(passes++, TALKERS);
+        box_step(r.loop, 1);
+        dropped = 0;
+        for (VPNode *n = r.drv->conns.all.next; n != &r.drv->conns.all;
+             n = n->next) {
+            const VPConn *c = container_of(n, VPConn, all);
+
+            ck_assert_int_eq(c->in, IN_DROP);
+            dropped += c->dropped;
+            least = MIN(least, c->dropped);
+            most = MAX(most, c->dropped);
+        }
+        ck_assert_uint_le(dropped - before, VP_WORK_SHARED * VP_WORK_BYTES);
+        ck_assert_uint_le(most - least, VP_DROP_LEN);
+        before = dropped;
+    }
+    for (int i = 0; i < TALKERS; i++) {
+        close(client[i]);
+    }
+    vp_free(other);
+    rig_free(&r);
+}
+END_TEST
+
+/*
  * The same where it has no credit: nobody reads there either.  FreeBSD shows no
  * error then.
  */
@@ -3411,6 +3469,7 @@ int main(void)
     SUITE_LOOP(s, unreadable, 2);
     SUITE_ROWS(s, peer_gone, peer_gone_rows);
     SUITE_LOOP(s, peer_gone_talker, 8);
+    SUITE_ADD(s, peer_gone_talkers);
     SUITE_ADD(s, end_beside_many);
     SUITE_ROWS(s, refused, refusals);
     SUITE_LOOP(s, early, 2);
