@@ -263,6 +263,7 @@ static const char *const level_name[] = {
 static VPLogLevel log_level = VP_LOG_INFO; /* lines beyond it are left out */
 static int log_fd = STDERR_FILENO;         /* -1: syslog */
 static bool log_journal;                   /* log_fd is a journal's stream */
+static bool log_torn;                      /* the last line lacks its end */
 static int syslog_fd = -1;                 /* connected to syslogd, or -1 */
 static int syslog_type = SOCK_DGRAM;       /* what its socket is, or is tried */
 
@@ -363,13 +364,16 @@ static void log_line(VPLogLevel level, int channel, const char *text)
         len = snprintf(line, sizeof(line), "<%d>%s%.*s\n", priority[level],
                        where, LOG_TEXT_MAX, text);
     } else {
-        len = snprintf(line, sizeof(line), "%s %s %s%.*s\n", date,
-                       level_name[level], where, LOG_TEXT_MAX, text);
+        len = snprintf(line, sizeof(line), "%s%s %s %s%.*s\n",
+                       log_torn ? "\n" : "", date, level_name[level], where,
+                       LOG_TEXT_MAX, text);
     }
     if (poll(&pfd, 1, 0) > 0) {
         ssize_t n = write(log_fd, line, (size_t)len);
 
-        (void)n; /* because there is nowhere to say that this failed */
+        /* there is nowhere to say that the disk is full, but for once it has
+           room again the next line is not to go on where this one was torn */
+        log_torn = n < 0 ? log_torn : n < len;
     }
 }
 

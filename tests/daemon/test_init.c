@@ -948,6 +948,32 @@ START_TEST(log_limit)
 }
 END_TEST
 
+/* Where there was no room for a whole line the next one begins a new line. */
+START_TEST(log_torn)
+{
+    char path[PATH_LEN];
+    const char *end;
+    pid_t pid;
+    int mon;
+
+    file_path(path, "m");
+    pid = command_start("host", "ulimit -S -f 1; exec %s -m %s -l %s/log",
+                        vp_program, path, vp_dir);
+    mon = monitor_batch(path);
+    for (int i = 0; i < 20; i++) {
+        monitor_ask(mon, "channel_add unix-connect:/none:-:%d", i);
+    }
+    command_wait(command_start("prlimit", "prlimit --pid %d --fsize=unlimited:",
+                               (int)pid));
+    monitor_ask(mon, "quit");
+    close(mon);
+    command_wait(pid);
+    end = strstr(file_text("log"), " info ending: the monitor says so\n");
+    ck_assert_ptr_nonnull(end);
+    ck_assert_int_eq(end[-(ptrdiff_t)sizeof("2026-11-28 09:30:00.125")], '\n');
+}
+END_TEST
+
 /* A pid file that can't be written is an error that is said. */
 START_TEST(pid_file_limit)
 {
@@ -2879,6 +2905,7 @@ int main(void)
     SUITE_ADD(s, log_fifo);
     SUITE_ROWS(s, log_nowhere, no_logs);
     SUITE_LOOP(s, log_limit, 2);
+    SUITE_ADD(s, log_torn);
     SUITE_LOOP(s, pid_file_limit, 2);
     SUITE_LOOP(s, log_journal, 2);
     SUITE_LOOP(s, log_syslog, 2);
