@@ -4216,6 +4216,15 @@ static void channel_unlisten(void *opaque, int fd)
 
 /* ---- inherited descriptors that are channels -------------------------- */
 
+/* device_is_null() - is it /dev/null, which init gives its daemons as stdin? */
+static bool device_is_null(const struct stat *st)
+{
+    struct stat null;
+
+    return S_ISCHR(st->st_mode) && stat("/dev/null", &null) == 0 &&
+           st->st_rdev == null.st_rdev;
+}
+
 /*
  * inherited_kind() - make @fd ready, whatever it is
  *
@@ -4234,6 +4243,9 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind)
     }
     if (device_in_use(&st)) {
         return strerror(EBUSY);
+    }
+    if (device_is_null(&st)) {
+        return "it is /dev/null";
     }
     if (S_ISSOCK(st.st_mode)) {
         *kind = VP_CHN_SOCKET;

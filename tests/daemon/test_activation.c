@@ -144,6 +144,7 @@ static const Wrong wrongs[] = {
     { "-o a:fd:5000", "descriptor 5000: only those below 1024" },
     { "-o a:fd:we", "no descriptor of this name: LISTEN_FDNAMES is web:web:" },
     { "-o a:fd:webs", "-o 'a:fd:webs': there is no descriptor of this name" },
+    { "-c fd:6:-:1", "-c 'fd:6:-:1': descriptor 6: it is /dev/null" },
     { "-c fd:none:-:1", "-c 'fd:none:-:1': there is no descriptor of this" },
     { "-m fd:none", "-m 'fd:none': there is no descriptor of this name" },
     { "-o a:fd:3 -o b:fd:3", "descriptor 3: it was not open at the start, or "
