@@ -602,6 +602,7 @@ static bool spec_error(const Spec *spec, Error *err, const char *fmt, ...)
                      spec->text, why,
                      spec->option == 'c' ? "METHOD:ADDR:PORT[:CHANNEL_ID]"
                      : spec->option == 'm' ? "PATH"
+                     : spec->option == 'W' ? "SERVICE_ID:PATH:-"
                      : "SERVICE_ID:ADDR:PORT[:CHANNEL_ID]");
 }
 
@@ -993,7 +994,10 @@ static bool check_monitor(Spec *spec, Error *err)
     Error why;
 
     spec->addr = rest;
-    if (rest[0] == '[' && end != NULL) {
+    if (rest[0] == '[') {
+        if (end == NULL) {
+            return spec_error(spec, err, "'[' without ']'");
+        }
         spec->addr = rest + 1;
         *end = '\0';
         rest = end + 1;

@@ -153,6 +153,8 @@ static const BadOption bad_options[] = {
     { "-o", "http:fd:-1", NULL, "'-1' is neither the number nor the name" },
     { "-o", "http:fd:2147483648", NULL, "'2147483648' is neither" },
     { "-o", "http:fd:web,mode=0600", NULL, "for the file of a unix socket" },
+    { "-m", "[/m", NULL, "'[' without ']'" },
+    { "-W", "s", NULL, "ADDR is missing (expected SERVICE_ID:PATH:-)" },
     { "-m", "fd:", NULL, "'' is neither the number nor the name" },
     { "-m", "fd:mon,mode=0600", NULL, "for the file of a unix socket" },
     { "-o", "http:" LONG_PATH ":-", NAMED_PATH, NULL },
