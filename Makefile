@@ -85,8 +85,10 @@ check: check-needs all $(suites)
 	@STRIDE=$${STRIDE-7} SEEDS=$${SEEDS-500} tests/check.sh $(suites)
 
 damage = $(filter build/tests/chaos/% build/tests/unit/test_wire,$(suites))
-check-chaos: all $(damage)
+late = $(patsubst %,build/tests/unit/test_%,conn link loop offer session)
+check-chaos: all $(damage) $(late)
 	tests/check.sh $(damage)
+	LATE=1 tests/check.sh $(late)
 
 chaos: build/tests/chaos/test_chaos
 	$<

@@ -138,7 +138,8 @@ posix() {
             (cd "$cross/posix" &&
                 gcc -std=c11 -Wall -Wextra -Werror -D_DEFAULT_SOURCE \
                     -DHAVE_CLOSEFROM -DHAVE_GETRANDOM -DHAVE_INITGROUPS \
-                    -DHAVE_MALLOC_TRIM -DHAVE_VSOCK -U"$name" -include one.h -fsyntax-only "$source")
+                    -DHAVE_MALLOC_TRIM -DHAVE_VSOCK -U"$name" -include one.h \
+                    -fsyntax-only "$source")
         done
         echo "without $name: both sources are taken"
     done
@@ -200,10 +201,16 @@ s390x() {
     (cd "$dir" && make "${unit[@]}")
     for suite in "${unit[@]}"; do
         step "$suite"
-        (cd "$dir" && VP_TOP=$dir qemu-s390x-static "$suite") ||
-            failed="$failed $suite"
+        (cd "$dir" && CK_TIMEOUT_MULTIPLIER=10 VP_TOP=$dir \
+            qemu-s390x-static "$suite") 2>&1 | tee "$dir/$suite.log" ||
+            failed="$failed $dir/$suite.log"
     done
-    [ -z "$failed" ] || { echo "failed:$failed"; return 1; }
+    if [ -n "$failed" ]; then
+        # shellcheck disable=SC2086 # a list
+        grep ':[EF]:' $failed
+        echo "failed:$failed"
+        return 1
+    fi
 }
 
 interop() {

@@ -10,6 +10,8 @@
  *    and in the same order each time.
  *  - Calls fail when box_fail() says so; reads and writes can be made short, or
  *    to fail with EINTR and EAGAIN every io_fail calls.
+ *  - With LATE in the environment, what TCP sockets have to be read is seen only
+ *    after a few calls of select(), as where the kernel is busy.
  *  - Memory is filled with rubbish when it is allocated, and is counted.
  *
  * Sockets are real; in tests/chaos/sim.h they are not.
@@ -73,6 +75,7 @@ typedef struct Box {
     int write_fd;          /* descriptor with a limit of writes; 0: none */
     size_t write_left;     /* bytes that write_fd takes before EAGAIN */
     int read_errno;        /* errno of a read instead of EAGAIN; 0: EAGAIN */
+    bool late;             /* TCP sockets have news late */
     bool small;            /* sockets have the smallest send buffer there is */
     unsigned long connects; /* calls of connect() since box_reset() */
     unsigned long polls;   /* calls of poll() since box_reset() */

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -31,6 +32,8 @@ void tcp_pair(int fd[2])
 
     fd[0] = socket(AF_INET, SOCK_STREAM, 0);
     box_require(connect(fd[0], (struct sockaddr *)&addr.ss, addr.len) == 0);
+    /* the kernel may be busy: connect() doesn't wait for the other side */
+    box_require(poll(&(struct pollfd){ listener, POLLIN, 0 }, 1, 60000) == 1);
     fd[1] = accept(listener, NULL, NULL);
     box_require(fd[1] >= 0);
     close(listener);
