@@ -557,6 +557,31 @@ static const struct {
 #endif
 };
 
+/*
+ * Linux takes any other rate as well, by ioctl()s that no libc declares.  They
+ * are these, with this layout, on all but some old processors.
+ */
+#if defined(__linux__) && defined(_IOR) && \
+    (defined(__x86_64__) || defined(__i386__) || defined(__aarch64__) || \
+     defined(__arm__) || defined(__riscv) || defined(__s390x__))
+#define LINUX_RATES
+
+typedef struct LinuxTermios {
+    uint32_t iflag, oflag, cflag, lflag;
+    uint8_t line, cc[19];
+    uint32_t ispeed, ospeed; /* baud */
+} LinuxTermios;
+
+#define LINUX_TCGETS2 _IOR('T', 0x2a, LinuxTermios)
+#define LINUX_TCSETS2 _IOW('T', 0x2b, LinuxTermios)
+#define LINUX_CBAUD 0x100fu
+#define LINUX_BOTHER 0x1000u /* the rate is in "ospeed" */
+#endif
+
+/* Rates that have no name. */
+#define BAUD_MIN 50
+#define BAUD_MAX 4000000
+
 /* The properties. */
 typedef struct Props {
     long mode;  /* of the file of a unix socket that is listened on; -1: none */
@@ -867,19 +892,31 @@ static bool check_path(const Spec *spec, Error *err)
                       "most %zu", strlen(spec->addr), SOCKET_PATH_MAX);
 }
 
-/* find_speed() - of a serial line with @port; B0: it is not known here */
-static speed_t find_speed(const char *port)
+/* baud_speed() - the system's name of a rate; B0: it has none */
+static speed_t baud_speed(unsigned baud)
 {
-    unsigned long baud = DEFAULT_BAUD;
-
-    if (port == NULL || parse_number(port, 1, UINT_MAX, &baud)) {
-        for (size_t i = 0; i < COUNT(speeds); i++) {
-            if (speeds[i].baud == baud) {
-                return speeds[i].speed;
-            }
+    for (size_t i = 0; i < COUNT(speeds); i++) {
+        if (speeds[i].baud == baud) {
+            return speeds[i].speed;
         }
     }
     return B0;
+}
+
+/* port_baud() - the rate of a serial line with @port; 0: it isn't known here */
+static unsigned port_baud(const char *port)
+{
+    unsigned long baud = DEFAULT_BAUD;
+#ifdef LINUX_RATES
+    bool any = true;
+#else
+    bool any = false;
+#endif
+
+    if (port != NULL && !parse_number(port, BAUD_MIN, BAUD_MAX, &baud)) {
+        return 0;
+    }
+    return any || baud_speed((unsigned)baud) != B0 ? (unsigned)baud : 0;
 }
 
 /* speed_baud() - the rate that @speed stands for; 0: it is not known here */
@@ -959,7 +996,7 @@ static bool check_channel(Spec *spec, const char *method, Error *err)
                ? check_vsock(spec, err)
                : check_host(spec, err) && check_port(spec, err);
     case ISASERIAL_OPEN:
-        return find_speed(spec->port) != B0 ||
+        return port_baud(spec->port) != 0 ||
                spec_error(spec, err, "'%s' is not a baud rate that is known "
                           "here", spec->port);
     default:
@@ -3512,7 +3549,9 @@ typedef struct Tty {
     int fd;             /* our own, a copy of what the engine has */
     dev_t device;
     struct termios was; /* to be put back */
+    unsigned was_baud;
     struct termios set; /* what the driver made of our settings */
+    unsigned set_baud;
 } Tty;
 
 static Tty *ttys_leaving; /* closed once they have sent the goodbye */
@@ -3543,6 +3582,47 @@ static void tty_exclude(int fd, bool others)
 #endif
 }
 
+/* tty_baud() - the rate that the line @fd has; 0: it is not known here */
+static unsigned tty_baud(int fd)
+{
+    struct termios now;
+    unsigned baud = tcgetattr(fd, &now) == 0
+                    ? speed_baud(cfgetospeed(&now)) : 0;
+
+#ifdef LINUX_RATES
+    LinuxTermios any;
+
+    if (baud == 0 && ioctl(fd, LINUX_TCGETS2, &any) == 0 &&
+        (any.cflag & LINUX_CBAUD) == LINUX_BOTHER) {
+        baud = any.ospeed;
+    }
+#endif
+    return baud;
+}
+
+/* tty_set() - as tcsetattr(), with @baud if that is a rate without a name */
+static int tty_set(int fd, const struct termios *set, unsigned baud)
+{
+    if (tcsetattr(fd, TCSANOW, set) < 0) {
+        return -1;
+    }
+#ifdef LINUX_RATES
+    if (baud != 0 && baud_speed(baud) == B0) {
+        LinuxTermios any;
+
+        if (ioctl(fd, LINUX_TCGETS2, &any) < 0) {
+            return -1;
+        }
+        any.cflag = (any.cflag & ~LINUX_CBAUD) | LINUX_BOTHER;
+        any.ispeed = any.ospeed = baud;
+        return ioctl(fd, LINUX_TCSETS2, &any);
+    }
+#else
+    (void)baud;
+#endif
+    return 0;
+}
+
 /* tty_close() - put the line back as it was, free @tty, which may be NULL */
 static void tty_close(Tty *tty)
 {
@@ -3553,7 +3633,7 @@ static void tty_close(Tty *tty)
     if (tty_unsent(tty->fd)) {
         tcflush(tty->fd, TCOFLUSH); /* else close() waits 30 s for it */
     }
-    tcsetattr(tty->fd, TCSANOW, &tty->was);
+    tty_set(tty->fd, &tty->was, tty->was_baud);
     tty_exclude(tty->fd, false);
     close(tty->fd);
     free(tty);
@@ -3633,14 +3713,15 @@ static bool tty_lock(int fd)
 }
 
 /*
- * tty_take() - make @fd a line for bytes, at @speed; B0: it has none
+ * tty_take() - make @fd a line for bytes, at @baud; 0: it has no rate
  * @taken:  becomes what tty_close() or tty_leave() needs
  *
  * Returns 0, or the errno value of why it is no line we can use.
  */
-static int tty_take(int fd, speed_t speed, Tty **taken)
+static int tty_take(int fd, unsigned baud, Tty **taken)
 {
     Tty *tty = calloc(1, sizeof(*tty));
+    speed_t speed = baud_speed(baud);
     struct termios raw;
     struct stat st;
     int err = 0;
@@ -3669,6 +3750,7 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
     if (!tty_is_pty(fd)) {
         tty_exclude(fd, true);
     }
+    tty->was_baud = tty_baud(fd);
     raw = tty->was;
     raw.c_iflag = IGNBRK; /* and no XON, which would be among our bytes */
     raw.c_oflag = 0;
@@ -3684,11 +3766,12 @@ static int tty_take(int fd, speed_t speed, Tty **taken)
         cfsetispeed(&raw, speed);
         cfsetospeed(&raw, speed);
     }
-    if (tcsetattr(fd, TCSANOW, &raw) < 0 || tcgetattr(fd, &tty->set) < 0) {
+    if (tty_set(fd, &raw, baud) < 0 || tcgetattr(fd, &tty->set) < 0) {
         err = errno;
         tty_close(tty);
         return err;
     }
+    tty->set_baud = tty_baud(fd);
     tcflush(fd, TCIOFLUSH);
     *taken = tty;
     return 0;
@@ -3705,9 +3788,9 @@ static bool tty_restore(const Tty *tty)
             now.c_lflag != set->c_lflag || now.c_cflag != set->c_cflag ||
             now.c_cc[VMIN] != set->c_cc[VMIN] ||
             now.c_cc[VTIME] != set->c_cc[VTIME] ||
-            cfgetospeed(&now) != cfgetospeed(set) ||
+            tty_baud(tty->fd) != tty->set_baud ||
             cfgetispeed(&now) != cfgetispeed(set)) &&
-           tcsetattr(tty->fd, TCSANOW, set) == 0;
+           tty_set(tty->fd, set, tty->set_baud) == 0;
 }
 
 /* ---- opening ---------------------------------------------------------- */
@@ -3842,6 +3925,8 @@ static void device_close(Channel *ch, int fd)
 #define LINE_LOOK (2 * SECOND)
 /* One that changes it for ever is worth a line so often. */
 #define LINE_NEWS (3600 * SECOND)
+/* A rate is another one if it is off by more than this part of it. */
+#define LINE_NEAR 50
 
 static void line_look(void *opaque)
 {
@@ -3905,23 +3990,19 @@ static void channel_opened(Channel *ch, int rfd, int wfd, VPChannelKind kind)
 /* line_rate() - say so if the driver of the line @fd runs it at another rate */
 static void line_rate(Channel *ch, int fd)
 {
-    speed_t asked = find_speed(ch->spec.port), speed;
+    unsigned asked = port_baud(ch->spec.port), baud = tty_baud(fd);
+    unsigned off = baud > asked ? baud - asked : asked - baud;
     char rate[32] = "a rate that is not known here";
-    struct termios now;
 
-    if (tcgetattr(fd, &now) < 0) {
-        return;
+    if (baud != 0) {
+        snprintf(rate, sizeof(rate), "%u baud", baud);
     }
-    speed = cfgetospeed(&now);
-    if (speed_baud(speed) != 0) {
-        snprintf(rate, sizeof(rate), "%u baud", speed_baud(speed));
-    }
-    if (speed != asked &&
-        vp_once(&ch->rate_said, (uintptr_t)speed, vp_loop_now(loop), 0)) {
+    /* both ends stand a rate that the hardware only comes near to */
+    if (off > asked / LINE_NEAR &&
+        vp_once(&ch->rate_said, baud, vp_loop_now(loop), 0)) {
         log_at(VP_LOG_WARN, (int)ch->spec.channel_id, "channel %s: %s: the "
                "driver doesn't take %u baud, it runs at %s",
-               method_name[ch->spec.method], ch->spec.addr, speed_baud(asked),
-               rate);
+               method_name[ch->spec.method], ch->spec.addr, asked, rate);
     }
 }
 
@@ -3930,7 +4011,7 @@ static void open_serial(Channel *ch)
     const char *path = ch->spec.addr;
     int fd = device_open(ch, path);
     int err = fd < 0 ? errno
-                     : tty_take(fd, find_speed(ch->spec.port), &ch->tty);
+                     : tty_take(fd, port_baud(ch->spec.port), &ch->tty);
 
     if (err == 0) {
         line_rate(ch, fd);
@@ -4030,7 +4111,7 @@ static void open_port(Channel *ch)
     err = fd < 0 ? errno : 0;
     if (err == 0 && isatty(fd)) {
         kind = VP_CHN_TTY;
-        err = tty_take(fd, B0, &ch->tty);
+        err = tty_take(fd, 0, &ch->tty);
     }
     if (err == 0) {
         channel_opened(ch, fd, fd, kind);
@@ -4254,7 +4335,7 @@ static const char *inherited_kind(Channel *ch, int fd, VPChannelKind *kind)
     if (S_ISSOCK(st.st_mode)) {
         *kind = VP_CHN_SOCKET;
     } else if (isatty(fd)) {
-        int err = tty_take(fd, find_speed(NULL), &ch->tty);
+        int err = tty_take(fd, port_baud(NULL), &ch->tty);
 
         *kind = VP_CHN_TTY;
         if (err != 0) {

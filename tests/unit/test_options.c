@@ -379,9 +379,9 @@ START_TEST(numbers_read)
         char text[20];
 
         snprintf(text, sizeof(text), "%u", speeds[i].baud);
-        ck_assert(find_speed(text) == speeds[i].speed);
+        ck_assert_uint_eq(port_baud(text), speeds[i].baud);
     }
-    ck_assert(find_speed(NULL) == B115200);
+    ck_assert_uint_eq(port_baud(NULL), 115200);
 }
 END_TEST
 
@@ -405,13 +405,54 @@ START_TEST(rates)
     };
 
     for (int i = 0; i < COUNT_OF(known); i++) {
-        ck_assert_msg(find_speed(known[i].text) == known[i].speed, "%s",
-                      known[i].text);
+        ck_assert_msg(baud_speed(port_baud(known[i].text)) == known[i].speed,
+                      "%s", known[i].text);
     }
     for (size_t i = 0; i < COUNT(speeds); i++) {
         ck_assert_uint_eq(speed_baud(speeds[i].speed), speeds[i].baud);
     }
     ck_assert_uint_eq(speed_baud(B0), 0);
+}
+END_TEST
+
+/*
+ * A rate without a name is set, is set again when somebody has changed it, and
+ * one that was there before is put back.
+ */
+START_TEST(rates_without_name)
+{
+#ifdef LINUX_RATES
+    int master = posix_openpt(O_RDWR | O_NOCTTY);
+    struct termios was;
+    LinuxTermios any;
+    Tty *tty = NULL;
+    int line;
+
+    ck_assert(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
+    line = open(ptsname(master), O_RDWR | O_NOCTTY);
+    ck_assert(line >= 0 && tcgetattr(line, &was) == 0);
+    if (ioctl(line, LINUX_TCGETS2, &any) < 0) {
+        PASS_OVER("a system that has such rates");
+    }
+    ck_assert_uint_eq(port_baud("250000"), 250000);
+    ck_assert(tty_set(line, &was, 128000) == 0);
+    ck_assert_uint_eq(tty_baud(line), 128000);
+    ck_assert_int_eq(tty_take(line, 250000, &tty), 0);
+    ck_assert_uint_eq(tty_baud(line), 250000);
+    ck_assert(!tty_restore(tty));
+    ck_assert(tty_set(line, &tty->set, 9600 * 7) == 0);
+    ck_assert(tty_restore(tty));
+    ck_assert_uint_eq(tty_baud(line), 250000);
+    ck_assert(tcsetattr(line, TCSANOW, &was) == 0);
+    ck_assert(tty_restore(tty));
+    ck_assert_uint_eq(tty_baud(line), 250000);
+    tty_close(tty);
+    ck_assert_uint_eq(tty_baud(line), 128000);
+    close(line);
+    close(master);
+#else
+    ck_assert_uint_eq(port_baud("250000"), 0);
+#endif
 }
 END_TEST
 
@@ -530,6 +571,7 @@ int main(void)
     SUITE_ADD(s, says_what_was_expected);
     SUITE_ADD(s, numbers_read);
     SUITE_ADD(s, rates);
+    SUITE_ADD(s, rates_without_name);
     SUITE_ADD(s, rate_refused);
     SUITE_ADD(s, numeric_addresses);
     SUITE_ADD(s, help_and_version);
