@@ -659,7 +659,11 @@ static void groups_forget(void)
     }
 }
 
-/* group_number() - of the group @name, which may be a number; -1: none */
+/*
+ * group_number() - of the group @name, which may be a number; -1: none
+ *
+ * A number isn't looked up, so that who has a slow server needn't wait for it.
+ */
 static long group_number(const char *name)
 {
     static size_t next; /* of known_groups, whose place is taken next */
@@ -667,6 +671,9 @@ static long group_number(const char *name)
     unsigned long number;
     size_t i = next;
 
+    if (parse_number(name, 0, UINT_MAX - 1ul, &number)) {
+        return (long)number;
+    }
     for (size_t k = 0; k < COUNT(known_groups); k++) {
         if (known_groups[k].name != NULL &&
             strcmp(known_groups[k].name, name) == 0) {
@@ -674,13 +681,13 @@ static long group_number(const char *name)
         }
     }
     gr = getgrnam(name);
-    if (gr == NULL && !parse_number(name, 0, UINT_MAX - 1ul, &number)) {
+    if (gr == NULL) {
         return -1;
     }
     next = (i + 1) % COUNT(known_groups);
     free(known_groups[i].name);
     known_groups[i].name = strdup(name); /* NULL: it is looked up again */
-    known_groups[i].number = gr != NULL ? (long)gr->gr_gid : (long)number;
+    known_groups[i].number = (long)gr->gr_gid;
     return known_groups[i].number;
 }
 

@@ -2130,12 +2130,16 @@ START_TEST(pid_file_link)
 }
 END_TEST
 
-/* A group's number is looked up once, and again by a reload. */
+/*
+ * A group's number is looked up once, and again by a reload; what is a number
+ * already is not, whatever group has it for its name.
+ */
 START_TEST(group_known)
 {
     StartOptions o = { .setup = "mount -n --bind group /etc/group" };
     char path[PATH_LEN];
     Daemon *d;
+    long gid = geteuid() == 0 ? (long)getegid() : 0;
     int mon;
 
     if (!may_mount()) {
@@ -2144,12 +2148,13 @@ START_TEST(group_known)
     umask(0022);
     ck_assert(chdir(vp_dir) == 0);
     /* in a namespace of an ordinary user the only group is 0, which is his */
-    write_file("group", "root:x:0:\nvpgroup:x:%ld:\n",
-               geteuid() == 0 ? (long)getegid() : 0);
+    write_file("group", "root:x:0:\nvpgroup:x:%ld:\n%ld:x:4242:\n", gid, gid);
     write_file("conf", "channel unix-listen:%s/c:-,group=vpgroup\n", vp_dir);
     file_path(path, "m");
     d = daemon_start_with(&o, "host", "-C conf -m %s", path);
     mon = monitor_batch(path);
+    monitor_ask(mon, "oforward_add n:%s/n:-,group=%ld", vp_dir, gid);
+    rights("n", geteuid(), getegid(), 0755);
     write_file("group", "root:x:0:\n");
     monitor_ask(mon, "oforward_add s:%s/s:-,group=vpgroup", vp_dir);
     rights("s", geteuid(), getegid(), 0755);
