@@ -3212,6 +3212,7 @@ START_TEST(busy_beside_mute)
 {
     static Rig r;
     VPAddr addr;
+    struct pollfd full = { .events = POLLIN };
     int filler[4], mute, fd;
     Busy b;
 
@@ -3223,6 +3224,8 @@ START_TEST(busy_beside_mute)
         fd_nonblock(filler[i]);
         connect(filler[i], (struct sockaddr *)&addr.ss, addr.len);
     }
+    full.fd = mute; /* until one has taken the only place */
+    poll(&full, 1, -1);
     ck_assert_int_eq(vp_set_iforward(r.drv, "mute", &addr, 1), 0);
     busy_target(&b, &r, "busy");
     peer_init(&r, 1, "mute", 1000);
