@@ -1062,22 +1062,20 @@ static bool check_monitor(Spec *spec, Error *err)
     return check_path(spec, err);
 }
 
-static bool spec_check(Spec *spec, Error *err)
+/*
+ * spec_cut() - take over ADDR, PORT and CHANNEL_ID, and the properties
+ * @first:  becomes what stands before ADDR
+ */
+static bool spec_cut(Spec *spec, const char **first, Error *err)
 {
-    const char *wrong = value_wrong(spec->text);
     unsigned long number = 0;
     char *field[4];
     Error why;
 
-    if (wrong != NULL) {
-        return spec_error(spec, err, "%s", wrong);
-    }
-    if (spec->option == 'm') {
-        return check_monitor(spec, err);
-    }
     if (!split_fields(spec, field, err)) {
         return false;
     }
+    *first = field[0];
     spec->addr = field[1];
     spec->port = field[2];
     if (spec->port != NULL &&
@@ -1100,11 +1098,14 @@ static bool spec_check(Spec *spec, Error *err)
     if (strcmp(spec->port, "-") == 0) {
         spec->port = NULL;
     }
-    if (spec->option == 'c') {
-        return check_channel(spec, field[0], err);
-    }
-    spec->service_id = field[0];
-    if (!vp_service_id_ok(field[0], strlen(field[0]))) {
+    return true;
+}
+
+/* check_forward() - of an 'o' or 'i', or of a 'W' */
+static bool check_forward(Spec *spec, const char *service_id, Error *err)
+{
+    spec->service_id = service_id;
+    if (!vp_service_id_ok(service_id, strlen(service_id))) {
         return spec_error(spec, err, "a SERVICE_ID is 1 to %d printable "
                           "ASCII characters without blanks",
                           VP_SERVICE_ID_LEN);
@@ -1119,7 +1120,7 @@ static bool spec_check(Spec *spec, Error *err)
         return spec_error(spec, err, "PORT '%s' where -W takes '-'",
                           spec->port);
     }
-    if (strcmp(field[0], VP_ANY_SERVICE) == 0 &&
+    if (strcmp(service_id, VP_ANY_SERVICE) == 0 &&
         (spec->option != 'o' || spec->port != NULL)) {
         return spec_error(spec, err, "SERVICE_ID '*' is for -o and a unix "
                           "socket, whose clients say which service they want");
@@ -1129,6 +1130,21 @@ static bool spec_check(Spec *spec, Error *err)
     }
     return check_host(spec, err) && check_port(spec, err) &&
            check_order(spec, err);
+}
+
+static bool spec_check(Spec *spec, Error *err)
+{
+    const char *wrong = value_wrong(spec->text), *first;
+
+    if (wrong != NULL) {
+        return spec_error(spec, err, "%s", wrong);
+    }
+    if (spec->option == 'm') {
+        return check_monitor(spec, err);
+    }
+    return spec_cut(spec, &first, err) &&
+           (spec->option == 'c' ? check_channel(spec, first, err)
+                                : check_forward(spec, first, err));
 }
 
 /* path_is_abstract() - is it the name of a unix socket that has no file? */
@@ -1968,14 +1984,15 @@ static bool settings_key(Settings *s, Error *err)
 /* settings_config() - what the settings mean to a channel */
 static bool settings_config(Settings *s, Error *err)
 {
-    size_t conns = vp_max_conns((uint64_t)s->max_memory << 20);
+    uint64_t memory = (uint64_t)s->max_memory << 20;
+    size_t conns = vp_max_conns(memory);
 
     s->config.grace = s->grace;
     s->config.max_conns = conns < s->max_conns ? (unsigned)conns
                                                : s->max_conns;
     s->config.max_half_open = s->max_half_open;
     s->config.max_opens = s->max_opens;
-    s->config.memory = (uint64_t)s->max_memory << 20;
+    s->config.memory = memory;
     s->config.program = VERSION;
     return settings_key(s, err);
 }
@@ -2539,7 +2556,7 @@ static int lock_tries = LOCK_TRIES;
 typedef struct SocketFile {
     struct SocketFile *next;
     struct SocketFile **link; /* what points at us */
-    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    char path[SOCKET_PATH_MAX + 1];
     dev_t dev;
     ino_t ino;
 } SocketFile;
@@ -2584,13 +2601,10 @@ static bool socket_file_gone(const SocketFile *f)
 /* socket_file_remove() - @f is freed, and may be NULL */
 static void socket_file_remove(SocketFile *f)
 {
-    struct stat st;
-
     if (f == NULL) {
         return;
     }
-    if (lstat(f->path, &st) == 0 && st.st_dev == f->dev &&
-        st.st_ino == f->ino) {
+    if (!socket_file_gone(f)) {
         unlink(f->path);
     }
     *f->link = f->next;
@@ -2617,7 +2631,7 @@ static void socket_files_remove(void)
 static int folder_lock(const char *path)
 {
 #ifdef LOCK_EX
-    char folder[sizeof(((struct sockaddr_un *)0)->sun_path) + 1];
+    char folder[SOCKET_PATH_MAX + 1];
     const char *slash = strrchr(path, '/');
     int fd;
 
@@ -4279,7 +4293,6 @@ static int channel_listen(void *opaque, int fd)
     while (l < ch->listeners + ch->nlisteners && l->fd >= 0) {
         l++; /* one whose socket was dropped is used again */
     }
-
     snprintf(ch->name, sizeof(ch->name), "channel %s",
              method_name[ch->spec.method]);
     l->channel = (int)ch->spec.channel_id;
@@ -7157,19 +7170,50 @@ static bool is_status(const char *line)
     return strcmp(line, "ok\n") == 0 || strncmp(line, "error: ", 7) == 0;
 }
 
+/* Room for a line: "error: " and an Error fit. */
+#define ANSWER_LINE (sizeof(Error) + 32)
+
+/*
+ * client_print() - print the answer that comes through @f, but its last line
+ * @lasts:  print it as it comes, up to the first line that ends an answer
+ * @last:   ANSWER_LINE bytes; becomes the last line
+ */
+static void client_print(FILE *f, bool lasts, char *last)
+{
+    char line[ANSWER_LINE];
+    bool begins = true, more = true;
+
+    last[0] = '\0';
+    while (more && fgets(line, sizeof(line), f) != NULL) {
+        size_t greeting = strlen(MON_PROMPT); /* before the first line */
+
+        fputs(last, stdout);
+        greeting = strncmp(line, MON_PROMPT, greeting) == 0 ? greeting : 0;
+        snprintf(last, ANSWER_LINE, "%s", line + greeting);
+        if (lasts && begins && is_status(last)) {
+            more = false;
+        } else if (lasts) {
+            fputs(last, stdout);
+            last[0] = '\0';
+            more = fflush(stdout) == 0;
+        }
+        begins = strchr(line, '\n') != NULL;
+    }
+}
+
 /*
  * monitor_client() - have @command executed; returns the exit status
  *
  * The last line of the answer says how it went.  It is shown only if that is
- * an error.  An answer that lasts is shown as it comes, and the monitor sees
- * when we go, because our side stays open.
+ * an error.  The monitor sees when we go while an answer lasts, because our
+ * side stays open.
  */
 static int monitor_client(const char *path, const char *command)
 {
     FILE *f = NULL;
-    char line[sizeof(Error) + 32], last[sizeof(line)] = ""; /* fits one */
     time_t time;
-    bool lasts = client_lasts(command, &time), begins = true, more = true;
+    bool lasts = client_lasts(command, &time);
+    char last[ANSWER_LINE];
     Error err;
     int fd;
 
@@ -7196,21 +7240,7 @@ static int monitor_client(const char *path, const char *command)
     if (!lasts) {
         shutdown(fd, SHUT_WR);
     }
-    while (more && fgets(line, sizeof(line), f) != NULL) {
-        size_t greeting = strlen(MON_PROMPT); /* before the first line */
-
-        fputs(last, stdout);
-        greeting = strncmp(line, MON_PROMPT, greeting) == 0 ? greeting : 0;
-        snprintf(last, sizeof(last), "%s", line + greeting);
-        if (lasts && begins && is_status(last)) {
-            more = false;
-        } else if (lasts) {
-            fputs(last, stdout);
-            last[0] = '\0';
-            more = fflush(stdout) == 0;
-        }
-        begins = strchr(line, '\n') != NULL;
-    }
+    client_print(f, lasts, last);
     if (ferror(f)) {
         fflush(stdout);
         fprintf(stderr, "qemu-vp: -m '%s': %s\n", path, client_wrong());
@@ -7497,7 +7527,6 @@ static bool pidfile_take(const char *path, Error *err)
 static void pidfile_drop(void)
 {
     const char *path = settings.pidfile;
-
     bool emptied = pidfile_fd >= 0 && ftruncate(pidfile_fd, 0) == 0;
 
     if (pidfile_fd >= 0 &&

@@ -2399,6 +2399,19 @@ enum {
     VP_MSG_PROGRAM,          /* text: the version of the program */
 };
 
+/* Those about a connection. */
+static const struct {
+    uint8_t len; /* bytes; 0: not always as many */
+    const char *malformed;
+} conn_msg[] = {
+    [VP_MSG_CONNECT_INIT] = { 0, "malformed CONNECT_INIT" },
+    [VP_MSG_CONNECT_ACK] = { 1 + 8, "malformed CONNECT_ACK" },
+    [VP_MSG_CONNECT_REFUSED] = { 1 + 1, "malformed CONNECT_REFUSED" },
+    [VP_MSG_WINDOW] = { 1 + 8, "malformed WINDOW" },
+    [VP_MSG_CLOSE] = { 1, "malformed CLOSE" },
+    [VP_MSG_RESET] = { 1 + 1, "malformed RESET" },
+};
+
 enum {
     VP_SERVICES_BEGIN = 1, /* what was named before doesn't count any more */
     VP_SERVICES_END = 2,   /* there are no others than those named so far */
@@ -2436,47 +2449,6 @@ typedef enum VPReason {
     VP_REASON_ENDING, /* the daemon ends: deliver what it sent before */
     VP_REASON_GONE,   /* nobody is left who reads: deliver what was sent */
 } VPReason;
-
-static const char *reason_str(unsigned reason)
-{
-    static const char *const text[] = {
-        [VP_REASON_NONE] = "reset by the other side",
-        [VP_REASON_UNKNOWN_SERVICE] = "unknown service",
-        [VP_REASON_REFUSED] = "connection refused by the target",
-        [VP_REASON_UNREACHABLE] = "target unreachable",
-        [VP_REASON_TIMEOUT] = "timed out",
-        [VP_REASON_LIMIT] = "too many connections",
-        [VP_REASON_RESOURCES] = "out of memory or descriptors",
-        [VP_REASON_OTHER] = "failed",
-        [VP_REASON_ENDING] = "the other side's daemon ends",
-        [VP_REASON_GONE] = "nobody is left at the other side",
-    };
-
-    return text[reason <= VP_REASON_GONE ? reason : VP_REASON_OTHER];
-}
-
-static VPReason reason_from_errno(int err)
-{
-    switch (err) {
-    case ECONNREFUSED:
-    case ENOENT: /* a unix socket that isn't there */
-        return VP_REASON_REFUSED;
-    case ENETUNREACH:
-    case EHOSTUNREACH:
-    case ENETDOWN:
-    case EADDRNOTAVAIL:
-        return VP_REASON_UNREACHABLE;
-    case ETIMEDOUT:
-        return VP_REASON_TIMEOUT;
-    case EMFILE:
-    case ENFILE:
-    case ENOMEM:
-    case ENOBUFS:
-        return VP_REASON_RESOURCES;
-    default:
-        return VP_REASON_OTHER;
-    }
-}
 
 /* A header in the order of the machine; the checks are made on the way. */
 typedef struct VPPacket {
@@ -2543,6 +2515,47 @@ static const VPHeaderKey hello_key = { {
     0xe1a9b9543ca4e072, 0xbb96f0cac18a143b, 0xc43c8d67fd4538c7,
     0x98dc65450c3c3203, 0x16fd57aa993c1dbc,
 } };
+
+static const char *reason_str(unsigned reason)
+{
+    static const char *const text[] = {
+        [VP_REASON_NONE] = "reset by the other side",
+        [VP_REASON_UNKNOWN_SERVICE] = "unknown service",
+        [VP_REASON_REFUSED] = "connection refused by the target",
+        [VP_REASON_UNREACHABLE] = "target unreachable",
+        [VP_REASON_TIMEOUT] = "timed out",
+        [VP_REASON_LIMIT] = "too many connections",
+        [VP_REASON_RESOURCES] = "out of memory or descriptors",
+        [VP_REASON_OTHER] = "failed",
+        [VP_REASON_ENDING] = "the other side's daemon ends",
+        [VP_REASON_GONE] = "nobody is left at the other side",
+    };
+
+    return text[reason <= VP_REASON_GONE ? reason : VP_REASON_OTHER];
+}
+
+static VPReason reason_from_errno(int err)
+{
+    switch (err) {
+    case ECONNREFUSED:
+    case ENOENT: /* a unix socket that isn't there */
+        return VP_REASON_REFUSED;
+    case ENETUNREACH:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case EADDRNOTAVAIL:
+        return VP_REASON_UNREACHABLE;
+    case ETIMEDOUT:
+        return VP_REASON_TIMEOUT;
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+    case ENOBUFS:
+        return VP_REASON_RESOURCES;
+    default:
+        return VP_REASON_OTHER;
+    }
+}
 
 static void key_words(uint64_t *word, size_t n, uint64_t seed)
 {
@@ -5946,10 +5959,10 @@ static inline void conn_debug(const VPConn *c, const char *what,
 }
 
 /*
- * conn_set_in() - change the half "in"; false if that isn't legal
+ * conn_set_in() - change the half "in", if that is legal
  * @why:  the event, for the log
  */
-static bool conn_set_in(VPConn *c, VPIn to, const char *why)
+static void conn_set_in(VPConn *c, VPIn to, const char *why)
 {
     static const unsigned legal[] = {
         [IN_WAIT] = 1u << IN_OPEN | 1u << IN_DROP | 1u << IN_CLOSED,
@@ -5962,18 +5975,17 @@ static bool conn_set_in(VPConn *c, VPIn to, const char *why)
     if (!(legal[c->in] >> to & 1)) {
         log_say(c->conns->log, VP_LOG_ERROR, "connection %u: in: %s after %s",
                 c->id, in_name[to], in_name[c->in]);
-        return false;
+        return;
     }
     if (c->in != to) {
         conn_debug(c, "in", in_name[c->in], in_name[to], why);
         c->in = to;
         conn_interest(c);
     }
-    return true;
 }
 
 /* conn_set_out() - change the half "out"; as conn_set_in() */
-static bool conn_set_out(VPConn *c, VPOut to, const char *why)
+static void conn_set_out(VPConn *c, VPOut to, const char *why)
 {
     static const unsigned legal[] = {
         [OUT_WAIT] = 1u << OUT_WAIT_DRAIN | 1u << OUT_OPEN | 1u << OUT_CLOSED,
@@ -5988,14 +6000,13 @@ static bool conn_set_out(VPConn *c, VPOut to, const char *why)
     if (!(legal[c->out] >> to & 1)) {
         log_say(c->conns->log, VP_LOG_ERROR, "connection %u: out: %s after %s",
                 c->id, out_name[to], out_name[c->out]);
-        return false;
+        return;
     }
     if (c->out != to) {
         conn_debug(c, "out", out_name[c->out], out_name[to], why);
         c->out = to;
         conn_interest(c);
     }
-    return true;
 }
 
 static void conn_drop_buf(VPConn *c)
@@ -6026,7 +6037,7 @@ static void conn_let_go(VPConn *c)
  * A connection that is CLOSING or FREE holds neither descriptor nor buffer, and
  * waits for nothing.
  */
-static bool conn_set_life(VPConn *c, VPLife to, const char *why)
+static void conn_set_life(VPConn *c, VPLife to, const char *why)
 {
     static const unsigned legal[] = {
         [LIFE_NEW] = 1u << LIFE_OPEN | 1u << LIFE_FREE,
@@ -6040,7 +6051,7 @@ static bool conn_set_life(VPConn *c, VPLife to, const char *why)
     if (!(legal[c->life] >> to & 1)) {
         log_say(cs->log, VP_LOG_ERROR, "connection %u: %s after %s (%s)",
                 c->id, life_name[to], life_name[c->life], why);
-        return false;
+        return;
     }
     conn_debug(c, "life", life_name[c->life], life_name[to], why);
     if (to >= LIFE_CLOSING && c->life < LIFE_CLOSING && c->fd >= 0) {
@@ -6067,7 +6078,6 @@ static bool conn_set_life(VPConn *c, VPLife to, const char *why)
         node_remove(&c->due_node);
         node_append(&cs->dead, &c->due_node);
     }
-    return true;
 }
 
 /* conn_set_due() - have control messages sent when the link has room */
@@ -7043,7 +7053,7 @@ static size_t conn_put_origin(const VPConn *c, uint8_t *p)
 static bool conn_send_due(VPConn *c)
 {
     uint8_t msg[VP_CONTROL_LEN_MAX];
-    size_t len = 1;
+    size_t len = 0;
     unsigned due = c->due & (0u - c->due); /* in the order of the bits */
 
     switch (due) {
@@ -7056,14 +7066,9 @@ static bool conn_send_due(VPConn *c)
         len += conn_put_origin(c, msg + len);
         break;
     case DUE_ACK:
-        msg[0] = VP_MSG_CONNECT_ACK;
-        put64(msg + 1, c->rx_limit);
-        len = 9;
-        break;
     case DUE_WINDOW:
-        msg[0] = VP_MSG_WINDOW;
+        msg[0] = due == DUE_ACK ? VP_MSG_CONNECT_ACK : VP_MSG_WINDOW;
         put64(msg + 1, c->rx_limit);
-        len = 9;
         break;
     case DUE_CLOSE:
         msg[0] = VP_MSG_CLOSE;
@@ -7071,9 +7076,9 @@ static bool conn_send_due(VPConn *c)
     default: /* DUE_REFUSED or DUE_RESET: something is due */
         msg[0] = due == DUE_RESET ? VP_MSG_RESET : VP_MSG_CONNECT_REFUSED;
         msg[1] = c->reason;
-        len = 2;
         break;
     }
+    len = due == DUE_INIT ? len : conn_msg[msg[0]].len;
     if (!conns_send_control(c->conns, c->client ? VP_FLAG_CLIENT : 0, c->id,
                             msg, len)) {
         return false;
@@ -7334,7 +7339,7 @@ static const char *conn_handle_init(VPConns *cs, const VPPacket *pkt,
 
     if (!(pkt->flags & VP_FLAG_CLIENT) || pkt->bytes < 10 + len ||
         !vp_service_id_ok((const char *)msg + 10, len)) {
-        return "malformed CONNECT_INIT";
+        return conn_msg[VP_MSG_CONNECT_INIT].malformed;
     }
     c = conn_find(cs, pkt->conn, false);
     if (c != NULL && c->in == IN_CLOSED && c->out == OUT_DRAIN) {
@@ -7444,47 +7449,42 @@ static void conn_handle_reset(VPConn *c, const uint8_t *msg)
 static const char *conn_handle_control(VPConns *cs, const VPPacket *pkt,
                                        const uint8_t *msg)
 {
-    VPConn *c = conn_named(cs, pkt, !(pkt->flags & VP_FLAG_CLIENT));
-    bool over = c == NULL || conn_over(c); /* late, but no offence */
+    unsigned type = pkt->bytes > 0 ? msg[0] : 0;
+    VPConn *c;
 
-    switch (pkt->bytes > 0 ? msg[0] : 0) {
-    case VP_MSG_CONNECT_INIT:
-        return conn_handle_init(cs, pkt, msg);
-    case VP_MSG_CONNECT_ACK:
-    case VP_MSG_WINDOW:
-        if (pkt->bytes != 9) {
-            return "malformed WINDOW";
-        }
-        if (!over && get64(msg + 1) > c->tx_limit) {
-            c->tx_limit = get64(msg + 1);
-            conn_interest(c);
-        }
-        if (!over && c->greets && msg[0] == VP_MSG_CONNECT_ACK) {
-            conn_greet(c);
-        }
-        return NULL;
-    case VP_MSG_CLOSE:
-        if (pkt->bytes != 1) {
-            return "malformed CLOSE";
-        }
-        return over ? NULL : conn_handle_close(c);
-    case VP_MSG_CONNECT_REFUSED:
-        if (pkt->bytes != 2 || (pkt->flags & VP_FLAG_CLIENT)) {
-            return "malformed CONNECT_REFUSED";
-        }
-        break;
-    case VP_MSG_RESET:
-        if (pkt->bytes != 2) {
-            return "malformed RESET";
-        }
-        break;
-    default:
-        return pkt->bytes > 0 && msg[0] >= VP_MSG_OPTIONAL
-               ? cs->ops->told(cs->up, msg, pkt->bytes)
-               : "unknown control message";
+    if (type >= VP_MSG_OPTIONAL) {
+        return cs->ops->told(cs->up, msg, pkt->bytes);
     }
-    if (c != NULL) {
+    if (type == VP_MSG_CONNECT_INIT) {
+        return conn_handle_init(cs, pkt, msg);
+    }
+    if (type == 0 || type > VP_MSG_RESET) {
+        return "unknown control message";
+    }
+    if (pkt->bytes != conn_msg[type].len ||
+        (type == VP_MSG_CONNECT_REFUSED && (pkt->flags & VP_FLAG_CLIENT))) {
+        return conn_msg[type].malformed;
+    }
+    c = conn_named(cs, pkt, !(pkt->flags & VP_FLAG_CLIENT));
+    if (c == NULL) {
+        return NULL; /* late, but no offence */
+    }
+    if (type == VP_MSG_RESET || type == VP_MSG_CONNECT_REFUSED) {
         conn_handle_reset(c, msg);
+        return NULL;
+    }
+    if (conn_over(c)) {
+        return NULL;
+    }
+    if (type == VP_MSG_CLOSE) {
+        return conn_handle_close(c);
+    }
+    if (get64(msg + 1) > c->tx_limit) {
+        c->tx_limit = get64(msg + 1);
+        conn_interest(c);
+    }
+    if (c->greets && type == VP_MSG_CONNECT_ACK) {
+        conn_greet(c);
     }
     return NULL;
 }
@@ -9260,7 +9260,6 @@ void vp_peer_info(const VPDriver *drv, VPPeerInfo *info)
     *info = (VPPeerInfo){
         .version = link_has_session(&drv->link) ? drv->link.version : 0,
         .program = o->program,
-        .complete = o->ended && !o->cut,
     };
 }
 

@@ -604,7 +604,6 @@ size_t vp_kernel_memory(const VPDriver *drv);
 typedef struct VPPeerInfo {
     unsigned version;    /* of the protocol, that both use; 0: no session */
     const char *program; /* its version; "": not told */
-    bool complete;       /* are all services known that it offers? */
 } VPPeerInfo;
 
 void vp_peer_info(const VPDriver *drv, VPPeerInfo *info);

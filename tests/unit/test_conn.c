@@ -44,13 +44,16 @@ static bool try_transition(VPConn *c, int what, int from, int to)
     switch (what) {
     case 0:
         c->in = (VPIn)from;
-        return conn_set_in(c, (VPIn)to, "try") && (int)c->in == to;
+        conn_set_in(c, (VPIn)to, "try");
+        return (int)c->in == to && log_count("error") == 0;
     case 1:
         c->out = (VPOut)from;
-        return conn_set_out(c, (VPOut)to, "try") && (int)c->out == to;
+        conn_set_out(c, (VPOut)to, "try");
+        return (int)c->out == to && log_count("error") == 0;
     default:
         c->life = (VPLife)from;
-        return conn_set_life(c, (VPLife)to, "try") && (int)c->life == to;
+        conn_set_life(c, (VPLife)to, "try");
+        return (int)c->life == to && log_count("error") == 0;
     }
 }
 
@@ -1687,9 +1690,10 @@ static const struct {
     { 0, 1, "\3", "malformed CONNECT_REFUSED" },
     { 0, 3, "\3\1\1", "malformed CONNECT_REFUSED" },
     { VP_FLAG_CLIENT, 2, "\3\1", "malformed CONNECT_REFUSED" },
-    { 0, 1, "\2", "malformed WINDOW" },
-    { 0, 8, "\2\0\0\0\0\0\0\1", "malformed WINDOW" },
-    { 0, 10, "\2\0\0\0\0\0\0\1\1\1", "malformed WINDOW" },
+    { 0, 1, "\2", "malformed CONNECT_ACK" },
+    { 0, 8, "\2\0\0\0\0\0\0\1", "malformed CONNECT_ACK" },
+    { 0, 10, "\2\0\0\0\0\0\0\1\1\1",
+      "malformed CONNECT_ACK" },
     { 0, 1, "\4", "malformed WINDOW" },
     { 0, 8, "\4\0\0\0\0\0\0\1", "malformed WINDOW" },
     { 0, 10, "\4\0\0\0\0\0\0\1\1\1", "malformed WINDOW" },
