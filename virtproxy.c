@@ -3273,9 +3273,10 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
  * the bytes are still in the cache when it reads them; or, while a connection
- * with little to say sends beside busy ones, two packets and a small one, an
- * eighth of that, at the price of half the throughput: then no such message
- * waits for more than it takes to carry these.
+ * with little to say sends beside busy ones, two packets, an eighth of that, at
+ * the price of half the throughput: then no such message waits for more than it
+ * takes to carry these.  Beyond either bound there is room for a message, which
+ * hence doesn't wait for an ack.
  *
  * Since acks bound what the channel holds, its socket's send buffer may be
  * as large as the kernel allows: it never fills on a slow channel.
@@ -3291,12 +3292,16 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_LIMIT_MAX(len) ((len) / 2)
 /* A shorter round trip than this is one within the machine. */
 #define VP_NEAR_US 2000
-/* Bytes in flight within the machine, and while a sparse connection sends. */
-#define VP_LIMIT_NEAR (1u << 20)
-#define VP_LIMIT_MIXED (2u * VP_PKT_LEN_MAX + VP_PKT_LEN_MIN / 4)
 /* A connection is sparse that has so little to send, for so long after. */
 #define VP_SPARSE_LEN 4096
 #define VP_SPARSE_US (10 * MS)
+/*
+ * Bytes in flight within the machine, and while a sparse connection sends; with
+ * room for a message, since a busy one's packets are too long for the rest.
+ */
+#define VP_LIMIT_SPARSE (VP_PKT_HDR_LEN + VP_SPARSE_LEN)
+#define VP_LIMIT_NEAR (16u * VP_PKT_LEN_MAX + VP_LIMIT_SPARSE)
+#define VP_LIMIT_MIXED (2u * VP_PKT_LEN_MAX + VP_LIMIT_SPARSE)
 /* What the two daemons need to be scheduled, beyond the round trip seen. */
 #define VP_SLACK_US 300
 /* Queue that keeps a full channel busy; of a long round trip such a part. */
@@ -5338,6 +5343,7 @@ static void link_end(VPLink *l)
 typedef struct VPTurn {
     VPNode node;      /* in fresh or turns, while it has something to send */
     bool in_turns;    /* node is in VPSched.turns */
+    bool quiet;       /* it sent less than others, so has all of its quantum */
     int32_t deficit;  /* bytes left of the quantum */
     double idle_at;   /* VPSched.share when it had nothing to send */
 } VPTurn;
@@ -5393,6 +5399,7 @@ static void sched_end_turn(VPSched *s, VPTurn *t, uint32_t pkt_len)
         t->deficit += (int32_t)(VP_TURN_PKTS * pkt_len);
     }
     t->in_turns = true;
+    t->quiet = false;
     s->nturns++;
     node_append(&s->turns, &t->node);
 }
@@ -5401,9 +5408,10 @@ static void sched_end_turn(VPSched *s, VPTurn *t, uint32_t pkt_len)
 static void sched_ready(VPSched *s, VPTurn *t, uint32_t pkt_len)
 {
     double earned = (s->share - t->idle_at) * (t->deficit > 0 ? VP_EARN : 1);
+    int32_t quantum = (int32_t)(VP_TURN_PKTS * pkt_len);
 
-    t->deficit = (int32_t)MIN(t->deficit + earned,
-                              (int32_t)(VP_TURN_PKTS * pkt_len));
+    t->deficit = (int32_t)MIN(t->deficit + earned, quantum);
+    t->quiet = t->deficit == quantum;
     if (t->deficit > 0) {
         node_append(&s->fresh, &t->node);
     } else {
@@ -6846,6 +6854,13 @@ static void conn_eof(VPConn *c)
     conns_sweep_later(c->conns);
 }
 
+/* conn_fits() - is it quiet, and does all it has to say fit in @room? */
+static bool conn_fits(const VPConn *c, uint32_t room)
+{
+    return c->turn.quiet && room > VP_PKT_HDR_LEN &&
+           conn_unread(c) <= room - VP_PKT_HDR_LEN;
+}
+
 /*
  * conn_slots() - where the packets of one read go
  * @iov:    room for VP_READ_PKTS
@@ -6869,7 +6884,10 @@ static int conn_slots(const VPConn *c, struct iovec *iov, uint32_t want,
         uint32_t len = MIN(pkt_len - VP_PKT_HDR_LEN, want - *asked);
 
         if (room < VP_PKT_HDR_LEN + len) {
-            break; /* no small packet just because there is room for one */
+            if (k > 0 || !conn_fits(c, room)) {
+                break; /* no small packet just because there is room for one */
+            }
+            len = room - VP_PKT_HDR_LEN;
         }
         iov[k].iov_base = store_payload(s) + k * pkt_len;
         iov[k].iov_len = len;
@@ -6945,7 +6963,8 @@ static bool conn_read(VPConn *c)
         return true;
     }
     conn_sent(c, iov, (uint32_t)n);
-    if (n <= VP_SPARSE_LEN && (uint32_t)n < asked && sched->nturns > 0) {
+    if (c->turn.quiet && n <= VP_SPARSE_LEN && (uint32_t)n < asked &&
+        sched->nturns > 0) {
         l->flow.sparse_at = c->conns->loop->now;
     }
     if ((uint32_t)n < asked || c->tx_count == c->tx_limit) {
@@ -7135,6 +7154,7 @@ static bool conns_fill(VPConns *cs, unsigned most)
     VPStore *s = &cs->link->store;
     VPFlow *flow = &cs->link->flow;
     uint32_t end = s->bytes + VP_WRITE_MAX;
+    uint64_t sparse_at = flow->sparse_at;
 
     while (s->bytes < end && cs->link->task->work < most) {
         VPTurn *turn;
@@ -7148,6 +7168,9 @@ static bool conns_fill(VPConns *cs, unsigned most)
                 flow->app_limited = flow->delivered + s->bytes;
             }
             return false;
+        }
+        if (turn->in_turns && flow->sparse_at != sparse_at) {
+            return true; /* what is sparse goes out before bulk is read */
         }
         if (!conn_read(container_of(turn, VPConn, turn))) {
             return false;

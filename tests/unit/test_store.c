@@ -853,6 +853,58 @@ START_TEST(flow_mixed)
 }
 END_TEST
 
+/* A message goes out though busy ones have all on its way that may be. */
+START_TEST(flow_message)
+{
+    static Rig r;
+
+    for (int mixed = 0; mixed < 2; mixed++) {
+        int client[BULK + 1];
+
+        rig_new(&r, &rig_config);
+        peer_session(&r);
+        rig_clients(&r, client, BULK + 1);
+        run_fast(&r, client, mixed, 100);
+        while (peer_next(&r) != 0) {
+        }
+        ck_assert_uint_lt(rig_flow(&r)->limit - rig_store(&r)->bytes,
+                          VP_PKT_LEN_MAX);
+        fd_write(client[BULK], "message", 7);
+        ck_assert_int_eq(peer_next(&r), VP_PKT_CLIENT);
+        ck_assert_uint_eq(r.peer.pkt.bytes, 7);
+        for (int i = 0; i <= BULK; i++) {
+            close(client[i]);
+        }
+        rig_free(&r);
+    }
+}
+END_TEST
+
+/* It goes out before bulk is read, which takes its time. */
+START_TEST(flow_message_first)
+{
+    static Rig r;
+    int client[BULK + 1];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_clients(&r, client, BULK + 1);
+    run_fast(&r, client, true, 100);
+    while (peer_next(&r) != 0) {
+    }
+    box.write_fd = engine_link(r.drv).wfd;
+    box.write_left = 1;
+    fd_write(client[BULK], "message", 7);
+    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    ck_assert_uint_eq(rig_store(&r)->bytes, VP_PKT_HDR_LEN + 7);
+    box.write_fd = 0;
+    for (int i = 0; i <= BULK; i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
 /* Who only types knows the round-trip time all the same. */
 START_TEST(flow_typing)
 {
@@ -923,6 +975,8 @@ int main(void)
     SUITE_ADD(s, flow_whole_packets);
     SUITE_ADD(s, flow_marks);
     SUITE_ADD(s, flow_mixed);
+    SUITE_ADD(s, flow_message);
+    SUITE_ADD(s, flow_message_first);
     SUITE_ADD(s, flow_typing);
     SUITE_ADD(s, flow_sendable);
     return suite_run(s);
