@@ -11,7 +11,7 @@
 #   sid      Debian's unstable, likewise
 #
 # The example of the README, a daemon and QEMU that end and come back, and a
-# migration.
+# migration; in Debian 13 libvirt as well.
 # The first two take what run.sh takes, with GUEST_MACHINE; the others root, and
 # mmdebstrap. APT=1 lets apt-get download and install, as in image.sh.
 
@@ -25,41 +25,44 @@ missed=
 
 step() { printf '\n=== %s\n' "$*"; }
 
-# debian() - the scenarios in release $1 of Debian
+# debian() - the scenarios, and $3..., in release $1 of Debian with packages $2
 #
 # It isn't our fault if unstable can't be installed just now: that is named. What
 # the guests leave is in the directory for temporary files, of here as of there.
 debian() {
-    local new
+    local new release=$1 include=$2
+    shift 2
     command -v mmdebstrap >/dev/null || {
         echo "elsewhere.sh: needs mmdebstrap (Debian's name)" >&2
         return 1
     }
     [ "${APT-}" = 1 ] || {
-        echo "elsewhere.sh: APT=1 lets it download Debian $1" >&2
+        echo "elsewhere.sh: APT=1 lets it download Debian $release" >&2
         return 1
     }
-    new=$(mktemp -d "${TMPDIR:-/tmp}/vp-$1.XXXXXX")
+    new=$(mktemp -d "${TMPDIR:-/tmp}/vp-$release.XXXXXX")
     # shellcheck disable=SC2064 # the directory as it is now
     trap "rm -rf --one-file-system '$new'" EXIT
     # A mirror may lag behind; that is no reason to go without.
-    if ! mmdebstrap --quiet --variant=minbase --include="$packages" \
-        --aptopt='Acquire::Check-Valid-Until "false"' "$1" "$new/root"; then
-        [ "$1" = sid ] || {
-            echo "elsewhere.sh: cannot install Debian $1" >&2
+    if ! mmdebstrap --quiet --variant=minbase --include="$include" \
+        --aptopt='Acquire::Check-Valid-Until "false"' "$release" \
+        "$new/root"; then
+        [ "$release" = sid ] || {
+            echo "elsewhere.sh: cannot install Debian $release" >&2
             return 1
         }
-        missed="$missed $1"
+        missed="$missed $release"
     else
         copy "$new/root/src"
         # what is mounted goes with the last process in there
         # shellcheck disable=SC2016 # for the other shell
         unshare -m --propagation private bash -e -c '
+            mount --bind "$1" "$1"
             mount -t proc proc "$1/proc"
             mount --rbind /dev "$1/dev"
             mount --bind "${TMPDIR:-/tmp}" "$1/tmp"
             exec chroot "$1" env APT=1 TMPDIR=/tmp /src/tests/guest/run.sh \
-                "${@:2}"' - "$new/root" "${scenarios[@]}"
+                "${@:2}"' - "$new/root" "${scenarios[@]}" "$@"
     fi
     rm -rf --one-file-system "$new"
 }
@@ -78,7 +81,10 @@ for job; do
     aarch64) GUEST_MACHINE=$job tests/guest/run.sh rfc-isa "${scenarios[@]}" ;;
     # After a migration this guest answers nobody, by no port: QEMU 7.2's fault.
     s390x) GUEST_MACHINE=$job tests/guest/run.sh "${scenarios[@]:0:2}" ;;
-    trixie | sid) debian "$job" ;;
+    trixie) debian trixie \
+        "$packages,libvirt-daemon-system,libvirt-clients,systemd" \
+        libvirt-virtio ;;
+    sid) debian sid "$packages" ;;
     *) echo "elsewhere.sh: there is no job '$job', but ${jobs[*]}" >&2; exit 2 ;;
     esac
 done

@@ -23,6 +23,7 @@ scenarios=(
     hotplug-virtio
     migration-virtio migration-isa
     second-virtio second-isa
+    libvirt-virtio
     idle-virtio idle-isa
     many-virtio many-isa
     vsock-virtio

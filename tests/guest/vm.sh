@@ -20,6 +20,12 @@ fail() {
     exit 1
 }
 
+# pass_over() - end a scenario that this machine can't have, for want of $*
+pass_over() {
+    echo "needs $*" >&2
+    exit 77
+}
+
 # note() - a line for the report
 note() { echo "    $*" >>"$D/notes"; }
 
