@@ -14,8 +14,8 @@
 #   check-chaos             the suites of damaged channels, nothing left out
 #   check-sanitize          every suite, with the sanitizers, in build/sanitize
 #   check-guest             in real guests, under QEMU (tests/guest)
-#   check-machines          in guests of other processors, and with the QEMU of
-#                           other Debians
+#   check-machines          in guests of other processors, with the QEMU of other
+#                           Debians, and with systemd
 #   check-cross             other processors and C libraries, and POSIX alone
 #                           (tests/cross)
 #   demo [GUEST=1]          see it work, or see it work with a guest

@@ -15,8 +15,9 @@
 static const char *const recipes[] = {
     "install", "install_services", "manual", "commands", "virtio", "serial",
     "fifos", "reconnect", "descriptor", "ssh", "ssh_dial", "apt", "guest_agent",
-    "nginx", "haproxy", "libvirt", "systemd", "systemd_socket", "systemd_guest",
-    "udev", "sysv", "sysv_busybox", "openrc", "busybox", "logrotate", "wait",
+    "syslog", "nginx", "haproxy", "libvirt", "systemd", "systemd_socket",
+    "systemd_guest", "udev", "sysv", "sysv_busybox", "openrc", "busybox",
+    "logrotate", "wait",
 };
 
 START_TEST(recipe)

@@ -9,6 +9,7 @@
 #   s390x    a big-endian guest with virtio-ccw
 #   trixie   Debian 13, in a root directory of its own: its QEMU, its guest
 #   sid      Debian's unstable, likewise
+#   systemd  a Debian 13 that boots with it, and both units (systemd.sh)
 #
 # The example of the README, a daemon and QEMU that end and come back, and a
 # migration; in Debian 13 libvirt as well.
@@ -17,7 +18,7 @@
 
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-jobs=(aarch64 s390x trixie sid)
+jobs=(aarch64 s390x trixie sid systemd)
 scenarios=(rfc-virtio reconnect-virtio migration-virtio)
 packages=qemu-system-x86,qemu-utils,openssh-client,rsync,wget,gcc,libc6-dev,make
 packages=$packages,xz-utils,zstd
@@ -60,6 +61,7 @@ debian() {
             mount --bind "$1" "$1"
             mount -t proc proc "$1/proc"
             mount --rbind /dev "$1/dev"
+            mount --rbind /sys "$1/sys"
             mount --bind "${TMPDIR:-/tmp}" "$1/tmp"
             exec chroot "$1" env APT=1 TMPDIR=/tmp /src/tests/guest/run.sh \
                 "${@:2}"' - "$new/root" "${scenarios[@]}" "$@"
@@ -82,9 +84,10 @@ for job; do
     # After a migration this guest answers nobody, by no port: QEMU 7.2's fault.
     s390x) GUEST_MACHINE=$job tests/guest/run.sh "${scenarios[@]:0:2}" ;;
     trixie) debian trixie \
-        "$packages,libvirt-daemon-system,libvirt-clients,systemd" \
+        "$packages,libvirt-daemon-system,libvirt-clients,systemd,nftables" \
         libvirt-virtio ;;
     sid) debian sid "$packages" ;;
+    systemd) tests/guest/systemd.sh ;;
     *) echo "elsewhere.sh: there is no job '$job', but ${jobs[*]}" >&2; exit 2 ;;
     esac
 done

@@ -3,30 +3,26 @@
 #
 # libvirt.sh - the recipe for libvirt, with a guest that it starts (sourced)
 #
-# This machine's libvirtd runs in namespaces of its own for mounts and processes:
-# it neither sees nor changes what else there is, and nothing of it is left. The
-# domain has the recipe's two channels, and one without <source>; each has a
-# daemon on the host.
+# This machine's libvirtd runs in namespaces of its own for mounts, processes and
+# network: it neither sees nor changes what else there is, and nothing of it is
+# left. The domain has the recipe's two channels, and one without <source>; each
+# has a daemon on the host.
 
-# recipe() - the indented lines after the README's line that begins with $1
-recipe() {
-    awk -v head="$1" '
-        !found { found = index($0, head) == 1; next }
-        /^    / { print; seen = 1 }
-        /^[^ ]/ && seen { exit }
-    ' "$top/README"
-}
-
-# start_libvirtd() - it finds one emulator, and does without what a container may
-# lack: control groups, AppArmor or SELinux, systemd's machined
+# start_libvirtd() - it finds one emulator and what it wants for networks, and does
+# without what a container may lack: control groups, AppArmor or SELinux,
+# systemd's machined. What goes without our channels may not go here
 start_libvirtd() {
-    local dir
+    local dir program
+    "$(find_file busybox)" ip link set lo up || fail "no loopback of its own"
     for dir in /run /etc/libvirt /var/{lib,cache,log}/libvirt; do
         mkdir -p "$dir" && mount -n -t tmpfs -o mode=755 world "$dir" ||
             fail "no $dir of its own"
     done
     mkdir /run/bin /run/guest
-    ln -s "$(type -P "$qemu_program")" /run/bin/
+    for program in "$qemu_program" nft iptables; do
+        program=$(PATH=$PATH:/usr/sbin type -P $program) &&
+            ln -s "$program" /run/bin/
+    done
     # QEMU is not root here: this is where it finds what is the test's.
     mount -n --bind "$D" /run/guest
     chmod 755 /run/guest
@@ -36,7 +32,12 @@ start_libvirtd() {
     printf '%s\n' 'auth_unix_ro = "none"' 'auth_unix_rw = "none"' \
         >/etc/libvirt/libvirtd.conf
     run libvirtd env PATH=/run/bin "$libvirtd"
-    wait_for 120 virsh list || fail "libvirtd: $(tail -n 3 "$D/libvirtd.out")"
+    wait_for 120 virsh list ||
+        pass_over "a libvirtd that runs: $(tail -n 3 "$D/libvirtd.out")"
+    domain </dev/null >"$D/bare.xml"
+    { virsh create --paused "$D/bare.xml" && virsh destroy vm1; } \
+        >"$D/bare.out" 2>&1 ||
+        pass_over "a libvirtd that starts a domain: $(tail -n 3 "$D/bare.out")"
 }
 
 # channels() - the recipe's as it stands, the same with the <source> for QEMU as
@@ -136,9 +137,9 @@ libvirt() {
         >/dev/null || pass_over libvirt-daemon-system and libvirt-clients
     type -P systemd-tmpfiles >/dev/null || pass_over systemd-tmpfiles
     if [ $$ != 1 ]; then
-        unshare -m -p -f --mount-proc true 2>/dev/null || pass_over \
+        unshare -m -n -p -f --mount-proc true 2>/dev/null || pass_over \
             'namespaces and mounts of its own (CAP_SYS_ADMIN)'
-        exec unshare -m -p -f --mount-proc --kill-child "$here/run.sh" --one \
+        exec unshare -m -n -p -f --mount-proc --kill-child "$here/run.sh" --one \
             "libvirt-$kind" "$D" "$initrd" "$vp"
     fi
     cp "$kernel" "$D/kernel"

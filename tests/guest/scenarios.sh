@@ -77,7 +77,7 @@ start_httpd() {
 # The example of the README with its reverse, at the same time, and the other
 # programs that people run through such a channel.
 rfc() {
-    local login copy
+    local login copy line
 
     mkdir "$D/www"
     head -c "$big" /dev/urandom >"$D/www/file"
@@ -132,6 +132,15 @@ rfc() {
         grep -q '"return": {}' || fail "the guest agent does not answer"
     "$probe" line "$D/qga.sock" '{"execute":"guest-info"}' |
         grep -q '"version"' || fail "the guest agent says nothing of itself"
+    # The others have no clock of hardware, or not its driver.
+    [ "$machine" = x86_64 ] || return 0
+    g 'mkdir -p /sbin && ln -s /bin/hwclock /sbin/ && date -s 2001-01-01' \
+        >/dev/null || fail "the guest's clock can't be set"
+    line=$("$probe" line "$D/qga.sock" "$(recipe "The host's time" |
+        sed -n "s/'\$(date +%s%N)'/$(date +%s%N)/; s/^echo '\(.*\)' |.*/\1/p")")
+    grep -q '"return": {}' <<<"$line" || fail "guest-set-time: $line"
+    line=$(($(g date +%s) - $(date +%s)))
+    [ "${line#-}" -lt 600 ] || fail "the guest's clock is $line s off"
 }
 
 # typed() - report one round of typing; its median is below the given limit

@@ -26,6 +26,15 @@ pass_over() {
     exit 77
 }
 
+# recipe() - the README's indented lines after one that begins with $1
+recipe() {
+    awk -v head="$1" '
+        !found { found = index($0, head) == 1; next }
+        /^    / { print substr($0, 5); seen = 1 }
+        /^ ? ?[^ ]/ && seen { exit }
+    ' "$top/README"
+}
+
 # note() - a line for the report
 note() { echo "    $*" >>"$D/notes"; }
 
