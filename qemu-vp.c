@@ -7083,7 +7083,7 @@ static void monitor_end(void)
             event_begin(&mon->out, "-", "end");
             text_add(&mon->out, "\n");
             watch_end(mon);
-        } else if (mon_lasts(mon)) {
+        } else if (mon_lasts(mon) || lookup_busy(&mon->lookup)) {
             error_set(&err, "the daemon is ending");
             mon_answer(mon, false, &err);
         }

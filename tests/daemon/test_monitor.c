@@ -1313,12 +1313,15 @@ START_TEST(slow_names)
                     "cannot look up 'nowhere.test': ");
     names_hang(names);
 
-    /* The end waits for no name */
+    /* The end waits for no name, and says so */
     ask(mon[0], "iforward_add never:later.test:80\n");
     file_write("conf", "iforward e:later.test:1\n", 24);
     kill(d->pid, SIGHUP);
     talk(fds);
     daemon_stop(d);
+    answer = monitor_answer(mon[0]);
+    ck_assert_str_eq(answer, "error: the daemon is ending\n");
+    free(answer);
     for (int i = 0; i < 2; i++) {
         close(mon[i]);
         close(fds[i]);
