@@ -585,7 +585,8 @@ typedef struct LinuxTermios {
 /* The properties. */
 typedef struct Props {
     long mode;  /* of the file of a unix socket that is listened on; -1: none */
-    long group; /* its group; -1: none */
+    const char *group; /* its group as it was given; NULL: none */
+    long gid;          /* the number of that; -1: not known, or none */
     bool proxy; /* the target gets headers of the PROXY protocol */
     VPLimits limits;
     unsigned given; /* a bit for each that was given */
@@ -643,7 +644,7 @@ static bool prop_mode(Props *props, const char *value)
 
 /*
  * Groups' numbers that were looked up.  Thousands of specs may name the same
- * group, and to look it up may take a server's answer, for which all wait.
+ * group, and to look it up may take a server's answer.
  */
 static struct {
     char *name; /* NULL: none */
@@ -659,42 +660,56 @@ static void groups_forget(void)
     }
 }
 
-/*
- * group_number() - of the group @name, which may be a number; -1: none
- *
- * A number isn't looked up, so that who has a slow server needn't wait for it.
- */
-static long group_number(const char *name)
+/* group_keep() - @number is that of the group @name */
+static void group_keep(const char *name, long number)
 {
     static size_t next; /* of known_groups, whose place is taken next */
-    const struct group *gr;
+
+    free(known_groups[next].name);
+    known_groups[next].name = strdup(name); /* NULL: it is looked up again */
+    known_groups[next].number = number;
+    next = (next + 1) % COUNT(known_groups);
+}
+
+/* group_known() - the number of the group @name; -1: it isn't known here */
+static long group_known(const char *name)
+{
     unsigned long number;
-    size_t i = next;
 
     if (parse_number(name, 0, UINT_MAX - 1ul, &number)) {
         return (long)number;
     }
-    for (size_t k = 0; k < COUNT(known_groups); k++) {
-        if (known_groups[k].name != NULL &&
-            strcmp(known_groups[k].name, name) == 0) {
-            return known_groups[k].number;
+    for (size_t i = 0; i < COUNT(known_groups); i++) {
+        if (known_groups[i].name != NULL &&
+            strcmp(known_groups[i].name, name) == 0) {
+            return known_groups[i].number;
         }
     }
-    gr = getgrnam(name);
-    if (gr == NULL) {
-        return -1;
-    }
-    next = (i + 1) % COUNT(known_groups);
-    free(known_groups[i].name);
-    known_groups[i].name = strdup(name); /* NULL: it is looked up again */
-    known_groups[i].number = (long)gr->gr_gid;
-    return known_groups[i].number;
+    return -1;
 }
 
+/* group_lookup() - the same, from who knows; -1: there is none of that name */
+static long group_lookup(const char *name)
+{
+    const struct group *gr = getgrnam(name);
+
+    return gr != NULL ? (long)gr->gr_gid : -1;
+}
+
+static VPLoop *loop; /* the program's only one; NULL: nothing waits yet */
+
+/* prop_group() - at start it is looked up; later a child does, see Lookup */
 static bool prop_group(Props *props, const char *value)
 {
-    props->group = group_number(value);
-    return props->group >= 0;
+    props->group = value;
+    props->gid = group_known(value);
+    if (props->gid < 0 && loop == NULL) {
+        props->gid = group_lookup(value);
+        if (props->gid >= 0) {
+            group_keep(value, props->gid);
+        }
+    }
+    return props->gid >= 0 || (loop != NULL && value[0] != '\0');
 }
 
 static bool prop_proxy(Props *props, const char *value)
@@ -773,7 +788,7 @@ static bool props_cut(Spec *spec, char *text, Error *why)
     size_t len = strcspn(text, ",");
     char *comma;
 
-    spec->props = (Props){ .mode = -1, .group = -1 };
+    spec->props = (Props){ .mode = -1, .gid = -1 };
     spec->props_text = spec->text + (text - spec->fields) + len;
     while ((comma = strrchr(text, ',')) != NULL) {
         *comma = '\0';
@@ -786,7 +801,8 @@ static bool props_cut(Spec *spec, char *text, Error *why)
 
 static bool props_same(const Props *a, const Props *b)
 {
-    return a->mode == b->mode && a->group == b->group &&
+    return a->mode == b->mode && (a->group == NULL) == (b->group == NULL) &&
+           (a->group == NULL || strcmp(a->group, b->group) == 0) &&
            a->proxy == b->proxy &&
            a->limits.max_conns == b->limits.max_conns &&
            a->limits.idle == b->limits.idle;
@@ -1164,7 +1180,7 @@ static bool check_props(const Spec *spec, Error *err)
     bool listens = spec->option == 'o' || spec->option == 'm' ||
                    (spec->option == 'c' && spec->method == UNIX_LISTEN);
 
-    return (spec->props.mode < 0 && spec->props.group < 0) ||
+    return (spec->props.mode < 0 && spec->props.group == NULL) ||
            (listens && spec->port == NULL && !spec->inherited &&
             !path_is_abstract(spec->addr)) ||
            spec_error(spec, err, "mode and group are for the file of a unix "
@@ -2074,9 +2090,10 @@ static void settings_print(Text *out, const Settings *s)
  *
  * A name server may take its time, and nothing may block the loop.  So a child
  * waits for its answer, whoever wants to know: LOOKUPS_MAX of them at a time,
- * the other lookups wait for their turn.  Numeric addresses and paths need no
- * name server; an address with a scope is treated as a name, because its
- * interface may come later, or be made anew.
+ * the other lookups wait for their turn.  It finds the number of the spec's
+ * group, too, which is done in place at start, while nothing waits.  Numeric
+ * addresses and paths need no name server; an address with a scope is treated
+ * as a name, because its interface may come later, or be made anew.
  *
  * Answers are kept with the spec.  One that is older than a minute, or all of
  * whose addresses have failed, serves until there is a new one, which is asked
@@ -2222,11 +2239,22 @@ static bool spec_is_name(const Spec *spec)
             addr_lookup(spec->addr, spec->port, AI_NUMERICHOST, addrs) < 0);
 }
 
-/* spec_adds_name() - the same; of a channel that connects it is no matter */
+/* spec_lacks_group() - is the number of its group not known yet? */
+static bool spec_lacks_group(const Spec *spec)
+{
+    return spec->props.group != NULL && spec->props.gid < 0;
+}
+
+/*
+ * spec_adds_name() - does it take a look-up to add it?
+ *
+ * A channel that connects does that by itself.
+ */
 static bool spec_adds_name(const Spec *spec)
 {
-    return (spec->option != 'c' || spec->method == TCP_LISTEN) &&
-           spec_is_name(spec);
+    return spec_lacks_group(spec) ||
+           ((spec->option != 'c' || spec->method == TCP_LISTEN) &&
+            spec_is_name(spec));
 }
 
 /* spec_known() - are the addresses known, now, without a name server? */
@@ -2235,6 +2263,12 @@ static bool spec_known(Spec *spec)
     VPAddr addrs[MAX_ADDRS];
     int n;
 
+    if (spec_lacks_group(spec)) {
+        spec->props.gid = group_known(spec->props.group);
+    }
+    if (spec_lacks_group(spec)) {
+        return false;
+    }
     if (spec->naddrs > 0) {
         return true;
     }
@@ -2252,12 +2286,11 @@ static bool spec_known(Spec *spec)
 
 /* ---- lookups ---------------------------------------------------------- */
 
-static VPLoop *loop; /* the program's only one */
-
 /* What the child has found out. */
 typedef struct Answer {
     int naddrs; /* what addr_lookup() returned */
     VPAddr addrs[MAX_ADDRS];
+    long gid;   /* of the spec's group; -1: it has none, or there is none */
 } Answer;
 
 /* Children at a time; each costs the loop the time of a fork(). */
@@ -2308,6 +2341,8 @@ static void lookup_child(const Spec *spec, int fd)
     }
     memset(&answer, 0, sizeof(answer));
     answer.naddrs = addr_lookup(spec->addr, spec->port, 0, answer.addrs);
+    answer.gid = spec->props.group != NULL ? group_lookup(spec->props.group)
+                                           : -1;
     _exit(write(fd, &answer, sizeof(answer)) < 0);
 }
 
@@ -2351,6 +2386,13 @@ static int lookup_keep(Lookup *l, const Answer *answer)
 
     if (answer->naddrs < 0) {
         return answer->naddrs;
+    }
+    if (spec_lacks_group(spec)) {
+        if (answer->gid < 0) {
+            return -abs(EAI_NONAME);
+        }
+        spec->props.gid = answer->gid;
+        group_keep(spec->props.group, answer->gid);
     }
     l->changed = spec->naddrs != answer->naddrs;
     for (int i = 0; i < answer->naddrs && !l->changed; i++) {
@@ -2426,7 +2468,9 @@ static void lookups_begin(void *opaque)
     (void)opaque;
     while (lookups != NULL && lookups_out < LOOKUPS_MAX) {
         Lookup *l = lookups;
-        int err = lookup_fork(l);
+        /* another one may have found out the same group */
+        bool known = spec_lacks_group(l->spec) && spec_known(l->spec);
+        int err = known ? 0 : lookup_fork(l);
 
         if (err != 0 && lookups_out > 0) {
             return; /* the end of one makes room */
@@ -2434,6 +2478,12 @@ static void lookups_begin(void *opaque)
         lookups = l->next;
         lookups_end = lookups == NULL ? &lookups : lookups_end;
         l->waits = false;
+        if (known) {
+            /* the others in later passes, because there may be thousands */
+            vp_timer_start(loop, &lookups_timer, 1, lookups_begin, NULL);
+            l->done(l->opaque, 0);
+            return;
+        }
         if (err == 0) {
             lookups_said = (VPOnce){ .said = false };
             lookups_out++;
@@ -2520,7 +2570,9 @@ static void retry_over(Retry *r)
 static void name_error(const Spec *spec, int rc, Error *err)
 {
     error_set(err, "-%c '%.128s': cannot look up '%.128s': %s", spec->option,
-              spec->text, spec->addr, lookup_error(rc));
+              spec->text, spec_lacks_group(spec) ? spec->props.group
+                                                 : spec->addr,
+              lookup_error(rc));
 }
 
 /* ======================================================================
@@ -2723,7 +2775,7 @@ static gid_t files_gid = (gid_t)-1;
  */
 static int file_rights(const char *path, const Props *props)
 {
-    gid_t gid = props->group >= 0 ? (gid_t)props->group : files_gid;
+    gid_t gid = props->gid >= 0 ? (gid_t)props->gid : files_gid;
 
     if (props->mode >= 0 && chmod(path, (mode_t)props->mode) < 0) {
         return -1;
@@ -7064,6 +7116,10 @@ static bool monitor_start(const char *text, Error *err)
     }
     if (monitor_spec.props.mode < 0) {
         monitor_spec.props.mode = S_IRUSR | S_IWUSR;
+    }
+    if (spec_lacks_group(&monitor_spec)) {
+        /* it was found when the options were read, before so many others */
+        monitor_spec.props.gid = group_lookup(monitor_spec.props.group);
     }
     monitor_anew = monitor_again;
     change_told = running_event;

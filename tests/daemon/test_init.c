@@ -2131,8 +2131,8 @@ START_TEST(pid_file_link)
 END_TEST
 
 /*
- * A group's number is looked up once, and again by a reload; what is a number
- * already is not, whatever group has it for its name.
+ * A group's number is looked up once, and for what is new after a reload again;
+ * what is a number already is not, whatever group has it for its name.
  */
 START_TEST(group_known)
 {
@@ -2159,9 +2159,100 @@ START_TEST(group_known)
     monitor_ask(mon, "oforward_add s:%s/s:-,group=vpgroup", vp_dir);
     rights("s", geteuid(), getegid(), 0755);
     kill(d->pid, SIGHUP);
-    daemon_wait(d, "nothing reloaded: .*vpgroup");
-    monitor_refuses(mon, "oforward_add t:/t:-,group=vpgroup", "vpgroup");
+    daemon_wait(d, "info reloaded");
+    monitor_refuses(mon, "oforward_add t:/t:-,group=vpgroup",
+                    "cannot look up 'vpgroup'");
     close(mon);
+}
+END_TEST
+
+/* More groups than are kept: each socket has its own, the monitor's as well. */
+START_TEST(group_many)
+{
+    enum { GROUPS = 12 };
+    StartOptions o = { .setup = "mount -n --bind group /etc/group" };
+    bool root = geteuid() == 0;
+    char conf[4096] = "", group[1024] = "", path[PATH_LEN];
+    Daemon *d;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    umask(0022);
+    ck_assert(chdir(vp_dir) == 0);
+    for (int i = 0; i < GROUPS; i++) {
+        size_t len = strlen(conf), n = strlen(group);
+
+        text_format(conf + len, sizeof(conf) - len,
+                    "oforward s:%s/s%d:-,group=g%d\n", vp_dir, i, i);
+        text_format(group + n, sizeof(group) - n, "g%d:x:%d:\n", i,
+                    root ? 4242 + i : 0);
+    }
+    /* in a namespace of an ordinary user the only group is 0, which is his */
+    write_file("group", "%sgm:x:%d:\n", group, root ? 4242 : 0);
+    write_file("conf", "%s", conf);
+    d = daemon_start_with(&o, "host", "-c unix-listen:%s/c:- -C conf "
+                          "-m %s/m,group=gm", vp_dir, vp_dir);
+    for (int i = 0; i < GROUPS; i++) {
+        char name[16], said[32];
+
+        snprintf(said, sizeof(said), "listening on .*/s%d$", i);
+        daemon_wait(d, said);
+        snprintf(name, sizeof(name), "s%d", i);
+        rights(name, geteuid(), root ? 4242 + (gid_t)i : getegid(), 0755);
+    }
+    file_path(path, "m");
+    close(monitor_batch(path));
+    rights("m", geteuid(), root ? 4242 : getegid(), 0600);
+}
+END_TEST
+
+/*
+ * Who is asked for a group's number, and doesn't answer, holds up what needs it
+ * and nothing else: forwards of a reload, and a command of the monitor.  Here it
+ * is a FIFO in place of /etc/group.
+ */
+START_TEST(group_unanswered)
+{
+    StartOptions o = { .setup = "mount -n --bind etc /etc" };
+    struct pollfd answer = { .events = POLLIN };
+    char path[PATH_LEN];
+    int mon[2];
+    Daemon *d;
+
+    if (!may_mount()) {
+        PASS_OVER(MAY_MOUNT);
+    }
+    umask(0022);
+    ck_assert(chdir(vp_dir) == 0);
+    ck_assert(mkdir("etc", 0755) == 0 && mkfifo("etc/group", 0644) == 0);
+    write_file("conf", "channel unix-listen:%s/c:-\n", vp_dir);
+    file_path(path, "m");
+    d = daemon_start_with(&o, "host", "-C conf -m %s", path);
+    mon[0] = monitor_batch(path);
+    mon[1] = monitor_batch(path);
+    write_file("conf", "channel unix-listen:%s/c:-\n"
+               "oforward a:%s/a:-,group=vpgroup\n", vp_dir, vp_dir);
+    kill(d->pid, SIGHUP);
+    daemon_wait(d, "info reloaded");
+    dprintf(mon[0], "oforward_add b:/b:-,group=vpother\n");
+    monitor_ask(mon[1], "info status");
+    ck_assert_int_eq(daemon_count(d, "oforward a: listening"), 0);
+
+    answer.fd = mon[0];
+    ck_assert(rename("etc/group", "fifo") == 0);
+    write_file("etc/group", "root:x:0:\nvpgroup:x:%ld:\n",
+               geteuid() == 0 ? (long)getegid() : 0);
+    for (int64_t give_up = now_ms() + WAIT_MS;
+         poll(&answer, 1, 10) == 0 ||
+         daemon_count(d, "oforward a: listening") == 0;) {
+        ck_assert(now_ms() < give_up);
+        close(open("fifo", O_WRONLY | O_NONBLOCK)); /* who reads it: no more */
+    }
+    monitor_refuses(mon[0], "", "cannot look up 'vpother'");
+    rights("a", geteuid(), getegid(), 0755);
+    close(mon[0]);
+    close(mon[1]);
 }
 END_TEST
 
@@ -2900,6 +2991,8 @@ int main(void)
     SUITE_LOOP(s, open_to_others, 2);
     SUITE_ADD(s, socket_rights);
     SUITE_ADD(s, group_known);
+    SUITE_ADD(s, group_many);
+    SUITE_ADD(s, group_unanswered);
     SUITE_ADD(s, socket_owner);
     SUITE_ADD(s, proxy);
     SUITE_ADD(s, sockets_removed);
