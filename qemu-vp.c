@@ -33,7 +33,7 @@
  * it must know.  What can heal by itself, such as an address that isn't there
  * yet or a name server that doesn't answer, is logged and tried again.  Once
  * the program runs, errors are an answer of the monitor or a line in the log,
- * and everything stays as it was.
+ * and end nothing else that runs.
  */
 #include "virtproxy.h"
 
@@ -75,6 +75,8 @@
 
 /* ======================================================================
  * text
+ *
+ * How all rooms say what is wrong, build answers, and cut up what they read.
  * ====================================================================== */
 
 /*
@@ -585,8 +587,8 @@ typedef struct LinuxTermios {
 /* The properties. */
 typedef struct Props {
     long mode;  /* of the file of a unix socket that is listened on; -1: none */
-    const char *group; /* its group as it was given; NULL: none */
-    long gid;          /* the number of that; -1: not known, or none */
+    const char *group; /* of that file, as it was given; NULL: none */
+    long gid;          /* its number; -1: not known, or there is none */
     bool proxy; /* the target gets headers of the PROXY protocol */
     VPLimits limits;
     unsigned given; /* a bit for each that was given */
@@ -604,11 +606,11 @@ typedef struct Spec {
     bool inherited;          /* ADDR is the number or name of a descriptor */
     unsigned channel_id;
     Props props;
-    const char *props_text;  /* these as they were given, ",..."; or "" */
+    const char *props_text;  /* properties as they were given, ",..."; or "" */
     unsigned line;           /* line of the init file; 0: the command line */
     bool both;               /* [::] serves IPv4 as well */
     int naddrs;              /* how many of its addresses are known */
-    VPAddr *addrs;           /* these */
+    VPAddr *addrs;           /* the known ones; or NULL */
     struct Spec *next;       /* in its chain of a SpecIndex */
     uint32_t hash;           /* of what puts it there */
     void *owner;             /* the Channel or Forward that it is of, or NULL */
@@ -1399,7 +1401,7 @@ typedef struct Option {
 typedef struct Settings {
     Spec *specs;
     size_t nspecs;
-    SpecIndex index;       /* of these, once they have been checked */
+    SpecIndex index;       /* of specs that have been checked */
     unsigned grace;        /* seconds */
     unsigned max_conns;
     unsigned max_half_open;
@@ -2096,8 +2098,9 @@ static void settings_print(Text *out, const Settings *s)
  * as a name, because its interface may come later, or be made anew.
  *
  * Answers are kept with the spec.  One that is older than a minute, or all of
- * whose addresses have failed, serves until there is a new one, which is asked
- * for when an address is needed.
+ * whose addresses have failed, serves until there is a new one.  That is asked
+ * for when an address to connect to is needed; of one to listen at, again and
+ * again.
  * ====================================================================== */
 
 /* Addresses of a host that are tried; a round-robin name has fewer. */
@@ -2298,13 +2301,13 @@ typedef struct Answer {
 
 /* Names are asked again once what is known of them is so old, us. */
 #define NAME_OLD (60 * SECOND)
-/* The same if none of the addresses would do. */
+/* Names are asked again after this, us, if none of their addresses would do. */
 #define NAME_FAILED (1 * SECOND)
 
 /* The wish to know a spec's addresses. */
 typedef struct Lookup {
-    struct Lookup *next; /* that waits for its turn as well */
-    bool waits;          /* for its turn */
+    struct Lookup *next; /* the next one that waits for its turn */
+    bool waits;          /* it waits for its turn */
     pid_t pid;           /* of the child; 0: there is none */
     int fd;              /* the child writes its Answer to the other end */
     Answer *answer;      /* as much of it as came; NULL: there is no child */
@@ -4572,12 +4575,15 @@ static bool channel_add(Spec *spec, const VPConfig *config, bool patient,
 
 /* ======================================================================
  * forwards
+ *
+ * A Forward is a -o or -i that runs.  The engine accepts and connects; it is
+ * told here where to, and again whenever a name's addresses have changed.
  * ====================================================================== */
 
 typedef struct Forward {
     struct Forward *next;
     struct Forward **link; /* what points at us */
-    uint64_t number;     /* how many there had been when it came, with it */
+    uint64_t number;     /* it is the forward of this number since the start */
     Spec spec;
     Channel *channel;    /* that it belongs to; outlives it */
     VPAccount *account;  /* of its connections */
@@ -5067,10 +5073,11 @@ static void notify(const char *state)
 
 /* ---- end -------------------------------------------------------------- */
 
-/* For what is queued, once the daemon was told to end; then for the resets. */
+/* Time for what is queued to go out, once the daemon was told to end. */
 #define FLUSH_TIME (2 * SECOND)
+/* Time for the resets that follow to go out. */
 #define RESET_TIME (500 * MS)
-/* It is looked at in steps, because nothing tells when all has gone out. */
+/* How often it is looked, because nothing tells when all has gone out. */
 #define QUIT_STEP (10 * MS)
 
 static VPTimer quit_timer;
@@ -5103,8 +5110,9 @@ static void quit_step(void *opaque)
 /* A reload goes on for so long each time, in between others have their turn. */
 #define RELOAD_PORTION (2 * MS)
 #define RELOAD_STEP 1 /* us: in the next pass of the loop */
-/* Then it waits for the names so long, and looks for them so often. */
+/* How long a reload waits for the names that it has asked for. */
 #define RELOAD_NAMES (1 * SECOND)
+/* How often it is looked whether they are there, or whether it is over. */
 #define RELOAD_LOOK (10 * MS)
 
 static struct {
@@ -5547,7 +5555,7 @@ static void row_end(Show *s)
     text_free(&s->wide);
 }
 
-/* Of a table's columns. */
+/* A table's columns, at most. */
 #define COLUMNS 16
 
 /*
@@ -6162,8 +6170,8 @@ typedef struct Wait {
     VPTimer timer;       /* runs while it waits */
     bool reload;         /* for a reload's end; the rest doesn't count */
     uint64_t until;      /* us */
-    unsigned channel_id; /* has to be up */
-    char service_id[VP_SERVICE_ID_LEN + 1]; /* and to offer it; "": none */
+    unsigned channel_id; /* of the channel that has to be up */
+    char service_id[VP_SERVICE_ID_LEN + 1]; /* that has to be offered; or "" */
 } Wait;
 
 /* A client. */
@@ -6393,7 +6401,7 @@ static bool run_batch(Mon *mon, char *args, Error *err)
 #define WAIT_MAX 86400
 
 static bool watched;     /* is there a client that watches? */
-static bool watch_conns; /* and one that wants to know of connections? */
+static bool watch_conns; /* is there one that wants to know of connections? */
 
 /* event_begin() - the words that each event begins with */
 static void event_begin(Text *line, const char *channel, const char *event)
@@ -7151,7 +7159,7 @@ static void monitor_end(void)
 
 /* ---- the client that -x is -------------------------------------------- */
 
-/* So long the client waits for each part of an answer, in seconds. */
+/* How long the client waits for each part of an answer, in seconds. */
 #define ANSWER_TIME 10
 
 /* client_wrong() - what errno means to the client */
@@ -7439,6 +7447,9 @@ static int dial(const char *text, bool pass)
 
 /* ======================================================================
  * daemon
+ *
+ * What is done once.  start() has its order: what needs privileges comes before
+ * USER does, and nobody is told that the daemon is ready before all is open.
  * ====================================================================== */
 
 static int ready_fd = -1; /* the parent waits at its other end */

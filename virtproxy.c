@@ -16,7 +16,8 @@
  * stands above it: what it has to tell those below goes through a table of
  * functions that they hand up (VPLinkOps, VPConnOps).
  *
- *   tools     ring of nodes, big-endian integers, random numbers, addresses
+ *   tools     ring of nodes, big-endian integers, random numbers, shares,
+ *             addresses
  *   loop      select(), descriptors, timers, the log; a listener, a dialler
  *   key       SHA-256, HMAC, the proof of a key
  *   wire      what a packet looks like; the check that covers it
@@ -67,7 +68,7 @@
  *   forwards  offer_timer       is what oforwards ask for offered? (1 s)
  *             caller_timer      a client hasn't said what it wants (10 s)
  *   driver    grace_timer       connections without a channel are reset
- *             candidate timer   a further peer's hello, the present one's PING
+ *             VPCandidate.timer a further peer's hello, the present one's PING
  *
  * Words used here:
  *
@@ -130,8 +131,8 @@
 /* ======================================================================
  * tools
  *
- * What has nothing to do with sockets: a ring of nodes, big-endian integers,
- * a mixing function, random numbers, addresses as text, and what is said once.
+ * What needs no loop: a ring of nodes, big-endian integers, a mixing function,
+ * random numbers, who may have a share, what is said once, addresses as text.
  * ====================================================================== */
 
 #define US 1000u /* of work, in ns */
@@ -455,13 +456,14 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 
 /* Up to so many descriptors none becomes cold. */
 #define VP_HOT_ALWAYS 64
-/* With epoll: from one round of loop_cool() to the next. */
+/* From one round of loop_cool() to the next: with epoll; */
 #define VP_COOL_US (4 * MS)
-/* Without: the same, unless more than VP_HOT_ALWAYS are hot. */
+/* without epoll, unless more than VP_HOT_ALWAYS are hot. */
 #define VP_HOT_US (5 * SECOND)
 /*
- * Without: from one look at all to the next, for each of them; after one that
- * found a cold one ready, or too many hot ones, and at most.
+ * Without epoll, from one look at all descriptors to the next, for each of
+ * them: after a look that found a cold one ready, or too many hot ones; and at
+ * most.
  */
 #define VP_LOOK_SOON_US 8
 #define VP_LOOK_MAX_US 128
@@ -499,7 +501,10 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * long way would be slow.
  */
 #define VP_UNSENT_MAX (128 << 10)
-/* Of what a client within the machine sends and we may not take: half of it. */
+/*
+ * Receive buffer of a socket whose other end is within the machine: bytes that
+ * were sent, and that we may not take yet, lie there.
+ */
 #define VP_RCVBUF_NEAR (256 << 10)
 
 /* Work, in ns: reading or writing a socket, a packet, and so on. */
@@ -571,7 +576,7 @@ struct VPLoop {
     size_t nchannels;
     size_t nconns;   /* of all channels, that have a descriptor or soon will */
     size_t fds_max;  /* that the process may have; 0: not known */
-    size_t fds_kept; /* of these for the program */
+    size_t fds_kept; /* descriptors that are the program's */
     VPWatch *watch;  /* by descriptor */
     unsigned long *want[2];
     unsigned long *ready[2];
@@ -3644,9 +3649,9 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  *
  * A side that finds the peer's claim impossible forgets its session, takes a
  * new token and says HELLO again; so both sides come to the same verdict
- * without a further message.  In a new session nothing is sent before the
- * peer has shown that it is in it, so a handshake that only one side saw
- * completed costs no connection: those that waited still wait.
+ * without a further message.  In a new session no packet of a connection is
+ * sent before the peer has shown that it is in it, so a handshake that only one
+ * side saw completed costs no connection: those that waited still wait.
  *
  * A side may be thrown back into the middle of a handshake, and the peer's echo
  * still be under way: it fits, and leads into the session that the abandoned
@@ -3658,9 +3663,10 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
  * And a peer that was up, but says HELLO as one that isn't, begins a handshake
  * as if it had a new token.
  *
- * Silence is not death, as the peer may be a VM that is paused for days.  Only
- * a TCP whose other end's kernel is silent as well is lost.  What is above the
- * link is told through VPLinkOps, and the link knows no more of it than that.
+ * Silence is not death, as the peer may be a VM that is paused for days.  Once
+ * the link was up only a TCP whose other end's kernel is silent as well is
+ * lost.  What is above the link is told through VPLinkOps, and the link knows
+ * no more of it than that.
  * ====================================================================== */
 
 /*
@@ -3788,7 +3794,7 @@ typedef struct VPLink {
     const VPLinkOps *ops;
     void *up;
     VPLostHandler *lost; /* of the program; @lost_opaque is its own */
-    VPStaleHandler *stale; /* the same; NULL: nothing is to be done then */
+    VPStaleHandler *stale; /* of the program; NULL: it wants no call */
     void *lost_opaque;
     const VPKey *key;    /* of new sessions; NULL: none is needed */
     VPKey session_key;   /* of the session, as it was made; no bytes: none */
@@ -3833,7 +3839,8 @@ typedef struct VPLink {
     /* sending */
     VPStore store;
     VPFlow flow;
-    uint8_t ctl[256];    /* unsequenced packets on their way out */
+    /* unsequenced packets on their way out: a HELLO, and an ACK or PING */
+    uint8_t ctl[2 * VP_PKT_HDR_LEN + VP_HELLO_LEN];
     size_t ctl_len;
     size_t ctl_off;
 
@@ -4008,7 +4015,6 @@ static void link_forget(VPLink *l)
 
 /* ---- memory ----------------------------------------------------------- */
 
-/* link_trim_timer() - nothing moves: give memory back */
 static void link_trim_timer(void *opaque);
 
 static void link_trim_later(VPLink *l)
@@ -4019,6 +4025,7 @@ static void link_trim_later(VPLink *l)
     }
 }
 
+/* link_trim_timer() - if nothing has moved give memory back */
 static void link_trim_timer(void *opaque)
 {
     VPLink *l = opaque;
@@ -5335,7 +5342,7 @@ static void link_end(VPLink *l)
 
 /* Packets of a quantum, and of one read. */
 #define VP_TURN_PKTS 4
-/* ... of a connection that is alone: nobody waits for the next turn. */
+/* Packets of one read if nobody else waits for his turn. */
 #define VP_READ_PKTS 8
 /* What quiet connections earn, in times of what each of the others sends. */
 #define VP_EARN 2
@@ -5553,7 +5560,7 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  * one late, as the kernel takes some MiB even if nobody ever reads them.
  */
 #define VP_WINDOW_TRIAL (64u << 10)
-/* Of the buffer for what the local socket doesn't take, at first. */
+/* Bytes of the buffer for what the local socket doesn't take, at first. */
 #define VP_CONN_BUF_MIN 1024u
 
 /* The first id of a session, which wraps around early as VP_SEQ_FIRST does. */
@@ -5591,7 +5598,7 @@ typedef enum VPOut {
     OUT_OPEN,
     OUT_DRAIN,      /* the peer sent CLOSE, bytes wait in the buffer */
     OUT_BROKEN,     /* the socket takes no more: drop, but return credit */
-    OUT_BROKEN_END, /* ... and the peer sent CLOSE */
+    OUT_BROKEN_END, /* BROKEN, and the peer sent CLOSE */
     OUT_CLOSED,
 } VPOut;
 
@@ -5629,9 +5636,9 @@ enum {
 struct VPAccount {
     struct VPConns *conns;
     VPNode node;         /* in VPConns.accounts, if it has a limit "idle" */
-    VPNode idlers;       /* its connections, by "moved", with such a limit */
+    VPNode idlers;       /* its connections, by "moved", if it has "idle" */
     size_t users;        /* the forward, and all connections */
-    size_t open;         /* of these, those that count for the limit */
+    size_t open;         /* connections, and callers, that "max_conns" bounds */
     VPLimits limits;
     VPConnCounts counts;
     uint64_t bytes[2];   /* to and from the local sockets */
@@ -5664,7 +5671,7 @@ typedef struct VPConn {
                             something; 0: none */
     size_t dropped_left; /* conn_queued() at that time */
     uint64_t dropped;  /* bytes since then */
-    uint64_t number;   /* how many there had been when it came, with it */
+    uint64_t number;   /* it is the channel's connection of this number */
     uint64_t born;
     uint64_t moved;    /* when data moved last */
 
@@ -5725,7 +5732,8 @@ typedef struct VPConns {
     VPNode ending;            /* are ENDING, and have a time for that */
     VPSched sched;
     uint32_t window_grown;    /* bytes that windows have grown by */
-    uint32_t window_budget;   /* that they may; a config may have lowered it */
+    uint32_t window_budget;   /* bytes that windows may grow by; it may have
+                                 been lowered below window_grown */
     VPTimer sweep_timer;
     VPTimer end_timer;        /* while there is one in "ending" */
     VPTimer idle_timer;       /* while an account may have an idle one */
@@ -6214,9 +6222,11 @@ static bool conns_hash_grow(VPConns *cs)
 }
 
 /*
- * conn_new() - NULL when out of memory; next, it has to enter an account
+ * conn_new() - next, it has to enter an account
  * @fd:          its socket, which it owns on success, or -1
  * @service_id:  one that vp_service_id_ok() accepts
+ *
+ * NULL: there is no memory, or @fd can't be watched.
  */
 static VPConn *conn_new(VPConns *cs, uint32_t id, bool client, int fd,
                         const char *service_id)
@@ -6354,7 +6364,8 @@ static bool conn_is_unix(const VPConn *c)
 /*
  * conn_lose() - the local socket's owner is gone, all that he sent is read
  *
- * It isn't counted as a reset: a unix socket doesn't tell one from an end.
+ * Of a unix socket that isn't counted as a reset, because it doesn't tell a
+ * reset from an end.
  */
 static void conn_lose(VPConn *c, const char *why)
 {
@@ -6425,7 +6436,7 @@ static size_t conn_queued(const VPConn *c)
     return c->buf_len + (n > 0 ? (size_t)n : 0);
 }
 
-/* conn_unread() - bytes of the local socket's owner that wait for credit */
+/* conn_unread() - bytes of the local socket's owner that were not read yet */
 static size_t conn_unread(const VPConn *c)
 {
     int n = 0;
@@ -6743,7 +6754,7 @@ static bool conn_keep(VPConn *c, const struct iovec *iov, int n, size_t len)
 static void conn_write(VPConn *c, struct iovec *iov, int n)
 {
     uint32_t waited; /* bytes taken that had waited in the buffer */
-    uint32_t lead;   /* of these, the header's */
+    uint32_t lead;   /* the header's bytes among "waited" */
     ssize_t len;
 
     if (conn_broken(c)) {
@@ -7214,7 +7225,8 @@ static void conn_greet(VPConn *c)
     };
 
     c->greets = false;
-    /* there is room, because nothing was written to this socket before */
+    /* Firecracker's clients take N for a port; there is room for the line,
+       because nothing was written to this socket before */
     if (writev(c->fd, &iov, 1) != (ssize_t)iov.iov_len) {
         conn_abort(c, VP_RESET_OWNER, VP_REASON_NONE,
                    "the client takes no \"OK\"");
@@ -7654,25 +7666,25 @@ static void conns_end(VPConns *cs)
  * a peer whose list goes back and forth costs neither time nor lines.
  * ====================================================================== */
 
-/* That are kept of those which the peer names. */
+/* Names that are kept of those which the peer says. */
 #define VP_OFFER_MAX 4096
 #define VP_OFFER_US SECOND
 /* Oforwards that are said to be in vain, each time that this is looked at. */
 #define VP_OFFER_LINES 4
-/* Names that one of these is compared with, to find the nearest. */
+/* Names that such an oforward's is compared with, to find the nearest. */
 #define VP_OFFER_NEAR 512
-/* Bytes of a portion, at most. */
+/* Bytes of a portion in which services are named, at most. */
 #define VP_TELL_LEN 1024
-/* Of the version of the peer's program. */
+/* Bytes of the version of a program, at most. */
 #define VP_PROGRAM_LEN 64
 
 /* Why one is refused that is beyond VPLimits.max_conns. */
 #define VP_FULL "there are as many connections as max= allows"
 
 #define VP_CALL_WORD "CONNECT "
-/* Bytes of the line that begins with it. */
+/* Bytes of a client's line that begins with it, and ends in a newline. */
 #define VP_CALL_LEN (sizeof(VP_CALL_WORD) + VP_SERVICE_ID_LEN)
-/* Within which it has to come. */
+/* Time that a client has for its line. */
 #define VP_CALL_US (10 * SECOND)
 
 typedef char VPServiceId[VP_SERVICE_ID_LEN + 1];
@@ -7741,7 +7753,7 @@ typedef struct VPForwards {
     const VPConfig *config;
     VPNode oforwards;
     VPNode iforwards;
-    VPNode chain[VP_IFORWARD_CHAINS]; /* the same by hash of their names */
+    VPNode chain[VP_IFORWARD_CHAINS]; /* iforwards by hash of their names */
     VPNode dials;
     size_t ndials;
     size_t niforwards;
@@ -8587,25 +8599,26 @@ static void forwards_end(VPForwards *fs)
 /* ======================================================================
  * driver
  *
- * One channel with all that is forwarded over it.  Handlers mark, one place
- * acts: a descriptor's handler changes states and puts connections on lists;
- * driver_run() at the end of a pass moves bytes, hands packets to the channel,
- * and frees what has died.
+ * One channel with all that is forwarded over it.  What comes through the
+ * channel is written to local sockets as it is read.  What goes the other way
+ * waits for the end of the pass: a local socket's handler only puts its
+ * connection on a list, and driver_run() reads the socket, hands packets to the
+ * channel, and frees the connections that are over.
  *
  * Grace: while there is no channel, connections wait, for config.grace seconds
- * at most.  Their time runs while there is no descriptor, or no session.  It
- * stands still while there is one, because a VM may be paused behind it, which
- * is silent; but as it may also be a relay whose far end is gone, and which
- * closes again at once, for ever, it is given back only when the peer is heard
- * or the descriptor has been there for long.
- *
- * A connection that we made and that has become stale is replaced by another
- * one in the same way, from the other side: the program makes it, and it is a
- * candidate until the peer says hello through it.
+ * at most; see grace_runs().  Those of a session wait while there is no
+ * descriptor.  Their time stands still while there is one, because a VM may be
+ * paused behind it, which is silent.  But the descriptor may also be that of a
+ * relay whose far end is gone, and which closes again at once, for ever: so the
+ * time used up is given back only when the peer is heard or the descriptor has
+ * been there for long.  Those that came without a session wait for one, whether
+ * there is a descriptor or not.
  *
  * A further peer on a listening channel (a candidate) gets a HELLO of its
  * own, and takes the present one's place only after it has echoed that; see
- * vp_offer().
+ * vp_offer().  A connection that we made and that has become stale is replaced
+ * in the same way, from the other side: the program makes another one, which is
+ * a candidate until the peer says hello through it.
  *
  * Memory of one driver, at most:
  *
@@ -8635,8 +8648,9 @@ static void forwards_end(VPForwards *fs)
 #define VP_RUN_ROUNDS 4
 /* Candidates at a time, while there are descriptors for more than one. */
 #define VP_CANDIDATES 4
-/* For a candidate's hello; then how often the present peer is looked at. */
+/* Time for a candidate's hello. */
 #define VP_CANDIDATE_US (5 * SECOND)
+/* How often the present peer is looked at while it is asked. */
 #define VP_CANDIDATE_STEP (50 * MS)
 
 /* What a driver needs without connections, and for each of them. */
@@ -8649,15 +8663,15 @@ static void forwards_end(VPForwards *fs)
                         8 * sizeof(VPConn *) + 2 * VP_WINDOW_INIT + \
                         VP_PROXY_LEN_MAX)
 
-/* A peer that came to a listening channel in use; see vp_offer(). */
+/* A further connection of a channel that is in use; see vp_offer(). */
 typedef struct VPCandidate {
     VPDriver *drv;
     unsigned role;   /* VP_HELLO_LISTENER, or VP_HELLO_CONNECTOR */
     int fd;          /* -1: none */
-    uint64_t number; /* how many had come when it came */
+    uint64_t number; /* it is the channel's candidate of this number */
     uint64_t token;  /* that it has to echo */
     bool knows;      /* it said a HELLO that one with the key might have said */
-    bool proved;     /* it echoed that, and waits for the present peer's PING */
+    bool proved;     /* it echoed "token", and the present peer is asked */
     size_t len;      /* bytes in buf */
     uint8_t buf[VP_PKT_HDR_LEN + VP_HELLO_LEN_MAX];
     VPTimer timer;

@@ -59,8 +59,8 @@ typedef void VPLogFunc(VPLogLevel level, int channel, const char *text);
 /* What is said once: zeroed memory has said nothing yet. */
 typedef struct VPOnce {
     bool said;
-    uintptr_t what; /* it said last: a number, or a constant's address */
-    uint64_t at;    /* when, us */
+    uintptr_t what; /* what was said last: a number, or a constant's address */
+    uint64_t at;    /* when it was said, us */
 } VPOnce;
 
 /*
@@ -151,10 +151,10 @@ void vp_loop_descriptors(VPLoop *loop, size_t max, size_t kept);
 bool vp_fd_is_kept(const VPLoop *loop, int fd);
 
 typedef struct VPDescriptors {
-    size_t used;  /* that are watched */
-    size_t conns; /* of these by connections */
-    size_t kept;  /* never a connection's */
-    size_t max;   /* that the process may have; 0: not known */
+    size_t used;  /* descriptors that are watched */
+    size_t conns; /* descriptors of connections */
+    size_t kept;  /* descriptors that are never a connection's */
+    size_t max;   /* descriptors that the process may have; 0: not known */
 } VPDescriptors;
 
 VPDescriptors vp_descriptors(const VPLoop *loop);
@@ -195,7 +195,7 @@ typedef struct VPListener {
     int fd;            /* -1: stopped */
     int spare;         /* -1: given up, or none is kept */
     VPTimer pause;     /* runs while there is no descriptor to accept with */
-    VPOnce said;       /* that there is none */
+    VPOnce said;       /* that there is no descriptor */
 } VPListener;
 
 /*
@@ -264,7 +264,8 @@ typedef struct VPDialer {
      */
     void (*failed)(void *opaque, const VPAddr *addr, int err);
     /*
-     * over: @fd is connected, non-blocking, the owner's; or -1, errno @err.
+     * It is over: @fd is connected, non-blocking, the owner's; or -1, and
+     * errno is @err.
      * The call may free the dialler.
      */
     void (*done)(void *opaque, int fd, int err);
@@ -297,15 +298,15 @@ void vp_dialer_stop(VPDialer *d);
 /* ---- events ----------------------------------------------------------- */
 
 typedef enum VPEventType {
-    VP_EVENT_UP,       /* the channel is, in a session new or old */
+    VP_EVENT_UP,       /* the channel is up, in a session new or old */
     VP_EVENT_SILENT,   /* the other side has answered nothing for long */
-    VP_EVENT_ANSWERS,  /* it answers again, and the channel is up */
-    VP_EVENT_DOWN,     /* it is lost */
-    VP_EVENT_OVER,     /* the session is, and no other one has begun */
+    VP_EVENT_ANSWERS,  /* the other side answers again: the channel is up */
+    VP_EVENT_DOWN,     /* the channel is lost */
+    VP_EVENT_OVER,     /* the session is over, and no other one has begun */
     VP_EVENT_SERVICES, /* the other side has told what it offers */
-    VP_EVENT_REFUSED,  /* a connection is */
+    VP_EVENT_REFUSED,  /* a connection is refused */
     VP_EVENT_OPENED,   /* a client has come, or a target was reached */
-    VP_EVENT_ENDED,    /* what was opened has ended */
+    VP_EVENT_ENDED,    /* a connection that was OPENED has ended */
 } VPEventType;
 
 /* What happened; all that is pointed at is there until the call returns. */
@@ -360,7 +361,7 @@ typedef struct VPConfig {
     unsigned grace;
     /* Connections at once; the peer's opens beyond are refused. */
     unsigned max_conns;
-    /* Of these, connections to a target that has not answered yet. */
+    /* Connections of the peer's whose target has not answered yet. */
     unsigned max_half_open;
     /* Connections that the peer may open in a second. */
     unsigned max_opens;
@@ -548,9 +549,9 @@ typedef enum VPRefusal {
 typedef enum VPResetBy {
     VP_RESET_OWNER,   /* of the local socket: a client, or a target */
     VP_RESET_PEER,    /* the other side, or its socket's owner */
-    VP_RESET_DAEMON,  /* this one: --grace, the monitor, memory, its end */
+    VP_RESET_DAEMON,  /* this daemon: --grace, the monitor, memory, its end */
     VP_RESET_SESSION, /* nobody: the session was over */
-    VP_RESET_IDLE,    /* this one, because no data moved for so long */
+    VP_RESET_IDLE,    /* this daemon, because no data moved for so long */
     VP_RESETS,
 } VPResetBy;
 
@@ -593,6 +594,9 @@ typedef struct VPChannelInfo {
 
 void vp_channel_info(const VPDriver *drv, VPChannelInfo *info);
 
+/* vp_note_error() - why there is no channel: it becomes "last_error" */
+void vp_note_error(VPDriver *drv, const char *text);
+
 /*
  * vp_kernel_memory() - bytes that the kernel holds for the connections' sockets
  *
@@ -603,7 +607,7 @@ size_t vp_kernel_memory(const VPDriver *drv);
 /* What the other side says of itself. */
 typedef struct VPPeerInfo {
     unsigned version;    /* of the protocol, that both use; 0: no session */
-    const char *program; /* its version; "": not told */
+    const char *program; /* version of the peer's program; "": not told */
 } VPPeerInfo;
 
 void vp_peer_info(const VPDriver *drv, VPPeerInfo *info);
@@ -620,7 +624,7 @@ const char *vp_services(VPDriver *drv, const char *after, size_t most,
                         void *opaque);
 
 typedef enum VPOffered {
-    VP_OFFER_UNKNOWN, /* it has not told all, or there is no session */
+    VP_OFFER_UNKNOWN, /* the peer has not told all, or there is no session */
     VP_OFFERED,
     VP_NOT_OFFERED,
 } VPOffered;
@@ -643,9 +647,6 @@ typedef struct VPConnInfo {
     uint64_t credit;          /* bytes the peer still lets us send */
     size_t waiting;           /* bytes the local socket has not taken */
 } VPConnInfo;
-
-/* vp_note_error() - why there is no channel, for vp_channel_info() */
-void vp_note_error(VPDriver *drv, const char *text);
 
 /*
  * vp_conns() - call @each for connections, oldest first

@@ -313,16 +313,17 @@ START_TEST(restarted)
 }
 END_TEST
 
+static const char *const starts[] = {
+    "-o u:fd:3 -m fd:4", "-o u:fd:web -m fd:mon",
+    "-o u:fd:web -m fd:mon -d -f %s/pid -l %s/host.log",
+};
+
 /*
  * systemd's own starter, with and without names; and on the way to the
  * background, where the socket that nobody wants is let go.
  */
 START_TEST(systemd)
 {
-    static const char *const starts[] = {
-        "-o u:fd:3 -m fd:4", "-o u:fd:web -m fd:mon",
-        "-o u:fd:web -m fd:mon -d -f %s/pid -l %s/host.log",
-    };
     char more[3 * PATH_LEN], u[PATH_LEN], mon[PATH_LEN], log[PATH_LEN];
     char extra[PATH_LEN], target[TEXT_LEN];
     int listener = listen_any(target), fds[2];
@@ -371,6 +372,6 @@ int main(void)
     SUITE_ADD(s, other_family);
     SUITE_ADD(s, reloaded);
     SUITE_ADD(s, restarted);
-    SUITE_LOOP(s, systemd, 3);
+    SUITE_ROWS(s, systemd, starts);
     return harness_run(s);
 }

@@ -580,13 +580,14 @@ START_TEST(address_in_use)
 }
 END_TEST
 
+static const char *const listens[][2] = {
+    { "-c " CHANNEL " -o http:", ":-" }, { "-c unix-listen:", ":-" },
+    { "-m ", "" },
+};
+
 /* A socket that is bound, and doesn't listen yet, is no stale one. */
 START_TEST(address_bound)
 {
-    static const char *const options[][2] = {
-        { "-c " CHANNEL " -o http:", ":-" }, { "-c unix-listen:", ":-" },
-        { "-m ", "" },
-    };
     char path[PATH_LEN], args[2 * TEXT_LEN];
     struct sockaddr_un un = { .sun_family = AF_UNIX };
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -594,8 +595,8 @@ START_TEST(address_bound)
     file_path(path, "bound");
     text_format(un.sun_path, sizeof(un.sun_path), "%s", path);
     ck_assert(bind(fd, (struct sockaddr *)&un, sizeof(un)) == 0);
-    text_format(args, sizeof(args), "%s%s%s", options[_i][0], path,
-                options[_i][1]);
+    text_format(args, sizeof(args), "%s%s%s", listens[_i][0], path,
+                listens[_i][1]);
     expect_taken(args, path, IN_USE);
     ck_assert(access(path, F_OK) == 0);
     close(fd);
@@ -744,7 +745,7 @@ int main(void)
     SUITE_LOOP(s, help, 2);
     SUITE_LOOP(s, version, 2);
     SUITE_ADD(s, address_in_use);
-    SUITE_LOOP(s, address_bound, 3);
+    SUITE_ROWS(s, address_bound, listens);
     SUITE_ADD(s, stale_twice);
     SUITE_ADD(s, address_not_here);
     SUITE_ADD(s, not_a_socket);

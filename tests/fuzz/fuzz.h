@@ -50,11 +50,4 @@ static inline uint8_t in8(Input *in)
     return *in->at++;
 }
 
-static inline uint16_t in16(Input *in)
-{
-    uint16_t high = in8(in);
-
-    return (uint16_t)(high << 8 | in8(in));
-}
-
 #endif
