@@ -228,6 +228,12 @@ static char *cut_word(char *line, const char *around, char **rest)
     return word;
 }
 
+/* string_same() - are both the same, or both NULL? */
+static bool string_same(const char *a, const char *b)
+{
+    return a == b || (a != NULL && b != NULL && strcmp(a, b) == 0);
+}
+
 /* value_wrong() - why an init file can't hold this value, or NULL */
 static const char *value_wrong(const char *value)
 {
@@ -803,8 +809,7 @@ static bool props_cut(Spec *spec, char *text, Error *why)
 
 static bool props_same(const Props *a, const Props *b)
 {
-    return a->mode == b->mode && (a->group == NULL) == (b->group == NULL) &&
-           (a->group == NULL || strcmp(a->group, b->group) == 0) &&
+    return a->mode == b->mode && string_same(a->group, b->group) &&
            a->proxy == b->proxy &&
            a->limits.max_conns == b->limits.max_conns &&
            a->limits.idle == b->limits.idle;
@@ -1213,6 +1218,12 @@ static const char *spec_name(const Spec *spec)
            : spec->option == 'o' ? "oforward" : "iforward";
 }
 
+/* spec_what() - the SERVICE_ID of a forward, the METHOD of a channel */
+static const char *spec_what(const Spec *spec)
+{
+    return spec->option == 'c' ? method_name[spec->method] : spec->service_id;
+}
+
 /* spec_where() - ADDR:PORT, or ADDR, and properties; cut to fit @buf */
 static const char *spec_where(const Spec *spec, char *buf, size_t size)
 {
@@ -1230,8 +1241,7 @@ static bool spec_same(const Spec *a, const Spec *b)
     return a->option == b->option && a->channel_id == b->channel_id &&
            strcmp(a->addr, b->addr) == 0 && a->inherited == b->inherited &&
            props_same(&a->props, &b->props) &&
-           (a->port == NULL) == (b->port == NULL) &&
-           (a->port == NULL || strcmp(a->port, b->port) == 0) &&
+           string_same(a->port, b->port) &&
            (a->option == 'c' ? a->method == b->method
                              : strcmp(a->service_id, b->service_id) == 0);
 }
@@ -2578,6 +2588,21 @@ static void name_error(const Spec *spec, int rc, Error *err)
               lookup_error(rc));
 }
 
+/*
+ * name_failed() - log why @spec could not be looked up, if that is news
+ * @serves:  an address that it had before is in use
+ */
+static void name_failed(Retry *r, const Spec *spec, int rc, bool serves)
+{
+    Error err;
+
+    if (retry_is_news(r, rc)) {
+        name_error(spec, rc, &err);
+        log_at(VP_LOG_WARN, (int)spec->channel_id, "%s: %s", err.text,
+               serves ? "the address it had serves" : "trying again");
+    }
+}
+
 /* ======================================================================
  * listeners
  *
@@ -3310,10 +3335,8 @@ static int listening_take(Listening *l, const int *fds, Error *err)
         }
         l->fds[i] = fds[i];
         log_at(VP_LOG_INFO, (int)spec->channel_id, "%s %s: listening on %s%s",
-               spec_name(spec),
-               spec->option == 'o' ? spec->service_id
-                                   : method_name[spec->method],
-               addr_name(&at), spec->both ? ", for IPv4 as well" : "");
+               spec_name(spec), spec_what(spec), addr_name(&at),
+               spec->both ? ", for IPv4 as well" : "");
     }
     return rc;
 }
@@ -3502,9 +3525,7 @@ static bool listening_move(Listening *l)
             continue;
         }
         log_at(VP_LOG_INFO, (int)spec->channel_id, "%s %s: no longer "
-               "listening on %s", spec_name(spec),
-               spec->option == 'o' ? spec->service_id
-                                   : method_name[spec->method],
+               "listening on %s", spec_name(spec), spec_what(spec),
                addr_name(&at));
         l->drop(l->opaque, fds[i]);
     }
@@ -3516,16 +3537,11 @@ static void listening_looked_up(void *opaque, int rc)
 {
     Listening *l = opaque;
     bool serves = l->spec->naddrs > 0 && listening_move(l);
-    Error err;
 
     if (rc == 0) {
         listening_go_on(l);
     } else {
-        if (retry_is_news(&l->retry, rc)) {
-            name_error(l->spec, rc, &err);
-            log_at(VP_LOG_WARN, (int)l->spec->channel_id, "%s: %s", err.text,
-                   serves ? "the address it had serves" : "trying again");
-        }
+        name_failed(&l->retry, l->spec, rc, serves);
         if (serves) {
             listening_rest(l);
         } else {
@@ -4654,12 +4670,7 @@ static void forward_looked_up(void *opaque, int rc)
     Error err;
 
     if (rc != 0) {
-        if (retry_is_news(&f->retry, rc)) {
-            name_error(spec, rc, &err);
-            log_at(VP_LOG_WARN, (int)spec->channel_id, "%s: %s", err.text,
-                   spec->naddrs > 0 ? "the address it had serves"
-                                    : "trying again");
-        }
+        name_failed(&f->retry, spec, rc, spec->naddrs > 0);
         if (spec->naddrs == 0) {
             retry_later(&f->retry, forward_look_up, f);
         }
@@ -5190,8 +5201,7 @@ static void reload_keep(Settings *now, const Settings *was)
             char **asked = option_at(now, o), **old = option_at(was, o);
             char *swap = *asked;
 
-            changed = (*asked == NULL) != (*old == NULL) ||
-                      (*asked != NULL && strcmp(*asked, *old) != 0);
+            changed = !string_same(*asked, *old);
             *asked = *old;
             *old = swap; /* to be freed with what was */
         }

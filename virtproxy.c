@@ -2911,6 +2911,13 @@ static bool hello_proved(const VPHello *h, const uint8_t *p, const VPKey *key)
     return diff == 0;
 }
 
+/* origin_len() - bytes of both ends' addresses and ports; 0: it has none */
+static size_t origin_len(VPOriginKind kind)
+{
+    return kind == VP_ORIGIN_IPV4 ? 2 * (4 + 2)
+           : kind == VP_ORIGIN_IPV6 ? 2 * (16 + 2) : 0;
+}
+
 /* origin_ip() - a part of an origin of a kind that has addresses; NULL: none */
 static const uint8_t *origin_ip(const VPAddr *addr, VPOriginKind *kind,
                                 uint16_t *port)
@@ -2950,7 +2957,7 @@ static size_t origin_put(uint8_t *p, const VPAddr *from, const VPAddr *to)
         return 1;
     }
     p[0] = (uint8_t)kind[0];
-    len = kind[0] == VP_ORIGIN_IPV4 ? 4 : 16;
+    len = origin_len(kind[0]) / 2 - 2; /* of an address */
     for (size_t i = 0; i < 2; i++) {
         memcpy(p + 1 + i * len, ip[i], len);
         put16(p + 1 + 2 * len + 2 * i, port[i]);
@@ -2962,12 +2969,10 @@ static size_t origin_put(uint8_t *p, const VPAddr *from, const VPAddr *to)
 static void origin_get(VPOrigin *o, const uint8_t *p, size_t len)
 {
     VPOriginKind kind = len > 0 ? p[0] : VP_ORIGIN_UNKNOWN;
-    size_t want = kind == VP_ORIGIN_IPV4 ? 1 + 2 * (4 + 2)
-                  : kind == VP_ORIGIN_IPV6 ? VP_ORIGIN_LEN_MAX
-                  : kind == VP_ORIGIN_UNIX;
+    size_t want = 1 + origin_len(kind);
 
     *o = (VPOrigin){ { VP_ORIGIN_UNKNOWN } };
-    if (want <= len) {
+    if (want <= len && (want > 1 || kind == VP_ORIGIN_UNIX)) {
         memcpy(o->bytes, p, want);
     }
 }
@@ -3012,8 +3017,7 @@ static size_t origin_proxy(const VPOrigin *o, uint8_t *p)
 {
     static const uint8_t signature[12] = "\r\n\r\n\0\r\nQUIT\n";
     VPOriginKind kind = o->bytes[0];
-    size_t len = kind == VP_ORIGIN_IPV4 ? 2 * (4 + 2)
-                 : kind == VP_ORIGIN_IPV6 ? 2 * (16 + 2) : 0;
+    size_t len = origin_len(kind);
 
     memcpy(p, signature, sizeof(signature));
     p[12] = len > 0 ? 0x21 : 0x20; /* version 2: PROXY, or LOCAL */
@@ -6380,14 +6384,18 @@ static void conn_lose(VPConn *c, const char *why)
     }
 }
 
+/* refusal_str() - why one is refused here; reason_str() is the peer's words */
+static const char *refusal_str(VPReason reason)
+{
+    return reason == VP_REASON_ENDING ? "this daemon ends" : reason_str(reason);
+}
+
 /* conn_refuse() - there will be no connection to the target */
 static void conn_refuse(VPConn *c, VPReason reason)
 {
     account_refused(c->account, reason);
     conns_tell(c->conns, refusal_event(false, c->service_id, "",
-                                       reason != VP_REASON_ENDING
-                                       ? reason_str(reason)
-                                       : "this daemon ends"));
+                                       refusal_str(reason)));
     if (c->life == LIFE_ENDING) {
         conn_set_life(c, LIFE_FREE, reason_str(reason));
         return;
@@ -7919,20 +7927,16 @@ static void forwards_wanted(void *up, VPConn *c, const VPOrigin *origin)
     VPForwards *fs = up;
     VPIForward *f = iforward_find(fs, c->service_id);
     VPAccount *account = f != NULL ? f->account : &fs->conns->rest;
-    bool full = account_full(account);
+    bool full = !fs->ending && account_full(account);
     /* what HELLO said; a connection that is over there may drain here */
     size_t most = fs->conns->link->hello.max_conns;
     VPReason reason;
 
     conn_enter(c, account);
     if (fs->ending) {
-        log_provoked(fs->log, VP_LOG_INFO, "%s: connection refused: this "
-                     "daemon ends", c->service_id);
-        conn_refuse(c, VP_REASON_ENDING);
-        return;
-    }
-    if (forwards_too_fast(fs) || forwards_half_open(fs, f) || full ||
-        conns_count(fs->conns, false, LIFE_OPEN, LIFE_ENDING) > most) {
+        reason = VP_REASON_ENDING;
+    } else if (forwards_too_fast(fs) || forwards_half_open(fs, f) || full ||
+               conns_count(fs->conns, false, LIFE_OPEN, LIFE_ENDING) > most) {
         reason = VP_REASON_LIMIT;
     } else if (f == NULL) {
         reason = VP_REASON_UNKNOWN_SERVICE;
@@ -7942,11 +7946,10 @@ static void forwards_wanted(void *up, VPConn *c, const VPOrigin *origin)
         dial_start(fs, c, f, origin);
         return;
     }
-    log_provoked(fs->log,
-                 reason == VP_REASON_UNKNOWN_SERVICE ? VP_LOG_INFO
-                                                     : VP_LOG_WARN,
+    log_provoked(fs->log, reason == VP_REASON_UNKNOWN_SERVICE ||
+                 reason == VP_REASON_ENDING ? VP_LOG_INFO : VP_LOG_WARN,
                  "%s: connection refused: %s", c->service_id,
-                 full ? VP_FULL : reason_str(reason));
+                 full ? VP_FULL : refusal_str(reason));
     conn_refuse(c, reason);
 }
 
