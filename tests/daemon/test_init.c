@@ -2209,8 +2209,8 @@ END_TEST
 
 /*
  * Who is asked for a group's number, and doesn't answer, holds up what needs it
- * and nothing else: forwards of a reload, and a command of the monitor.  Here it
- * is a FIFO in place of /etc/group.
+ * and nothing else: forwards of a reload, and a command of the monitor.  Here
+ * it is a FIFO in place of /etc/group.
  */
 START_TEST(group_unanswered)
 {
