@@ -580,8 +580,14 @@ typedef struct LinuxTermios {
     uint32_t ispeed, ospeed; /* baud */
 } LinuxTermios;
 
-#define LINUX_TCGETS2 _IOR('T', 0x2a, LinuxTermios)
-#define LINUX_TCSETS2 _IOW('T', 0x2b, LinuxTermios)
+#ifdef __GLIBC__
+typedef unsigned long LinuxRequest; /* what ioctl() takes */
+#else
+typedef int LinuxRequest;
+#endif
+
+#define LINUX_TCGETS2 ((LinuxRequest)_IOR('T', 0x2a, LinuxTermios))
+#define LINUX_TCSETS2 ((LinuxRequest)_IOW('T', 0x2b, LinuxTermios))
 #define LINUX_CBAUD 0x100fu
 #define LINUX_BOTHER 0x1000u /* the rate is in "ospeed" */
 #endif
