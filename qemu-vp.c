@@ -258,6 +258,7 @@ static const char *value_wrong(const char *value)
  * that has stopped must not stop the daemon.
  * ====================================================================== */
 
+/* Where syslogd listens, if <syslog.h> doesn't say. */
 #ifndef _PATH_LOG
 #define _PATH_LOG "/dev/log"
 #endif
@@ -2876,8 +2877,9 @@ static const char *listen_error(int rc)
 /* ---- inherited descriptors -------------------------------------------- */
 
 /*
- * Descriptors that were open when we began.  Later a number tells nothing,
- * because our own have taken the free ones.
+ * Descriptors that were open when we began, of the 1024 that a process may have
+ * where nobody has raised that.  Later a number tells nothing, because our own
+ * have taken the free ones.
  *
  * One that listens stays here, and who listens has a copy: when a reload adds
  * the same spec again, because its channel's line has changed, clients that
@@ -4149,6 +4151,7 @@ static void open_fifos(Channel *ch, const char *port)
     ch->fifo = -1;
 }
 
+/* Where the kernel lists virtio-serial ports. */
 #define PORTS "/sys/class/virtio-ports"
 
 /*

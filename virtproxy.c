@@ -136,8 +136,13 @@
  * ====================================================================== */
 
 #define US 1000u /* of work, in ns */
-#define MS 1000ull
+#define MS 1000ull /* of time, in us, as a second is */
 #define SECOND 1000000ull
+
+/* Room for vp_addr_str() of any address: a unix socket's path is longest. */
+#define VP_ADDR_STR_LEN 128
+/* Room for why a channel or a peer is of no use; what is longer is cut. */
+#define VP_WHY_LEN 128
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -2503,6 +2508,7 @@ enum {
 
 #define VP_CHECK_WORDS 128 /* in a block */
 #define VP_CHECK_BLOCK (8u * VP_CHECK_WORDS)
+/* 2^64 by the golden ratio: its multiples are far from each other. */
 #define VP_CHECK_STEP 0x9e3779b97f4a7c15ull
 
 /* Key of the checks of headers: for each word covered one, and one to add */
@@ -3690,6 +3696,7 @@ static uint8_t flow_mark(VPFlow *f, uint32_t len, uint64_t now)
 /* A virtio-serial port takes so much in one write, and all of it or none. */
 #define VP_VIRTIO_WRITE_MAX 32768u
 
+/* From one HELLO to the next: at first, and at most, as it doubles. */
 #define VP_HELLO_WAIT_MIN (100 * MS)
 #define VP_HELLO_WAIT_MAX SECOND
 /*
@@ -3884,7 +3891,7 @@ typedef struct VPLink {
 
     VPOnce news;         /* VPLinkNews since a session was up */
     VPOnce resync_news;
-    char turned_away[128]; /* why a further peer was, since attached_at */
+    char turned_away[VP_WHY_LEN]; /* why a peer was, since attached_at */
 
     /* for vp_channel_info() */
     uint64_t session_at;
@@ -3892,7 +3899,7 @@ typedef struct VPLink {
     uint64_t packets[2]; /* sequenced packets received, sent */
     uint64_t resyncs;
     uint64_t attaches;
-    char last_error[128];
+    char last_error[VP_WHY_LEN];
     uint64_t last_error_at;
 } VPLink;
 
@@ -4843,7 +4850,7 @@ static void link_looked(VPLink *l, size_t bytes)
 /* link_handle_hello() - @h was read from @p */
 static void link_handle_hello(VPLink *l, const VPHello *h, const uint8_t *p)
 {
-    char text[160];
+    char text[VP_WHY_LEN];
     const char *wrong = link_unfit(l, h, text, sizeof(text));
 
     l->task->work += VP_WORK_HELLO;
@@ -5913,7 +5920,7 @@ static VPEvent refusal_event(bool client, const char *service_id,
 static void conns_log_refused(VPConns *cs, VPLogLevel level,
                               const char *service_id, int fd, const char *why)
 {
-    char from[128];
+    char from[VP_ADDR_STR_LEN];
 
     fd_peer(fd, from, sizeof(from));
     log_event(cs->log, level, refusal_event(true, service_id, from, why),
@@ -5926,7 +5933,7 @@ static void conns_log_refused(VPConns *cs, VPLogLevel level,
  */
 static void conn_log_begin(const VPConn *c, const VPOrigin *origin)
 {
-    char name[128], client[128] = "";
+    char name[VP_ADDR_STR_LEN], client[VP_ADDR_STR_LEN] = "";
 
     if (*c->conns->loop->log_level >= VP_LOG_VERBOSE) {
         if (origin != NULL) {
@@ -5960,7 +5967,7 @@ static void conn_log_end(const VPConn *c, const char *why)
 static void conn_debug_line(const VPConn *c, const char *what,
                             const char *from, const char *to, const char *why)
 {
-    char name[128];
+    char name[VP_ADDR_STR_LEN];
 
     log_provoked(c->conns->log, VP_LOG_DEBUG,
                  "connection %u of %s %s %s: %s %s -> %s: %s", c->id,
@@ -7465,7 +7472,7 @@ static VPConn *conn_named(VPConns *cs, const VPPacket *pkt, bool client)
 /* conn_handle_reset() - RESET or CONNECT_REFUSED came */
 static void conn_handle_reset(VPConn *c, const uint8_t *msg)
 {
-    char name[128];
+    char name[VP_ADDR_STR_LEN];
 
     if (msg[0] == VP_MSG_CONNECT_REFUSED && !conn_over(c)) {
         account_refused(c->account, msg[1]);
@@ -7832,7 +7839,7 @@ static bool dial_made(void *opaque, int fd, const VPAddr *addr)
 static void dial_log(void *opaque, const VPAddr *addr, int err)
 {
     VPDial *d = opaque;
-    char name[128];
+    char name[VP_ADDR_STR_LEN];
 
     if (d->iforward->target.addrs == NULL) {
         log_provoked(d->fwds->log, VP_LOG_WARN, "%s: cannot connect: no "
@@ -9077,7 +9084,7 @@ static bool candidate_hello(VPCandidate *k)
 {
     VPDriver *drv = k->drv;
     const char *wrong;
-    char text[160];
+    char text[VP_WHY_LEN];
     VPHello h;
     int len = wire_get_hello(k->buf, k->len, &h);
 
