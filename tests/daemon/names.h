@@ -17,7 +17,8 @@
  * vp_dir becomes the working directory; the file resolv there names the server.
  */
 int names_server(void);
-#define MAY_SERVE_NAMES MAY_MOUNT ", and port 53, which root may have"
+#define MAY_SERVE_NAMES "/etc/resolv.conf, " MAY_MOUNT \
+    ", and port 53, which root may have"
 
 /*
  * names_answer() - fork a process that answers until names_hang()

@@ -72,8 +72,8 @@ START_TEST(name_moves)
     const char *service;
     Daemon *host, *guest;
 
-    if (!may_mount()) {
-        PASS_OVER(MAY_MOUNT);
+    if (!may_mount_hosts()) {
+        PASS_OVER(MAY_MOUNT_HOSTS);
     }
     ck_assert(chdir(vp_dir) == 0);
     for (int i = 0; i < 2; i++) {
@@ -118,8 +118,8 @@ START_TEST(name_to_listen_on_moves)
     int mon;
     Daemon *host, *guest;
 
-    if (!may_mount()) {
-        PASS_OVER(MAY_MOUNT);
+    if (!may_mount_hosts()) {
+        PASS_OVER(MAY_MOUNT_HOSTS);
     }
     ck_assert(chdir(vp_dir) == 0);
     for (int i = 0; i < 2; i++) {
@@ -193,8 +193,8 @@ START_TEST(name_moves_to_port_in_use)
     char target[TEXT_LEN], where[2][TEXT_LEN], path[PATH_LEN];
     Daemon *host;
 
-    if (!may_mount()) {
-        PASS_OVER(MAY_MOUNT);
+    if (!may_mount_hosts()) {
+        PASS_OVER(MAY_MOUNT_HOSTS);
     }
     ck_assert(chdir(vp_dir) == 0);
     for (int i = 0; i < 2; i++) {
@@ -461,8 +461,8 @@ START_TEST(address_later)
     if (!own_network()) {
         PASS_OVER(OWN_NETWORK);
     }
-    if (!may_mount()) {
-        PASS_OVER(MAY_MOUNT);
+    if (!may_mount_hosts()) {
+        PASS_OVER(MAY_MOUNT_HOSTS);
     }
     ck_assert(chdir(vp_dir) == 0);
     hosts("127.0.0.1 two.test\n10.9.9.1 two.test\n");
@@ -567,8 +567,8 @@ START_TEST(port_of_two)
     if (!own_network()) {
         PASS_OVER(OWN_NETWORK);
     }
-    if (!may_mount()) {
-        PASS_OVER(MAY_MOUNT);
+    if (!may_mount_hosts()) {
+        PASS_OVER(MAY_MOUNT_HOSTS);
     }
     if (!has_ipv6()) {
         PASS_OVER(HAS_IPV6);
@@ -643,6 +643,9 @@ START_TEST(reload_without_server)
     int listener[2], fds[2], server;
     Daemon *d, *other, *again;
 
+    if (!may_mount_hosts()) {
+        PASS_OVER(MAY_MOUNT_HOSTS);
+    }
     server = names_server();
     if (server < 0) {
         PASS_OVER(MAY_SERVE_NAMES);

@@ -271,6 +271,11 @@ bool may_mount(void)
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+bool may_mount_hosts(void)
+{
+    return may_mount() && access("/etc/hosts", F_OK) == 0;
+}
+
 bool has_localhost(void)
 {
     struct addrinfo *info;

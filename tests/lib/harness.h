@@ -175,6 +175,10 @@ void daemons_idle(Daemon *const d[], size_t n);
 bool may_mount(void);
 #define MAY_MOUNT "mounts of its own (CAP_SYS_ADMIN or user namespaces)"
 
+/* may_mount_hosts() - and whether there is an /etc/hosts to be mounted over */
+bool may_mount_hosts(void);
+#define MAY_MOUNT_HOSTS "/etc/hosts, and " MAY_MOUNT
+
 /* has_localhost() - whether localhost is a name; not without /etc/hosts */
 bool has_localhost(void);
 #define HAS_LOCALHOST "the name localhost, in /etc/hosts"
