@@ -408,9 +408,9 @@ recipe_udev() {
     sed -i 's/"virtio-ports"/"mem"/; s/ATTR{name}=="[^"]*"/KERNEL=="null"/' \
         $rule
     udevadm test $null 2>/dev/null >/run/said || :
-    grep -q '^SYSTEMD_WANTS=qemu-vp-guest.service$' /run/said ||
+    grep -q '^ *SYSTEMD_WANTS=qemu-vp-guest.service$' /run/said ||
         { cat /run/said; fail 'the rule starts nothing'; }
-    grep -q '^TAGS=.*:systemd:' /run/said || fail 'systemd is not told'
+    grep -q '^ *TAGS=.*:systemd:' /run/said || fail 'systemd is not told'
 }
 
 recipe_virtio() {
@@ -682,6 +682,7 @@ recipe_commands() {
         -e 's/^ExecStart=.usr.local.bin.//' -e 's/%i/vm1/' \
         -e '/^qemu-vp -[a-z-]/p' >/run/commands
     config /etc/qemu-vp/vm1.conf
+    echo libvirt-qemu:x:900: >>/etc/group       # as libvirt makes it
     while read -r command options; do
         case $options in *' -x '*) continue ;; esac
         (set -f; eval "$command $options --dump-config") >/run/said 2>&1 ||
