@@ -18,10 +18,10 @@ typedef struct Exchange {
     size_t nplan;
     uint64_t fault_call;
     int fault;
-    uint64_t length[2]; /* of the clean one: bytes on the channel */
-    uint64_t calls;     /* and system calls */
-    uint8_t *bytes[2];  /* and what they were */
-    unsigned *taken[2]; /* and in which turn they went; see World */
+    uint64_t length[2]; /* bytes on the channel in the clean exchange */
+    uint64_t calls;     /* system calls in the clean exchange */
+    uint8_t *bytes[2];  /* the bytes on the channel in the clean exchange */
+    unsigned *taken[2]; /* in which turn each of those went; see World */
 } Exchange;
 
 /* exchange_begin() - world_init(), for the caller to change something */

@@ -106,7 +106,7 @@ typedef struct Sock {
     bool waiting;        /* for the engine to accept it */
     int tries;           /* connect() calls so far */
     uint64_t connect_at; /* SOCK_CONNECTING: done by then */
-    int connect_err;     /* ... with this */
+    int connect_err;     /* SOCK_CONNECTING: done with this errno value */
     Buf rx[2];           /* bytes for that end to read */
     bool fin[2];         /* no more will come for that end */
     bool shut[2];        /* that end has shut down its sending */
@@ -148,7 +148,7 @@ typedef struct Machine {
     uint64_t draws;      /* the engine's counter of random numbers */
     int pid;
     unsigned passes;     /* through select() */
-    unsigned vain;       /* of these, since a byte moved */
+    unsigned vain;       /* passes since a byte moved */
 
     VPLoop *loop;
     VPDriver *drv;
@@ -208,7 +208,7 @@ typedef enum Damage {
     CUT,         /* arg: a CutKind */
     KILL,        /* a daemon; arg: bit 0 which, 1 both, 2 and 3 gently */
     PAUSE,       /* a machine; arg: which + 2 * ms */
-    STOP,        /* the same, and its clock */
+    STOP,        /* as PAUSE, and the machine's clock stands still */
     SNAPSHOT,    /* of a machine; arg: which */
     THROW_BACK,  /* arg: which; to its snapshot, or makes one */
     OUTAGE,      /* a cut, and none can connect for arg ms */
@@ -365,9 +365,9 @@ typedef enum Service {
 /* What kinds of connections a run has. */
 typedef struct Mix {
     uint32_t total_min;  /* bytes of one direction */
-    uint32_t total_max;  /* and so many more, at most */
+    uint32_t total_max;  /* bytes beyond total_min, at most */
     uint32_t chunk_min;  /* bytes written at once */
-    uint32_t chunk_max;  /* and so many more, at most */
+    uint32_t chunk_max;  /* bytes beyond chunk_min, at most */
     uint32_t pause_max;  /* us */
     unsigned rude;       /* per mille that close early or reset */
     unsigned bad;        /* per mille to services that refuse */
@@ -457,7 +457,7 @@ typedef struct World {
     uint64_t bytes;      /* that reached a program */
     unsigned resets;
     bool timed_out;      /* a connect() of a paused machine */
-    uint64_t end_by;     /* or it hangs */
+    uint64_t end_by;     /* a run that goes on beyond it hangs */
 } World;
 
 extern World world;

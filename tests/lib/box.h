@@ -10,8 +10,8 @@
  *    and in the same order each time.
  *  - Calls fail when box_fail() says so; reads and writes can be made short, or
  *    to fail with EINTR and EAGAIN every io_fail calls.
- *  - With LATE in the environment, what TCP sockets have to be read is seen only
- *    after a few calls of select(), as where the kernel is busy.
+ *  - With LATE in the environment, what TCP sockets have to be read is seen
+ *    only after a few calls of select(), as where the kernel is busy.
  *  - Memory is filled with rubbish when it is allocated, and is counted.
  *
  * Sockets are real; in tests/chaos/sim.h they are not.
@@ -64,8 +64,8 @@ typedef struct Box {
     bool no_epoll;         /* there is none, as elsewhere than on Linux */
 
     unsigned calls;        /* CALL_... bits that box_fail() was given */
-    unsigned after;        /* of these calls, how many succeed first */
-    unsigned fails;        /* of these calls, how many fail then, or BOX_ALL */
+    unsigned after;        /* so many calls of "calls" succeed first */
+    unsigned fails;        /* so many of them fail then, or BOX_ALL */
     int err;               /* errno of the failures; 0: reads and writes don't
                               fail but move BOX_SHORT bytes at most */
 

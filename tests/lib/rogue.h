@@ -16,7 +16,7 @@
 /* What the daemon has said of one connection that the rogue opened */
 typedef struct RogueConn {
     uint32_t id;            /* the connection's number */
-    bool ack, close, reset, refused; /* these messages came */
+    bool ack, close, reset, refused; /* did that message come? */
     uint64_t credit;        /* bytes, by the last WINDOW or CONNECT_ACK */
     unsigned long windows;  /* WINDOWs that came */
 } RogueConn;
