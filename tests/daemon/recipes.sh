@@ -703,6 +703,8 @@ recipe_install() {
     [ -z "$(find /unstaged -type f)" ]
     grep -q '^ check, test ' /listed || fail 'make help lists no targets'
     grep -q '^rm -rf build qemu-vp$' /cleaning
+    grep -q 'no nobody-has-this-gcc' /refused ||
+        fail 'configure makes do without the compiler that it is to use'
     grep -q '^rm -rf config.mak' /cleaning
 }
 
@@ -789,6 +791,9 @@ world_make() {
         installed "$root/unstaged" /opt/vp uninstall
         made help >listed
         made -n distclean >cleaning
+        mkdir elsewhere
+        (cd elsewhere && "$VP_TOP/configure" --host=nobody-has-this) \
+            >refused 2>&1 || :
     fi
 }
 

@@ -37,7 +37,8 @@ make_system() {
         recipe "  $file" >"$root$file"
     done
     recipe 'INIT FILE' >"$root/etc/qemu-vp/vm1.conf"
-    echo libvirt-qemu:x:900:900::/:/usr/sbin/nologin >>"$root/etc/passwd"
+    printf '%s\n' libvirt-qemu:x:900:900::/:/usr/sbin/nologin \
+        vp:x:901:65534::/:/usr/sbin/nologin >>"$root/etc/passwd"
     echo libvirt-qemu:x:900: >>"$root/etc/group"
     ssh-keygen -q -t ed25519 -N '' -f "$D/id"
     install -D -m 600 "$D/id.pub" "$root/root/.ssh/authorized_keys"
@@ -109,8 +110,8 @@ trap 'echo "host_unit: $what" >&2' ERR
 set -eE
 or 'no directory by tmpfiles.d'
 [ "$(stat -c '%U %a' /run/vm1)" = 'libvirt-qemu 750' ]
-systemd-run -q qemu-vp -q -c unix-listen:/run/vm1/vp.sock:- \
-    -i ssh:127.0.0.1:22 -i http:127.0.0.1:22
+systemd-run -q qemu-vp -q -i ssh:127.0.0.1:22 -i http:127.0.0.1:22 \
+    -c unix-listen:/run/vm1/vp.sock:-,mode=0660,group=libvirt-qemu
 conf=/etc/qemu-vp/vm1.conf
 not() { ! "$@"; }
 until_ok() {
@@ -143,6 +144,15 @@ pid=$(systemctl show -P MainPID qemu-vp@vm1)
 kill -9 "$pid"
 until_ok not kill -0 "$pid"
 until_ok answers 9022
+or 'not for another user'
+mkdir /etc/systemd/system/qemu-vp@.service.d
+printf '%s\n' '[Service]' User=vp SupplementaryGroups=libvirt-qemu \
+    >/etc/systemd/system/qemu-vp@.service.d/user.conf
+systemctl daemon-reload
+systemctl restart qemu-vp@vm1
+until_ok answers 9022
+[ "$(stat -c %U /run/qemu-vp/vm1.monitor)" = vp ]
+systemctl reload qemu-vp@vm1
 or 'it does not stop'
 systemctl stop qemu-vp@vm1
 [ "$(systemctl show -P Result qemu-vp@vm1)" = success ]
