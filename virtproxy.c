@@ -444,6 +444,10 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * is read of the channel in a pass nor keeps it from being read between two
  * rests, else a local flood would have the channel stand still.
  *
+ * What one event may ask for thousands of times, as the end of a session does
+ * that had as many connections, is done a portion in each pass: conns_reap(),
+ * conns_drop(), sweep_timer(), end_timer(), idle_timer(), dial_timer().
+ *
  * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
  * there is no descriptor left, because it stays readable and the loop would
  * spin.  A dialler tries the addresses of a target, first the one that worked
@@ -490,6 +494,12 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_CONNECT_RETRY (20 * MS)
 /* How often attempts are looked at, to give up what takes too long. */
 #define VP_CONNECT_STEP (VP_CONNECT_TIMEOUT / 40)
+/*
+ * So many diallers are looked at in a row, and so many of them may end by that:
+ * others have their turn after that.
+ */
+#define VP_DIAL_LOOKS 256
+#define VP_DIAL_ENDS 8
 
 /*
  * A tcp peer that vanished without a word is noticed after so many seconds of
@@ -517,6 +527,8 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
 #define VP_WORK_PACKET 100u
 #define VP_WORK_HELLO (4 * US)
 #define VP_WORK_CONNECT (16 * US)
+#define VP_WORK_CLOSE (6 * US)
+#define VP_WORK_SHUT (3 * US)
 #define VP_WORK_EVENT (4 * US) /* a line for who watches */
 #define VP_WORK_LOOK 500u /* looking for a header, see VP_WORK_LOOKS */
 #define VP_WORK_TOLD 2u /* each byte of a service's name */
@@ -594,6 +606,8 @@ struct VPLoop {
     int cold_fd;           /* epoll descriptor that has the others; -1: none */
 
     VPNode dialers;     /* that wait for an answer */
+    VPNode dial_todo;   /* those that dial_timer() has yet to look at */
+    uint64_t dial_next; /* when it looks at them again, us from now */
     VPTimer dial_timer;
 };
 
@@ -792,6 +806,7 @@ VPLoop *vp_loop_new(VPLogFunc *log, const VPLogLevel *level)
         loop->log_level = level;
         node_init(&loop->tasks);
         node_init(&loop->dialers);
+        node_init(&loop->dial_todo);
     }
     return loop;
 }
@@ -1627,7 +1642,7 @@ static void dial_end(VPDialer *d)
     addrs_free(d->addrs);
     d->addrs = NULL;
     node_remove(&d->node);
-    if (!node_linked(&d->loop->dialers)) {
+    if (!node_linked(&d->loop->dialers) && !node_linked(&d->loop->dial_todo)) {
         vp_timer_stop(&d->loop->dial_timer);
     }
 }
@@ -1911,16 +1926,24 @@ static uint64_t dial_soon(const VPDialer *d)
     return soon;
 }
 
+/* node_move() - put all nodes of @from behind those of @to */
+static void node_move(VPNode *to, VPNode *from)
+{
+    if (node_linked(from)) {
+        from->next->prev = to->prev;
+        to->prev->next = from->next;
+        from->prev->next = to;
+        to->prev = from->prev;
+        node_init(from);
+    }
+}
+
 /* dial_take() - move all diallers to @todo, as any may end while one is */
 static void dial_take(VPLoop *loop, VPNode *todo)
 {
     node_init(todo);
-    while (node_linked(&loop->dialers)) {
-        VPNode *n = loop->dialers.next;
-
-        node_remove(n);
-        node_append(todo, n);
-    }
+    node_move(todo, &loop->dial_todo);
+    node_move(todo, &loop->dialers);
 }
 
 /* dial_turn() - the next of @todo, which is the loop's again, or NULL */
@@ -1941,18 +1964,25 @@ static VPDialer *dial_turn(VPLoop *loop, VPNode *todo)
 static void dial_timer(void *opaque)
 {
     VPLoop *loop = opaque;
-    uint64_t next = VP_CONNECT_STEP;
+    unsigned looks = 0, ends = 0;
     VPDialer *d;
-    VPNode todo;
 
-    dial_take(loop, &todo);
-    while ((d = dial_turn(loop, &todo)) != NULL) {
+    if (!node_linked(&loop->dial_todo)) {
+        node_move(&loop->dial_todo, &loop->dialers);
+        loop->dial_next = VP_CONNECT_STEP;
+    }
+    while (looks++ < VP_DIAL_LOOKS && ends < VP_DIAL_ENDS &&
+           (d = dial_turn(loop, &loop->dial_todo)) != NULL) {
         if (dial_look(d)) {
-            next = MIN(next, dial_soon(d));
+            loop->dial_next = MIN(loop->dial_next, dial_soon(d));
+        } else {
+            ends++;
         }
     }
-    if (node_linked(&loop->dialers)) {
-        dial_look_within(loop, next);
+    if (node_linked(&loop->dial_todo)) {
+        dial_look_within(loop, 1);
+    } else if (node_linked(&loop->dialers)) {
+        dial_look_within(loop, loop->dial_next);
     }
 }
 
@@ -3926,24 +3956,30 @@ static const VPKey *link_key(const VPLink *l)
            : l->session_key.len > 0 ? &l->session_key : NULL;
 }
 
+/* link_rests() - have others the time now? */
+static bool link_rests(const VPLink *l)
+{
+    return timer_running(&l->rest_timer);
+}
+
 /* link_goes_on() - is there more to take of what was read? */
 static bool link_goes_on(const VPLink *l)
 {
-    return l->rx_more && !timer_running(&l->rest_timer);
+    return l->rx_more && !link_rests(l);
 }
 
 /* link_may_send() - may connections' packets go out now? */
 static bool link_may_send(const VPLink *l)
 {
     return l->state == LINK_UP && l->peer != PEER_UNSURE && !l->blocked &&
-           !timer_running(&l->rest_timer);
+           !link_rests(l);
 }
 
 /* link_interest() - what is watched, from state alone */
 static void link_interest(VPLink *l)
 {
     bool away = l->state == LINK_AWAY;
-    int r = away || timer_running(&l->rest_timer) ? 0 : VP_READ, w = 0;
+    int r = away || link_rests(l) ? 0 : VP_READ, w = 0;
 
     if (!link_has_fd(l)) {
         return;
@@ -5130,7 +5166,7 @@ static void link_owes(VPLink *l, unsigned work)
         l->owed = 0; /* there is nobody to rest for */
         return;
     }
-    if (timer_running(&l->rest_timer)) {
+    if (link_rests(l)) {
         l->owed += work;
         return;
     }
@@ -5483,7 +5519,7 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
  *   ENDING   the peer has forgotten it; what waits for the local socket is
  *            still delivered
  *   CLOSING  closed here; REFUSED or RESET is all that is left to be sent
- *   FREE     nothing is left; conns_reap() frees it
+ *   FREE     nothing is left; conns_reap() closes and frees it
  *
  *   event                         in          out             life
  *   ------------------------------------------------------------------------
@@ -5580,6 +5616,10 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
 
 /* How often sockets are looked at that nobody reads: see sweep_timer(). */
 #define VP_SWEEP_US SECOND
+/* So many are looked at in a row: others have their turn after that. */
+#define VP_LOOK_BATCH 64
+/* ... and so many are closed as they end. */
+#define VP_CLOSE_BATCH 8
 /* How long what waits is delivered after the peer's daemon has ended. */
 #define VP_END_US (2 * SECOND)
 #define VP_END_STEP (10 * MS)
@@ -5594,6 +5634,8 @@ static void sched_spend(VPSched *s, VPTurn *t, uint32_t bytes)
 #define VP_DROP_LEN (16u << 10)
 /* Idle connections are looked for no more often. */
 #define VP_IDLE_STEP (250 * MS)
+/* So many of them are reset in a row: others have their turn after that. */
+#define VP_IDLE_BATCH 8
 
 typedef enum VPIn {
     IN_WAIT,   /* not connected yet */
@@ -5662,7 +5704,7 @@ typedef struct VPConn {
     VPNode idler;      /* in VPAccount.idlers */
     VPNode all;        /* in VPConns.all, oldest first */
     VPNode due_node;   /* in VPConns.due; .ending when ENDING, .dead if FREE */
-    VPTurn turn;       /* linked: readable, has credit */
+    VPTurn turn;       /* linked: readable, has credit; in DROP: readable */
     uint32_t id;
     bool client;       /* the client side: we accepted it */
     VPIn in;
@@ -5676,6 +5718,7 @@ typedef struct VPConn {
     unsigned due;
     int fd;            /* -1: none yet, or closed */
     int watched;       /* what is watched of it, VP_READ | VP_WRITE */
+    const char *ended; /* why it has, which conn_free() tells; NULL: nothing */
     void *dial;        /* of the room above, while it connects to the target */
     uint64_t ends_at;  /* ENDING: when it is reset at the latest; 0: never */
     uint64_t dropped_at; /* DROP: time of the first drop since its owner took
@@ -5740,17 +5783,18 @@ typedef struct VPConns {
     uint32_t next_id;
     VPNode due;               /* have control messages to be sent */
     VPNode dead;              /* are FREE */
+    unsigned closed;          /* sockets that were closed in this pass */
+    VPNode drops;             /* turns of those in DROP that are readable */
     VPNode ending;            /* are ENDING, and have a time for that */
     VPSched sched;
     uint32_t window_grown;    /* bytes that windows have grown by */
     uint32_t window_budget;   /* bytes that windows may grow by; it may have
                                  been lowered below window_grown */
     VPTimer sweep_timer;
+    VPNode *sweep_at;         /* in "all", where a sweep goes on; NULL: none */
+    bool sweep_again;         /* this sweep has seen a reason for the next */
     VPTimer end_timer;        /* while there is one in "ending" */
     VPTimer idle_timer;       /* while an account may have an idle one */
-    unsigned drop_work;       /* reading to drop it, in this pass, ns */
-    int drop_from;            /* lower descriptors had their turn to be read */
-    int drop_next;            /* what that is in the next pass */
     VPNode accounts;
     VPAccount rest;           /* of connections that have no forward */
     VPBatch batch;
@@ -5819,11 +5863,12 @@ static void conn_interest(VPConn *c)
 {
     int events = 0;
 
-    if (c->fd < 0) {
+    if (c->fd < 0 || c->life == LIFE_FREE) {
         return;
     }
-    if (c->in == IN_DROP || (c->in == IN_OPEN && !sched_waits(&c->turn) &&
-                             c->tx_count < c->tx_limit)) {
+    if (!sched_waits(&c->turn) &&
+        (c->in == IN_DROP ||
+         (c->in == IN_OPEN && c->tx_count < c->tx_limit))) {
         events |= VP_READ;
     }
     if (c->buf_len > 0) {
@@ -6050,19 +6095,29 @@ static void conn_let_go(VPConn *c)
     if (c->dial != NULL) {
         c->conns->ops->unwanted(c->conns->up, c);
     }
+    conn_drop_buf(c);
+}
+
+/* conn_close() - what a local client began isn't counted, as in conn_tell() */
+static void conn_close(VPConn *c)
+{
+    VPConns *cs = c->conns;
+
     if (c->fd >= 0) {
-        vp_unwatch(c->conns->loop, c->fd);
+        vp_unwatch(cs->loop, c->fd);
         close(c->fd);
         c->fd = -1;
+        cs->closed++;
+        cs->link->task->work += c->client ? 0 : VP_WORK_CLOSE;
     }
-    conn_drop_buf(c);
 }
 
 /*
  * conn_set_life() - change the life; as conn_set_in()
  *
- * A connection that is CLOSING or FREE holds neither descriptor nor buffer, and
- * waits for nothing.
+ * A connection that is CLOSING or FREE has no buffer and waits for nothing.
+ * Its socket is closed; but where many become FREE in a pass, as all may do at
+ * the end of a session, conns_reap() does that.
  */
 static void conn_set_life(VPConn *c, VPLife to, const char *why)
 {
@@ -6081,7 +6136,8 @@ static void conn_set_life(VPConn *c, VPLife to, const char *why)
         return;
     }
     conn_debug(c, "life", life_name[c->life], life_name[to], why);
-    if (to >= LIFE_CLOSING && c->life < LIFE_CLOSING && c->fd >= 0) {
+    if (to >= LIFE_CLOSING && c->life < LIFE_CLOSING && c->fd >= 0 &&
+        c->ended == NULL) {
         conn_log_end(c, why);
     }
     cs->count[c->client][c->life]--;
@@ -6101,6 +6157,10 @@ static void conn_set_life(VPConn *c, VPLife to, const char *why)
         conn_set_in(c, IN_CLOSED, why);
         conn_set_out(c, OUT_CLOSED, why);
     }
+    if (to == LIFE_CLOSING ||
+        (to == LIFE_FREE && cs->closed < VP_CLOSE_BATCH && c->ended == NULL)) {
+        conn_close(c);
+    }
     if (to == LIFE_FREE) {
         node_remove(&c->due_node);
         node_append(&cs->dead, &c->due_node);
@@ -6119,6 +6179,7 @@ static void conn_set_due(VPConn *c, unsigned due)
 /* conns_sweep_later() - have sweep_timer() look, if it isn't about to */
 static void conns_sweep_later(VPConns *cs)
 {
+    cs->sweep_again = true;
     if (!timer_running(&cs->sweep_timer)) {
         vp_timer_start(cs->loop, &cs->sweep_timer, VP_SWEEP_US, sweep_timer,
                        cs);
@@ -6284,6 +6345,13 @@ static void conn_free(VPConn *c)
     VPConns *cs = c->conns;
     VPConn **slot = conn_slot(cs, c->id, c->client);
 
+    if (c->ended != NULL && c->fd >= 0) {
+        conn_log_end(c, c->ended);
+    }
+    conn_close(c);
+    if (cs->sweep_at == &c->all) {
+        cs->sweep_at = c->all.next;
+    }
     while (*slot != c) {
         slot = &(*slot)->hash_next;
     }
@@ -6297,11 +6365,25 @@ static void conn_free(VPConn *c)
     link_trim_later(cs->link);
 }
 
-static void conns_reap(VPConns *cs)
+/*
+ * conns_reap() - close and free what is FREE: @work ns of that, or one
+ *
+ * Returns whether some are left.
+ */
+static bool conns_reap(VPConns *cs, unsigned work)
 {
+    unsigned done = 0;
+
     while (node_linked(&cs->dead)) {
-        conn_free(container_of(cs->dead.next, VPConn, due_node));
+        VPConn *c = container_of(cs->dead.next, VPConn, due_node);
+
+        if (done > 0 && done >= work) {
+            return true;
+        }
+        done += c->fd >= 0 ? VP_WORK_CLOSE : VP_WORK_PACKET;
+        conn_free(c);
     }
+    return false;
 }
 
 /* ---- ends ------------------------------------------------------------- */
@@ -6469,6 +6551,7 @@ static void conn_end(VPConn *c)
     const char *why = reason_str(VP_REASON_ENDING);
     VPConns *cs = c->conns;
 
+    cs->link->task->work += VP_WORK_CALL;
     if (c->in == IN_WAIT || conn_queued(c) == 0) {
         conn_reset(c, VP_RESET_PEER, why);
         return;
@@ -6690,6 +6773,7 @@ static void conn_break(VPConn *c)
 /* conn_shutdown() - the local socket took everything, and no more will come */
 static void conn_shutdown(VPConn *c)
 {
+    c->conns->link->task->work += VP_WORK_SHUT;
     /* a reset loses what the kernel holds, if that can't be waited for */
     c->cut = c->cut && conn_outq(c) >= 0;
     if (!c->cut) {
@@ -7018,35 +7102,19 @@ static void conn_check_stuck(VPConn *c, size_t n)
     }
 }
 
-/*
- * conn_drop() - read the local socket, though nobody gets what it says
- *
- * All of a channel's have a portion in a pass, because there may be thousands
- * whose owners say much.  Those that it isn't enough for stay readable, and are
- * first in the next pass, which begins with the lowest descriptor, too.
- */
+/* conn_drop() - read the local socket, though nobody gets what it says */
 static void conn_drop(VPConn *c)
 {
-    VPConns *cs = c->conns;
-    VPTask *task = cs->link->task;
-    unsigned before = task->work;
+    VPTask *task = c->conns->link->task;
     uint8_t data[VP_DROP_LEN];
     ssize_t n;
 
-    if (c->fd < cs->drop_from) {
-        return;
-    }
-    if (cs->drop_work >= loop_portion(cs->loop)) {
-        cs->drop_next = cs->drop_next == 0 ? c->fd : cs->drop_next;
-        return;
-    }
     task->work += VP_WORK_CALL;
     do {
         n = read(c->fd, data, sizeof(data));
     } while (n < 0 && errno == EINTR);
-    task->work += n > 0 ? (unsigned)n / VP_WORK_BYTES : 0;
-    cs->drop_work += task->work - before;
     if (n > 0) {
+        task->work += (unsigned)n / VP_WORK_BYTES;
         conn_check_stuck(c, (size_t)n);
     } else if (n == 0) {
         conn_set_in(c, IN_CLOSED, "end of data from the local socket");
@@ -7056,12 +7124,24 @@ static void conn_drop(VPConn *c)
     }
 }
 
-/* conns_drop_next() - a pass is over: who had no turn in it is first now */
-static void conns_drop_next(VPConns *cs)
+/*
+ * conns_drop() - have those in DROP read, up to @most of task->work, or one
+ *
+ * Returns whether there are more that are readable.
+ */
+static bool conns_drop(VPConns *cs, unsigned most)
 {
-    cs->drop_from = cs->drop_next;
-    cs->drop_next = 0;
-    cs->drop_work = 0;
+    while (node_linked(&cs->drops)) {
+        VPConn *c = container_of(cs->drops.next, VPConn, turn.node);
+
+        node_remove(&c->turn.node);
+        conn_drop(c);
+        conn_interest(c);
+        if (cs->link->task->work >= most) {
+            return node_linked(&cs->drops);
+        }
+    }
+    return false;
 }
 
 /* ---- control messages: sending ---------------------------------------- */
@@ -7253,17 +7333,22 @@ static void conn_ready(void *opaque, int fd, int events)
     VPConn *c = opaque;
     struct iovec iov[1];
 
-    (void)fd;
+    if (c->life == LIFE_FREE) {
+        vp_watch_set(c->conns->loop, fd, 0); /* it is closed soon */
+        return;
+    }
     if (events & VP_WRITE) {
         c->blocked = false;
         conn_write(c, iov, 0);
     }
-    if ((events & VP_READ) && c->fd >= 0) {
-        if (c->in == IN_DROP) {
-            conn_drop(c);
-        } else {
-            conn_readable(c);
-        }
+    if (!(events & VP_READ) || conn_over(c)) {
+        return;
+    }
+    if (c->in == IN_DROP && !sched_waits(&c->turn)) {
+        node_append(&c->conns->drops, &c->turn.node);
+        conn_interest(c);
+    } else {
+        conn_readable(c);
     }
 }
 
@@ -7288,36 +7373,56 @@ static bool conn_is_lost(const VPConn *c)
 }
 
 /*
- * sweep_timer() - find those whose owner is gone though nobody reads them
+ * conn_sweep() - is its owner gone, though nobody reads it?
  *
  * Nobody reads after end of data, and while a connection waits for its turn or
  * for credit; in the second case the bytes that are still to be read get
  * another second.  Those that wait for their target's kernel are looked at as
  * well.
  */
+static void conn_sweep(VPConn *c)
+{
+    bool half = c->out == OUT_OPEN && (c->in == IN_EOF || c->in == IN_CLOSED);
+    bool waits = c->in == IN_OPEN &&
+                 (sched_waits(&c->turn) || c->tx_count == c->tx_limit);
+
+    if (c->fd < 0 || (!half && !waits && !conn_settles(c))) {
+        return;
+    }
+    conns_sweep_later(c->conns);
+    if (conn_is_lost(c)) {
+        if (!waits || c->doomed) {
+            conn_lose(c, "its owner is gone");
+        }
+        c->doomed = true;
+    } else {
+        conn_check_over(c);
+    }
+}
+
+/* sweep_timer() - a part of a sweep; the next one comes in VP_SWEEP_US */
 static void sweep_timer(void *opaque)
 {
     VPConns *cs = opaque;
 
-    for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
-        VPConn *c = container_of(n, VPConn, all);
-        bool half = c->out == OUT_OPEN &&
-                    (c->in == IN_EOF || c->in == IN_CLOSED);
-        bool waits = c->in == IN_OPEN &&
-                     (sched_waits(&c->turn) || c->tx_count == c->tx_limit);
+    if (cs->sweep_at == NULL) {
+        cs->sweep_at = cs->all.next;
+        cs->sweep_again = false;
+    }
+    for (int i = 0; i < VP_LOOK_BATCH && cs->sweep_at != &cs->all; i++) {
+        VPConn *c = container_of(cs->sweep_at, VPConn, all);
 
-        if (c->fd < 0 || (!half && !waits && !conn_settles(c))) {
-            continue;
-        }
+        cs->sweep_at = cs->sweep_at->next;
+        conn_sweep(c);
+    }
+    vp_timer_stop(&cs->sweep_timer);
+    if (cs->sweep_at != &cs->all) {
+        vp_timer_start(cs->loop, &cs->sweep_timer, 1, sweep_timer, cs);
+        return;
+    }
+    cs->sweep_at = NULL;
+    if (cs->sweep_again) {
         conns_sweep_later(cs);
-        if (conn_is_lost(c)) {
-            if (!waits || c->doomed) {
-                conn_lose(c, "its owner is gone");
-            }
-            c->doomed = true;
-        } else {
-            conn_check_over(c);
-        }
     }
 }
 
@@ -7325,24 +7430,26 @@ static void sweep_timer(void *opaque)
 static void end_timer(void *opaque)
 {
     VPConns *cs = opaque;
-    VPNode *n = cs->ending.next;
-    unsigned left = 0;
+    size_t n = conns_count(cs, false, LIFE_ENDING, LIFE_ENDING) +
+               conns_count(cs, true, LIFE_ENDING, LIFE_ENDING);
 
-    while (n != &cs->ending) {
-        VPConn *c = container_of(n, VPConn, due_node);
+    /* each look is a system call */
+    for (size_t i = 0; i < MIN(n, VP_LOOK_BATCH) && node_linked(&cs->ending);
+         i++) {
+        VPConn *c = container_of(cs->ending.next, VPConn, due_node);
 
-        n = n->next;
         if (c->ends_at <= cs->loop->now || conn_queued(c) == 0) {
             conn_reset(c, VP_RESET_PEER, reason_str(VP_REASON_ENDING));
         } else {
-            left++;
+            node_remove(&c->due_node);
+            node_append(&cs->ending, &c->due_node);
         }
     }
-    if (left > 0) {
-        /* the more there are the more rarely: each look is a system call */
-        uint64_t step = VP_END_STEP * (1 + left / 64);
+    if (node_linked(&cs->ending)) {
+        uint64_t round = VP_END_US / 8; /* at most, to look at all of them */
 
-        vp_timer_start(cs->loop, &cs->end_timer, MIN(step, VP_END_US / 8),
+        vp_timer_start(cs->loop, &cs->end_timer,
+                       MIN(VP_END_STEP, round / (1 + n / VP_LOOK_BATCH)),
                        end_timer, cs);
     }
 }
@@ -7352,6 +7459,7 @@ static void idle_timer(void *opaque)
 {
     VPConns *cs = opaque;
     uint64_t now = cs->loop->now, next = UINT64_MAX;
+    unsigned resets = 0;
     char why[40];
 
     for (VPNode *n = cs->accounts.next; n != &cs->accounts; n = n->next) {
@@ -7364,6 +7472,10 @@ static void idle_timer(void *opaque)
             if (c->moved + idle > now) {
                 next = MIN(next, c->moved + idle - now);
                 break;
+            }
+            if (++resets > VP_IDLE_BATCH) {
+                vp_timer_start(cs->loop, &cs->idle_timer, 1, idle_timer, cs);
+                return;
             }
             snprintf(why, sizeof(why), "idle for %u s", a->limits.idle);
             conn_abort(c, VP_RESET_IDLE, VP_REASON_TIMEOUT, why);
@@ -7399,7 +7511,7 @@ static const char *conn_handle_init(VPConns *cs, const VPPacket *pkt,
         return "CONNECT_INIT with an id in use";
     }
     if (conns_count(cs, false, LIFE_OPEN, LIFE_FREE) >= most) {
-        conns_reap(cs);
+        conns_reap(cs, 0);
     }
     if (conns_count(cs, false, LIFE_OPEN, LIFE_FREE) >= most) {
         /* it didn't wait for the refusals */
@@ -7580,16 +7692,22 @@ static const char *conns_packet(void *up, const VPPacket *pkt,
     return conn_handle_data(cs, pkt, payload);
 }
 
-/* conns_over() - the session is over for all that the peer knew of */
+/*
+ * conns_over() - the session is over for all that the peer knew of
+ *
+ * That may be thousands: what takes long is left to conns_reap().
+ */
 static void conns_over(void *up)
 {
+    static const char why[] = "the session is over";
     VPConns *cs = up;
 
     for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
         VPConn *c = container_of(n, VPConn, all);
 
         if (conn_known(c)) {
-            conn_reset(c, VP_RESET_SESSION, "the session is over");
+            c->ended = why;
+            conn_reset(c, VP_RESET_SESSION, why);
         }
     }
     cs->ops->over(cs->up);
@@ -7599,13 +7717,16 @@ static void conns_over(void *up)
 static void conns_began(void *up)
 {
     VPConns *cs = up;
+    size_t left = cs->count[true][LIFE_NEW];
 
-    for (VPNode *n = cs->all.next; n != &cs->all; n = n->next) {
+    /* the newest first, because there may be thousands that are none of them */
+    for (VPNode *n = cs->all.prev; left > 0; n = n->prev) {
         VPConn *c = container_of(n, VPConn, all);
 
         if (c->life == LIFE_NEW) {
             c->tx_limit = cs->link->peer_window;
             conn_interest(c);
+            left--;
         }
     }
 }
@@ -7639,6 +7760,7 @@ static void conns_init(VPConns *cs)
     node_init(&cs->all);
     node_init(&cs->due);
     node_init(&cs->dead);
+    node_init(&cs->drops);
     node_init(&cs->ending);
     node_init(&cs->accounts);
     account_init(&cs->rest, cs, &no_limits);
@@ -7652,7 +7774,7 @@ static void conns_end(VPConns *cs)
         conn_reset(container_of(n, VPConn, all), VP_RESET_DAEMON,
                    "the channel is removed");
     }
-    conns_reap(cs);
+    conns_reap(cs, UINT_MAX);
     vp_timer_stop(&cs->sweep_timer);
     vp_timer_stop(&cs->end_timer);
     vp_timer_stop(&cs->idle_timer);
@@ -8794,7 +8916,7 @@ static bool driver_run(void *opaque)
     VPDriver *drv = opaque;
     VPLink *l = &drv->link;
     unsigned most;
-    bool more = false;
+    bool more = false, rest = false; /* left for the next pass */
 
     if (link_goes_on(l)) {
         link_process(l);
@@ -8809,11 +8931,15 @@ static bool driver_run(void *opaque)
             break;
         }
     }
-    conns_drop_next(&drv->conns);
-    conns_reap(&drv->conns);
+    if (!link_rests(l)) {
+        rest = conns_drop(&drv->conns, most);
+        rest |= conns_reap(&drv->conns, most - MIN(drv->task.work, most));
+    }
+    drv->conns.closed = 0;
     driver_grace(drv);
     link_owes(l, task_settle(&drv->task));
-    return link_goes_on(l) || (more && link_may_send(l));
+    return link_goes_on(l) || (more && link_may_send(l)) ||
+           (rest && !link_rests(l));
 }
 
 /* memory_reach() - bytes at most, with a store that becomes @len bytes long */
@@ -9341,16 +9467,17 @@ uint64_t vp_conns(const VPDriver *drv, uint64_t after, size_t most,
     for (VPNode *n = ring->next; n != ring; n = n->next) {
         const VPConn *c = container_of(n, VPConn, all);
         const VPDial *dial = c->dial;
-        VPConnInfo info = conn_info(c);
+        VPConnInfo info;
 
-        if (dial != NULL) {
-            info.connecting = dial_addr(&dial->dialer);
-        }
         if (c->number <= after || conn_over(c)) {
             continue;
         }
         if (most-- == 0) {
             return after;
+        }
+        info = conn_info(c);
+        if (dial != NULL) {
+            info.connecting = dial_addr(&dial->dialer);
         }
         each(&info, opaque);
         after = c->number;
@@ -9387,8 +9514,9 @@ bool vp_busy(const VPDriver *drv)
     for (VPNode *n = ring->next; n != ring; n = n->next) {
         const VPConn *c = container_of(n, VPConn, all);
 
-        if (conn_queued(c) > 0 ||
-            (drv->link.state == LINK_UP && conn_unread(c) > 0)) {
+        if (!conn_over(c) &&
+            (conn_queued(c) > 0 ||
+             (drv->link.state == LINK_UP && conn_unread(c) > 0))) {
             return true;
         }
     }

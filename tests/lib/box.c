@@ -178,6 +178,7 @@ static int box_asked(int nfds, fd_set *r, fd_set *w, fd_set *x,
         box.stop_at = 0;
     }
     box.bits += map_bits(r, nfds) + map_bits(w, nfds);
+    box.calls_row = 0;
     if (box_fails(CALL_SELECT)) {
         return -1;
     }
@@ -273,9 +274,17 @@ int box_open(const char *path, int flags)
     return box_fails(CALL_RANDOM) ? -1 : open(path, flags);
 }
 
+void box_called(void)
+{
+    if (++box.calls_row > box.calls_row_max) {
+        box.calls_row_max = box.calls_row;
+    }
+}
+
 /* io_fails() - is this read or write to fail? sets errno */
 static bool io_fails(unsigned call, size_t *room)
 {
+    box_called();
     *room = box.io_max > 0 ? box.io_max : SIZE_MAX;
     if (box_fails(call)) {
         *room = box.err == 0 && *room > BOX_SHORT ? BOX_SHORT : *room;
@@ -368,6 +377,7 @@ int box_socket(int family, int type, int protocol)
 
 int box_accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
+    box_called();
     return box_fails(CALL_ACCEPT) ? -1 : smaller(accept(fd, addr, len));
 }
 
@@ -375,11 +385,18 @@ int box_poll(struct pollfd *fds, nfds_t n, int timeout)
 {
     int ready = poll(fds, n, timeout);
 
+    box_called();
     box.polls++;
     for (nfds_t i = 0; box.bsd && ready > 0 && i < n; i++) {
         fds[i].revents &= (short)~POLLERR;
     }
     return ready;
+}
+
+int box_close(int fd)
+{
+    box_called();
+    return close(fd);
 }
 
 int box_setsockopt(int fd, int level, int name, const void *value,
@@ -437,6 +454,7 @@ int box_connect(int fd, const struct sockaddr *addr, socklen_t len)
     struct pollfd pfd = { .fd = fd, .events = POLLOUT };
     int rc;
 
+    box_called();
     box.connects++;
     if (box.refuses) {
         errno = ECONNREFUSED;

@@ -79,6 +79,9 @@ typedef struct Box {
     bool small;            /* sockets have the smallest send buffer there is */
     unsigned long connects; /* calls of connect() since box_reset() */
     unsigned long polls;   /* calls of poll() since box_reset() */
+    unsigned calls_row;    /* reads, writes, and calls of poll(), accept(),
+                              connect(), ioctl() and close(), since select() */
+    unsigned calls_row_max; /* largest value of .calls_row so far */
     unsigned long setsockopts; /* calls of setsockopt() since box_reset() */
     int forced;            /* bytes of the send buffer that was forced last */
     bool far;              /* TCP sockets have an address of a network */
@@ -145,6 +148,9 @@ int box_setsockopt(int fd, int level, int name, const void *value,
 int box_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
 int box_getsockname(int fd, struct sockaddr *addr, socklen_t *len);
 int box_poll(struct pollfd *fds, nfds_t n, int timeout);
+int box_close(int fd);
+/* box_called() - count a call of the engine */
+void box_called(void);
 void *box_malloc(size_t size);
 void *box_calloc(size_t n, size_t size);
 void *box_realloc(void *old, size_t size);

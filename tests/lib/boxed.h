@@ -15,6 +15,7 @@
 #ifdef __linux__
 #include <sys/epoll.h>
 #endif
+#include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/select.h>
 #include <sys/socket.h>
@@ -43,6 +44,8 @@
 #define accept(fd, addr, len) box_accept(fd, addr, len)
 #define connect(fd, addr, len) box_connect(fd, addr, len)
 #define poll(fds, n, timeout) box_poll(fds, n, timeout)
+#define ioctl(fd, request, n) (box_called(), ioctl(fd, request, n))
+#define close(fd) box_close(fd)
 #define getsockopt(fd, level, name, value, len) \
     box_getsockopt(fd, level, name, value, len)
 #define setsockopt(...) box_setsockopt(__VA_ARGS__)
@@ -68,6 +71,8 @@
 #undef accept
 #undef connect
 #undef poll
+#undef ioctl
+#undef close
 #undef getsockopt
 #undef setsockopt
 #undef getsockname

@@ -358,8 +358,11 @@ const char *engine_check(VPDriver *drv)
         if (c->rx_count > c->rx_limit || c->tx_count > c->tx_limit) {
             return "more bytes than credit";
         }
-        if (conn_over(c) && (c->fd >= 0 || c->dial != NULL)) {
-            return "a connection that is over holds a descriptor";
+        if (conn_over(c) && (c->buf != NULL || c->dial != NULL)) {
+            return "a connection that is over holds what it needed";
+        }
+        if (c->life == LIFE_CLOSING && c->fd >= 0) {
+            return "a connection that was closed holds a descriptor";
         }
         if (c->buf_cap > c->window ||
             (c->rx_count - c->rx_taken > c->window && !conn_over(c))) {

@@ -2829,6 +2829,173 @@ static unsigned long passes(Rig *r, uint64_t seconds)
     return box.passes - before;
 }
 
+/* ---- in pieces ---------------------------------------------------------- */
+
+/*
+ * Thousands of connections may end, or have to be looked at, at once: the other
+ * channels have their turn between them.
+ */
+#define CROWD 200
+#define CROWD_QUEUE 101         /* a listener's, with room for 100 */
+#define CALLS_IN_ROW 80
+
+typedef struct Crowd {
+    Rig r;
+    VPDriver *other;        /* another channel of the loop */
+    VPAccount *account;     /* lets connections be idle for 600 s */
+    int listener;
+    int fd[CROWD];          /* ends of the targets */
+} Crowd;
+
+static void crowd_open(Crowd *c, bool accepts)
+{
+    static const VPConfig config = {
+        .grace = 30, .max_conns = CROWD, .max_half_open = CROWD,
+        .max_opens = 1000000,
+    };
+    const VPLimits limits = { .idle = 600 };
+
+    rig_new(&c->r, &config);
+    c->other = vp_new(c->r.loop, 8, &config, rig_lost, &c->r);
+    c->listener = rig_target(&c->r, "svc");
+    c->account = vp_account_new(c->r.drv, &limits);
+    vp_iforward_account(c->r.drv, "svc", c->account);
+    peer_session(&c->r);
+    for (uint32_t i = 0; i < CROWD; i++) {
+        peer_init(&c->r, i, "svc", 1 << 20);
+        c->fd[i] = accepts ? rig_accept(&c->r, c->listener) : -1;
+    }
+}
+
+/* crowd_send() - a packet about each of them, all of which come at once */
+static void crowd_send(Crowd *c, int type, const void *data, size_t len)
+{
+    static uint8_t buf[CROWD * (VP_PKT_HDR_LEN + 16)];
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < CROWD; i++) {
+        n += peer_put(&c->r.peer, buf + n, type, VP_FLAG_CLIENT, i, data, len);
+    }
+    peer_write(&c->r, buf, n);
+}
+
+static void crowd_breach(Crowd *c)
+{
+    peer_send(&c->r, 99, 0, 0, "x", 1);
+}
+
+static void crowd_resets(Crowd *c)
+{
+    static const uint8_t msg[] = { VP_MSG_RESET, VP_REASON_NONE };
+
+    crowd_send(c, VP_PKT_CONTROL, msg, sizeof(msg));
+}
+
+/* Nothing waits for them, so all are over */
+static void crowd_ending(Crowd *c)
+{
+    static const uint8_t msg[] = { VP_MSG_RESET, VP_REASON_ENDING };
+
+    crowd_send(c, VP_PKT_CONTROL, msg, sizeof(msg));
+}
+
+/* Some bytes wait, and their time is over at once */
+static void crowd_endings(Crowd *c)
+{
+    crowd_send(c, VP_PKT_CLIENT, "unread", 6);
+    crowd_ending(c);
+    box_run(c->r.loop, 2 * VP_END_US);
+}
+
+static void crowd_idle(Crowd *c)
+{
+    box_run(c->r.loop, 700 * SECOND);
+}
+
+/* Targets that have said all: their owners may go without a word */
+static void crowd_swept(Crowd *c)
+{
+    for (int i = 0; i < CROWD; i++) {
+        shutdown(c->fd[i], SHUT_WR);
+    }
+    box_run(c->r.loop, 5 * VP_SWEEP_US);
+    ck_assert_uint_ge(box.polls, CROWD);
+}
+
+/* Nobody is left at the other side, and the targets talk and don't read */
+static void crowd_drop(Crowd *c)
+{
+    static const uint8_t msg[] = { VP_MSG_RESET, VP_REASON_GONE };
+    static uint8_t data[VP_WINDOW_INIT];
+
+    for (uint32_t i = 0; i < CROWD; i++) {
+        peer_send(&c->r, VP_PKT_CLIENT, 0, i, data, sizeof(data));
+        peer_drain(&c->r);
+        peer_send(&c->r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
+    crowd_send(c, VP_PKT_CONTROL, msg, sizeof(msg));
+    ck_assert_uint_eq(engine_counts(c->r.drv).conns, CROWD);
+    for (int i = 0; i < CROWD; i++) {
+        fd_write(c->fd[i], data, 1000);
+    }
+    box_settle(c->r.loop);
+    for (int i = 0; i < CROWD; i++) {
+        int left = 0;
+
+        ck_assert_int_eq(ioctl(c->fd[i], TIOCOUTQ, &left), 0);
+        ck_assert_int_eq(left, 0);
+    }
+}
+
+/* The queue of their target is full for as long as may be */
+static void crowd_timeouts(Crowd *c)
+{
+    box_run(c->r.loop, 2 * VP_CONNECT_TIMEOUT);
+}
+
+static const struct {
+    void (*run)(Crowd *c);
+    size_t left;            /* connections that are there then */
+    bool small;             /* the targets' sockets take little */
+    bool waits;             /* the targets don't accept */
+} crowds[] = {
+    { crowd_breach, 0, false, false },
+    { crowd_resets, 0, false, false },
+    { crowd_ending, 0, false, false },
+    { crowd_endings, 0, false, false },
+    { crowd_idle, 0, false, false },
+    { crowd_swept, CROWD, false, false },
+    { crowd_drop, CROWD, true, false },
+    { crowd_timeouts, CROWD_QUEUE, false, true },
+};
+
+START_TEST(in_pieces)
+{
+    static Crowd c;
+    int tries = 0;
+
+    box.small = crowds[_i].small;
+    crowd_open(&c, !crowds[_i].waits);
+    box.calls_row_max = 0;
+    crowds[_i].run(&c);
+    while (engine_counts(c.r.drv).conns > crowds[_i].left) {
+        box_pause(&tries); /* the peer is still to be told */
+        peer_drain(&c.r);
+        peer_send(&c.r, VP_PKT_ACK, 0, 0, NULL, 0);
+    }
+    ck_assert_uint_le(box.calls_row_max, CALLS_IN_ROW);
+    ck_assert_uint_eq(engine_counts(c.r.drv).conns, crowds[_i].left);
+    for (int i = 0; i < CROWD; i++) {
+        close(c.fd[i]);
+    }
+    close(c.listener);
+    vp_del_iforward(c.r.drv, "svc");
+    vp_account_free(c.account);
+    vp_free(c.other);
+    rig_free(&c.r);
+}
+END_TEST
+
 /* Who moves no data for as long as its forward allows is reset, both ways. */
 START_TEST(idle_too_long)
 {
@@ -3535,6 +3702,7 @@ int main(void)
     SUITE_ADD(s, accept_starved);
     SUITE_ADD(s, limit_of_account);
     SUITE_LOOP(s, limit_of_listeners, 2);
+    SUITE_ROWS(s, in_pieces, crowds);
     SUITE_ADD(s, idle_too_long);
     SUITE_ADD(s, idle_client);
     SUITE_ADD(s, counted);
