@@ -4377,6 +4377,7 @@ static int channel_listen(void *opaque, int fd)
              method_name[ch->spec.method]);
     l->channel = (int)ch->spec.channel_id;
     l->name = ch->name;
+    l->rest = VP_OFFER_REST;
     l->accepted = channel_accepted;
     l->opaque = ch;
     rc = vp_listener_start(l, loop, fd);

@@ -450,7 +450,8 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  *
  * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
  * there is no descriptor left, because it stays readable and the loop would
- * spin.  A dialler tries the addresses of a target, first the one that worked
+ * spin.  That of a channel does so for VP_OFFER_REST after each one that comes,
+ * because whoever can reach it may come and go as fast as we accept.  A dialler tries the addresses of a target, first the one that worked
  * last; when an address hasn't answered after VP_CONNECT_NEXT the next one is
  * tried beside it, as RFC 8305 has it, and the first to accept wins.  All
  * diallers of a loop share one timer, which looks for those that take too long.
@@ -1505,6 +1506,13 @@ static void listener_resume(void *opaque)
     vp_watch_set(l->loop, l->fd, VP_READ);
 }
 
+/* listener_rest() - look away for @us */
+static void listener_rest(VPListener *l, uint64_t us)
+{
+    vp_watch_set(l->loop, l->fd, 0);
+    vp_timer_start(l->loop, &l->pause, us, listener_resume, l);
+}
+
 /* listener_pause() - the socket stays readable: look away, or we'd spin */
 static void listener_pause(VPListener *l, int err)
 {
@@ -1513,8 +1521,7 @@ static void listener_pause(VPListener *l, int err)
                  l->name, strerror(err));
     }
     l->said.at = l->loop->now; /* as long as it lasts it is no news */
-    vp_watch_set(l->loop, l->fd, 0);
-    vp_timer_start(l->loop, &l->pause, VP_ACCEPT_PAUSE, listener_resume, l);
+    listener_rest(l, VP_ACCEPT_PAUSE);
 }
 
 static void listener_ready(void *opaque, int fd, int events)
@@ -1531,6 +1538,10 @@ static void listener_ready(void *opaque, int fd, int events)
             l->accepted(l->opaque, conn, &peer);
             if (l->fd != fd) {
                 return; /* its owner stopped it */
+            }
+            if (l->rest > 0) {
+                listener_rest(l, l->rest);
+                return;
             }
         } else if (starved(errno)) {
             listener_pause(l, errno);
@@ -8785,6 +8796,9 @@ static void forwards_end(VPForwards *fs)
 /* How often the present peer is looked at while it is asked. */
 #define VP_CANDIDATE_STEP (50 * MS)
 
+/* Of so many connections is asked what the kernel holds; each is a call. */
+#define VP_HELD_ASKED 1024
+
 /* What a driver needs without connections, and for each of them. */
 #define VP_MEMORY_STORE(len) ((size_t)(len) + \
                               (len) / VP_STORE_PKT * sizeof(VPSent))
@@ -9373,14 +9387,15 @@ static size_t driver_memory(const VPDriver *drv)
 size_t vp_kernel_memory(const VPDriver *drv)
 {
     const VPNode *ring = &drv->conns.all;
-    size_t n = 0;
+    size_t each = 1 + conns_held(&drv->conns) / VP_HELD_ASKED, at = 0, n = 0;
 
-    for (VPNode *at = ring->next; at != ring; at = at->next) {
-        const VPConn *c = container_of(at, VPConn, all);
+    for (VPNode *node = ring->next; node != ring; node = node->next) {
+        const VPConn *c = container_of(node, VPConn, all);
 
-        n += c->fd >= 0 ? socket_held(c->fd) : 0;
+        n += at++ % each == 0 && c->fd >= 0 ? socket_held(c->fd) : 0;
     }
-    return n;
+    n *= each;
+    return n + (link_has_fd(&drv->link) ? socket_held(drv->link.wfd) : 0);
 }
 
 void vp_channel_info(const VPDriver *drv, VPChannelInfo *info)

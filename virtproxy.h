@@ -177,13 +177,15 @@ bool vp_addr_is_local(const VPAddr *addr);
 const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size);
 
 /*
- * A listener, embedded in its owner, who sets the first five fields; a zeroed
+ * A listener, embedded in its owner, who sets the first six fields; a zeroed
  * one is stopped.
  */
 typedef struct VPListener {
     int channel;       /* for the log: its id, or VP_NO_CHANNEL */
     const char *name;  /* for the log; kept */
     bool keeps_spare;  /* keep a descriptor for when none is left to accept */
+    uint64_t rest;     /* us for which it looks away after each one that comes;
+                          0: several may come in a row */
     /*
      * @fd is non-blocking, and the owner's; @peer may be unnamed.  The
      * call may stop the listener, but not free it.
@@ -194,7 +196,8 @@ typedef struct VPListener {
     VPLoop *loop;
     int fd;            /* -1: stopped */
     int spare;         /* -1: given up, or none is kept */
-    VPTimer pause;     /* runs while there is no descriptor to accept with */
+    VPTimer pause;     /* runs while it looks away, because there was no
+                          descriptor to accept with, or for "rest" */
     VPOnce said;       /* that there is no descriptor */
 } VPListener;
 
@@ -413,6 +416,9 @@ void vp_free(VPDriver *drv);
 int vp_attach(VPDriver *drv, int rfd, int wfd, VPChannelKind kind,
               VPChannelRole role);
 
+/* Whose listener accepts for vp_offer() has this as its VPListener.rest. */
+#define VP_OFFER_REST 100u
+
 /*
  * vp_offer() - a further peer has come to a listening channel in use
  *
@@ -598,9 +604,11 @@ void vp_channel_info(const VPDriver *drv, VPChannelInfo *info);
 void vp_note_error(VPDriver *drv, const char *text);
 
 /*
- * vp_kernel_memory() - bytes that the kernel holds for the connections' sockets
+ * vp_kernel_memory() - bytes that the kernel holds for the sockets of channel
+ * and connections
  *
- * A system call for each; 0 where the kernel doesn't tell.
+ * A system call for each, or for some that stand for all of thousands; 0 where
+ * the kernel doesn't tell.
  */
 size_t vp_kernel_memory(const VPDriver *drv);
 

@@ -3601,6 +3601,48 @@ START_TEST(meets_itself)
 }
 END_TEST
 
+/* count_accepted() - VPListener.accepted() */
+static void count_accepted(void *opaque, int fd, const VPAddr *peer)
+{
+    (void)peer;
+    close(fd);
+    ++*(int *)opaque;
+}
+
+/*
+ * Whoever comes again and again to a channel's listener takes none of the time
+ * that it rests (_i = 1); clients of other listeners come several in a row.
+ */
+START_TEST(listener_rests)
+{
+    VPLoop *loop = engine_loop_new();
+    int accepted = 0, fd[VP_ACCEPT_BATCH];
+    VPAddr addr;
+    VPListener l = {
+        .name = "l",
+        .rest = _i == 1 ? VP_OFFER_REST : 0,
+        .accepted = count_accepted,
+        .opaque = &accepted,
+    };
+
+    ck_assert_int_eq(vp_listener_start(&l, loop, unix_listen(&addr, 100)), 0);
+    for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
+        fd[i] = socket(AF_UNIX, SOCK_STREAM, 0);
+        ck_assert_int_eq(connect(fd[i], (struct sockaddr *)&addr.ss,
+                                 addr.len), 0);
+    }
+    box_step(loop, 1);
+    ck_assert_int_eq(accepted, _i == 1 ? 1 : VP_ACCEPT_BATCH);
+    box_run(loop, 2 * VP_ACCEPT_BATCH * VP_OFFER_REST);
+    ck_assert_int_eq(accepted, VP_ACCEPT_BATCH);
+    for (int i = 0; i < VP_ACCEPT_BATCH; i++) {
+        close(fd[i]);
+    }
+    vp_listener_stop(&l);
+    vp_loop_free(loop);
+}
+END_TEST
+
 /* stop_listener() - VPListener.accepted(): one is enough */
 static void stop_listener(void *opaque, int fd, const VPAddr *peer)
 {
@@ -3720,6 +3762,7 @@ int main(void)
     SUITE_ADD(s, diallers_freed);
     SUITE_ADD(s, meets_itself);
     SUITE_ADD(s, listener_stopped);
+    SUITE_LOOP(s, listener_rests, 2);
     SUITE_ADD(s, addresses_as_text);
     return suite_run(s);
 }
