@@ -27,7 +27,7 @@
  * so a few good ones are enough; what takes more than its share has none.
  */
 #define GOOD_ROUNDS 2
-#define BAD_ROUNDS  8
+#define BAD_ROUNDS  50
 #define LOG_LINES 260   /* that provocation may add, and in each ms more: */
 #define LOG_RATE (110 / 10000.0)
 #define MILLION 1000000
