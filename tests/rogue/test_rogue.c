@@ -727,6 +727,37 @@ static void bad_offer(Rogue *r)
     rogue_flush(r, 100);
 }
 
+/* A session ends while it has many connections, all of which are reset */
+static void crowd(Rogue *r)
+{
+    int64_t end = now_ms() + WAIT_MS;
+
+    r->acked = 0;
+    for (int i = 0; i < 200; i++) {
+        rogue_init(r, id++, "mute", 0);
+        if (i % 50 == 49) {
+            rogue_settle(r, WAIT_MS);
+        }
+    }
+    while (r->up && r->acked < 200 && now_ms() < end) {
+        rogue_settle(r, WAIT_MS);
+    }
+    rogue_put(r, 77, 0, 0, "x", 1);
+    rogue_flush(r, 100);
+}
+
+/*
+ * Nobody is left over here, and the target says much and doesn't read: all that
+ * it says is read for nobody.
+ */
+static void talkers(Rogue *r)
+{
+    for (int i = 0; i < 4 && r->up; i++) {
+        rogue_fill(r, ++id, "source");
+        rogue_reset(r, id, VP_REASON_GONE);
+    }
+}
+
 /* Messages of a later version, as long as can be */
 static void later_messages(Rogue *r)
 {
@@ -804,6 +835,8 @@ static const struct {
     { "services that come and go", flapping_offer, GOES_ON, false },
     { "a service with a bad name", bad_offer, ENDS, false },
     { "messages of a later version", later_messages, GOES_ON, false },
+    { "many connections that end at once", crowd, ENDS, false },
+    { "targets that talk to nobody", talkers, GOES_ON, false },
 };
 
 #define ATTACKS (COUNT_OF(attacks))
@@ -855,6 +888,61 @@ END_TEST
 START_TEST(attack_usual)
 {
     attacked(_i, &usual);
+}
+END_TEST
+
+/* kernel_kib() - held for the sockets of the rogue's channel */
+static long kernel_kib(void)
+{
+    static const char key[] = " kernel_memory=";
+    int64_t end = now_ms() + WAIT_MS;
+    char path[PATH_LEN], buf[8192];
+    const char *at = NULL;
+    size_t len = 0;
+    int fd;
+
+    file_path(path, "monitor");
+    fd = dial(path, true);
+    send_all(fd, "batch\ninfo stats -k\n", 20);
+    while ((at == NULL || strchr(at, '\n') == NULL) && now_ms() < end) {
+        ssize_t n = recv(fd, buf + len, sizeof(buf) - 1 - len, 0);
+
+        ck_assert_int_gt(n, 0);
+        len += (size_t)n;
+        buf[len] = '\0';
+        at = strstr(buf, "stats channel=0 ");
+    }
+    close(fd);
+    ck_assert_ptr_nonnull(at);
+    at = strstr(at, key);
+    ck_assert_ptr_nonnull(at);
+    return atol(at + sizeof(key) - 1) / 1024;
+}
+
+/*
+ * Targets that read nothing, of a rogue that sends all that it may: neither does
+ * the kernel hold MiBs for each of them, nor has the innocent less.
+ */
+START_TEST(kernel_memory)
+{
+    enum { STUCK = 8, MOST_KIB = 300, CHANNEL_KIB = 1024 };
+    static Rogue r;
+    long kib;
+    Scene s;
+
+    scene_new(&s, &low);
+    rogue_new(&r, s.rogue_at);
+    ck_assert(rogue_shake(&r, WAIT_MS));
+    for (uint32_t i = 1; i <= STUCK; i++) {
+        rogue_fill(&r, i, "deaf");
+        ck_assert(r.up && r.conn.ack);
+    }
+    kib = kernel_kib();
+    printf("%ld KiB in the kernel for %d that don't read\n", kib, STUCK);
+    ck_assert_int_le(kib, STUCK * MOST_KIB + CHANNEL_KIB);
+    ck_assert_double_gt(innocent_gets(&s, ROUND_MS), 0);
+    alive_check(&s);
+    rogue_hang_up(&r);
 }
 END_TEST
 
@@ -1328,6 +1416,7 @@ int main(void)
     SUITE_LOOP(suite, late_window, 3);
     SUITE_LOOP(suite, attack, ATTACKS);
     SUITE_LOOP(suite, flooded, FLOODS);
+    SUITE_ADD(suite, kernel_memory);
     SUITE_LOOP(suite, attack_usual, ATTACKS);
     SUITE_ADD(suite, million);
     return harness_run(suite);
