@@ -3329,10 +3329,11 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
  * the bytes are still in the cache when it reads them; or, while a connection
- * with little to say sends beside busy ones, two packets, an eighth of that, at
+ * with little to say sends beside busy ones (mixed traffic), a tenth of that, at
  * the price of half the throughput: then no such message waits for more than it
- * takes to carry these.  Beyond either bound there is room for a message, which
- * hence doesn't wait for an ack.
+ * takes to carry these.  Packets are short then, and one is sent in a pass, as a
+ * message waits for the rest of a pass as well.  Beyond either bound there is
+ * room for a message, which hence doesn't wait for an ack.
  *
  * Since acks bound what the channel holds, its socket's send buffer may be
  * as large as the kernel allows: it never fills on a slow channel.
@@ -3351,13 +3352,15 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 /* A connection is sparse that has so little to send, for so long after. */
 #define VP_SPARSE_LEN 4096
 #define VP_SPARSE_US (10 * MS)
+/* Length of a packet within the machine while a sparse one sends, at most. */
+#define VP_PKT_LEN_MIXED (VP_PKT_LEN_MAX / 2)
 /*
  * Bytes in flight within the machine, and while a sparse connection sends; with
  * room for a message, since a busy one's packets are too long for the rest.
  */
 #define VP_LIMIT_SPARSE (VP_PKT_HDR_LEN + VP_SPARSE_LEN)
 #define VP_LIMIT_NEAR (16u * VP_PKT_LEN_MAX + VP_LIMIT_SPARSE)
-#define VP_LIMIT_MIXED (2u * VP_PKT_LEN_MAX + VP_LIMIT_SPARSE)
+#define VP_LIMIT_MIXED (3u * VP_PKT_LEN_MIXED + VP_LIMIT_SPARSE)
 /* What the two daemons need to be scheduled, beyond the round trip seen. */
 #define VP_SLACK_US 300
 /* Queue that keeps a full channel busy; of a long round trip such a part. */
@@ -3477,6 +3480,12 @@ static void flow_probe(VPFlow *f, uint64_t now)
     }
 }
 
+/* flow_mixed() - within the machine: does a sparse connection send? */
+static bool flow_mixed(const VPFlow *f, uint64_t now)
+{
+    return f->min_rtt < VP_NEAR_US && now - f->sparse_at < VP_SPARSE_US;
+}
+
 /* flow_update() - set limit, enough and pkt_len by what is known */
 static void flow_update(VPFlow *f, uint64_t now)
 {
@@ -3501,10 +3510,11 @@ static void flow_update(VPFlow *f, uint64_t now)
         acks = MAX(acks, f->rate * MIN(f->held, held));
     }
     limit += acks;
-    if (f->min_rtt < VP_NEAR_US) {
-        bool mixed = now - f->sparse_at < VP_SPARSE_US;
-
-        most = mixed ? VP_LIMIT_MIXED : VP_LIMIT_NEAR;
+    if (flow_mixed(f, now)) {
+        most = VP_LIMIT_MIXED;
+        pkt = MIN(pkt, VP_PKT_LEN_MIXED);
+    } else if (f->min_rtt < VP_NEAR_US) {
+        most = VP_LIMIT_NEAR;
     }
     limit = MIN(limit, most);
     f->enough = (uint32_t)MAX(limit, VP_LIMIT_START);
@@ -7049,7 +7059,9 @@ static bool conn_read(VPConn *c)
     VPSched *sched = &c->conns->sched;
     uint32_t part = conn_pkt_len(c) - VP_PKT_HDR_LEN;
     uint64_t credit = c->tx_limit - c->tx_count;
-    unsigned most = sched_alone(sched, &c->turn) ? VP_READ_PKTS : VP_TURN_PKTS;
+    unsigned most = flow_mixed(&l->flow, c->conns->loop->now) ? 1
+                    : sched_alone(sched, &c->turn) ? VP_READ_PKTS
+                    : VP_TURN_PKTS;
     struct iovec iov[VP_READ_PKTS];
     uint32_t asked;
     ssize_t n;
@@ -7270,7 +7282,8 @@ static bool conns_fill(VPConns *cs, unsigned most)
 {
     VPStore *s = &cs->link->store;
     VPFlow *flow = &cs->link->flow;
-    uint32_t end = s->bytes + VP_WRITE_MAX;
+    bool mixed = flow_mixed(flow, cs->loop->now);
+    uint32_t end = s->bytes + (mixed ? VP_SPARSE_LEN : VP_WRITE_MAX);
     uint64_t sparse_at = flow->sparse_at;
 
     while (s->bytes < end && cs->link->task->work < most) {
@@ -8941,7 +8954,8 @@ static bool driver_run(void *opaque)
         more |= forwards_untold(&drv->forwards) && link_may_send(l) &&
                 forwards_tell(&drv->forwards);
         link_flush(l);
-        if (!more || drv->task.work >= most) {
+        if (!more || drv->task.work >= most ||
+            flow_mixed(&l->flow, l->loop->now)) {
             break;
         }
     }

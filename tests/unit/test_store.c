@@ -829,7 +829,7 @@ static void run_fast(Rig *r, const int *client, bool sparse, int ms)
  * While a connection sends a little now and then beside busy ones, less is on
  * its way; these alone aren't held back.
  */
-START_TEST(flow_mixed)
+START_TEST(flow_mixed_traffic)
 {
     static Rig r;
     const VPFlow *f;
@@ -843,8 +843,10 @@ START_TEST(flow_mixed)
         run_fast(&r, client, false, 100);
         ck_assert_uint_gt(f->limit, VP_LIMIT_MIXED);
         ck_assert_uint_le(f->limit, VP_LIMIT_NEAR);
+        ck_assert_uint_eq(f->pkt_len, VP_PKT_LEN_MAX);
         run_fast(&r, client, true, 20);
         ck_assert_uint_le(f->limit, VP_LIMIT_MIXED);
+        ck_assert_uint_eq(f->pkt_len, VP_PKT_LEN_MIXED);
     }
     for (int i = 0; i <= BULK; i++) {
         close(client[i]);
@@ -880,7 +882,31 @@ START_TEST(flow_message)
 }
 END_TEST
 
-/* It goes out before bulk is read, which takes its time. */
+/* A pass is short meanwhile: one packet of a busy one. */
+START_TEST(flow_mixed_pass)
+{
+    static Rig r;
+    int client[BULK + 1];
+
+    rig_new(&r, &rig_config);
+    peer_session(&r);
+    rig_clients(&r, client, BULK + 1);
+    run_fast(&r, client, true, 100);
+    while (peer_next(&r) != 0) {
+    }
+    box.write_fd = engine_link(r.drv).wfd;
+    box.write_left = 1;
+    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    ck_assert_uint_eq(rig_store(&r)->bytes, VP_PKT_LEN_MIXED);
+    box.write_fd = 0;
+    for (int i = 0; i <= BULK; i++) {
+        close(client[i]);
+    }
+    rig_free(&r);
+}
+END_TEST
+
+/* A message goes out before bulk is read, which takes its time. */
 START_TEST(flow_message_first)
 {
     static Rig r;
@@ -974,9 +1000,10 @@ int main(void)
     SUITE_ADD(s, flow_probe_both);
     SUITE_ADD(s, flow_whole_packets);
     SUITE_ADD(s, flow_marks);
-    SUITE_ADD(s, flow_mixed);
+    SUITE_ADD(s, flow_mixed_traffic);
     SUITE_ADD(s, flow_message);
     SUITE_ADD(s, flow_message_first);
+    SUITE_ADD(s, flow_mixed_pass);
     SUITE_ADD(s, flow_typing);
     SUITE_ADD(s, flow_sendable);
     return suite_run(s);
