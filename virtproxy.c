@@ -3312,19 +3312,29 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  *
  * While the peer sends as well, acks wait behind its packets.  They count as
  * soon as the header they are in has come.  All the same a round trip takes
- * what both queues take, so it is the larger bound of the two that fills its
- * direction.  The other side gets as much of the channel as its bound is of
- * that one; its rate is less by that, so is the bound then, and so on.  So
+ * what both queues take, so it is the larger bound of the two, in time, that
+ * fills its direction.  The other side gets as much of the channel as its bound
+ * is of that one; its rate is less by that, so would the bound then be, and so
+ * on.  So the bound is that for the path: the round trip less the time in this
+ * direction's own queue, which has the peer's queue in it.  A header says how
+ * long the newest packet that it acks took, except for the difference of the
+ * two clocks; by how much longer that is than the shortest since the last probe
+ * is the time in the own queue (as in LEDBAT, RFC 6817).  To the path comes the
+ * time between two acks, because what these free leaves, and fills the queue,
+ * in bunches.
+ *
+ * If both sides do so, the difference of the two queues evens out, but their
+ * sum would stay as long as it once became: each side takes the other's for
+ * distance.  So a part of what the path has beyond the shortest round trip
+ * doesn't count.  Nor does more than one and a half times the rate of the last
+ * round: a channel that has become slow would get a queue as long as the path at
+ * the rate it had before, and one that has become long would have a bound that
+ * doubles with each round, as half of its length seems to be a queue.
+ *
+ * On a long path acks come in bunches as long as a round trip, and what they
+ * free makes a queue in which the rest of the bound seems to be.  So at least
  * half of what came in during a round trip, which is what the peer has on its
  * way, is added to the bound: for the smaller one that is more.
- *
- * If the peer's direction is much slower than this one, what it has on its way
- * is little, but takes long.  A header says when it was sent, so it is seen how
- * long an ack took, except for the difference of the two clocks; and by how
- * much longer that is than the shortest of the last seconds, without it (as in
- * LEDBAT, RFC 6817).  What goes out in that time is added to the bound, which
- * leaves the queue of this direction what it is: by Little's law its mean is
- * what the bound holds beyond the rate times the rest of the round trip.
  *
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
@@ -3376,16 +3386,10 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
 #define VP_RATE_US SECOND
 /* Rounds without growth of the rate after which the channel is full. */
 #define VP_FULL_ROUNDS 3
-/* How long the shortest time that an ack took is believed, twice at most. */
-#define VP_BACK_US (2 * SECOND)
-/*
- * Acks count as held up for so long, at most, and only while the rest of the
- * round trip is no longer than that, because a line that has become slower
- * would get a long queue for the rate it had before.  While the peer has as
- * much on its way as we have, they count for less by a round trip: on a long
- * path the half of what came in, see above, has to do.
- */
-#define VP_HELD_MAX (50 * MS)
+/* Of what the path is longer than the shortest round trip, so much counts. */
+#define VP_PATH_SHARE (15.0 / 16)
+/* Time between two acks that is added to the path, at most. */
+#define VP_GAP_US 10000
 /* How long the shortest round trip seen is believed, as in BBR. */
 #define VP_MIN_RTT_US (10 * SECOND)
 
@@ -3398,6 +3402,7 @@ typedef struct VPFlow {
     uint64_t round_at;    /* time when the present round began */
     uint64_t round_start; /* "delivered" when the present round began */
     uint64_t round_sent_at; /* send time of the packet whose ack began it, us */
+    double round_rate;    /* rate of the last round, bytes per us */
     uint64_t srtt;        /* smoothed round trip (RFC 6298), us; 0: not known */
     uint64_t min_rtt;     /* shortest round trip, us; UINT64_MAX: not known */
     uint64_t min_rtt_at;  /* time when min_rtt was measured */
@@ -3410,11 +3415,12 @@ typedef struct VPFlow {
     uint64_t probe_at;    /* time when the last probe, or round of it, began */
     uint32_t received;    /* bytes of the peer's packets, with headers */
     double came;          /* peer's bytes per round trip (EWMA, 1/8) */
-    uint32_t back[2];     /* shortest time that an ack took in the present
-                             VP_BACK_US and in the one before, plus the
-                             difference of the clocks, us modulo 2^32 */
-    uint64_t back_at;     /* time when the present one began; 0: no ack yet */
-    double held;          /* us that acks take longer than that (EWMA, 1/8) */
+    double path;          /* round trip without the time in this direction's
+                             queue (EWMA, 1/16), us; 0: not known */
+    uint32_t base;        /* shortest time that a packet took since "path" was
+                             not known, plus the difference of the clocks, us
+                             modulo 2^32 */
+    double gap;           /* time between two acks (EWMA, 1/8), us */
     uint64_t sparse_at;   /* time when a sparse connection sent beside others */
     uint64_t delivered;   /* bytes acked */
     uint64_t acked_at;    /* time of the last ack */
@@ -3452,23 +3458,20 @@ static uint64_t flow_trip(const VPFlow *f)
     return f->min_rtt == UINT64_MAX ? 0 : f->min_rtt;
 }
 
-/* flow_back() - an ack took @back, plus the difference of the clocks */
-static void flow_back(VPFlow *f, uint32_t back, uint64_t now)
+/*
+ * flow_path() - a round trip took @rtt
+ * @delay:  time that its packet took there, plus the difference of the clocks
+ */
+static void flow_path(VPFlow *f, uint64_t rtt, uint32_t delay)
 {
-    uint64_t held;
+    double queue;
 
-    if (f->back_at == 0) {
-        f->back[0] = f->back[1] = back;
-        f->back_at = now;
-    } else if (now - f->back_at >= VP_BACK_US) {
-        f->back[1] = f->back[0];
-        f->back[0] = back;
-        f->back_at = now;
+    if (f->path == 0 || seq_diff(delay, f->base) < 0) {
+        f->base = delay;
     }
-    f->back[0] = seq_diff(back, f->back[0]) < 0 ? back : f->back[0];
-    held = back - (seq_diff(f->back[0], f->back[1]) < 0 ? f->back[0]
-                                                        : f->back[1]);
-    f->held += ((double)held - f->held) / 8;
+    /* no more than the round trip leaves, because a clock may have jumped */
+    queue = (double)MIN(delay - f->base, rtt - f->min_rtt);
+    f->path += ((double)rtt - queue - f->path) / (f->path == 0 ? 1 : 16);
 }
 
 /* flow_probe() - hold back for two rounds, unless the last time was recent */
@@ -3501,15 +3504,10 @@ static void flow_update(VPFlow *f, uint64_t now)
      * could never be seen to be higher than it was when the channel was full.
      */
     limit += queue < rtt ? pkt : pkt - VP_PKT_LEN_MIN / 2;
+    acks = MIN(f->rate, 1.5 * f->round_rate) *
+           (MAX(f->path - rtt, 0) * VP_PATH_SHARE + f->gap);
+    limit += MAX(acks, MIN(f->rate * rtt, f->came / 2));
     limit = MAX(limit, 2 * pkt + VP_PKT_LEN_MIN / 4); /* and a small one */
-    acks = MIN(limit, f->came / 2);
-    if ((double)f->srtt - f->held < 2 * rtt + VP_HELD_MAX) {
-        double held = f->came < limit / 2 ? VP_HELD_MAX
-                                          : VP_HELD_MAX - MIN(rtt, VP_HELD_MAX);
-
-        acks = MAX(acks, f->rate * MIN(f->held, held));
-    }
-    limit += acks;
     if (flow_mixed(f, now)) {
         most = VP_LIMIT_MIXED;
         pkt = MIN(pkt, VP_PKT_LEN_MIXED);
@@ -3569,6 +3567,7 @@ static void flow_end_round(VPFlow *f, const VPSent *sent, uint64_t now)
     uint64_t time = MAX(now - f->round_at, sent->sent_at - f->round_sent_at);
     double rate = (double)(f->delivered - f->round_start) / (double)time;
 
+    f->round_rate = rate;
     if (!sent->app_limited && now - sent->sent_at >= VP_RATE_US) {
         f->rate_max[0] = f->rate_max[1] = 0;
     }
@@ -3598,14 +3597,14 @@ static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
 /*
  * flow_acked() - @sent is the newest packet of @bytes acked
  * @prompt:  an ack was asked for; delayed acks carry no timing
- * @back:    when it came, less when the peer says that it was sent
+ * @delay:   time that @sent took there, plus the difference of the clocks
  */
 static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
-                       bool prompt, uint32_t back, uint64_t now)
+                       bool prompt, uint32_t delay, uint64_t now)
 {
     uint64_t rtt = now - sent->sent_at;
 
-    flow_back(f, back, now);
+    f->gap += ((double)MIN(now - f->acked_at, VP_GAP_US) - f->gap) / 8;
     f->delivered += bytes;
     f->acked_at = now;
     if (!prompt) {
@@ -3616,10 +3615,12 @@ static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
     if (f->probing > 0 && sent->sent_at > f->probe_at) {
         if (f->probing-- == 2) {
             f->min_rtt = UINT64_MAX;
+            f->path = 0;
         }
         f->probe_at = now;
     }
     flow_rtt(f, rtt, now);
+    flow_path(f, rtt, delay);
     if (sent->delivered >= f->round_start && now - f->round_at >= VP_ROUND_US) {
         flow_end_round(f, sent, now);
     }
@@ -4985,8 +4986,7 @@ static void link_acked(VPLink *l, const VPPacket *pkt)
     newest = *store_sent(s, seq - 1);
     flags = store_release(s, seq);
     flow_acked(&l->flow, &newest, before - s->bytes,
-               (flags & VP_FLAG_ACK_NOW) != 0,
-               (uint32_t)l->loop->now - pkt->time, l->loop->now);
+               (flags & VP_FLAG_ACK_NOW) != 0, pkt->delay, l->loop->now);
     flow_carried(&l->flow, &newest, VP_LIMIT_MAX(l->store.len_max));
 }
 

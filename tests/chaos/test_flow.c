@@ -166,11 +166,11 @@ static const struct {
 } steady_lines[] = {
     { { { 11520, 11520 }, { 300, 300 }, 0, 0 }, PART, PART },
     /* an isa-serial port's */
-    { { { 200 * K, 40 * K }, { 300, 300 }, 0, 0 }, PART, 0.25 },
+    { { { 200 * K, 40 * K }, { 300, 300 }, 0, 0 }, PART, 0.4 },
     { { { M, M }, { 100, 100 }, 0, 0 }, PART, PART },
-    { { { 10 * M, 100 * K }, { 50, 50 }, 0, 0 }, PART, 0.1 },
-    { { { 10 * M, M }, { 10 * K, 10 * K }, 0, 0 }, PART, 0.1 },
-    { { { 100 * M, 100 * K }, { 300, 300 }, 0, 0 }, PART, 0.1 },
+    { { { 10 * M, 100 * K }, { 50, 50 }, 0, 0 }, PART, 0.6 },
+    { { { 10 * M, M }, { 10 * K, 10 * K }, 0, 0 }, PART, 0.4 },
+    { { { 100 * M, 100 * K }, { 300, 300 }, 0, 0 }, PART, 0.5 },
     { { { 100 * M, 100 * M }, { 50, 50 }, 0, 0 }, PART, PART },
     { { { 40 * K, 40 * K }, { 50 * K, 50 * K }, 0, 0 }, PART, 0.1 },
     { { { M, M }, { 50 * K, 50 * K }, 0, 0 }, PART, 0.1 },
@@ -203,6 +203,50 @@ START_TEST(steady)
     if (!line_used("", traffic, part, traffic == BOTH
                    ? steady_lines[_i / TRAFFICS].both
                    : steady_lines[_i / TRAFFICS].alone)) {
+        sim_fail("a transfer has too little of the line");
+    }
+    transfers_end();
+}
+END_TEST
+
+/* ---- both directions at once -------------------------------------------- */
+
+/* Unlike lines, and what part of a plain stream each direction has at least. */
+static const struct {
+    Line line;
+    double fast, slow;
+} unlike_lines[] = {
+    { { { 200 * K, 40 * K }, { 300, 300 }, 0, 0 }, 0.6, PART },
+    { { { 10 * M, 100 * K }, { 50, 50 }, 0, 0 }, PART, 0.4 },
+    { { { 10 * M, M }, { 10 * K, 10 * K }, 0, 0 }, 0.4, 0.6 },
+    { { { 100 * M, 100 * K }, { 300, 300 }, 0, 0 }, 0.5, 0.6 },
+};
+
+/*
+ * Each direction is used, whoever begins: both at the same time, or the slower
+ * one.  They are as fast as each other then for a while.
+ */
+START_TEST(unlike)
+{
+    const Line *line = &unlike_lines[_i / 2].line;
+    double part[2], plain[2];
+    bool good;
+
+    line_plain(line, plain);
+    line_init(line, 1);
+    transfers_start();
+    transfer(1);
+    if (_i % 2 == 1) {
+        wait_until(world.now + 2 * SECOND);
+    }
+    transfer(0);
+    wait_until(world.now + 2 * SECOND + 20 * line_trip(line));
+    line_watch(plain, line_time(line), part);
+    good = line_used(_i % 2 == 1 ? ", the slower one first" : ", at once", BOTH,
+                     part, 0);
+    good = good && part[0] >= unlike_lines[_i / 2].fast &&
+           part[1] >= unlike_lines[_i / 2].slow;
+    if (!good) {
         sim_fail("a transfer has too little of the line");
     }
     transfers_end();
@@ -411,6 +455,7 @@ int main(void)
 
     suite_set(600, NULL, NULL);
     SUITE_LOOP(s, steady, TRAFFICS * COUNT_OF(steady_lines));
+    SUITE_LOOP(s, unlike, 2 * COUNT_OF(unlike_lines));
     SUITE_ROWS(s, fat, fat_lines);
     SUITE_LOOP(s, stepped, TRAFFICS * COUNT_OF(steps));
     SUITE_ROWS(s, typed, typed_lines);

@@ -31,6 +31,7 @@ typedef struct Peer {
     uint32_t ack;       /* ack field of the packet that came last */
     uint64_t digest;    /* digest of the packets that came before "expect" */
     uint32_t time;      /* "time" of the packets sent */
+    uint32_t delay;     /* "delay" of the packets sent */
     uint64_t sent[PEER_SENT]; /* at N % PEER_SENT: of packets sent before N */
     uint8_t in[4 * VP_PKT_LEN_MAX]; /* bytes that came and are not taken yet */
     size_t len;         /* bytes in "in" */
@@ -110,6 +111,7 @@ static inline size_t peer_put(Peer *p, uint8_t *buf, int type, int flags,
         .seq = p->next,
         .ack = p->expect,
         .time = p->time,
+        .delay = p->delay,
         .data_check = wire_data_check(&p->tx_payload_key, data, len),
     };
 

@@ -571,6 +571,7 @@ START_TEST(flow_follows_channel)
         if (asked || (unacked > 0 && unacked++ > 10)) {
             unacked = 0;
             r.peer.time = (uint32_t)box.now;
+            r.peer.delay = (uint32_t)box.now - r.peer.pkt.time;
             peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
         }
     }
@@ -631,7 +632,9 @@ START_TEST(flow_start)
         left = MAX(left, sent[tail].sent_at) + 55 * MS + 5 * MS * rnd(2);
         now = MAX(now, left);
         out -= VP_PKT_LEN_MIN;
-        flow_acked(&f, &sent[tail++], VP_PKT_LEN_MIN, true, 0, now);
+        flow_acked(&f, &sent[tail], VP_PKT_LEN_MIN, true,
+                   (uint32_t)(now - sent[tail].sent_at), now);
+        tail++;
     }
     ck_assert(f.full);
     ck_assert_uint_lt(f.limit, 3 * VP_PKT_LEN_MIN);
@@ -645,8 +648,8 @@ START_TEST(flow_peer_sends)
         uint32_t peer; /* bytes of its packets, for each of ours */
         uint32_t most, least;
     } cases[] = {
-        { 0, 4160, 4160 }, { 40, 4260, 4161 }, { 1000, 5760, 5160 },
-        { 100000, 8320, 8320 },
+        { 0, 4330, 4330 }, { 600, 4430, 4331 }, { 1000, 4830, 4730 },
+        { 100000, 4830, 4830 },
     };
 
     for (size_t c = 0; c < COUNT_OF(cases); c++) {
@@ -670,50 +673,47 @@ START_TEST(flow_peer_sends)
 END_TEST
 
 /*
- * Acks that are held up by a slow peer's packets, and whatever the clocks'
- * difference is: what goes out in that time is added, up to a limit, and no
- * more once the shortest time that they took has been forgotten.
+ * What goes out while acks are held up by the peer's packets is added, whatever
+ * the difference of the clocks is.  What goes out while packets wait in the own
+ * queue isn't; nor is anything once a clock has jumped.
  */
 START_TEST(flow_held)
 {
     static const struct {
-        uint32_t held; /* us; each second ack isn't */
-        double least, most;
+        uint32_t queue, held, jump; /* us */
+        double more;                /* us that are added */
     } cases[] = {
-        { 0, 0, 0 }, { 20000, 9000, 11000 }, { 1000000, 450000, 550000 },
+        { 0, 0, 0, 0 }, { 0, 20000, 0, 18750 }, { 0, 200000, 0, 187500 },
+        { 20000, 0, 0, 0 }, { 20000, 20000, 0, 18750 },
+        { 0, 20000, 1000000, 0 },
     };
+    enum { MANY = 512 };
+    static VPSent sent[MANY];
 
-    for (size_t c = 0; c < COUNT_OF(cases); c++) {
-        for (uint32_t offset = 5; offset != 0; offset *= 0x10000) {
-            VPSent sent[4] = { 0 };
+    for (uint32_t offset = 5; offset != 0; offset *= 0x10000) {
+        for (size_t c = 0; c < COUNT_OF(cases); c++) {
+            unsigned late = (cases[c].queue + cases[c].held) / MS;
             uint64_t now = 1000000;
-            uint32_t free;
-            double held;
+            uint32_t before = 0;
+            double more;
             VPFlow f;
 
             flow_reset(&f, now);
-            for (unsigned i = 0; i < 1000; i++) {
+            for (unsigned i = 0; i < 4000; i++) {
+                unsigned rtt = i < 1000 ? 2 : 2 + late;
+                uint32_t delay = i < 1000 ? 0 : cases[c].queue + cases[c].jump;
+
                 now += MS;
-                flow_sent(&f, &sent[i % 4], false, now);
-                if (i >= 2) {
-                    flow_acked(&f, &sent[(i - 2) % 4], 500, true,
-                               0u - offset + i % 2 * cases[c].held, now);
+                flow_sent(&f, &sent[i % MANY], false, now);
+                if (i >= rtt && (i < 1000 || i >= 1000 + late)) {
+                    flow_acked(&f, &sent[(i - rtt) % MANY], 500, true,
+                               delay - offset, now);
                 }
+                before = i < 1000 ? f.limit : before;
             }
-            check_that(f.held >= cases[c].least * 0.9 &&
-                       f.held <= cases[c].most * 1.1, "%f us", f.held);
-            free = f.limit;
-            held = MIN(f.held, VP_HELD_MAX);
-            for (unsigned i = 1000; i < 6000; i++) {
-                now += MS;
-                flow_sent(&f, &sent[i % 4], false, now);
-                flow_acked(&f, &sent[(i - 2) % 4], 500, true,
-                           0u - offset + cases[c].held, now);
-            }
-            ck_assert_double_lt(f.held, 1);
-            check_that(free - f.limit >= held * 0.48 - 1 &&
-                       free - f.limit <= held * 0.52 + 1,
-                       "%u bytes more for %f us", free - f.limit, held);
+            more = ((double)f.limit - before) * 2; /* at 0.5 bytes per us */
+            check_that(more >= cases[c].more - 20 && more <= cases[c].more + 20,
+                       "case %zu: %f us more", c, more);
         }
     }
 }
@@ -821,6 +821,7 @@ static void run_fast(Rig *r, const int *client, bool sparse, int ms)
         box_run(r->loop, MS);
         for (int i = 0; i < 8 && peer_next(r) != 0; i++) {
         }
+        r->peer.delay = (uint32_t)box.now - r->peer.pkt.time;
         peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
     }
 }
