@@ -448,6 +448,7 @@ static bool log_open(const char *path, Error *err)
         close(log_fd);
     }
     log_fd = fd;
+    log_torn = log_torn && lseek(fd, 0, SEEK_END) > 0; /* not if it is new */
     log_journal = fd == STDERR_FILENO && stderr_is_journal();
     return true;
 }
@@ -568,7 +569,7 @@ static const struct {
 
 /*
  * Linux takes any other rate as well, by ioctl()s that no libc declares.  They
- * are these, with this layout, on all but some old processors.
+ * are these, with this layout, on the processors that are named here.
  */
 #if defined(__linux__) && defined(_IOR) && \
     (defined(__x86_64__) || defined(__i386__) || defined(__aarch64__) || \
@@ -724,7 +725,8 @@ static bool prop_group(Props *props, const char *value)
             group_keep(value, props->gid);
         }
     }
-    return props->gid >= 0 || (loop != NULL && value[0] != '\0');
+    return props->gid >= 0 ||
+           (loop != NULL && value[strspn(value, "0123456789")] != '\0');
 }
 
 static bool prop_proxy(Props *props, const char *value)
@@ -2589,10 +2591,12 @@ static void retry_over(Retry *r)
 /* name_error() - that @spec could not be looked up */
 static void name_error(const Spec *spec, int rc, Error *err)
 {
+    bool group = spec_lacks_group(spec);
+
     error_set(err, "-%c '%.128s': cannot look up '%.128s': %s", spec->option,
-              spec->text, spec_lacks_group(spec) ? spec->props.group
-                                                 : spec->addr,
-              lookup_error(rc));
+              spec->text, group ? spec->props.group : spec->addr,
+              group && rc == -abs(EAI_NONAME) ? "there is no such group"
+                                              : lookup_error(rc));
 }
 
 /*
@@ -4985,6 +4989,9 @@ static bool apply_spec(const Settings *now, Spec *spec, const char *who,
     }
     copy.addrs = spec->addrs;
     copy.naddrs = spec->naddrs;
+    if (spec->props.gid >= 0) {
+        copy.props.gid = spec->props.gid; /* it may not be known any more */
+    }
     spec->addrs = NULL;
     spec->naddrs = 0;
     return running_add(&copy, now, who, true, err) ||
@@ -4992,7 +4999,7 @@ static bool apply_spec(const Settings *now, Spec *spec, const char *who,
 }
 
 /*
- * keep_addresses() - the forwards that @now asks for keep their addresses
+ * keep_addresses() - what @now asks for keeps its addresses, and its group
  *
  * They go with their channel, whose line has changed, and come with it again.
  */
@@ -5005,6 +5012,9 @@ static void keep_addresses(const Settings *now)
 
         if (same != NULL && same->naddrs > 0) {
             spec_keep(spec, same->addrs, same->naddrs);
+        }
+        if (same != NULL && same->props.gid >= 0) {
+            spec->props.gid = same->props.gid;
         }
     }
 }
@@ -5236,13 +5246,27 @@ static void reload_wrong(VPLogLevel level, const char *fmt, ...)
     log_at(level, VP_NO_CHANNEL, "%s", reloading.wrong.text);
 }
 
+/* running_lacks_group() - does anything not listen, as its group isn't there? */
+static bool running_lacks_group(void)
+{
+    bool lacks = false;
+
+    for (const Channel *ch = channels; ch != NULL; ch = ch->next) {
+        lacks |= spec_lacks_group(&ch->spec) && ch->listening.retry.said.said;
+    }
+    for (const Forward *f = forwards; f != NULL; f = f->next) {
+        lacks |= spec_lacks_group(&f->spec) && f->listening.retry.said.said;
+    }
+    return lacks;
+}
+
 /* reload_end() - what was read is in force */
 static void reload_end(void)
 {
     Settings *now = &reloading.now;
 
     reload_keep(now, &settings);
-    if (reloading.change.failed) {
+    if (reloading.change.failed || running_lacks_group()) {
         reload_wrong(VP_LOG_ERROR, "reloaded, but not all of it: what could "
                      "not be added is missing, what was removed has gone");
     } else {
@@ -7148,6 +7172,11 @@ static bool monitor_start(const char *text, Error *err)
     if (spec_lacks_group(&monitor_spec)) {
         /* it was found when the options were read, before so many others */
         monitor_spec.props.gid = group_lookup(monitor_spec.props.group);
+        if (spec_lacks_group(&monitor_spec)) {
+            return error_set(err, "-m '%.128s': the group '%.64s' is not "
+                             "there any more", text,
+                             monitor_spec.props.group);
+        }
     }
     monitor_anew = monitor_again;
     change_told = running_event;

@@ -2138,8 +2138,8 @@ START_TEST(group_known)
 {
     StartOptions o = { .setup = "mount -n --bind group /etc/group" };
     char path[PATH_LEN];
-    Daemon *d;
     long gid = geteuid() == 0 ? (long)getegid() : 0;
+    int64_t give_up = now_ms() + WAIT_MS;
     int mon;
 
     if (!may_mount()) {
@@ -2149,19 +2149,36 @@ START_TEST(group_known)
     ck_assert(chdir(vp_dir) == 0);
     /* in a namespace of an ordinary user the only group is 0, which is his */
     write_file("group", "root:x:0:\nvpgroup:x:%ld:\n%ld:x:4242:\n", gid, gid);
-    write_file("conf", "channel unix-listen:%s/c:-,group=vpgroup\n", vp_dir);
+    write_file("conf", "channel unix-listen:%s/c:-,group=vpgroup\n"
+               "oforward k:%s/k:-,group=vpgroup\n", vp_dir, vp_dir);
     file_path(path, "m");
-    d = daemon_start_with(&o, "host", "-C conf -m %s", path);
+    daemon_start_with(&o, "host", "-C conf -m %s", path);
     mon = monitor_batch(path);
     monitor_ask(mon, "oforward_add n:%s/n:-,group=%ld", vp_dir, gid);
     rights("n", geteuid(), getegid(), 0755);
     write_file("group", "root:x:0:\n");
     monitor_ask(mon, "oforward_add s:%s/s:-,group=vpgroup", vp_dir);
     rights("s", geteuid(), getegid(), 0755);
-    kill(d->pid, SIGHUP);
-    daemon_wait(d, "info reloaded");
+    /* what is as it was keeps it, though its channel is made anew */
+    write_file("conf", "channel unix-listen:%s/c:-,mode=0700\n"
+               "oforward k:%s/k:-,group=vpgroup\n", vp_dir, vp_dir);
+    monitor_ask(mon, "reload");
+    rights("k", geteuid(), getegid(), 0755);
     monitor_refuses(mon, "oforward_add t:/t:-,group=vpgroup",
-                    "cannot look up 'vpgroup'");
+                    "cannot look up 'vpgroup': there is no such group");
+    monitor_refuses(mon, "oforward_add t:/t:-,group=4294967295",
+                    "'4294967295' is not");
+    write_file("conf", "channel unix-listen:%s/c:-,mode=0700\n"
+               "oforward k:%s/k:-,group=vpgroups\n", vp_dir, vp_dir);
+    for (bool said = false; !said;) { /* if the child has answered in time */
+        char *answer;
+
+        dprintf(mon, "reload\n");
+        answer = monitor_answer(mon);
+        said = strstr(answer, "not all of it") != NULL;
+        ck_assert_msg(said || now_ms() < give_up, "%s", answer);
+        free(answer);
+    }
     close(mon);
 }
 END_TEST
