@@ -256,26 +256,51 @@ static void files_equal(const char *a, const char *b)
     command_wait(command_start("cmp", "cd %s && cmp %s %s", vp_dir, a, b));
 }
 
-/* use() - rsync to the far side and from it, and lines there and back by ssh */
+/*
+ * use() - rsync to the far side and from it, and lines there and back by ssh
+ *
+ * All three log in, and then wait for started(): a busy machine takes seconds
+ * for that, and the first would have ended before the last has begun.
+ */
 static void use(const char *name, int port, pid_t pids[3])
 {
+    static const char go[] = "until [ -e go ]; do sleep 0.1; done";
     char label[TEXT_LEN];
 
     text_format(label, sizeof(label), "%s-up", name);
     pids[0] = command_start(label,
         "cd %s && rsync --inplace --bwlimit=%d -e 'ssh -F %s/ssh_config -p %d'"
+        " --rsync-path='cd %s; echo in > %s.in; %s; rsync'"
         " file localhost:%s/%s.up", vp_dir, RSYNC_RATE, vp_dir, port, vp_dir,
-        name);
+        label, go, vp_dir, name);
     text_format(label, sizeof(label), "%s-down", name);
     pids[1] = command_start(label,
         "cd %s && rsync --inplace --bwlimit=%d -e 'ssh -F %s/ssh_config -p %d'"
+        " --rsync-path='cd %s; echo in > %s.in; %s; rsync'"
         " localhost:%s/file %s.down", vp_dir, RSYNC_RATE, vp_dir, port,
-        vp_dir, name);
+        vp_dir, label, go, vp_dir, name);
     text_format(label, sizeof(label), "%s-ssh", name);
     pids[2] = command_start(label,
-        "cd %s && (for i in $(seq %d); do echo $i; sleep 0.1; done) | "
-        "ssh -F ssh_config localhost -p %d cat > %s.ticks", vp_dir, TICKS,
-        port, name);
+        "cd %s && (%s; for i in $(seq %d); do echo $i; sleep 0.1; done) | "
+        "ssh -F ssh_config localhost -p %d 'echo in > %s/%s.in; cat'"
+        " > %s.ticks", vp_dir, go, TICKS, port, vp_dir, label, name);
+}
+
+/* started() - all programs are logged in, and begin */
+static void started(void)
+{
+    static const char *const uses[] = { "up", "down", "ssh" };
+    char file[TEXT_LEN], path[PATH_LEN];
+
+    for (int i = 0; i < OUTAGES; i++) {
+        for (int k = 0; k < COUNT_OF(uses); k++) {
+            text_format(file, sizeof(file), "%s-%s.in", outage_name[i],
+                        uses[k]);
+            file_wait(file, "in\n");
+        }
+    }
+    file_path(path, "go");
+    file_write(path, "", 0);
 }
 
 /*
@@ -305,6 +330,7 @@ START_TEST(gone)
                   "-o ssh:127.0.0.1:0");
         use(outage_name[i], port_of(daemon_listens(d[i][1], "ssh")), pids[i]);
     }
+    started();
     for (int i = 0; i < OUTAGES; i++) {
         text_format(file, sizeof(file), "%s.up", outage_name[i]);
         file_reaches(file, FILE_SIZE / 6);
@@ -320,7 +346,8 @@ START_TEST(gone)
     for (Outage i = 0; i < OUTAGES; i++) {
         for (int k = 0; k < 3; k++) {
             ck_assert_msg(waitpid(pids[i][k], &status, WNOHANG) == 0,
-                          "%s: program %d has ended", outage_name[i], k);
+                          "%s: program %d has ended, status %#x",
+                          outage_name[i], k, (unsigned)status);
         }
         outage_end(&line[i], i);
     }

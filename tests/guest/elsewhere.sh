@@ -45,7 +45,8 @@ debian() {
     # shellcheck disable=SC2064 # the directory as it is now
     trap "rm -rf --one-file-system '$new'" EXIT
     # A mirror may lag behind; that is no reason to go without.
-    if ! mmdebstrap --quiet --variant=minbase --include="$include" \
+    # What is mounted for that goes with it, however it ends.
+    if ! unshare -m mmdebstrap --quiet --variant=minbase --include="$include" \
         --aptopt='Acquire::Check-Valid-Until "false"' "$release" \
         "$new/root"; then
         [ "$release" = sid ] || {

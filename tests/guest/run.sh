@@ -105,7 +105,7 @@ for name in "${chosen[@]}"; do
     fi
     [ -e "$D/notes" ] && cat "$D/notes"
 done
-rm -f "$logs/initrd"
+rm -f "$logs"/{,*/}initrd "$logs"/*/kernel
 echo "Logs and consoles: $logs"
 echo "$passed passed, $failed failed, $SECONDS s in all" \
     "${passed_over:+(passed over:$passed_over)}"

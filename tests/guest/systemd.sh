@@ -23,7 +23,8 @@ GUEST_MACHINE=x86_64
 # make_system() - the guest's disk, its kernel and that one's initrd
 make_system() {
     local root=$D/root file
-    mmdebstrap --quiet --variant=minbase \
+    # What is mounted for that goes with it, however it ends.
+    unshare -m mmdebstrap --quiet --variant=minbase \
         --include=systemd,systemd-sysv,udev,openssh-server \
         --include=linux-image-cloud-amd64 \
         --aptopt='Acquire::Check-Valid-Until "false"' trixie "$root" ||

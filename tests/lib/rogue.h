@@ -345,7 +345,8 @@ static inline void rogue_fill(Rogue *r, uint32_t conn, const char *service)
     for (int idle = 0, i = 0; r->up && idle < 3 && i < 1000; i++) {
         uint64_t len = MIN(sizeof(data), r->conn.credit - sent);
 
-        idle = len > 0 ? 0 : idle + 1;
+        /* a busy kernel takes its time to connect */
+        idle = len > 0 || !(r->conn.ack || r->conn.refused) ? 0 : idle + 1;
         if (len > 0) {
             rogue_put(r, VP_PKT_CLIENT, VP_FLAG_ACK_NOW, conn, data,
                       (size_t)len);

@@ -731,15 +731,15 @@ static void bad_offer(Rogue *r)
 static void crowd(Rogue *r)
 {
     int64_t end = now_ms() + WAIT_MS;
+    unsigned long answers = r->acked + r->refused + 200;
 
-    r->acked = 0;
     for (int i = 0; i < 200; i++) {
         rogue_init(r, id++, "mute", 0);
         if (i % 50 == 49) {
             rogue_settle(r, WAIT_MS);
         }
     }
-    while (r->up && r->acked < 200 && now_ms() < end) {
+    while (r->up && r->acked + r->refused < answers && now_ms() < end) {
         rogue_settle(r, WAIT_MS);
     }
     rogue_put(r, 77, 0, 0, "x", 1);
@@ -926,11 +926,17 @@ static long kernel_kib(void)
  */
 START_TEST(kernel_memory)
 {
-    enum { STUCK = 8, MOST_KIB = 300, CHANNEL_KIB = 1024 };
+    enum { STUCK = 8, MOST_KIB = 300, SLACK_KIB = 92, CHANNEL_KIB = 1024 };
     static Rogue r;
-    long kib;
+    long kib, most = MOST_KIB;
+    int room, fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    socklen_t len = sizeof(room);
     Scene s;
 
+    /* a unix socket has what net.core.wmem_default says, 208 KiB mostly */
+    ck_assert(getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, &len) == 0);
+    close(fd);
+    most = _i == 0 ? most : room / 1024 + SLACK_KIB;
     scene_new(&s, &low);
     rogue_new(&r, s.rogue_at);
     ck_assert(rogue_shake(&r, WAIT_MS));
@@ -940,7 +946,7 @@ START_TEST(kernel_memory)
     }
     kib = kernel_kib();
     printf("%ld KiB in the kernel for %d that don't read\n", kib, STUCK);
-    ck_assert_int_le(kib, STUCK * MOST_KIB + CHANNEL_KIB);
+    ck_assert_int_le(kib, STUCK * most + CHANNEL_KIB);
     ck_assert_double_gt(innocent_gets(&s, ROUND_MS), 0);
     alive_check(&s);
     rogue_hang_up(&r);
