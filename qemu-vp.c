@@ -5246,7 +5246,7 @@ static void reload_wrong(VPLogLevel level, const char *fmt, ...)
     log_at(level, VP_NO_CHANNEL, "%s", reloading.wrong.text);
 }
 
-/* running_lacks_group() - does anything not listen, as its group isn't there? */
+/* running_lacks_group() - is there a listener whose group isn't there? */
 static bool running_lacks_group(void)
 {
     bool lacks = false;

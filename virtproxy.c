@@ -54,7 +54,7 @@
  *
  * Timers, and what each is for:
  *
- *   loop      VPListener.pause  listen again after descriptors had run out
+ *   loop      VPListener.pause  listen again: no descriptor, or a rest is over
  *             dial_timer        give up, repeat or add attempts to connect
  *   link      hello_timer       the next HELLO; no answer: connect anew
  *             ack_timer         an ack is due (10 ms)
@@ -445,16 +445,19 @@ const char *vp_addr_str(const VPAddr *addr, char *buf, size_t size)
  * rests, else a local flood would have the channel stand still.
  *
  * What one event may ask for thousands of times, as the end of a session does
- * that had as many connections, is done a portion in each pass: conns_reap(),
- * conns_drop(), sweep_timer(), end_timer(), idle_timer(), dial_timer().
+ * that had as many connections, is done a portion in each pass, among others by
+ * conns_reap(), conns_drop(), sweep_timer(), end_timer(), idle_timer() and
+ * dial_timer().
  *
  * A listener accepts for its owner and looks away for VP_ACCEPT_PAUSE when
  * there is no descriptor left, because it stays readable and the loop would
  * spin.  That of a channel does so for VP_OFFER_REST after each one that comes,
- * because whoever can reach it may come and go as fast as we accept.  A dialler tries the addresses of a target, first the one that worked
- * last; when an address hasn't answered after VP_CONNECT_NEXT the next one is
- * tried beside it, as RFC 8305 has it, and the first to accept wins.  All
- * diallers of a loop share one timer, which looks for those that take too long.
+ * because whoever can reach it may come and go as fast as we accept.
+ *
+ * A dialler tries the addresses of a target, first the one that worked last;
+ * when an address hasn't answered after VP_CONNECT_NEXT the next one is tried
+ * beside it, as RFC 8305 has it, and the first to accept wins.  All diallers of
+ * a loop share one timer, which looks for those that take too long.
  *
  * Lines that a peer or a client can cause go through log_provoked(), which lets
  * so many of them pass per span of time; else they could fill the disk.  What
@@ -592,7 +595,8 @@ struct VPLoop {
     int nfds;        /* highest watched descriptor + 1 */
     size_t nwatched;
     size_t nchannels;
-    size_t nconns;   /* of all channels, that have a descriptor or soon will */
+    size_t nconns;   /* of all channels, that have a descriptor or soon will,
+                        but for those that are over */
     size_t fds_max;  /* that the process may have; 0: not known */
     size_t fds_kept; /* descriptors that are the program's */
     VPWatch *watch;  /* by descriptor */
@@ -1785,6 +1789,7 @@ static void dial_look_within(VPLoop *loop, uint64_t delay)
 {
     VPTimer *timer = &loop->dial_timer;
 
+    loop->dial_next = MIN(loop->dial_next, delay); /* in the midst of a round */
     if (!timer_running(timer) || timer->deadline > loop->now + delay) {
         vp_timer_start(loop, timer, delay, dial_timer, loop);
     }
@@ -1991,7 +1996,7 @@ static void dial_timer(void *opaque)
         }
     }
     if (node_linked(&loop->dial_todo)) {
-        dial_look_within(loop, 1);
+        vp_timer_start(loop, &loop->dial_timer, 1, dial_timer, loop);
     } else if (node_linked(&loop->dialers)) {
         dial_look_within(loop, loop->dial_next);
     }
@@ -3327,9 +3332,9 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * sum would stay as long as it once became: each side takes the other's for
  * distance.  So a part of what the path has beyond the shortest round trip
  * doesn't count.  Nor does more than one and a half times the rate of the last
- * round: a channel that has become slow would get a queue as long as the path at
- * the rate it had before, and one that has become long would have a bound that
- * doubles with each round, as half of its length seems to be a queue.
+ * round: a channel that has become slow would get a queue as long as the path
+ * at the rate it had before, and one that has become long would have a bound
+ * that doubles with each round, as half of its length seems to be a queue.
  *
  * On a long path acks come in bunches as long as a round trip, and what they
  * free makes a queue in which the rest of the bound seems to be.  So at least
@@ -3339,11 +3344,11 @@ static uint64_t store_digest(VPStore *s, uint32_t seq)
  * Within one machine a round trip is what the scheduler makes of it, and the
  * bound is one of two: so much that the kernel wakes the other side seldom and
  * the bytes are still in the cache when it reads them; or, while a connection
- * with little to say sends beside busy ones (mixed traffic), a tenth of that, at
- * the price of half the throughput: then no such message waits for more than it
- * takes to carry these.  Packets are short then, and one is sent in a pass, as a
- * message waits for the rest of a pass as well.  Beyond either bound there is
- * room for a message, which hence doesn't wait for an ack.
+ * with little to say sends beside busy ones (mixed traffic), a tenth of that,
+ * at the price of half the throughput: then no such message waits for more than
+ * it takes to carry these.  Packets are short then, and one is sent in a pass,
+ * as a message waits for the rest of a pass as well.  Beyond either bound there
+ * is room for a message, which hence doesn't wait for an ack.
  *
  * Since acks bound what the channel holds, its socket's send buffer may be
  * as large as the kernel allows: it never fills on a slow channel.
@@ -5408,7 +5413,7 @@ static void link_end(VPLink *l)
  * to send, or nothing any more.
  * ====================================================================== */
 
-/* Packets of a quantum, and of one read. */
+/* Packets of a quantum, and of one read; of a read one in mixed traffic. */
 #define VP_TURN_PKTS 4
 /* Packets of one read if nobody else waits for his turn. */
 #define VP_READ_PKTS 8
@@ -5416,7 +5421,8 @@ static void link_end(VPLink *l)
 #define VP_EARN 2
 
 typedef struct VPTurn {
-    VPNode node;      /* in fresh or turns, while it has something to send */
+    VPNode node;      /* in fresh or turns, while it has something to send; or
+                         in VPConns.drops */
     bool in_turns;    /* node is in VPSched.turns */
     bool quiet;       /* it sent less than others, so has all of its quantum */
     int32_t deficit;  /* bytes left of the quantum */
@@ -5934,7 +5940,7 @@ static VPConnInfo conn_info(const VPConn *c)
         .idle = now - c->moved,
         .bytes = { c->rx_taken, c->tx_count },
         .credit = c->tx_limit - c->tx_count,
-        .waiting = c->buf_len - c->lead,
+        .waiting = (size_t)(c->rx_count - c->rx_taken),
     };
 }
 
@@ -6113,9 +6119,6 @@ static void conn_drop_buf(VPConn *c)
 static void conn_let_go(VPConn *c)
 {
     sched_leave(&c->conns->sched, &c->turn);
-    if (c->dial != NULL) {
-        c->conns->ops->unwanted(c->conns->up, c);
-    }
     conn_drop_buf(c);
 }
 
@@ -6124,6 +6127,11 @@ static void conn_close(VPConn *c)
 {
     VPConns *cs = c->conns;
 
+    if (c->dial != NULL) {
+        cs->ops->unwanted(cs->up, c);
+        cs->closed++;
+        cs->link->task->work += VP_WORK_CLOSE;
+    }
     if (c->fd >= 0) {
         vp_unwatch(cs->loop, c->fd);
         close(c->fd);
@@ -6136,9 +6144,9 @@ static void conn_close(VPConn *c)
 /*
  * conn_set_life() - change the life; as conn_set_in()
  *
- * A connection that is CLOSING or FREE has no buffer and waits for nothing.
- * Its socket is closed; but where many become FREE in a pass, as all may do at
- * the end of a session, conns_reap() does that.
+ * A connection that is CLOSING or FREE has no buffer and waits for nothing.  It
+ * is closed; but where many become FREE in a pass, as all may do at the end of a
+ * session, conns_reap() does that.
  */
 static void conn_set_life(VPConn *c, VPLife to, const char *why)
 {
@@ -6175,6 +6183,9 @@ static void conn_set_life(VPConn *c, VPLife to, const char *why)
     if (to >= LIFE_CLOSING) {
         node_remove(&c->idler);
         conn_let_go(c);
+    }
+    if (to >= LIFE_CLOSING && c->ended == NULL) {
+        /* else conn_free() tells what they were */
         conn_set_in(c, IN_CLOSED, why);
         conn_set_out(c, OUT_CLOSED, why);
     }
@@ -6184,7 +6195,9 @@ static void conn_set_life(VPConn *c, VPLife to, const char *why)
     }
     if (to == LIFE_FREE) {
         node_remove(&c->due_node);
-        node_append(&cs->dead, &c->due_node);
+        /* those still connecting first: they count for the limit of these */
+        node_append(c->dial != NULL ? cs->dead.next : &cs->dead,
+                    &c->due_node);
     }
 }
 
@@ -6401,10 +6414,26 @@ static bool conns_reap(VPConns *cs, unsigned work)
         if (done > 0 && done >= work) {
             return true;
         }
-        done += c->fd >= 0 ? VP_WORK_CLOSE : VP_WORK_PACKET;
+        done += c->fd >= 0 || c->dial != NULL ? VP_WORK_CLOSE
+                                               : VP_WORK_PACKET;
         conn_free(c);
     }
     return false;
+}
+
+/* conns_reap_id() - reap what had an id before it is used anew */
+static void conns_reap_id(VPConns *cs, uint32_t id, bool client)
+{
+    VPConn *c = cs->hash_size > 0 ? *conn_slot(cs, id, client) : NULL;
+
+    while (c != NULL) {
+        VPConn *next = c->hash_next;
+
+        if (c->id == id && c->client == client && c->life == LIFE_FREE) {
+            conn_free(c);
+        }
+        c = next;
+    }
 }
 
 /* ---- ends ------------------------------------------------------------- */
@@ -7410,7 +7439,8 @@ static void conn_sweep(VPConn *c)
     bool waits = c->in == IN_OPEN &&
                  (sched_waits(&c->turn) || c->tx_count == c->tx_limit);
 
-    if (c->fd < 0 || (!half && !waits && !conn_settles(c))) {
+    if (c->fd < 0 || conn_over(c) ||
+        (!half && !waits && !conn_settles(c))) {
         return;
     }
     conns_sweep_later(c->conns);
@@ -7534,8 +7564,11 @@ static const char *conn_handle_init(VPConns *cs, const VPPacket *pkt,
     } else if (c != NULL) {
         return "CONNECT_INIT with an id in use";
     }
-    if (conns_count(cs, false, LIFE_OPEN, LIFE_FREE) >= most) {
-        conns_reap(cs, 0);
+    conns_reap_id(cs, pkt->conn, false); /* its end is told first */
+    conns_reap(cs, 0); /* what there is room for is as much as before */
+    while (conns_count(cs, false, LIFE_OPEN, LIFE_FREE) >= most &&
+           node_linked(&cs->dead)) {
+        conns_reap(cs, 0); /* this side allowed more before */
     }
     if (conns_count(cs, false, LIFE_OPEN, LIFE_FREE) >= most) {
         /* it didn't wait for the refusals */
@@ -8009,6 +8042,12 @@ static void dial_over(void *opaque, int fd, int err)
     VPConn *c = d->conn;
 
     dial_free(d);
+    if (conn_over(c)) { /* it was about to be reaped */
+        if (fd >= 0) {
+            close(fd);
+        }
+        return;
+    }
     if (fd >= 0) {
         conn_connected(c, fd, &origin);
         return;
@@ -8156,7 +8195,9 @@ static void iforward_free(VPForwards *fs, VPIForward *f)
         VPDial *d = container_of(n, VPDial, node);
 
         n = n->next;
-        if (d->iforward == f) {
+        if (d->iforward == f && conn_over(d->conn)) {
+            dial_free(d);
+        } else if (d->iforward == f) {
             conn_refuse(d->conn, fs->ending ? VP_REASON_ENDING
                                             : VP_REASON_UNKNOWN_SERVICE);
         }
@@ -8649,6 +8690,7 @@ static void oforward_accepted(void *opaque, int fd, const VPAddr *client)
     if (!f->heirs) {
         socket_setup(fd, client);
     }
+    conns_reap(cs, 0); /* lest he is refused for want of what is to be freed */
     if (conns_count(cs, true, LIFE_NEW, LIFE_FREE) + fs->ncallers >=
         fs->config->max_conns) {
         oforward_refuse(f, fd, VP_REASON_LIMIT, reason_str(VP_REASON_LIMIT));

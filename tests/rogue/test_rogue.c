@@ -921,8 +921,8 @@ static long kernel_kib(void)
 
 /*
  * Targets that read nothing, of TCP (_i = 0) or unix sockets, of a rogue that
- * sends all that it may: neither does the kernel hold MiBs for each of them, nor
- * has the innocent less.
+ * sends all that it may: the kernel doesn't hold MiBs for each of them, and the
+ * innocent goes on.
  */
 START_TEST(kernel_memory)
 {

@@ -2973,6 +2973,8 @@ static const struct {
     { crowd_swept, CROWD, false, false },
     { crowd_drop, CROWD, true, false },
     { crowd_timeouts, CROWD_QUEUE, false, true },
+    { crowd_breach, 0, false, true },
+    { crowd_resets, 0, false, true },
 };
 
 START_TEST(in_pieces)
@@ -2999,6 +3001,126 @@ START_TEST(in_pieces)
     vp_account_free(c.account);
     vp_free(c.other);
     rig_free(&c.r);
+}
+END_TEST
+
+/*
+ * new_session() - have the peer begin one, up to its last HELLO, which goes to
+ * @buf: with what is put behind it it is to come in one piece
+ *
+ * Returns the length of that HELLO.
+ */
+static size_t new_session(Rig *r, uint8_t *buf)
+{
+    const uint64_t token = 0x0ddba11;
+    Peer *p = &r->peer;
+    int tries = 0;
+    size_t len;
+
+    p->hello.my_epoch = p->hello.peer_epoch = p->hello.digest = 0;
+    p->hello.expect = p->hello.base = p->hello.next = VP_SEQ_FIRST;
+    peer_say(r, token, 0);
+    while (p->heard.echo != token) {
+        if (peer_next(r) == 0) {
+            box_pause(&tries);
+            box_run(r->loop, 10 * MS);
+        }
+    }
+    len = peer_put_hello(p, buf, token, VP_HELLO_UP | VP_HELLO_CONNECTOR);
+    peer_keys(p);
+    peer_begin(p);
+    return len;
+}
+
+static char told[1 << 16];
+
+static bool tell(const VPEvent *e)
+{
+    size_t at = strlen(told);
+
+    if (e->type == VP_EVENT_OPENED || e->type == VP_EVENT_ENDED) {
+        snprintf(told + at, sizeof(told) - at, "%s %u %s/%s\n",
+                 e->type == VP_EVENT_OPENED ? "opened" : "ended", e->conn->id,
+                 e->conn->in, e->conn->out);
+    }
+    return true;
+}
+
+/*
+ * What is left of a session isn't in the way of the next one: the peer may open
+ * as many as ever at once, though a reload has lowered their number; the end of
+ * a connection is told before its id is used anew, with what it was.
+ */
+START_TEST(crowd_of_before)
+{
+    static const bool yes = true;
+    static Crowd c;
+    static uint8_t buf[4096];
+    const char *ended, *opened;
+    uint8_t msg[VP_CONTROL_LEN_MAX];
+    VPConfig config;
+    size_t len;
+
+    crowd_open(&c, true);
+    config = c.r.drv->config;
+    config.max_conns = CROWD / 10;
+    vp_set_config(c.r.drv, &config);
+    vp_set_events(c.r.loop, tell, &yes);
+    told[0] = '\0';
+    len = new_session(&c.r, buf);
+    len += peer_put(&c.r.peer, buf + len, VP_PKT_CONTROL, VP_FLAG_CLIENT,
+                    CROWD - 1, msg, msg_init(msg, "svc", 1000));
+    peer_write(&c.r, buf, len);
+    log_expect("breaks the protocol", 0);
+    ck_assert_str_eq(engine_link(c.r.drv).state, "up");
+    ended = strstr(told, "ended 199 OPEN/OPEN\n");
+    opened = strstr(told, "opened 199 ");
+    ck_assert_msg(ended != NULL && opened != NULL && ended < opened, "%s",
+                  told);
+    vp_set_events(c.r.loop, NULL, NULL);
+    for (int i = 0; i < CROWD; i++) {
+        close(c.fd[i]);
+    }
+    close(c.listener);
+    vp_del_iforward(c.r.drv, "svc");
+    vp_account_free(c.account);
+    vp_free(c.other);
+    rig_free(&c.r);
+}
+END_TEST
+
+/* Nor do local clients find it full then. */
+START_TEST(clients_of_before)
+{
+    static Rig r;
+    static uint8_t buf[4096];
+    int fd[100], newcomer[20];
+    VPDriver *other;
+
+    rig_new(&r, &rig_config);
+    other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
+    peer_session(&r);
+    for (uint32_t i = 0; i < COUNT_OF(fd); i++) {
+        fd[i] = rig_client(&r, "svc");
+        peer_drain(&r);
+        peer_credit(&r, 0, VP_CONN_FIRST + i, VP_MSG_CONNECT_ACK, 1000);
+    }
+    fd_write(r.peer.fd, buf, new_session(&r, buf));
+    box_step(r.loop, 2);
+    for (int i = 0; i < COUNT_OF(newcomer); i++) {
+        newcomer[i] = rig_client(&r, "svc");
+    }
+    box_settle(r.loop);
+    log_quiet("warn");
+    for (int i = 0; i < COUNT_OF(newcomer); i++) {
+        ck_assert_int_eq(fd_state(newcomer[i]), FD_OPEN);
+        close(newcomer[i]);
+    }
+    for (int i = 0; i < COUNT_OF(fd); i++) {
+        close(fd[i]);
+    }
+    vp_free(other);
+    rig_free(&r);
 }
 END_TEST
 
@@ -3751,6 +3873,8 @@ int main(void)
     SUITE_ADD(s, limit_of_account);
     SUITE_LOOP(s, limit_of_listeners, 2);
     SUITE_ROWS(s, in_pieces, crowds);
+    SUITE_ADD(s, crowd_of_before);
+    SUITE_ADD(s, clients_of_before);
     SUITE_ADD(s, idle_too_long);
     SUITE_ADD(s, idle_client);
     SUITE_ADD(s, counted);
