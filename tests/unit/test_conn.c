@@ -593,7 +593,7 @@ START_TEST(peer_gone_talkers)
     static Rig r;
     VPDriver *other;
     int client[TALKERS], small = 4096, passes = 0;
-    size_t before = 0, dropped = 0;
+    uint64_t before = 0, dropped = 0;
 
     rig_new(&r, &rig_config);
     other = vp_new(r.loop, 8, &rig_config, rig_lost, &r);
@@ -614,7 +614,7 @@ START_TEST(peer_gone_talkers)
         fd_write(client[i], data, SAID);
     }
     while (dropped < TALKERS * SAID) {
-        size_t least = SAID, most = 0;
+        uint64_t least = SAID, most = 0;
 
         ck_assert_int_lt(passes++, TALKERS);
         box_step(r.loop, 1);
