@@ -32,9 +32,10 @@ programs='xargs:findutils socat:socat wget:wget curl:curl busybox:busybox
     pgrep:procps unshare:util-linux setpriv:util-linux'
 
 # those that take longest, which are started first
-slowest='chaos/test_offsets rogue/test_rogue daemon/test_init
-    daemon/test_connections daemon/test_life daemon/test_outage
-    daemon/test_monitor chaos/test_chaos chaos/test_session chaos/test_line'
+slowest='chaos/test_offsets rogue/test_rogue daemon/test_life chaos/test_flow
+    daemon/test_init daemon/test_connections daemon/test_outage
+    daemon/test_monitor fuzz/test_failure chaos/test_chaos chaos/test_session
+    chaos/test_line'
 
 # needs() - name the packages that are missing, in one line
 needs() {
