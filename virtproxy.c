@@ -3465,7 +3465,8 @@ static uint64_t flow_trip(const VPFlow *f)
 
 /*
  * flow_path() - a round trip took @rtt
- * @delay:  time that its packet took there, plus the difference of the clocks
+ * @delay:  time that the newest packet took there, plus the difference of the
+ *          clocks
  */
 static void flow_path(VPFlow *f, uint64_t rtt, uint32_t delay)
 {
@@ -3602,7 +3603,8 @@ static void flow_sent(VPFlow *f, VPSent *sent, bool idle, uint64_t now)
 /*
  * flow_acked() - @sent is the newest packet of @bytes acked
  * @prompt:  an ack was asked for; delayed acks carry no timing
- * @delay:   time that @sent took there, plus the difference of the clocks
+ * @delay:   time that the newest packet there took, plus the difference of the
+ *           clocks
  */
 static void flow_acked(VPFlow *f, const VPSent *sent, uint32_t bytes,
                        bool prompt, uint32_t delay, uint64_t now)

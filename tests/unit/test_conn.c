@@ -2873,6 +2873,18 @@ static void crowd_open(Crowd *c, bool accepts)
     }
 }
 
+static void crowd_close(Crowd *c)
+{
+    for (int i = 0; i < CROWD; i++) {
+        close(c->fd[i]);
+    }
+    close(c->listener);
+    vp_del_iforward(c->r.drv, "svc");
+    vp_account_free(c->account);
+    vp_free(c->other);
+    rig_free(&c->r);
+}
+
 /* crowd_send() - a packet about each of them, all of which come at once */
 static void crowd_send(Crowd *c, int type, const void *data, size_t len)
 {
@@ -2993,14 +3005,7 @@ START_TEST(in_pieces)
     }
     ck_assert_uint_le(box.calls_row_max, CALLS_IN_ROW);
     ck_assert_uint_eq(engine_counts(c.r.drv).conns, crowds[_i].left);
-    for (int i = 0; i < CROWD; i++) {
-        close(c.fd[i]);
-    }
-    close(c.listener);
-    vp_del_iforward(c.r.drv, "svc");
-    vp_account_free(c.account);
-    vp_free(c.other);
-    rig_free(&c.r);
+    crowd_close(&c);
 }
 END_TEST
 
@@ -3078,14 +3083,7 @@ START_TEST(crowd_of_before)
     ck_assert_msg(ended != NULL && opened != NULL && ended < opened, "%s",
                   told);
     vp_set_events(c.r.loop, NULL, NULL);
-    for (int i = 0; i < CROWD; i++) {
-        close(c.fd[i]);
-    }
-    close(c.listener);
-    vp_del_iforward(c.r.drv, "svc");
-    vp_account_free(c.account);
-    vp_free(c.other);
-    rig_free(&c.r);
+    crowd_close(&c);
 }
 END_TEST
 

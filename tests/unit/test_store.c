@@ -826,6 +826,40 @@ static void run_fast(Rig *r, const int *client, bool sparse, int ms)
     }
 }
 
+/* fast_begin() - BULK busy connections, and one that sends little */
+static void fast_begin(Rig *r, int client[BULK + 1])
+{
+    rig_new(r, &rig_config);
+    peer_session(r);
+    rig_clients(r, client, BULK + 1);
+}
+
+/* fast_mixed() - have them send for 100 ms, and take all that came of it */
+static void fast_mixed(Rig *r, int client[BULK + 1], bool sparse)
+{
+    fast_begin(r, client);
+    run_fast(r, client, sparse, 100);
+    while (peer_next(r) != 0) {
+    }
+}
+
+/* fast_pass() - ack all; what a pass fills then stays in the store */
+static void fast_pass(Rig *r)
+{
+    box.write_fd = engine_link(r->drv).wfd;
+    box.write_left = 1;
+    peer_send(r, VP_PKT_ACK, 0, 0, NULL, 0);
+}
+
+static void fast_end(Rig *r, const int client[BULK + 1])
+{
+    box.write_fd = 0;
+    for (int i = 0; i <= BULK; i++) {
+        close(client[i]);
+    }
+    rig_free(r);
+}
+
 /*
  * While a connection sends a little now and then beside busy ones, less is on
  * its way; these alone aren't held back.
@@ -836,9 +870,7 @@ START_TEST(flow_mixed_traffic)
     const VPFlow *f;
     int client[BULK + 1];
 
-    rig_new(&r, &rig_config);
-    peer_session(&r);
-    rig_clients(&r, client, BULK + 1);
+    fast_begin(&r, client);
     f = rig_flow(&r);
     for (int round = 0; round < 3; round++) {
         run_fast(&r, client, false, 100);
@@ -849,10 +881,7 @@ START_TEST(flow_mixed_traffic)
         ck_assert_uint_le(f->limit, VP_LIMIT_MIXED);
         ck_assert_uint_eq(f->pkt_len, VP_PKT_LEN_MIXED);
     }
-    for (int i = 0; i <= BULK; i++) {
-        close(client[i]);
-    }
-    rig_free(&r);
+    fast_end(&r, client);
 }
 END_TEST
 
@@ -860,26 +889,15 @@ END_TEST
 START_TEST(flow_message)
 {
     static Rig r;
+    int client[BULK + 1];
 
-    for (int mixed = 0; mixed < 2; mixed++) {
-        int client[BULK + 1];
-
-        rig_new(&r, &rig_config);
-        peer_session(&r);
-        rig_clients(&r, client, BULK + 1);
-        run_fast(&r, client, mixed, 100);
-        while (peer_next(&r) != 0) {
-        }
-        ck_assert_uint_lt(rig_flow(&r)->limit - rig_store(&r)->bytes,
-                          VP_PKT_LEN_MAX);
-        fd_write(client[BULK], "message", 7);
-        ck_assert_int_eq(peer_next(&r), VP_PKT_CLIENT);
-        ck_assert_uint_eq(r.peer.pkt.bytes, 7);
-        for (int i = 0; i <= BULK; i++) {
-            close(client[i]);
-        }
-        rig_free(&r);
-    }
+    fast_mixed(&r, client, _i == 1);
+    ck_assert_uint_lt(rig_flow(&r)->limit - rig_store(&r)->bytes,
+                      VP_PKT_LEN_MAX);
+    fd_write(client[BULK], "message", 7);
+    ck_assert_int_eq(peer_next(&r), VP_PKT_CLIENT);
+    ck_assert_uint_eq(r.peer.pkt.bytes, 7);
+    fast_end(&r, client);
 }
 END_TEST
 
@@ -889,21 +907,10 @@ START_TEST(flow_mixed_pass)
     static Rig r;
     int client[BULK + 1];
 
-    rig_new(&r, &rig_config);
-    peer_session(&r);
-    rig_clients(&r, client, BULK + 1);
-    run_fast(&r, client, true, 100);
-    while (peer_next(&r) != 0) {
-    }
-    box.write_fd = engine_link(r.drv).wfd;
-    box.write_left = 1;
-    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    fast_mixed(&r, client, true);
+    fast_pass(&r);
     ck_assert_uint_eq(rig_store(&r)->bytes, VP_PKT_LEN_MIXED);
-    box.write_fd = 0;
-    for (int i = 0; i <= BULK; i++) {
-        close(client[i]);
-    }
-    rig_free(&r);
+    fast_end(&r, client);
 }
 END_TEST
 
@@ -913,22 +920,11 @@ START_TEST(flow_message_first)
     static Rig r;
     int client[BULK + 1];
 
-    rig_new(&r, &rig_config);
-    peer_session(&r);
-    rig_clients(&r, client, BULK + 1);
-    run_fast(&r, client, true, 100);
-    while (peer_next(&r) != 0) {
-    }
-    box.write_fd = engine_link(r.drv).wfd;
-    box.write_left = 1;
+    fast_mixed(&r, client, true);
     fd_write(client[BULK], "message", 7);
-    peer_send(&r, VP_PKT_ACK, 0, 0, NULL, 0);
+    fast_pass(&r);
     ck_assert_uint_eq(rig_store(&r)->bytes, VP_PKT_HDR_LEN + 7);
-    box.write_fd = 0;
-    for (int i = 0; i <= BULK; i++) {
-        close(client[i]);
-    }
-    rig_free(&r);
+    fast_end(&r, client);
 }
 END_TEST
 
@@ -1002,7 +998,7 @@ int main(void)
     SUITE_ADD(s, flow_whole_packets);
     SUITE_ADD(s, flow_marks);
     SUITE_ADD(s, flow_mixed_traffic);
-    SUITE_ADD(s, flow_message);
+    SUITE_LOOP(s, flow_message, 2);
     SUITE_ADD(s, flow_message_first);
     SUITE_ADD(s, flow_mixed_pass);
     SUITE_ADD(s, flow_typing);
